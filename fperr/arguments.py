@@ -1,0 +1,267 @@
+"""What `measure` was asked to do, checked: a fault raises at once and says what to do."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fperr.exact.engine import choose_engine
+from fperr.formats import TF32, Format
+from fperr.formats import named as format_named
+from fperr.network import copied, device_and_dtype
+from fperr.theory.losses import Loss
+from fperr.theory.losses import named as loss_named
+from fperr.theory.scenarios import SCENARIOS, Scenario
+
+# float64 errors are about 1e-16: below this the reference would not resolve them
+SMALLEST_DIGITS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checked request.
+
+    Attributes:
+        model: on its device, in evaluation mode.
+        x: (n, *shape), in the model's dtype and on its device.
+        y, target: (n,) int64 on that device, or None.
+        scenarios: the ones to assign labels for, or None to classify y or target.
+        engine: the reference engine; `engine_choice` says why.
+        digits: correct decimal digits of the reference.
+        mean: average the losses of a batch instead of adding them.
+        loss_scale: factor on the loss.
+        autocast: run half formats under autocast.
+        batch_size: samples in a batch of the format's run.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor | None
+    target: Tensor | None
+    losses: tuple[Loss, ...]
+    formats: tuple[Format, ...]
+    scenarios: tuple[Scenario, ...] | None
+    engine: str
+    engine_choice: str
+    digits: int
+    mean: bool
+    loss_scale: float
+    autocast: bool
+    batch_size: int
+    classes: int
+
+    def batches(self) -> list[slice]:
+        """The batches, in order; the last may be smaller."""
+        starts = range(0, len(self.x), self.batch_size)
+        return [slice(s, min(s + self.batch_size, len(self.x))) for s in starts]
+
+
+def checked_job(
+    model: nn.Module,
+    x: Tensor | np.ndarray,
+    y: Any,
+    target: Any,
+    losses: Sequence[str],
+    formats: Sequence[str],
+    scenarios: str | Sequence[str] | None,
+    reference: str,
+    digits: int,
+    reduction: str,
+    loss_scale: float,
+    autocast: bool,
+    device: str | torch.device | None,
+    batch_size: int | None,
+) -> Job:
+    """The request, checked; arguments as for `fperr.measure`.
+
+    Raises:
+        TypeError, ValueError: an argument is not usable: expected, got, remedy.
+    """
+    model = _checked_model(model, device)
+    where, dtype = device_and_dtype(model)
+    inputs = _checked_x(x).to(where, dtype)
+    with torch.no_grad():
+        classes = _classes(model, inputs)
+    n = len(inputs)
+    y_ = _checked_classes("y", y, n, classes, where)
+    target_ = _checked_classes("target", target, n, classes, where)
+    if y_ is not None and target_ is not None and bool((y_ == target_).any()):
+        sample = int((y_ == target_).nonzero()[0])
+        raise ValueError(
+            f"target equals y at sample {sample} (class {int(y_[sample])}): "
+            "a targeted attack needs a target other than the true label"
+        )
+    chosen = _checked_scenarios(scenarios, y_ is not None, target_ is not None)
+    losses_ = tuple(loss_named(name) for name in _names("losses", losses))
+    _check_class_counts(losses_, chosen, target_ is not None, y_ is not None, classes)
+    formats_ = tuple(format_named(name) for name in _names("formats", formats))
+    if TF32 in formats_ and where.type != "cuda":
+        raise ValueError(
+            f"format 'tf32' exists on CUDA devices only, and the model is on {where}: "
+            "move it there with device='cuda', or leave 'tf32' out"
+        )
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+    if not 0 < loss_scale < math.inf:
+        raise ValueError(f"loss_scale must be a positive finite number, got {loss_scale!r}")
+    if digits < SMALLEST_DIGITS:
+        raise ValueError(
+            f"digits must be at least {SMALLEST_DIGITS} to resolve float64's errors, got {digits}"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    engine = choose_engine(reference)
+    return Job(
+        model,
+        inputs,
+        y_,
+        target_,
+        losses_,
+        formats_,
+        chosen,
+        engine,
+        "the only engine so far" if reference == "auto" else "asked for",
+        digits,
+        reduction == "mean",
+        float(loss_scale),
+        autocast,
+        min(batch_size or 64, n),
+        classes,
+    )
+
+
+def _checked_model(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}: wrap it in one"
+        )
+    training = [name or "the model" for name, m in model.named_modules() if m.training]
+    if training:
+        raise ValueError(
+            f"the model must be in evaluation mode, but {', '.join(training[:3])}"
+            f"{' and others are' if len(training) > 3 else ' is'} in training mode: "
+            "call model.eval()"
+        )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"the model's {name} has NaN or infinite entries: load other weights")
+    where, _ = device_and_dtype(model)
+    if device is None or torch.device(device) == where:
+        return model
+    return copied(model).to(device)
+
+
+def _checked_x(x: Tensor | np.ndarray) -> Tensor:
+    if not isinstance(x, Tensor | np.ndarray):
+        raise TypeError(f"x must be a tensor or a NumPy array, got {type(x).__name__}")
+    tensor = torch.as_tensor(x).detach()
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"x must be floating point in the model's domain, got {tensor.dtype}: "
+            "convert it, e.g. x.float() / 255 for pixels of 0..255"
+        )
+    if tensor.ndim < 2 or tensor.numel() == 0:
+        raise ValueError(
+            f"x must be a batch (n, *shape) of at least one sample, got shape {tuple(tensor.shape)}"
+            + (": add a batch dimension with x[None]" if tensor.ndim == 1 else "")
+        )
+    return tensor
+
+
+def _classes(model: nn.Module, x: Tensor) -> int:
+    try:
+        z = model(x[:1])
+    except Exception as fault:
+        raise ValueError(
+            f"the model fails on x[:1], of shape {tuple(x[:1].shape)} and dtype {x.dtype}: {fault}"
+        ) from fault
+    if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != 1:
+        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ValueError(f"the model must return logits (batch, K), got {got} for one sample")
+    if z.shape[1] < 2:
+        raise ValueError(
+            "the model returns K = 1 logit, but at least 2 classes are needed: "
+            "for a binary model return torch.stack([0 * z, z], 1)"
+        )
+    return z.shape[1]
+
+
+def _checked_classes(
+    name: str, given: Any, n: int, classes: int, device: torch.device
+) -> Tensor | None:
+    if given is None:
+        return None
+    labels = torch.as_tensor(given).detach()
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}")
+    if labels.shape != (n,):
+        raise ValueError(
+            f"{name} must have shape ({n},), one class for each sample of x, "
+            f"got {tuple(labels.shape)}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{name} must hold classes from 0 to {classes - 1}, got values from {low} to {high}"
+        )
+    return labels.to(device, torch.int64)
+
+
+def _checked_scenarios(
+    scenarios: str | Sequence[str] | None, has_y: bool, has_target: bool
+) -> tuple[Scenario, ...] | None:
+    given = "y" if has_y else "target" if has_target else None
+    if scenarios is None:
+        scenarios = "observed" if given else "all"
+    if scenarios == "observed":
+        if given is None:
+            raise ValueError("scenarios='observed' needs y or target: give one, or use 'all'")
+        return None
+    if given is not None:
+        raise ValueError(
+            f"scenarios={scenarios!r} assigns the labels, but {given} is given too: "
+            f"leave {given} out, or use scenarios='observed'"
+        )
+    if scenarios == "all":
+        return tuple(SCENARIOS.values())
+    names = [scenarios] if isinstance(scenarios, str) else _names("scenarios", scenarios)
+    for name in names:
+        if name not in SCENARIOS:
+            raise ValueError(
+                f"unknown scenario {name!r}: expected 'all', 'observed', or some of "
+                f"{', '.join(SCENARIOS)}"
+            )
+    return tuple(SCENARIOS[name] for name in names)
+
+
+def _check_class_counts(
+    losses: Iterable[Loss],
+    scenarios: tuple[Scenario, ...] | None,
+    has_target: bool,
+    has_y: bool,
+    classes: int,
+) -> None:
+    targeted = has_target if scenarios is None else any(s.targeted for s in scenarios)
+    for loss in losses:
+        if classes < loss.smallest_K(targeted=targeted):
+            raise ValueError(
+                f"loss {loss.name!r} needs at least {loss.smallest_K(targeted=targeted)} classes "
+                f"here, the model has {classes}: leave it out"
+            )
+        if loss.kind == "dlr" and scenarios is None and has_target and not has_y:
+            raise ValueError("targeted 'dlr' needs the true label: give y as well as target")
+
+
+def _names(what: str, names: Sequence[str]) -> list[str]:
+    if isinstance(names, str):
+        raise TypeError(f"{what} must be a sequence of names, got the string {names!r}: use a list")
+    listed = list(names)
+    if not listed:
+        raise ValueError(f"{what} is empty: name at least one")
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"{what} names something twice: {listed}")
+    return listed

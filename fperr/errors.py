@@ -1,0 +1,32 @@
+"""The errors of fperr: each says what was expected, what was got, and what to do.
+
+Faults in arguments are `ValueError` or `TypeError`; these classes are for models and numerics.
+"""
+
+
+class FperrError(Exception):
+    """Base of every error that fperr defines."""
+
+
+class ModelError(FperrError):
+    """The model cannot be measured: it is random, depends on its batch, or fails in a format."""
+
+
+class UnsupportedOperationError(FperrError):
+    """The captured network contains operations that have no exact meaning here; all are listed."""
+
+
+class CaptureAuditError(FperrError):
+    """The captured graph does not reproduce the eager run bit for bit."""
+
+
+class StaleCaptureError(FperrError):
+    """Parameters or buffers changed after the network was captured."""
+
+
+class ReferenceNotCertifiedError(FperrError):
+    """Two precisions disagree: the reference does not have the digits it was asked for."""
+
+
+class MissingDataError(FperrError):
+    """A file asked for by name is not on this machine; says what it is and how to get it."""

@@ -1,0 +1,19 @@
+"""The ruler: an unmodified network, and its gradient, in extended precision.
+
+Shares no code with the losses, scales and attacks that it measures.
+"""
+
+from fperr.exact.engine import ENGINES, ExactGradient, gradient
+from fperr.exact.graph import Capture, capture
+from fperr.exact.interpreter import Interpreter
+from fperr.exact.mp import MpArithmetic
+
+__all__ = [
+    "ENGINES",
+    "Capture",
+    "ExactGradient",
+    "Interpreter",
+    "MpArithmetic",
+    "capture",
+    "gradient",
+]

@@ -1,0 +1,120 @@
+"""What a number system must offer so that a captured network can be run in it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+# An array of the number system's own kind: opaque outside of it.
+Array = Any
+Shape = Sequence[int]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class Arithmetic(ABC):
+    """A number system: conversions, array operations, decisions. Carries its own precision.
+
+    Arrays are immutable for the caller. Every method that computes rounds (or encloses) at the
+    system's precision; those that only move, compare or convert from torch are exact.
+    Elementwise methods broadcast as NumPy does.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name and precision, for reports: e.g. `"mpmath, 206 bits"`."""
+
+    @abstractmethod
+    def from_torch(self, tensor: Tensor) -> Array:
+        """The floating-point `tensor`, exactly."""
+
+    @abstractmethod
+    def to_torch(self, a: Array) -> Tensor:
+        """The nearest float64 tensor on the CPU; overflow gives infinities."""
+
+    @abstractmethod
+    def to_scaled(self, a: Array) -> tuple[Tensor, int]:
+        """A float64 tensor t and an integer e with a = t * 2**e, to float64's precision.
+
+        The largest |t| lies in [1/2, 1); e is 0 where a is exactly zero.
+        """
+
+    @abstractmethod
+    def shape(self, a: Array) -> tuple[int, ...]:
+        """The shape of `a`."""
+
+    @abstractmethod
+    def zeros(self, shape: Shape) -> Array:
+        """Zeros of that shape."""
+
+    @abstractmethod
+    def add(self, a: Array, b: Array | float) -> Array:
+        """A + b."""
+
+    @abstractmethod
+    def sub(self, a: Array, b: Array | float) -> Array:
+        """A - b."""
+
+    @abstractmethod
+    def mul(self, a: Array, b: Array | float) -> Array:
+        """A * b."""
+
+    @abstractmethod
+    def div(self, a: Array, b: Array | float) -> Array:
+        """A / b."""
+
+    @abstractmethod
+    def rsqrt(self, a: Array) -> Array:
+        """1/sqrt(a)."""
+
+    @abstractmethod
+    def matmul(self, a: Array, b: Array) -> Array:
+        """The product (m, n) of a (m, k) and b (k, n)."""
+
+    @abstractmethod
+    def sum(self, a: Array, dims: Sequence[int]) -> Array:
+        """The sum over `dims` (non-negative, distinct), which are kept with length 1."""
+
+    @abstractmethod
+    def reshape(self, a: Array, shape: Shape) -> Array:
+        """`a` with another shape, row-major."""
+
+    @abstractmethod
+    def permute(self, a: Array, dims: Sequence[int]) -> Array:
+        """`a` with its dimensions reordered."""
+
+    @abstractmethod
+    def expand(self, a: Array, shape: Shape) -> Array:
+        """`a` broadcast to `shape`."""
+
+    @abstractmethod
+    def concatenate(self, arrays: Sequence[Array], dim: int) -> Array:
+        """The arrays joined along `dim`."""
+
+    @abstractmethod
+    def take(self, a: Array, index: Indices) -> Array:
+        """Entries of the flattened `a` at `index`, in the shape of `index`; -1 gives zero."""
+
+    @abstractmethod
+    def scatter_add(self, a: Array, index: Indices, shape: Shape) -> Array:
+        """Zeros of `shape` with every a[i] added at the flat position index[i]; -1 is dropped."""
+
+    @abstractmethod
+    def where(self, mask: Mask, a: Array, b: Array) -> Array:
+        """A where the mask holds, else b."""
+
+    @abstractmethod
+    def exceeds(self, a: Array, threshold: float) -> Mask:
+        """Decide a > threshold."""
+
+    @abstractmethod
+    def first_argmax(self, a: Array, valid: Mask) -> Indices:
+        """Position along the last dimension of the first largest entry among the valid ones."""
+
+    @abstractmethod
+    def equal(self, a: Array, b: Array) -> bool:
+        """Whether both hold the same numbers."""

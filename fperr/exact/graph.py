@@ -1,0 +1,244 @@
+"""An unmodified network as a graph of plain ATen operations: logits and vector-Jacobian product.
+
+The graph is audited when it is captured: every operation has an exact meaning, and replaying the
+graph in floating point gives the bits of the eager run.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functionalize, vjp
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fperr.errors import (
+    CaptureAuditError,
+    ModelError,
+    StaleCaptureError,
+    UnsupportedOperationError,
+)
+from fperr.exact.operations import OPERATIONS
+
+Node = fx.Node
+_PRODUCTS = ("aten.convolution.default", "aten.mm.default", "aten.addmm.default")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A network's logits z = f(x) and pullback v -> J^T v, for one shape of x.
+
+    Attributes:
+        module: the graph; called with (x, v) it returns (z, J^T v) in floating point.
+        forward: the nodes of the forward half, in order of execution.
+        backward: every node that the pullback traces: those after the border.
+        shapes: shape of each tensor-valued node's value.
+        digest: SHA-256 of the parameters, buffers and constants at the time of the capture.
+    """
+
+    module: fx.GraphModule
+    forward: tuple[Node, ...]
+    backward: tuple[Node, ...]
+    shapes: dict[str, tuple[int, ...]]
+    digest: str
+
+    @property
+    def placeholders(self) -> tuple[Node, Node]:
+        """The nodes of x and v."""
+        x, v = (n for n in self.module.graph.nodes if n.op == "placeholder")
+        return x, v
+
+    @property
+    def results(self) -> tuple[Node, Node]:
+        """The nodes of z and J^T v."""
+        output = next(n for n in self.module.graph.nodes if n.op == "output")
+        logits, gradient = output.args[0]
+        return logits, gradient
+
+    @property
+    def depth(self) -> int:
+        """The number of convolutions and matrix products of the forward half."""
+        return sum(str(n.target) in _PRODUCTS for n in self.forward)
+
+    def constants(self) -> dict[str, Tensor]:
+        """Parameters, buffers and other tensors of the network, by the name of their node.
+
+        Raises:
+            StaleCaptureError: one of them was changed after the capture.
+        """
+        current = _constants(self.module)
+        if _digest(current) != self.digest:
+            raise StaleCaptureError(
+                "parameters or buffers were changed in place after the network was captured: "
+                "the exact weights no longer belong to it. Capture it again"
+            )
+        return current
+
+    def is_like(self, other: "Capture") -> bool:
+        """Whether both graphs hold the same operations in the same order, under the same names."""
+        mine = [(n.name, str(n.target)) for n in self.forward + self.backward]
+        return mine == [(n.name, str(n.target)) for n in other.forward + other.backward]
+
+    def audit(self, model: nn.Module, x: Tensor, v: Tensor) -> None:
+        """Compare the replay with the eager run of `model`, bit for bit, at x and v.
+
+        Raises:
+            CaptureAuditError: they differ.
+        """
+        with torch.no_grad():
+            replayed = self.module(x, v)
+        for what, ours, eager in zip(
+            ("logits", "gradient"), replayed, _eager(model, x, v), strict=True
+        ):
+            if not _same_bits(ours, eager):
+                raise CaptureAuditError(
+                    f"the captured graph's {what} differ from the eager run's at the same input. "
+                    "Control flow that depends on the data cannot be captured: remove it"
+                )
+
+
+def capture(model: nn.Module, x: Tensor) -> Capture:
+    """Capture the network `model` at the shape, dtype and device of `x`, and audit it.
+
+    Args:
+        model: in evaluation mode; its parameters are held by reference.
+        x: (batch, *shape), in the model's dtype.
+
+    Raises:
+        ModelError: the model cannot run on x or cannot be traced.
+        UnsupportedOperationError: operations without an exact meaning; lists them all.
+        CaptureAuditError: the replay is not bit-equal to the eager run.
+    """
+    v = probe(_logits(model, x))
+    try:
+        with torch.no_grad():
+            module = make_fx(functionalize(_joint(model), remove="mutations"))(x, v)
+    except Exception as fault:
+        raise ModelError(
+            f"the model cannot be traced: {fault}. It must be a fixed sequence of PyTorch "
+            "operations, without control flow that depends on the data"
+        ) from fault
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    nodes = [n for n in module.graph.nodes if n.op == "call_function"]
+    refuse_unsupported(nodes)
+    _, v_node = (n for n in module.graph.nodes if n.op == "placeholder")
+    border = min(nodes.index(user) for user in v_node.users)
+    result = Capture(
+        module,
+        tuple(nodes[:border]),
+        tuple(nodes[border:]),
+        _shapes(module, x, v),
+        _digest(_constants(module)),
+    )
+    result.audit(model, x, v)
+    return result
+
+
+def probe(logits: Tensor) -> Tensor:
+    """A generic v for audits, like `logits`: standard normal, the same for every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(logits.shape, generator=generator).to(logits)
+
+
+def refuse_unsupported(nodes: list[Node]) -> None:
+    """Check that every operation has an exact meaning.
+
+    Raises:
+        UnsupportedOperationError: lists every one that has not, with the reason.
+    """
+    missing: set[str] = set()
+    for node in nodes:
+        name = str(node.target)
+        if name == "<built-in function getitem>":
+            continue
+        if name not in OPERATIONS:
+            missing.add(name)
+        elif reason := OPERATIONS[name].refusal(node.args):
+            missing.add(f"{name} ({reason})")
+    if missing:
+        raise UnsupportedOperationError(
+            f"the network uses operations that have no exact meaning here: "
+            f"{', '.join(sorted(missing))}. Supported are the operations of LeNet- and "
+            "ResNet-like networks in evaluation mode"
+        )
+
+
+def _joint(model: nn.Module) -> Any:
+    def logits_and_gradient(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        z, pullback = vjp(model, x)
+        border = v.clone()  # everything traced from here on belongs to the backward half
+        (gradient,) = pullback(border)
+        return z, gradient
+
+    return logits_and_gradient
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            z = model(x)
+    except Exception as fault:
+        raise ModelError(
+            f"the model fails on an input of shape {tuple(x.shape)} and dtype {x.dtype}: {fault}"
+        ) from fault
+    if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(x):
+        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ModelError(
+            f"the model must return logits of shape ({len(x)}, K), got {got}: wrap it so that it does"
+        )
+    return z
+
+
+def _eager(model: nn.Module, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        z = model(leaf)
+        (gradient,) = torch.autograd.grad(z, leaf, v)
+    return z.detach(), gradient
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal numbers, and not-a-number at the same places."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all()) and a.shape == b.shape
+
+
+def _constants(module: fx.GraphModule) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            found[node.name] = getattr(module, str(node.target))
+    return found
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    unique = {id(t): (name, t) for name, t in reversed(tensors.items())}
+    for name, tensor in unique.values():
+        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(flat.view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph and keeps the shape of every tensor."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n.name] = tuple(value.shape)
+        return value
+
+
+@torch.no_grad()
+def _shapes(module: fx.GraphModule, x: Tensor, v: Tensor) -> dict[str, tuple[int, ...]]:
+    recorder = _Recorder(module)
+    recorder.run(x, v)
+    return recorder.shapes

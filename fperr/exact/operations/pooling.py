@@ -1,0 +1,194 @@
+"""Maximum and average pooling."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fperr.exact.arithmetic import Arithmetic, Array, Indices
+from fperr.exact.operations.table import operation
+from fperr.exact.windows import adaptive_windows, output_size, windows
+
+
+def _pair(value: Sequence[int] | int, default: Sequence[int] | None = None) -> list[int]:
+    given = [value] if isinstance(value, int) else list(value)
+    if not given and default is not None:
+        return list(default)
+    return given * 2 if len(given) == 1 else given
+
+
+def _planes(shape: Sequence[int], index: Indices) -> Indices:
+    """Windows of one plane (...), repeated over all planes of `shape`: (planes, ...)."""
+    planes = math.prod(shape[:-2])
+    offset = (np.arange(planes) * shape[-2] * shape[-1]).reshape(-1, *[1] * index.ndim)
+    return np.where(index >= 0, index + offset, -1)
+
+
+@operation("aten.max_pool2d_with_indices.default")
+def max_pool2d(
+    A: Arithmetic,
+    x: Array,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> tuple[Array, Indices]:
+    """The maximum over each window and where it was: the first one of a tie."""
+    shape, sides = A.shape(x), _pair(kernel)
+    geometry = (sides, _pair(stride, sides), _pair(padding), _pair(dilation))
+    index = windows(shape[-2:], *geometry, ceil_mode=ceil_mode)
+    output = output_size(shape[-2:], *geometry, ceil_mode=ceil_mode)
+    return _max_over(A, x, index, (*shape[:-2], *output))
+
+
+def _max_over(
+    A: Arithmetic, x: Array, index: Indices, output: Sequence[int]
+) -> tuple[Array, Indices]:
+    everywhere = _planes(A.shape(x), index)
+    place = A.first_argmax(A.take(x, everywhere), everywhere >= 0)
+    within_plane = np.take_along_axis(
+        np.broadcast_to(index, everywhere.shape), place[..., None], -1
+    )
+    chosen = np.take_along_axis(everywhere, place[..., None], -1)
+    return A.reshape(A.take(x, chosen), output), within_plane.reshape(tuple(output))
+
+
+@operation("aten.max_pool2d_with_indices_backward.default", shape_only=frozenset({1}))
+def max_pool2d_backward(
+    A: Arithmetic, gradient: Array, x_shape: Sequence[int], *geometry_and_indices: Any
+) -> Array:
+    """The gradient, sent to where each maximum was."""
+    return _send_back(A, gradient, x_shape, geometry_and_indices[-1])
+
+
+def _send_back(A: Arithmetic, gradient: Array, x_shape: Sequence[int], indices: Indices) -> Array:
+    planes = math.prod(x_shape[:-2])
+    offset = np.arange(planes)[:, None] * x_shape[-2] * x_shape[-1]
+    return A.scatter_add(gradient, indices.reshape(planes, -1) + offset, x_shape)
+
+
+def _mean_windows(
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> tuple[Indices, list[int], tuple[int, ...]]:
+    """Windows (count, taps), the divisor of each, and the shape of the pooled tensor."""
+    sides = _pair(kernel)
+    geometry = (sides, _pair(stride, sides), _pair(padding), (1, 1))
+    index = windows(shape[-2:], *geometry, ceil_mode=ceil_mode)
+    if divisor_override is not None:
+        divisors = [divisor_override] * len(index)
+    elif count_include_pad:
+        padded = [n + 2 * p for n, p in zip(shape[-2:], geometry[2], strict=True)]
+        reach = windows(padded, sides, geometry[1], (0, 0), (1, 1), ceil_mode=ceil_mode)
+        divisors = (reach[: len(index)] >= 0).sum(1).tolist()
+    else:
+        divisors = (index >= 0).sum(1).tolist()
+    output = output_size(shape[-2:], *geometry, ceil_mode=ceil_mode)
+    return index, divisors, (*shape[:-2], *output)
+
+
+def _unusual_average(arguments: Sequence[Any]) -> str | None:
+    ceil_mode = len(arguments) > 4 and arguments[4] is True
+    padded = len(arguments) > 3 and any(arguments[3])
+    return "average pooling with ceil_mode and padding" if ceil_mode and padded else None
+
+
+@operation("aten.avg_pool2d.default", refusal=_unusual_average)
+def avg_pool2d(
+    A: Arithmetic,
+    x: Array,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
+    """The mean over each window."""
+    index, divisors, output = _mean_windows(
+        A.shape(x), kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
+    totals = A.sum(A.take(x, _planes(A.shape(x), index)), (2,))
+    return A.reshape(A.div(totals, _divisor_array(A, divisors)), output)
+
+
+def _divisor_array(A: Arithmetic, divisors: Sequence[int]) -> Array:
+    """(1, windows, 1)."""
+    one = A.add(A.zeros((1, 1, 1)), 1.0)
+    return A.concatenate([A.mul(one, float(d)) for d in divisors], 1)
+
+
+@operation(
+    "aten.avg_pool2d_backward.default",
+    shape_only=frozenset({1}),
+    refusal=lambda arguments: _unusual_average(arguments[1:]),
+)
+def avg_pool2d_backward(
+    A: Arithmetic,
+    gradient: Array,
+    x_shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Array:
+    """The gradient of each mean, spread evenly over its window."""
+    index, divisors, _ = _mean_windows(
+        x_shape, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
+    planes = math.prod(x_shape[:-2])
+    shares = A.div(A.reshape(gradient, (planes, len(index), 1)), _divisor_array(A, divisors))
+    spread = A.expand(shares, (planes, *index.shape))
+    return A.scatter_add(spread, _planes(x_shape, index), x_shape)
+
+
+@operation("aten._adaptive_avg_pool2d.default")
+def adaptive_avg_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> Array:
+    """The mean over each adaptive window."""
+    shape = A.shape(x)
+    means = []
+    for index in adaptive_windows(shape[-2:], output):
+        total = A.sum(A.take(x, _planes(shape, index)), (1,))
+        means.append(A.div(total, float(len(index))))
+    return A.reshape(A.concatenate(means, 1), (*shape[:-2], *output))
+
+
+@operation("aten._adaptive_avg_pool2d_backward.default", shape_only=frozenset({1}))
+def adaptive_avg_pool2d_backward(A: Arithmetic, gradient: Array, x_shape: Sequence[int]) -> Array:
+    """The gradient of each mean, spread evenly over its window."""
+    output = A.shape(gradient)[-2:]
+    planes = math.prod(x_shape[:-2])
+    flat = A.reshape(gradient, (planes, -1))
+    values, places = [], []
+    for i, index in enumerate(adaptive_windows(x_shape[-2:], output)):
+        mine = A.take(flat, np.arange(planes)[:, None] * math.prod(output) + i)
+        values.append(A.expand(A.div(mine, float(len(index))), (planes, len(index))))
+        places.append(_planes(x_shape, index))
+    return A.scatter_add(A.concatenate(values, 1), np.concatenate(places, 1), x_shape)
+
+
+@operation("aten.adaptive_max_pool2d.default")
+def adaptive_max_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> tuple[Array, Indices]:
+    """The maximum over each adaptive window and where it was: the first one of a tie."""
+    ragged = adaptive_windows(A.shape(x)[-2:], output)
+    index = np.full((len(ragged), max(map(len, ragged))), -1, dtype=np.int64)
+    for row, window in zip(index, ragged, strict=True):
+        row[: len(window)] = window
+    return _max_over(A, x, index, (*A.shape(x)[:-2], *output))
+
+
+@operation("aten.adaptive_max_pool2d_backward.default", shape_only=frozenset({1}))
+def adaptive_max_pool2d_backward(
+    A: Arithmetic, gradient: Array, x_shape: Sequence[int], indices: Indices
+) -> Array:
+    """The gradient, sent to where each maximum was."""
+    return _send_back(A, gradient, x_shape, indices)

@@ -1,0 +1,71 @@
+"""Where a sliding window (of a convolution or a pooling) reads its input: index arithmetic only."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fperr.exact.arithmetic import Indices
+
+
+def output_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    ceil_mode: bool = False,
+) -> tuple[int, ...]:
+    """The number of windows along each spatial dimension, by PyTorch's rules."""
+    counts = []
+    for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        room = n + 2 * p - d * (k - 1) - 1
+        count = (-(-room // s) if ceil_mode else room // s) + 1
+        if ceil_mode and (count - 1) * s >= n + p:
+            count -= 1  # the last window must start inside the input or its left padding
+        counts.append(count)
+    return tuple(counts)
+
+
+def windows(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    ceil_mode: bool = False,
+) -> Indices:
+    """Flat positions (windows, taps) in one channel of spatial `size`; -1 where it is padding."""
+    counts = output_size(size, kernel, stride, padding, dilation, ceil_mode=ceil_mode)
+    dimensions = len(size)
+    flat = np.zeros((1,) * (2 * dimensions), dtype=np.int64)
+    inside = np.ones((1,) * (2 * dimensions), dtype=bool)
+    for d in range(dimensions):
+        start = np.arange(counts[d]) * stride[d] - padding[d]
+        place = start[:, None] + np.arange(kernel[d]) * dilation[d]
+        shape = [1] * (2 * dimensions)
+        shape[d], shape[dimensions + d] = place.shape
+        place = place.reshape(shape)
+        flat = flat * size[d] + place
+        inside = inside & (place >= 0) & (place < size[d])
+    index = np.where(inside, flat, -1)
+    return index.reshape(math.prod(counts), math.prod(kernel))
+
+
+def across_channels(index: Indices, channels: int, size: Sequence[int]) -> Indices:
+    """The same windows over every channel: (windows, channels * taps), channel-major."""
+    offset = np.arange(channels)[:, None, None] * math.prod(size)
+    every = np.where(index >= 0, index + offset, -1)
+    return every.transpose(1, 0, 2).reshape(len(index), -1)
+
+
+def adaptive_windows(size: Sequence[int], output: Sequence[int]) -> list[Indices]:
+    """Flat positions of each window of an adaptive pooling, in row-major order of the outputs."""
+    ranges = [
+        [np.arange(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
+        for n, m in zip(size, output, strict=True)
+    ]
+    rows, columns = ranges
+    return [(r[:, None] * size[1] + c).reshape(-1) for r in rows for c in columns]

@@ -1,0 +1,205 @@
+"""`fperr.measure`: a model and inputs in, a report of the floating-point error of gradients out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fperr.arguments import Job, checked_job
+from fperr.cases import Case, cases_of
+from fperr.exact.interpreter import FloatRun
+from fperr.formats import of_dtype
+from fperr.model_checks import check_function_of_sample
+from fperr.network import FloatGradient, FormatNetwork
+from fperr.provenance import provenance
+from fperr.reference import ExactSample, FormatReference, Reference
+from fperr.report.frame import Report
+from fperr.rows import Row, Situation, measured_row, negated_row, unmeasured_row
+from fperr.theory.losses import Context, Loss
+
+
+def measure(
+    model: nn.Module,
+    x: Tensor | np.ndarray,
+    y: Tensor | Sequence[int] | None = None,
+    *,
+    target: Tensor | Sequence[int] | None = None,
+    losses: Sequence[str] = ("ce", "mifpe", "tmifpe"),
+    formats: Sequence[str] = ("float16", "float32", "float64"),
+    scenarios: str | Sequence[str] | None = None,
+    reference: str = "auto",
+    digits: int = 50,
+    reduction: str = "sum",
+    loss_scale: float = 1.0,
+    autocast: bool = False,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Measure how wrong the input gradients of attack losses are in floating point.
+
+    The reference is the gradient of the same network in arbitrary precision; the scale c that the
+    format's run computed, and the labels, are data of both. Faults in the data mark their rows,
+    and the others go on; Ctrl-C returns the rows that are finished.
+
+    Args:
+        model: (batch, *shape) -> logits (batch, K), K >= 2, in evaluation mode; not changed.
+        x: (n, *shape), floating point, in the model's domain; cast once to the model's dtype.
+        y: (n,) true labels.
+        target: (n,) target classes: measures targeted losses.
+        losses: names; `"ce"`, `"mifpe"`, `"tmifpe"`, `"mifpe:T=4"`, `"stable_ce"`, `"cw"`,
+            `"dlr"`, `"mifpe_shifted"`, `"tmifpe_shifted"`.
+        formats: names; the whole network runs in each, weights and input cast to it.
+        scenarios: `"observed"` (y or target classifies each sample), `"all"` (each of the four at
+            every x, by assigning the label from the reference's logits), or names of some of the
+            four. None: observed if y or target is given, else all.
+        reference: the exact engine, `"auto"` or `"mpmath"`.
+        digits: correct decimal digits of the reference, in norm; checked against twice as many.
+        reduction: `"sum"` or `"mean"` over the batch, as the attack does it.
+        loss_scale: factor on the loss, divided out of the gradient exactly.
+        autocast: run float16 and bfloat16 under `torch.autocast` instead of casting the network.
+        device: where to run; the model's own device by default.
+        batch_size: samples in one batch of the format's run (64 if not given): float bits depend
+            on it.
+        progress: show a progress bar; None: only where standard error is a terminal.
+
+    Returns:
+        The report: one row for each sample, scenario, loss and format.
+
+    Raises:
+        TypeError, ValueError: an argument is not usable.
+        ModelError: the model is random, depends on its batch, or fails in a format.
+        UnsupportedOperationError: it has operations without an exact meaning; lists them.
+        CaptureAuditError: its captured graph is not bit-equal to the eager run.
+    """
+    job = checked_job(
+        model,
+        x,
+        y,
+        target,
+        losses,
+        formats,
+        scenarios,
+        reference,
+        digits,
+        reduction,
+        loss_scale,
+        autocast,
+        device,
+        batch_size,
+    )
+    lab = Lab(job)
+    rows: list[Row] = []
+    hidden = None if progress is None else not progress
+    interrupted = False
+    with tqdm(total=len(job.x), desc="measure", unit="sample", disable=hidden) as bar:
+        try:
+            for sample_rows in lab.rows():
+                rows.extend(sample_rows)
+                bar.update()
+        except KeyboardInterrupt:
+            interrupted = True
+    return Report.from_rows(rows, lab.provenance(interrupted=interrupted))
+
+
+@dataclass(frozen=True, slots=True)
+class _FormatRun:
+    """One format's run on one batch: its gradients by loss and case, and what it left behind."""
+
+    reference: FormatReference
+    gradients: dict[tuple[Loss, int], FloatGradient]
+    left_behind: FloatRun
+
+
+class Lab:
+    """A request at work: the networks in their formats, and the reference."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        own = FormatNetwork(job.model, of_dtype(job.x.dtype), autocast=False)
+        check_function_of_sample(own, job.x[job.batches()[0]])
+        self.reference = Reference(own, job.x, job.digits)
+        self.formats = [
+            FormatReference(
+                self.reference, FormatNetwork(job.model, f, autocast=job.autocast), job.x
+            )
+            for f in job.formats
+        ]
+        self.switches: dict[str, dict[str, str]] = {}
+        for fmt in self.formats:
+            with fmt.network.running() as switches:
+                self.switches[fmt.network.format.name] = switches
+
+    def rows(self) -> Iterator[list[Row]]:
+        """The rows of each sample, in order."""
+        for batch in self.job.batches():
+            x = self.job.x[batch]
+            exact = [self.reference.sample(x[i : i + 1]) for i in range(len(x))]
+            cases = cases_of(self.job, batch, _orders(exact, self.job.classes, x.device))
+            runs = [self._run(fmt, x, cases) for fmt in self.formats]
+            for i, sample in enumerate(exact):
+                exact[i] = None  # its Jacobian is not needed again
+                yield self._sample_rows(batch.start, i, sample, x, cases, runs)
+
+    def provenance(self, *, interrupted: bool) -> dict[str, Any]:
+        """What the report must say about this request."""
+        engine = self.reference.arithmetic.name
+        return provenance(self.job, engine, self.switches, interrupted=interrupted)
+
+    def _run(self, fmt: FormatReference, x: Tensor, cases: list[Case]) -> _FormatRun:
+        gradients = {}
+        for number, case in enumerate(cases):
+            context = Context(case.targeted, case.y, self.job.loss_scale)
+            for loss in self.job.losses:
+                gradients[loss, number] = fmt.network.gradient(
+                    x, case.label, loss, context, mean=self.job.mean
+                )
+        v = next(iter(gradients.values())).logit_gradient
+        return _FormatRun(fmt, gradients, fmt.run(x, v))
+
+    def _sample_rows(
+        self,
+        start: int,
+        i: int,
+        exact: ExactSample | None,
+        x: Tensor,
+        cases: list[Case],
+        runs: list[_FormatRun],
+    ) -> list[Row]:
+        cast = [exact and run.reference.sample(x, run.left_behind, i, exact) for run in runs]
+        certified = exact is not None and self.reference.certifies(exact)
+        found: dict[tuple[str, str, str], Row] = {}
+        for number, case in enumerate(cases):
+            for loss in self.job.losses:
+                for run, sample in zip(runs, cast, strict=True):
+                    fmt = run.reference.network.format
+                    scenario = case.scenarios[i]
+                    twin = found.get((scenario.twin.name, loss.name, fmt.name))
+                    if twin is not None and loss.targeted_is_negated:
+                        row = negated_row(twin, scenario)
+                    else:
+                        gradient = run.gradients[loss, number]
+                        situation = Situation(start + i, i, loss, fmt, case, gradient)
+                        row = (
+                            unmeasured_row(situation)
+                            if exact is None or sample is None
+                            else measured_row(
+                                situation,
+                                exact,
+                                sample,
+                                self.reference.arithmetic,
+                                is_certified=certified,
+                            )
+                        )
+                    found[scenario.name, loss.name, fmt.name] = row
+        return list(found.values())
+
+
+def _orders(exact: Sequence[ExactSample | None], classes: int, device: torch.device) -> Tensor:
+    """The ranking (batch, K) by exact logits; 0, 1, ... for a sample that has none."""
+    ranks = [list(range(classes)) if e is None else e.order for e in exact]
+    return torch.tensor(ranks, dtype=torch.int64, device=device)

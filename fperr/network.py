@@ -1,0 +1,164 @@
+"""The network in one format: the gradient that an attack would compute there, and its capture."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fperr.errors import ModelError
+from fperr.exact.graph import Capture, capture
+from fperr.exact.interpreter import FloatRun, float_run
+from fperr.formats import BFLOAT16, FLOAT16, Format
+from fperr.precision import controlled
+from fperr.theory.losses import Context, Loss
+from fperr.theory.scaling import Scale
+
+
+@dataclass(frozen=True, slots=True)
+class FloatGradient:
+    """What one attack step computes in a format, for a batch.
+
+    Attributes:
+        logits: (batch, K).
+        logit_gradient: v_hat (batch, K), of factor * sum of the losses.
+        gradient: g_hat, like x, of the same.
+        scale: T and c that the loss used.
+        factor: the loss scale, over the batch size if the losses were averaged; exact in float64
+            up to one rounding.
+    """
+
+    logits: Tensor
+    logit_gradient: Tensor
+    gradient: Tensor
+    scale: Scale
+    factor: tuple[float, int]
+
+
+class FormatNetwork:
+    """A model in one format, as the user's own `.half()`, `.double()` or autocast would run it.
+
+    Args:
+        model: in evaluation mode; left as it is.
+        fmt: the format.
+        autocast: run the half formats as the model's own dtype under `torch.autocast`.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+
+    def __init__(self, model: nn.Module, fmt: Format, *, autocast: bool) -> None:
+        self.format = fmt
+        self.device, own = device_and_dtype(model)
+        self._autocast = autocast and fmt in (FLOAT16, BFLOAT16)
+        self.dtype = own if self._autocast else fmt.dtype
+        self.model = model if self.dtype == own else copied(model).to(self.dtype)
+        self._captures: dict[tuple[int, ...], Capture] = {}
+
+    def cast(self, x: Tensor) -> Tensor:
+        """X in the dtype that this network takes."""
+        return x.to(self.dtype)
+
+    @contextmanager
+    def running(self) -> Iterator[dict[str, str]]:
+        """Inside, kernels run as this format asks; yields the switches that were set."""
+        inner: AbstractContextManager[object] = nullcontext()
+        if self._autocast:
+            # the cache of casts would hand tensors of one trace to the next
+            inner = torch.autocast(self.device.type, dtype=self.format.dtype, cache_enabled=False)
+        with controlled(self.format) as switches, inner:
+            yield switches
+
+    def capture(self, x: Tensor) -> Capture:
+        """The capture for the shape of x; one is made for each shape.
+
+        Raises:
+            ModelError: the model fails in this format or cannot be traced.
+            UnsupportedOperationError, CaptureAuditError: see `fperr.exact.capture`.
+        """
+        shape = tuple(x.shape)
+        if shape not in self._captures:
+            with self.running():
+                try:
+                    self._captures[shape] = capture(self.model, self.cast(x))
+                except ModelError as fault:
+                    raise ModelError(f"in {self.format.name}: {fault}") from fault
+        return self._captures[shape]
+
+    def saved(self, x: Tensor, v: Tensor) -> FloatRun:
+        """What the forward half leaves for the backward half on the batch x.
+
+        Raises:
+            CaptureAuditError: the replay differs from the eager run on this batch.
+        """
+        captured = self.capture(x)
+        with self.running():
+            captured.audit(self.model, self.cast(x), v)
+            return float_run(captured, self.cast(x), v)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits (batch, K) at x."""
+        with self.running(), torch.no_grad():
+            z: Tensor = self.model(self.cast(x))
+        return z
+
+    def gradient(
+        self, x: Tensor, label: Tensor, loss: Loss, context: Context, *, mean: bool
+    ) -> FloatGradient:
+        """The gradient of loss_scale * (sum or mean over the batch of `loss`) at x.
+
+        Args:
+            x: (batch, *shape).
+            label: (batch,), y or y_t.
+            loss: what the attack ascends.
+            context: targeted or not, and the loss scale.
+            mean: average over the batch instead of adding.
+        """
+        with self.running(), torch.enable_grad():
+            leaf = self.cast(x).detach().clone().requires_grad_()
+            logits = self.model(leaf)
+            losses = loss(logits, label, context)
+            objective = losses.mean() if mean else losses.sum()
+            if context.loss_scale != 1.0:
+                objective = objective * context.loss_scale
+            v, g = torch.autograd.grad(objective, (logits, leaf))
+            scale = loss.scale(logits, label, context)
+        factor = context.loss_scale, len(x) if mean else 1
+        return FloatGradient(logits.detach(), v, g, scale, factor)
+
+
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the parameters and buffers of `model` are, and their floating-point dtype.
+
+    A model without any is taken to be float32 on the CPU.
+
+    Raises:
+        ValueError: they have several dtypes or devices.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+    devices = {t.device for t in tensors}
+    if len(dtypes) > 1 or len(devices) > 1:
+        raise ValueError(
+            f"the model's parameters must have one dtype and one device, got "
+            f"{sorted(map(str, dtypes))} on {sorted(map(str, devices))}: convert it with .to(...)"
+        )
+    return devices.pop() if devices else torch.device("cpu"), (
+        dtypes.pop() if dtypes else torch.float32
+    )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of the model.
+
+    Raises:
+        ModelError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as fault:
+        raise ModelError(
+            f"the model cannot be copied, which another format or device needs: {fault}"
+        ) from fault

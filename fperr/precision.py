@@ -1,0 +1,80 @@
+"""Every switch of PyTorch that changes the precision of a kernel: set, recorded, restored."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import backends
+
+from fperr.formats import TF32, Format
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """An attribute of `torch.backends` and its values for IEEE formats and for TF32."""
+
+    name: str
+    ieee: Any
+    tf32: Any
+
+    @property
+    def _place(self) -> tuple[Any, str]:
+        *path, attribute = self.name.split(".")
+        owner: Any = backends
+        for part in path:
+            owner = getattr(owner, part)
+        return owner, attribute
+
+    def get(self) -> Any:
+        """Its present value."""
+        return getattr(*self._place)
+
+    def set(self, value: Any) -> None:
+        """Give it a value."""
+        setattr(*self._place, value)
+
+
+# torch 2.9 introduced `fp32_precision`; mixing it with `allow_tf32` raises, so one of them is used
+_SWITCHES = (
+    (
+        Switch("cuda.matmul.fp32_precision", "ieee", "tf32"),
+        Switch("cudnn.conv.fp32_precision", "ieee", "tf32"),
+        Switch("mkldnn.matmul.fp32_precision", "ieee", "ieee"),
+        Switch("mkldnn.conv.fp32_precision", "ieee", "ieee"),
+    )
+    if hasattr(backends.cuda.matmul, "fp32_precision")
+    else (
+        Switch("cuda.matmul.allow_tf32", False, True),
+        Switch("cudnn.allow_tf32", False, True),
+    )
+) + (
+    Switch("cuda.matmul.allow_fp16_reduced_precision_reduction", False, False),
+    Switch("cuda.matmul.allow_bf16_reduced_precision_reduction", False, False),
+    Switch("cudnn.benchmark", False, False),
+    Switch("cudnn.deterministic", True, True),
+)
+
+
+@contextmanager
+def controlled(fmt: Format) -> Iterator[dict[str, str]]:
+    """Set every switch for `fmt`, yield what was set, restore what was there before.
+
+    TF32 is allowed for the format TF32 alone; reduced-precision reductions and the benchmark mode
+    of cuDNN are off, deterministic cuDNN kernels on.
+    """
+    before = [(switch, switch.get()) for switch in _SWITCHES]
+    try:
+        for switch in _SWITCHES:
+            switch.set(switch.tf32 if fmt == TF32 else switch.ieee)
+        yield {switch.name: str(switch.get()) for switch in _SWITCHES}
+    finally:
+        for switch, value in before:
+            switch.set(value)
+
+
+def keeps_subnormals(device: torch.device) -> bool:
+    """Whether a product below the smallest normal float32 survives on `device`."""
+    tiny = torch.tensor(2.0**-100, device=device)
+    return bool(tiny * 2.0**-40 != 0)

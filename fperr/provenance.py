@@ -1,0 +1,67 @@
+"""What a report must say about how it came to be."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from fperr.arguments import Job
+from fperr.data import digest
+from fperr.precision import keeps_subnormals
+
+_PACKAGES = ("fperr", "torch", "numpy", "mpmath", "gmpy2", "pandas")
+
+
+def provenance(
+    job: Job, engine: str, switches: dict[str, dict[str, str]], *, interrupted: bool
+) -> dict[str, Any]:
+    """Settings, versions, kernels, precision switches and digests, ready for JSON.
+
+    Args:
+        job: the request.
+        engine: name and precision of the reference.
+        switches: by format, what was set.
+        interrupted: rows of later samples are missing.
+    """
+    device = job.x.device
+    observed = "observed" if job.scenarios is None else [s.name for s in job.scenarios]
+    return {
+        "interrupted": interrupted,
+        "settings": {
+            "losses": [loss.name for loss in job.losses],
+            "formats": [fmt.name for fmt in job.formats],
+            "scenarios": observed,
+            "digits": job.digits,
+            "reduction": "mean" if job.mean else "sum",
+            "loss_scale": job.loss_scale,
+            "autocast": job.autocast,
+            "batch_size": job.batch_size,
+            "epsilon_max": "u, the unit roundoff of the format",
+        },
+        "reference": {"engine": engine, "chosen_because": job.engine_choice},
+        "inputs": {
+            "samples": len(job.x),
+            "shape": list(job.x.shape[1:]),
+            "dtype": str(job.x.dtype),
+            "digest_of_x": digest(job.x),
+            "digest_of_labels": digest(*(t for t in (job.y, job.target) if t is not None)),
+        },
+        "model": {
+            "class": type(job.model).__name__,
+            "classes": job.classes,
+            "digest": digest(*job.model.state_dict().values()),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "device": {
+            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "keeps_subnormals": keeps_subnormals(device),
+        },
+        "precision_switches": switches,
+        "seeds": {"audit_probe": 0},
+    }

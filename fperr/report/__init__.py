@@ -1,0 +1,1 @@
+"""The report: a tidy data frame, its summary, its plots, its file."""

@@ -1,0 +1,130 @@
+"""The report of a measurement: a tidy frame with one row per sample, scenario, loss and format."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fperr.report.plots import Plots
+from fperr.report.summary import summarise
+
+SCHEMA_VERSION = 1
+_METADATA_KEY = b"fperr"
+
+# Every column, in order, with its pandas dtype. Numbers are NaN and flags missing (<NA>) where they
+# are undefined: no reference (input not finite), gradient exactly zero, loss without T.
+COLUMNS: dict[str, str] = {
+    "sample": "int64",
+    "scenario": "string",
+    "format_scenario": "string",
+    "loss": "string",
+    "format": "string",
+    "label": "int64",
+    "margin": "float64",
+    "T": "float64",
+    "c": "float64",
+    "c_error": "float64",
+    "scale_capped": "boolean",
+    "scale_degenerate": "boolean",
+    "log2_G": "float64",
+    "delta": "float64",
+    "max_norm_delta": "float64",
+    "cosine_distance": "float64",
+    "sign_error_rate": "float64",
+    "flip_rate": "float64",
+    "zero_rate": "float64",
+    "is_finite": "boolean",
+    "is_dead": "boolean",
+    "truly_flat": "boolean",
+    "p_underflow_rate": "float64",
+    "common_mode_factor": "float64",
+    "prediction_differs": "boolean",
+    "log2_delta_sup_logit": "float64",
+    "log2_delta_sup_input": "float64",
+    "stage_backward": "float64",
+    "stage_loss": "float64",
+    "stage_forward": "float64",
+    "stage_cast": "float64",
+    "share_backward": "float64",
+    "share_loss": "float64",
+    "share_forward": "float64",
+    "share_cast": "float64",
+    "log2_reference_disagreement": "float64",
+    "is_certified": "boolean",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a measurement found.
+
+    Attributes:
+        frame: the rows; the columns are those of `COLUMNS`, explained in the README.
+        provenance: settings, versions, precision switches and digests.
+    """
+
+    frame: pd.DataFrame
+    provenance: dict[str, Any]
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[Mapping[str, object]], provenance: dict[str, Any]
+    ) -> "Report":
+        """A report of rows that name some of the columns; the others are missing.
+
+        Raises:
+            ValueError: a row names a column that does not exist.
+        """
+        listed = list(rows)
+        unknown = {name for row in listed for name in row} - COLUMNS.keys()
+        if unknown:
+            raise ValueError(f"unknown columns {sorted(unknown)}: expected some of {list(COLUMNS)}")
+        series = {
+            name: pd.Series([row.get(name) for row in listed], dtype=dtype)
+            for name, dtype in COLUMNS.items()
+        }
+        return cls(pd.DataFrame(series), provenance)
+
+    @property
+    def plot(self) -> Plots:
+        """Figures: `report.plot.relative_error()`, `.sign_errors()`, `.stages()`."""
+        return Plots(self.frame)
+
+    def summary(self, by: tuple[str, ...] = ("loss", "format")) -> pd.DataFrame:
+        """Medians and quartiles of delta, counts of failures, and a verdict, for each group.
+
+        Args:
+            by: columns to group by; `("scenario", "loss", "format")` tells the scenarios apart.
+        """
+        return summarise(self.frame, by)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write frame and provenance to one Parquet file."""
+        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        content = {"schema_version": SCHEMA_VERSION, "provenance": self.provenance}
+        metadata = {**(table.schema.metadata or {}), _METADATA_KEY: json.dumps(content).encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+
+    @classmethod
+    def from_parquet(cls, path: str | Path) -> "Report":
+        """Read what `to_parquet` wrote.
+
+        Raises:
+            ValueError: not such a file, or of another schema version.
+        """
+        table = pq.read_table(path)
+        metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
+        if metadata is None:
+            raise ValueError(f"{path} is a Parquet file, but not one that fperr wrote")
+        content = json.loads(metadata)
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {content['schema_version']}, this fperr reads "
+                f"{SCHEMA_VERSION}: measure again, or use the fperr that wrote it"
+            )
+        return cls(table.to_pandas().astype(COLUMNS), content["provenance"])

@@ -1,0 +1,157 @@
+"""Where the error of a gradient arises: backward + loss + forward + cast, which sum exactly.
+
+With J~ the exact product through what the format's own forward pass left for the backward one, v
+the exact logit gradient, hats for what the format computed, and subscript c for the exact network
+with weights and input rounded to the format:
+
+    g_hat - g = (g_hat - J~^T v_hat)                 backward
+              + J~^T (v_hat - v(z_hat))              loss
+              + (J~^T v(z_hat) - J_c^T v(z_c))       forward
+              + (J_c^T v(z_c) - g)                   cast
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fperr.exact.arithmetic import Arithmetic, Array
+from fperr.exact.mp import MpArithmetic
+
+STAGES = ("backward", "loss", "forward", "cast")
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A vector `values * 2**exponent`: float64 accuracy, unlimited range.
+
+    Attributes:
+        values: float64, 1-D.
+        exponent: an integer.
+    """
+
+    values: Tensor
+    exponent: int
+
+    @property
+    def log2_norm(self) -> float:
+        """log2 of the Euclidean norm; -inf for a zero vector."""
+        norm = float(torch.linalg.vector_norm(self.values))
+        return math.log2(norm) + self.exponent if norm else -math.inf
+
+    def ratio(self, other: "Scaled", order: float = 2) -> float:
+        """The norm of this over the norm of `other`, which is not zero; inf beyond float64."""
+        mine, theirs = (float(torch.linalg.vector_norm(s.values, order)) for s in (self, other))
+        try:
+            return math.ldexp(mine / theirs, self.exponent - other.exponent)
+        except OverflowError:
+            return math.inf
+
+    def cosine(self, other: "Scaled") -> float:
+        """The cosine of the angle between the two, neither of them zero."""
+        norms = torch.linalg.vector_norm(self.values) * torch.linalg.vector_norm(other.values)
+        return float(self.values @ other.values / norms)
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """Exact Jacobian rows (K, entries): through the format's data, of the cast network, of g."""
+
+    data: Array | None
+    cast: Array
+    exact: Array
+
+
+@dataclass(frozen=True, slots=True)
+class LogitGradients:
+    """Logit gradients, each (1, K) or None where it is undefined or not finite.
+
+    Attributes:
+        computed: v_hat, the format's own, any loss scale divided out.
+        format: v(z_hat), exact at the format's logits.
+        cast: v(z_c), exact at the logits of the cast network.
+        exact: v(z).
+    """
+
+    computed: Array | None
+    format: Array | None
+    cast: Array | None
+    exact: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A gradient, its error and the stages of the error; None where undefined."""
+
+    gradient: Scaled
+    error: Scaled | None
+    stages: dict[str, Scaled | None]
+
+
+def split(A: Arithmetic, computed: Array | None, v: LogitGradients, maps: Maps) -> Split:
+    """The exact gradient, the error of `computed`, and its stages.
+
+    Args:
+        A: the exact arithmetic.
+        computed: g_hat (1, entries), any loss scale divided out; None if it is not finite.
+        v: the logit gradients.
+        maps: the Jacobians.
+    """
+    gradient = A.matmul(v.exact, maps.exact)
+    cast = _product(A, v.cast, maps.cast)
+    forward = _product(A, v.format, maps.data)
+    backward = _product(A, v.computed, maps.data)
+    loss = _product(A, _difference(A, v.computed, v.format), maps.data)
+    vectors = {
+        "backward": _difference(A, computed, backward),
+        "loss": loss,
+        "forward": _difference(A, forward, cast),
+        "cast": _difference(A, cast, gradient),
+    }
+    return Split(
+        scaled(A, gradient),
+        _optional(A, _difference(A, computed, gradient)),
+        {name: _optional(A, vector) for name, vector in vectors.items()},
+    )
+
+
+def shares(parts: Split) -> dict[str, float]:
+    """<stage, error>/|error|^2 of each stage: signed, they sum to 1; NaN where undefined."""
+    error = parts.error
+    if error is None or not error.values.any():
+        return dict.fromkeys(STAGES, math.nan)
+    found = {}
+    for name, stage in parts.stages.items():
+        if stage is None:
+            found[name] = math.nan
+        elif not stage.values.any():
+            found[name] = 0.0
+        else:
+            found[name] = stage.ratio(error) * stage.cosine(error)
+    return found
+
+
+def _product(A: Arithmetic, v: Array | None, rows: Array | None) -> Array | None:
+    return None if v is None or rows is None else A.matmul(v, rows)
+
+
+def _difference(A: Arithmetic, a: Array | None, b: Array | None) -> Array | None:
+    return None if a is None or b is None else A.sub(a, b)
+
+
+def scaled(A: Arithmetic, a: Array) -> Scaled:
+    """An array of the arithmetic, flattened, as a vector in floating point with an exponent."""
+    values, exponent = A.to_scaled(a)
+    return Scaled(values.reshape(-1), exponent)
+
+
+def _optional(A: Arithmetic, a: Array | None) -> Scaled | None:
+    return None if a is None else scaled(A, a)
+
+
+def row(A: MpArithmetic, numbers: Sequence[Any]) -> Array:
+    """A row (1, K) of the arithmetic from numbers of its context."""
+    return A.array(numbers, (1, len(numbers)))

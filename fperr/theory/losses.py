@@ -1,0 +1,183 @@
+"""The losses that an attack ascends, by name.
+
+A loss maps (logits, label, context) to one value per sample; its gradient with respect to the
+logits is what the lab measures. The scale c is detached: a constant under differentiation.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fperr.formats import of_dtype
+from fperr.theory.scaling import Scale, margin, scale
+from fperr.theory.scenarios import ranked
+
+Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a loss needs besides logits and label.
+
+    Attributes:
+        targeted: `label` is a target class, to be approached.
+        y: (batch,), the true label; targeted DLR needs it.
+        loss_scale: a, the factor on the loss: it lowers the cap on c.
+    """
+
+    targeted: bool = False
+    y: Tensor | None = None
+    loss_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss of the registry.
+
+    Attributes:
+        name: its spelling, e.g. `"mifpe:T=4"`.
+        kind: the formula.
+        T: temperature of a scaled cross-entropy; None: the optimal one. Used if `is_scaled`.
+        is_scaled: the logits are multiplied by c = T/Delta.
+        is_shifted: the (detached) largest logit is subtracted before scaling.
+    """
+
+    name: str
+    kind: Kind
+    T: float | None = None
+    is_scaled: bool = False
+    is_shifted: bool = False
+
+    @property
+    def has_scale(self) -> bool:
+        """T, G and the papers' bound are defined for it."""
+        return self.kind == "cross_entropy"
+
+    @property
+    def targeted_is_negated(self) -> bool:
+        """With the label assigned, iv is i and iii is ii with the sign of the gradient changed."""
+        return self.kind != "dlr"
+
+    def smallest_K(self, *, targeted: bool) -> int:  # noqa: N802
+        """The number of classes that it needs."""
+        if self.kind == "dlr":
+            return 4 if targeted else 3
+        return 2
+
+    def scale(self, logits: Tensor, label: Tensor, context: Context) -> Scale:
+        """The scale it puts on `logits` (batch, K): c = 1 and T = Delta for plain cross-entropy."""
+        if not self.is_scaled:
+            one = torch.ones(len(logits), dtype=logits.dtype, device=logits.device)
+            return Scale(margin(logits), one, torch.zeros_like(one, dtype=torch.bool))
+        return scale(logits, label, self.T, of_dtype(logits.dtype), context.loss_scale)
+
+    def __call__(self, logits: Tensor, label: Tensor, context: Context) -> Tensor:
+        """The loss of each sample, (batch,), in the dtype of the logits; an attack ascends it.
+
+        Args:
+            logits: (batch, K).
+            label: (batch,) int64: y, or y_t if `context.targeted`.
+            context: the rest.
+
+        Raises:
+            ValueError: too few classes for this loss, or targeted DLR without y.
+        """
+        needed = self.smallest_K(targeted=context.targeted)
+        if logits.shape[1] < needed:
+            raise ValueError(
+                f"loss {self.name!r} needs at least {needed} classes here, got {logits.shape[1]}: "
+                "leave it out"
+            )
+        if self.kind == "cross_entropy":
+            return self._scaled_cross_entropy(logits, label, context)
+        if self.kind == "stable_ce":
+            return _stable_ce(logits, label, targeted=context.targeted)
+        if self.kind == "cw":
+            gap = _gather(logits, _best_other(logits, label)) - _gather(logits, label)
+            return -gap if context.targeted else gap
+        return _dlr(logits, label, context)
+
+    def _scaled_cross_entropy(self, logits: Tensor, label: Tensor, context: Context) -> Tensor:
+        z = logits
+        if self.is_shifted:
+            z = z - logits.detach().amax(1, keepdim=True)
+        if self.is_scaled:
+            z = self.scale(logits, label, context).c[:, None] * z
+        loss = cross_entropy(z, label, reduction="none")
+        return -loss if context.targeted else loss
+
+
+def _gather(logits: Tensor, index: Tensor) -> Tensor:
+    return logits.gather(1, index[:, None]).squeeze(1)
+
+
+def _best_other(logits: Tensor, label: Tensor) -> Tensor:
+    """argmax_{i != label} z_i, (batch,); the lower index of a tie."""
+    order = ranked(logits)
+    return torch.where(order[:, 0] == label, order[:, 1], order[:, 0])
+
+
+def _stable_ce(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
+    """logsumexp_{i != l} z_i - z_l, differentiated through sum_i v_i z_i with v detached.
+
+    v is a shifted softmax over the other classes: its relative error is O(K u) for every margin.
+    """
+    z = logits - logits.detach().amax(1, keepdim=True)
+    others = z.detach().scatter(1, label[:, None], -math.inf)
+    v = others.softmax(1).scatter(1, label[:, None], -1.0)
+    carrier = (v * z).sum(1)
+    value = others.logsumexp(1) - _gather(z.detach(), label)
+    loss = value + (carrier - carrier.detach())
+    return -loss if targeted else loss
+
+
+def _dlr(logits: Tensor, label: Tensor, context: Context) -> Tensor:
+    """DLR (Croce and Hein 2020); not a number, and so marked, where its denominator is 0."""
+    top = [_gather(logits, index) for index in ranked(logits)[:, :4].unbind(1)]
+    if not context.targeted:
+        best = _gather(logits, _best_other(logits, label))
+        return (best - _gather(logits, label)) / (top[0] - top[2])
+    if context.y is None:
+        raise ValueError("targeted 'dlr' needs the true label: give y as well as target")
+    rise = _gather(logits, label) - _gather(logits, context.y)
+    return rise / (top[0] - (top[2] + top[3]) / 2)
+
+
+_FIXED = {
+    loss.name: loss
+    for loss in (
+        Loss("ce", "cross_entropy"),
+        Loss("stable_ce", "stable_ce"),
+        Loss("mifpe", "cross_entropy", 1.0, is_scaled=True),
+        Loss("mifpe_shifted", "cross_entropy", 1.0, is_scaled=True, is_shifted=True),
+        Loss("tmifpe", "cross_entropy", None, is_scaled=True),
+        Loss("tmifpe_shifted", "cross_entropy", None, is_scaled=True, is_shifted=True),
+        Loss("cw", "cw"),
+        Loss("dlr", "dlr"),
+    )
+}
+LOSS_NAMES = (*_FIXED, "mifpe:T=<number>", "mifpe_shifted:T=<number>")
+
+
+def named(name: str) -> Loss:
+    """The loss called `name`, e.g. `"ce"`, `"tmifpe"`, `"mifpe:T=4"`.
+
+    Raises:
+        ValueError: no such loss (lists the known ones), or T is not a positive number.
+    """
+    if name in _FIXED:
+        return _FIXED[name]
+    base, separator, number = name.partition(":T=")
+    if not separator or base not in ("mifpe", "mifpe_shifted"):
+        raise ValueError(f"unknown loss {name!r}: expected one of {', '.join(LOSS_NAMES)}")
+    try:
+        T = float(number)
+    except ValueError:
+        T = math.nan
+    if not (0 < T < math.inf):
+        raise ValueError(f"loss {name!r}: T must be a positive finite number, got {number!r}")
+    return Loss(name, "cross_entropy", T, is_scaled=True, is_shifted=base == "mifpe_shifted")

@@ -1,0 +1,5 @@
+"""Small trained networks by name."""
+
+from fperr.zoo.registry import REGISTRY, Entry, card, entry, load
+
+__all__ = ["REGISTRY", "Entry", "card", "entry", "load"]

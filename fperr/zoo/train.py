@@ -1,0 +1,105 @@
+"""Train a packaged network: `python -m fperr.zoo.train fashion_standard`."""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import trange
+
+from fperr.data import Images, fashion_mnist
+from fperr.zoo.registry import entry
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a network is trained: Adam on cross-entropy, one-cycle learning rate, no augmentation."""
+
+    epochs: int
+    batch_size: int
+    peak_learning_rate: float
+    weight_decay: float
+    seed: int
+
+
+RECIPES = {"fashion_standard": Recipe(20, 128, 3e-3, 0.0, seed=0)}
+
+
+def train(name: str, images: Images, recipe: Recipe) -> nn.Module:
+    """The network `name`, trained on `images`; a function of its arguments and the torch build."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        model = entry(name).architecture()
+    optimiser = torch.optim.Adam(model.parameters(), weight_decay=recipe.weight_decay)
+    steps = -(-len(images.x) // recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.peak_learning_rate, total_steps=recipe.epochs * steps
+    )
+    for _ in trange(recipe.epochs, desc=name, unit="epoch"):
+        for chosen in torch.randperm(len(images.x), generator=generator).split(recipe.batch_size):
+            optimiser.zero_grad()
+            cross_entropy(model(images.x[chosen]), images.y[chosen]).backward()
+            optimiser.step()
+            schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits (n, K) of x (n, ...), in batches of 1,000."""
+    return torch.cat([model(batch) for batch in x.split(1000)])
+
+
+def describe(model: nn.Module, images: Images) -> dict[str, object]:
+    """Clean accuracy in percent, and quantiles of the logit margin, on `images`."""
+    logits = logits_of(model, images.x)
+    top = logits.topk(2).values.double()
+    quantiles = torch.tensor([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0], dtype=torch.float64)
+    margins = (top[:, 0] - top[:, 1]).quantile(quantiles)
+    return {
+        "evaluated_on": f"{images.name}, {len(images.x)} images",
+        "clean_accuracy_percent": round(
+            100 * float((logits.argmax(1) == images.y).double().mean()), 2
+        ),
+        "margin_quantiles": {
+            f"{q:g}": round(m, 2) for q, m in zip(quantiles.tolist(), margins.tolist(), strict=True)
+        },
+    }
+
+
+def main() -> None:
+    """Train one network, write its weights and its card beside this file."""
+    parser = argparse.ArgumentParser(prog="python -m fperr.zoo.train", description=__doc__)
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--data", type=Path, help="folder of the four Fashion-MNIST files")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write to")
+    arguments = parser.parse_args()
+    recipe = RECIPES[arguments.name]
+    train_images = fashion_mnist("train", arguments.data)
+    test_images = fashion_mnist("t10k", arguments.data)
+    started = time.monotonic()
+    model = train(arguments.name, train_images, recipe)
+    card = {
+        "name": arguments.name,
+        **describe(model, test_images),
+        "trained_on": f"{train_images.name}, {len(train_images.x)} images",
+        "recipe": {"optimiser": "Adam, one-cycle learning rate, cross-entropy", **asdict(recipe)},
+        "training_minutes": round((time.monotonic() - started) / 60, 1),
+        "torch": torch.__version__,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), arguments.out / f"{arguments.name}.safetensors")
+    (arguments.out / f"{arguments.name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    print(json.dumps(card, indent=2))
+
+
+if __name__ == "__main__":
+    main()
