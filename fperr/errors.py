@@ -5,7 +5,13 @@ Faults in arguments are `ValueError` or `TypeError`; these classes are for model
 
 
 class FperrError(Exception):
-    """Base of every error that fperr defines."""
+    """Base of every error that fperr defines.
+
+    Attributes:
+        report: the `Report` of what was finished before, where a measurement was under way.
+    """
+
+    report: object = None
 
 
 class ModelError(FperrError):

@@ -123,7 +123,7 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
     module.recompile()
     nodes = [n for n in module.graph.nodes if n.op == "call_function"]
     refuse_unsupported(nodes)
-    _, v_node = (n for n in module.graph.nodes if n.op == "placeholder")
+    v_node = [n for n in module.graph.nodes if n.op == "placeholder"][1]
     border = min(nodes.index(user) for user in v_node.users)
     result = Capture(
         module,
@@ -167,10 +167,11 @@ def refuse_unsupported(nodes: list[Node]) -> None:
 
 def _joint(model: nn.Module) -> Any:
     def logits_and_gradient(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        z, pullback = vjp(model, x)
+        z, pullback, *_ = vjp(model, x)
+        logits = z.clone()  # pending in-place changes and views are traced up to here
         border = v.clone()  # everything traced from here on belongs to the backward half
         (gradient,) = pullback(border)
-        return z, gradient
+        return logits, gradient
 
     return logits_and_gradient
 
@@ -185,9 +186,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
         ) from fault
     if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(x):
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        raise ModelError(
-            f"the model must return logits of shape ({len(x)}, K), got {got}: wrap it so that it does"
-        )
+        raise ModelError(f"the model must return logits of shape ({len(x)}, K), got {got}: wrap it")
     return z
 
 

@@ -183,7 +183,7 @@ class FloatRun:
 
 @torch.no_grad()
 def float_run(capture: Capture, x: Tensor, v: Tensor) -> FloatRun:
-    """Replay the graph in floating point at the captured batch, and keep what the pullback reads."""
+    """Replay the graph in floating point on the captured batch; keep what the pullback reads."""
     wanted = {source.name for _, source, _, _ in _reads(capture)}
     keeper = _Keeper(capture.module, wanted)
     keeper.run(x, v)

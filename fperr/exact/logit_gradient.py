@@ -14,7 +14,7 @@ Context = Any  # an mpmath context, which carries the precision
 def cross_entropy(
     context: Context, z: Sequence[Number], label: int, c: Number, *, targeted: bool = False
 ) -> list[Number]:
-    """V of CE(c z, label), c constant: c (p - onehot), with p_l - 1 formed as -sum of the others."""
+    """The v of CE(c z, label), c constant: c (p - onehot), with -sum of the others as p_l - 1."""
     top = max(z)
     weights = [context.exp(c * (value - top)) for value in z]
     total = context.fsum(weights)
@@ -26,7 +26,7 @@ def cross_entropy(
 def stable_ce(
     context: Context, z: Sequence[Number], label: int, *, targeted: bool = False
 ) -> list[Number]:
-    """V of logsumexp_{i != l} z_i - z_l: the softmax over the other classes, and -1."""
+    """The v of logsumexp_{i != l} z_i - z_l: the softmax over the other classes, and -1."""
     top = max(z[i] for i in range(len(z)) if i != label)
     weights = [context.exp(value - top) for value in z]
     weights[label] = context.zero
@@ -39,7 +39,7 @@ def stable_ce(
 def cw(
     context: Context, z: Sequence[Number], label: int, *, targeted: bool = False
 ) -> list[Number]:
-    """V of max_{i != l} z_i - z_l: 1 at the best other class, -1 at the label."""
+    """The v of max_{i != l} z_i - z_l: 1 at the best other class, -1 at the label."""
     v = [context.zero] * len(z)
     v[_best_other(z, label)] = context.one
     v[label] = context.mpf(-1)
@@ -54,7 +54,7 @@ def dlr(
     targeted: bool = False,
     y: int | None = None,
 ) -> list[Number] | None:
-    """V of DLR by the quotient rule; None where its denominator is 0.
+    """The v of DLR by the quotient rule; None where its denominator is 0.
 
     Untargeted (max_{i != y} z_i - z_y)/(z_pi1 - z_pi3); targeted
     (z_yt - z_y)/(z_pi1 - (z_pi3 + z_pi4)/2).
@@ -91,7 +91,7 @@ def logit_gradient(
     targeted: bool = False,
     y: int | None = None,
 ) -> list[Number] | None:
-    """V of the loss of that `kind`; None where it is undefined.
+    """The v of the loss of that `kind`; None where it is undefined.
 
     Args:
         kind: `"cross_entropy"`, `"stable_ce"`, `"cw"` or `"dlr"`.

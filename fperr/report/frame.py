@@ -21,6 +21,7 @@ _METADATA_KEY = b"fperr"
 COLUMNS: dict[str, str] = {
     "sample": "int64",
     "scenario": "string",
+    "is_sign_twin": "boolean",
     "format_scenario": "string",
     "loss": "string",
     "format": "string",

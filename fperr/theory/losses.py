@@ -126,11 +126,10 @@ def _stable_ce(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
 
     v is a shifted softmax over the other classes: its relative error is O(K u) for every margin.
     """
-    z = logits - logits.detach().amax(1, keepdim=True)
-    others = z.detach().scatter(1, label[:, None], -math.inf)
-    v = others.softmax(1).scatter(1, label[:, None], -1.0)
-    carrier = (v * z).sum(1)
-    value = others.logsumexp(1) - _gather(z.detach(), label)
+    others = logits.detach().scatter(1, label[:, None], -math.inf)
+    v = others.softmax(1).scatter(1, label[:, None], -1.0)  # shifted by the best other class
+    carrier = (v * (logits - logits.detach().amax(1, keepdim=True))).sum(1)
+    value = others.logsumexp(1) - _gather(logits.detach(), label)
     loss = value + (carrier - carrier.detach())
     return -loss if targeted else loss
 

@@ -45,7 +45,7 @@ class Scale:
 def margin(logits: Tensor) -> Tensor:
     """Delta = z_pi1 - z_pi2 (batch,), float64, for logits (batch, K)."""
     top = logits.detach().to(torch.float64).topk(2, dim=1).values
-    return top[:, 0] - top[:, 1]
+    return (top[:, 0] - top[:, 1]).abs()  # -0.0 - 0.0 is negative zero
 
 
 def largest_t_star(classes: int) -> float:

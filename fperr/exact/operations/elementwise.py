@@ -20,6 +20,12 @@ def sub(A: Arithmetic, a: Array, b: Array | float, *, alpha: float = 1) -> Array
     return A.sub(a, b if alpha == 1 else A.mul(b, alpha))
 
 
+@operation("aten.rsub.Scalar", "aten.rsub.Tensor")
+def rsub(A: Arithmetic, a: Array, b: Array | float, alpha: float = 1) -> Array:
+    """b - alpha * a."""
+    return A.add(A.mul(a, -float(alpha)), b)
+
+
 @operation("aten.mul.Tensor", "aten.mul.Scalar")
 def mul(A: Arithmetic, a: Array, b: Array | float) -> Array:
     """A * b."""

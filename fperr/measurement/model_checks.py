@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fperr.errors import ModelError
 from fperr.formats import of_dtype
-from fperr.network import FormatNetwork
+from fperr.measurement.network import FormatNetwork
 
 _PROBED_SAMPLES = 8
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from fperr.cases import Case
 from fperr.exact.arithmetic import Array
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.exact.mp import MpArithmetic
 from fperr.formats import Format
-from fperr.metrics import NAMES, error_metrics
-from fperr.network import FloatGradient
-from fperr.reference import ExactSample, FormatSample
-from fperr.stages import STAGES, LogitGradients, Split, row, shares, split
+from fperr.measurement.cases import Case
+from fperr.measurement.metrics import NAMES, error_metrics
+from fperr.measurement.network import FloatGradient
+from fperr.measurement.reference import ExactSample, FormatSample
+from fperr.measurement.stages import STAGES, LogitGradients, Split, row, shares, split
 from fperr.theory.bounds import log2_delta_sup_input, log2_delta_sup_logit
 from fperr.theory.losses import Loss
 from fperr.theory.scaling import log2_G, temperature
@@ -98,7 +98,12 @@ def unmeasured_row(situation: Situation) -> Row:
 def negated_row(twin: Row, scenario: Scenario) -> Row:
     """The row of `scenario` from that of its twin: only the sign of the gradient differs."""
     seen = SCENARIOS[str(twin["format_scenario"])].twin
-    return {**twin, "scenario": scenario.name, "format_scenario": seen.name}
+    return {
+        **twin,
+        "scenario": scenario.name,
+        "format_scenario": seen.name,
+        "is_sign_twin": True,
+    }
 
 
 def _identity(s: Situation) -> Row:
@@ -115,6 +120,7 @@ def _identity(s: Situation) -> Row:
         "is_finite": s.is_finite,
         "scale_capped": bool(f.scale.is_capped[s.i]),
         "scale_degenerate": s.is_scale_degenerate,
+        "is_sign_twin": False,
     }
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fperr.stages import Scaled
+from fperr.measurement.stages import Scaled
 
 NAMES = (
     "delta",
@@ -51,6 +51,8 @@ def _cosine_distance(gradient: Scaled, error: Scaled, computed: Tensor) -> float
     """1 - cos, through the part of the error across g: accurate for the smallest errors too."""
     if not computed.any():
         return 1.0
+    if not error.values.any():
+        return 0.0
     g = gradient.values / torch.linalg.vector_norm(gradient.values)
     across = error.values - g * (g @ error.values)
     # g_hat = g + error, in units of the larger of the two

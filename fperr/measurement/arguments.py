@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fperr.exact.engine import choose_engine
 from fperr.formats import TF32, Format
 from fperr.formats import named as format_named
-from fperr.network import copied, device_and_dtype
+from fperr.measurement.network import copied, device_and_dtype
 from fperr.theory.losses import Loss
 from fperr.theory.losses import named as loss_named
 from fperr.theory.scenarios import SCENARIOS, Scenario

@@ -14,8 +14,8 @@ from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import FloatRun, ForwardRun, Interpreter
 from fperr.exact.logit_gradient import cross_entropy
 from fperr.exact.mp import MpArithmetic
-from fperr.network import FormatNetwork
-from fperr.stages import Maps, Scaled, row, scaled
+from fperr.measurement.network import FormatNetwork
+from fperr.measurement.stages import Maps, Scaled, row, scaled
 
 
 class ExactSample:

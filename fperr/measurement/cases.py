@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fperr.arguments import Job
+from fperr.measurement.arguments import Job
 from fperr.theory.scenarios import Scenario, assigned_label, classify
 
 

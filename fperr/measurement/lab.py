@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fperr.arguments import Job, checked_job
-from fperr.cases import Case, cases_of
+from fperr.errors import FperrError
 from fperr.exact.interpreter import FloatRun
 from fperr.formats import of_dtype
-from fperr.model_checks import check_function_of_sample
-from fperr.network import FloatGradient, FormatNetwork
-from fperr.provenance import provenance
-from fperr.reference import ExactSample, FormatReference, Reference
+from fperr.measurement.arguments import Job, checked_job
+from fperr.measurement.cases import Case, cases_of
+from fperr.measurement.model_checks import check_function_of_sample
+from fperr.measurement.network import FloatGradient, FormatNetwork
+from fperr.measurement.provenance import provenance
+from fperr.measurement.reference import ExactSample, FormatReference, Reference
+from fperr.measurement.rows import Row, Situation, measured_row, negated_row, unmeasured_row
 from fperr.report.frame import Report
-from fperr.rows import Row, Situation, measured_row, negated_row, unmeasured_row
 from fperr.theory.losses import Context, Loss
 
 
@@ -103,6 +104,9 @@ def measure(
                 bar.update()
         except KeyboardInterrupt:
             interrupted = True
+        except FperrError as fault:  # nothing that was computed is lost
+            fault.report = Report.from_rows(rows, lab.provenance(interrupted=True))
+            raise
     return Report.from_rows(rows, lab.provenance(interrupted=interrupted))
 
 
@@ -170,7 +174,10 @@ class Lab:
         cases: list[Case],
         runs: list[_FormatRun],
     ) -> list[Row]:
-        cast = [exact and run.reference.sample(x, run.left_behind, i, exact) for run in runs]
+        cast = [
+            None if exact is None else run.reference.sample(x, run.left_behind, i, exact)
+            for run in runs
+        ]
         certified = exact is not None and self.reference.certifies(exact)
         found: dict[tuple[str, str, str], Row] = {}
         for number, case in enumerate(cases):

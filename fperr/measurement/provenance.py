@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from fperr.arguments import Job
 from fperr.data import digest
+from fperr.measurement.arguments import Job
 from fperr.precision import keeps_subnormals
 
 _PACKAGES = ("fperr", "torch", "numpy", "mpmath", "gmpy2", "pandas")

@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: .venv/core.stamp
+	$(BIN)/fperr measure fashion_standard --n 12 --scenarios all --out out/demo
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/test.stamp
+	$(BIN)/python -m pytest -m slow --durations=0
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict fperr
+	$(BIN)/lint-imports
+
+bench: .venv/test.stamp
+	$(BIN)/python -m tests.bench
+
+.venv/core.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) -e .
+	touch $@
+
+.venv/test.stamp: .venv/core.stamp
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv out

@@ -1,0 +1,74 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import mpmath
+import pytest
+import torch
+from torch import nn
+
+from fperr import data, zoo
+
+
+@pytest.fixture(autouse=True)
+def no_global_state_changes() -> Iterator[None]:
+    """Neither mpmath's precision nor torch's default dtype is anybody's to change."""
+    before = mpmath.mp.prec, torch.get_default_dtype()
+    yield
+    assert mpmath.mp.prec == before[0]
+    assert torch.get_default_dtype() == before[1]
+
+
+@pytest.fixture(scope="session")
+def fperr_data() -> Path:
+    """The folder of other people's data and checkpoints."""
+    folder = os.environ.get("FPERR_DATA")
+    if not folder:
+        pytest.skip("needs real checkpoints: set FPERR_DATA to the folder that holds them")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def fashion() -> data.Images:
+    return data.fashion_mnist_1000()
+
+
+@pytest.fixture
+def fashion_standard() -> nn.Module:
+    return zoo.load("fashion_standard")
+
+
+def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
+    """`model` with random parameters and statistics that depend on the seed only."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.3)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.abs_().add_(0.5)
+    return model.eval()
+
+
+def integers(model: nn.Module, seed: int = 0) -> nn.Module:
+    """`model` with small integer parameters, so that float64 computes it without any rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randint(-3, 4, parameter.shape, generator=generator))
+    return model.eval()
+
+
+def integer_inputs(*shape: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-4, 5, shape, generator=generator).to(torch.float64)
+
+
+def normal(*shape: int, seed: int = 2) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_mlp(inputs: int = 6, classes: int = 4, seed: int = 0) -> nn.Module:
+    """Two linear layers: 0.1 s to measure."""
+    return seeded(nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, classes)), seed)

@@ -1,0 +1,178 @@
+"""The capture: bit-equal to eager, stale weights noticed, what cannot be captured refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from fperr import exact
+from fperr.errors import (
+    CaptureAuditError,
+    ModelError,
+    ReferenceNotCertifiedError,
+    StaleCaptureError,
+)
+from fperr.exact.graph import probe
+from fperr.exact.interpreter import Interpreter, float_run, sample_of
+from fperr.exact.mp import MpArithmetic
+from tests.conftest import normal, tiny_mlp
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_replay_has_the_bits_of_the_eager_run(fashion_standard, fashion, dtype, batch):
+    model, x = fashion_standard.to(dtype), fashion.x[:batch].to(dtype)
+    captured = exact.capture(model, x)  # audits at one v; here is another
+    leaf = x.clone().requires_grad_()
+    z = model(leaf)
+    v = normal(*z.shape, seed=9).to(dtype)
+    (g,) = torch.autograd.grad(z, leaf, v)
+    replayed = captured.module(x, v)
+    assert torch.equal(replayed[0], z)
+    assert torch.equal(replayed[1], g)
+
+
+def test_the_halves_are_told_apart(fashion_standard, fashion):
+    captured = exact.capture(fashion_standard, fashion.x[:1])
+    forward, backward = (
+        [str(n.target) for n in half] for half in (captured.forward, captured.backward)
+    )
+    assert forward.count("aten.convolution.default") == 2
+    assert not any("backward" in name for name in forward)
+    assert backward.count("aten.convolution_backward.default") == 2
+    assert captured.depth == 4
+
+
+def _in_place(parameter):
+    with torch.no_grad():
+        parameter.add_(1e-3)
+
+
+def _through_data(parameter):
+    parameter.data.mul_(1.001)
+
+
+def _through_numpy(parameter):
+    parameter.detach().numpy()[0] += 1
+
+
+@pytest.mark.parametrize("change", [_in_place, _through_data, _through_numpy])
+def test_weights_changed_after_the_capture_are_noticed(change):
+    model = tiny_mlp()
+    x = normal(1, 6)
+    captured = exact.capture(model, x)
+    interpreter = Interpreter(captured, MpArithmetic(64))
+    run = interpreter.forward(x)
+    v = interpreter.arithmetic.from_torch(normal(1, 4))
+    change(model[0].bias)
+    with pytest.raises(StaleCaptureError, match="changed in place after the network was captured"):
+        interpreter.pullback(run.readings, v)
+    with pytest.raises(StaleCaptureError, match="Capture it again"):
+        interpreter.forward(x)
+
+
+def test_buffers_count_too():
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Flatten()).eval()
+    x = normal(1, 1, 3, 3)
+    interpreter = Interpreter(exact.capture(model, x), MpArithmetic(64))
+    model[1].running_var.add_(1)
+    with pytest.raises(StaleCaptureError):
+        interpreter.forward(x)
+
+
+class DataDependent(nn.Module):
+    def forward(self, x):
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+class Unequal(nn.Module):
+    """Another network after a few calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * (1.0 if self.calls < 4 else 2.0)
+
+
+def test_control_flow_that_depends_on_data_is_refused():
+    with pytest.raises(ModelError, match="the model cannot be traced"):
+        exact.capture(DataDependent().eval(), normal(1, 4))
+
+
+def test_a_replay_that_differs_is_refused():
+    model = Unequal().eval()
+    x = normal(1, 4)
+    captured = exact.capture(model, x)
+    with pytest.raises(CaptureAuditError, match="differ from the eager run's at the same input"):
+        captured.audit(model, x, probe(x))
+
+
+def test_what_is_not_logits_is_refused():
+    with pytest.raises(ModelError, match=r"logits of shape \(2, K\), got \(2, 3, 3\)"):
+        exact.capture(nn.Identity(), normal(2, 3, 3))
+    with pytest.raises(ModelError, match="the model fails on an input of shape"):
+        exact.capture(nn.Linear(3, 2).eval(), normal(1, 4))
+
+
+def test_one_sample_of_a_batch_is_that_sample(fashion_standard, fashion):
+    x = fashion.x[:5]
+    v = probe(fashion_standard(x))
+    batch, single = exact.capture(fashion_standard, x), exact.capture(fashion_standard, x[:1])
+    assert batch.is_like(single)
+    interpreter = Interpreter(single, MpArithmetic(64))
+    run = float_run(batch, x, v)
+    for i in range(5):
+        mine = interpreter.readings_of(run, i)
+        alone = interpreter.readings_of(float_run(single, x[i : i + 1], v[i : i + 1]), 0)
+        assert mine.same_as(alone, interpreter.arithmetic)
+    assert not interpreter.readings_of(run, 0).same_as(
+        interpreter.readings_of(run, 1), interpreter.arithmetic
+    )
+
+
+def test_splitting_a_batch():
+    tensor = torch.arange(24).reshape(6, 4)
+    assert sample_of(tensor, (2, 4), 1).tolist() == tensor[2:4].tolist()
+    assert sample_of(tensor, (6, 4), 1) is tensor
+    with pytest.raises(CaptureAuditError, match="does not split into samples"):
+        sample_of(tensor, (2, 2), 0)
+
+
+def test_the_gradient_certifies_its_bits_or_raises(monkeypatch):
+    model, x, v = tiny_mlp(), normal(2, 6), normal(2, 4)
+    found = exact.gradient(model, x, v, bits=100)
+    assert found.bits == 100
+    assert found.log2_agreement <= -100
+    theirs = torch.func.vjp(model, x)[1](v)[0].double()
+    # two layers with sums of at most 8 terms
+    assert float((found.to_torch() - theirs).norm() / theirs.norm()) < 2 * 8 * 2.0**-24
+    monkeypatch.setattr("fperr.exact.engine.GUARD_BITS", -40)  # fewer bits than are claimed
+    with pytest.raises(ReferenceNotCertifiedError, match="bits only, 100 were asked for"):
+        exact.gradient(model, x, v / 3, bits=100)
+
+
+def test_arguments_of_the_gradient_are_checked():
+    model, x, v = tiny_mlp(), normal(2, 6), normal(2, 4)
+    with pytest.raises(ValueError, match="unknown engine 'quad': expected auto or one of mpmath"):
+        exact.gradient(model, x, v, engine="quad")
+    with pytest.raises(ValueError, match=r"v must be floating point of shape \(2, 4\)"):
+        exact.gradient(model, x, v[:, :3])
+
+
+def test_constants_of_the_model_may_be_plain_tensors():
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = torch.tensor([0.25])
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.linear((x - self.mean) / torch.tensor(0.5))
+
+    model, x, v = Normalised().eval(), normal(1, 3), normal(1, 2)
+    found = exact.gradient(model, x, v).to_torch()
+    expected = v.double() @ model.linear.weight.detach().double() * 2
+    # the products of 24-bit numbers are exact in float64, their sum of two is rounded once
+    assert torch.allclose(found, expected, rtol=2.0**-52, atol=0)

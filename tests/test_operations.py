@@ -1,0 +1,199 @@
+"""The meaning of each operation, against float64 runs that are free of rounding."""
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fperr import exact
+from fperr.errors import UnsupportedOperationError
+from fperr.exact.interpreter import Interpreter
+from fperr.exact.operations import OPERATIONS
+from tests.conftest import integer_inputs, integers, normal, seeded
+
+
+class Call(nn.Module):
+    """A network made of one function, with an optional convolution before it."""
+
+    def __init__(self, function, channels=0):
+        super().__init__()
+        self.conv = nn.Conv2d(2, channels, 3, bias=False) if channels else nn.Identity()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.conv(x)).flatten(1)
+
+
+class Residual(nn.Module):
+    """Option A of the first ResNets: stride by slicing, channels by padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False)
+
+    def forward(self, x):
+        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))
+        return F.relu_(self.conv(x) + shortcut).flatten(1)
+
+
+# 2x7x8 inputs; every number that occurs is an integer or a dyadic fraction of few bits, so float64
+# makes no rounding error and the exact engine must give the same numbers
+EXACT = {
+    "linear": nn.Sequential(nn.Flatten(), nn.Linear(112, 5)),
+    "linear without bias": nn.Sequential(nn.Flatten(), nn.Linear(112, 5, bias=False)),
+    "convolution": nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()),
+    "stride, padding": nn.Sequential(nn.Conv2d(2, 3, (3, 2), (2, 3), (1, 0)), nn.Flatten()),
+    "dilation": nn.Sequential(nn.Conv2d(2, 3, 2, padding=2, dilation=(2, 3)), nn.Flatten()),
+    "groups": nn.Sequential(nn.Conv2d(2, 6, 3, groups=2, padding=1), nn.Flatten()),
+    "padding same": nn.Sequential(nn.Conv2d(2, 3, (3, 5), padding="same"), nn.Flatten()),
+    "relu": nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.Flatten()),
+    "relu in place": nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), nn.Flatten()),
+    "max pool": Call(lambda x: F.max_pool2d(x, 2), 3),
+    "max pool, overlapping": Call(lambda x: F.max_pool2d(x, 3, 2, 1), 3),
+    "max pool, dilated": Call(lambda x: F.max_pool2d(x, 2, 1, 0, 2), 3),
+    "max pool, ceil": Call(lambda x: F.max_pool2d(x, 2, 2, ceil_mode=True), 3),
+    "max pool, raw": Call(lambda x: F.max_pool2d(x, (3, 2), (1, 2), (1, 1))),
+    "average pool": Call(lambda x: F.avg_pool2d(x, 2)),
+    "average pool, padded": Call(lambda x: F.avg_pool2d(x, 4, 2, 1)),
+    "average pool, divisor": Call(lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=8)),
+    "average pool, ceil": Call(lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True)),
+    "average pool, without pad": Call(lambda x: F.avg_pool2d(x, 2, 1, 1, False, False)),
+    "adaptive max": Call(lambda x: F.adaptive_max_pool2d(x, (3, 5))),
+    "adaptive average to 1": Call(lambda x: F.adaptive_avg_pool2d(x[:, :, :4], 1)),
+    "adaptive average, ragged": Call(lambda x: F.adaptive_avg_pool2d(x[:, :, :6], (5, 4))),
+    "residual, option A": Residual(),
+    "pad and crop": Call(lambda x: F.pad(x, (1, -2, -1, 2))),
+    "arithmetic": Call(lambda x: (3 - x) * 0.5 + x / 4 - 1),
+    "tensor arithmetic": Call(
+        lambda x: x[:, :1] * x[:, 1:] - 2 * x.mean((2, 3), keepdim=True) * 14
+    ),
+    "sum": Call(lambda x: x.sum(1).unsqueeze(1).squeeze(1)),
+    "views": Call(lambda x: x.permute(0, 3, 1, 2).transpose(1, 2).reshape(len(x), 7, -1)),
+    "expand, cat": Call(lambda x: torch.cat([x, x[:, :1].expand(-1, 3, -1, -1)], 1)),
+    "negation": Call(lambda x: -x),
+    "1-D convolution": nn.Sequential(nn.Flatten(2), nn.Conv1d(2, 3, 5, 2, 1), nn.Flatten()),
+    "3-D convolution": nn.Sequential(
+        nn.Unflatten(1, (1, 2)), nn.Conv3d(1, 2, (2, 3, 3), padding=1), nn.Flatten()
+    ),
+}
+
+
+def eager(model, x, v):
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(model(leaf), leaf, v)[0]
+
+
+@pytest.mark.parametrize("model", EXACT.values(), ids=EXACT)
+def test_networks_without_rounding_agree_exactly(model):
+    model = integers(model.double())
+    x = integer_inputs(3, 2, 7, 8)
+    with torch.no_grad():
+        logits = model(x)
+    v = integer_inputs(*logits.shape, seed=5)
+    found = exact.gradient(model, x, v)
+    assert torch.equal(found.to_torch(), eager(model, x, v))
+    assert found.log2_agreement == -float("inf")
+    interpreter = Interpreter(exact.capture(model, x[:1]), exact.MpArithmetic(64))
+    z = interpreter.forward(x[:1]).logits
+    assert torch.equal(interpreter.arithmetic.to_torch(z), logits[:1])
+
+
+def test_the_comparison_notices_a_wrong_operation(monkeypatch):
+    """Negative control: a max pooling that remembers the wrong places."""
+    model = integers(EXACT["max pool"].double())
+    x, name = integer_inputs(1, 2, 7, 8), "aten.max_pool2d_with_indices.default"
+    v = integer_inputs(*model(x).shape)
+    right = OPERATIONS[name].meaning
+
+    def wrong(A, *arguments):
+        values, indices = right(A, *arguments)
+        return values, indices + 1
+
+    broken = type(OPERATIONS[name])(wrong)
+    monkeypatch.setitem(OPERATIONS, name, broken)
+    assert not torch.equal(exact.gradient(model, x, v).to_torch(), eager(model, x, v))
+
+
+class ResNetLike(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.5]).reshape(2, 1, 1))
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+        self.block = nn.Sequential(
+            nn.Conv2d(4, 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4, affine=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False),
+            nn.BatchNorm2d(4),
+        )
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = F.relu(self.stem((x - self.mean) / 0.25), inplace=True)
+        x = F.max_pool2d(F.relu(self.block(x) + x), 3, 2, 1)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_a_resnet_with_batch_norm_agrees_to_rounding():
+    model = seeded(ResNetLike()).double()
+    x, v = normal(2, 2, 9, 9).double(), normal(2, 5).double()
+    found = exact.gradient(model, x, v).to_torch()
+    theirs = eager(model, x, v)
+    error = float((found - theirs).norm() / theirs.norm())
+    # about 20 operations deep with sums of at most 36 terms: below 20 * 36 u; and rounding shows
+    assert 0 < error < 20 * 36 * 2.0**-53
+
+
+def test_unsupported_operations_are_refused_together():
+    model = Call(lambda x: torch.sin(x) + torch.fft.fft(x).abs() + torch.sigmoid(x))
+    with pytest.raises(UnsupportedOperationError) as refusal:
+        exact.capture(model.eval(), torch.rand(1, 2, 4, 4))
+    for name in ("aten.sin.default", "aten.sigmoid.default", "aten._fft_r2c"):
+        assert name in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Call(nn.ConvTranspose2d(2, 2, 3)), "transposed convolution"),
+        (Call(lambda x: F.pad(x, (1, 1), value=2.0)), "padding with 2.0"),
+        (Call(lambda x: F.avg_pool2d(x, 3, 2, 1, True)), "ceil_mode and padding"),
+    ],
+)
+def test_unsupported_uses_are_refused_with_the_reason(model, reason):
+    with pytest.raises(UnsupportedOperationError, match=reason):
+        exact.capture(model.eval(), torch.rand(1, 2, 8, 8))
+
+
+def test_arithmetic_is_local_and_exact_where_it_says_so():
+    A = exact.MpArithmetic(80)
+    numbers = torch.tensor([1e-300, -3.5, 0.0, float("inf"), 2.0**-1074], dtype=torch.float64)
+    assert torch.equal(A.to_torch(A.from_torch(numbers)), numbers)
+    assert mpmath.mp.prec == 53
+    with pytest.raises(ValueError, match="bits=52: at least 53 are needed"):
+        exact.MpArithmetic(52)
+
+
+@pytest.mark.parametrize(
+    ("mantissa", "exponent"),
+    [(2**54 + 1, -54), (3, -1075), (1, -1075), (1, -1076), (2**53 - 1, 971), (2**54 - 1, 970)],
+)
+def test_conversion_to_float64_rounds_once(mantissa, exponent):
+    """Against exact rationals: Python divides integers with one correct rounding."""
+    A = exact.MpArithmetic(200)
+    number = A.context.ldexp(A.context.mpf(mantissa), exponent)
+    found = float(A.to_torch(np.array([number], dtype=object))[0])
+    if mantissa == 2**54 - 1:
+        assert found == float("inf")  # halfway to 2**1024, ties to even
+    else:
+        assert found == mantissa * 2 ** max(exponent, 0) / 2 ** max(-exponent, 0)
+
+
+def test_scaled_conversion_has_no_range():
+    A = exact.MpArithmetic(100)
+    huge = np.array([A.context.ldexp(A.context.mpf(3), -5000), A.context.zero], dtype=object)
+    values, exponent = A.to_scaled(huge)
+    assert values.tolist() == [0.75, 0.0]
+    assert exponent == -4998
