@@ -48,21 +48,27 @@ def measure_command(
     model = zoo.load(name)
     images = _images(dataset or zoo.entry(name).dataset).first(n)
     assigned = None if scenarios == "observed" else scenarios
-    report = measure(
-        model,
-        images.x,
-        images.y if assigned is None else None,
-        losses=losses.split(","),
-        formats=formats.split(","),
-        scenarios=assigned if assigned in (None, "all") else assigned.split(","),
-        loss_scale=loss_scale,
-        digits=digits,
-        progress=True,
-    )
+    folder = out or Path("out") / name
+    try:
+        report = measure(
+            model,
+            images.x,
+            images.y if assigned is None else None,
+            losses=losses.split(","),
+            formats=formats.split(","),
+            scenarios=assigned if assigned in (None, "all") else assigned.split(","),
+            loss_scale=loss_scale,
+            digits=digits,
+            progress=True,
+        )
+    except FperrError as fault:
+        if isinstance(fault.report, Report):
+            _write(fault.report, folder)
+        raise
     if not len(report.frame):
         raise FperrError("interrupted before the first sample was finished: nothing to report")
     _show(report, name, images.name)
-    _write(report, out or Path("out") / name)
+    _write(report, folder)
 
 
 @app.command("zoo")
@@ -117,7 +123,8 @@ def main() -> None:
         app()
     except (FperrError, ValueError, TypeError) as fault:
         typer.echo(f"fperr: {fault}", err=True)
-        report = getattr(fault, "report", None)
-        if report is not None:
-            _write(report, Path("out") / "unfinished")
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -48,7 +48,7 @@ def test_errors_are_of_the_size_of_the_format():
 
 
 def assert_float64_is_right(report):
-    """Backward stage and, where the scale is bounded, everything: rounding size, never exactly 0."""
+    """Backward stage, and everything where the scale is bounded: rounding size, never 0."""
     frame = report.frame[report.frame["format"] == "float64"]
     assert ((frame["stage_backward"] > 1e-17) & (frame["stage_backward"] < 1e-14)).all()
     scaled = frame[frame["loss"] != "ce"]
@@ -93,7 +93,7 @@ def test_a_wrong_coefficient_in_the_reference_is_caught(monkeypatch, fashion_sta
 
 
 def test_targeted_twins_are_what_a_computation_gives():
-    """iv has i's gradient, and iii has ii's, with the sign changed: computed alone, the same rows."""
+    """Scenario iv has i's gradient, and iii has ii's, with the sign changed: as computed alone."""
     model, x = tiny_mlp(), normal(4, 6)
     losses = ["ce", "mifpe", "tmifpe", "stable_ce", "cw", "dlr"]
     both = fperr.measure(model, x, losses=losses).frame

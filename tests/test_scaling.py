@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import mpmath
 import pytest
@@ -41,7 +42,7 @@ def reference_t_star(ratios):
     end = 1 + MP.lambertw(MP.mpf(len(ratios)) / MP.e).real
     grid = [end * MP.mpf(k) / 1000 for k in range(1, 1001)]
     peaks = [end]
-    for low, high in zip(grid, grid[1:], strict=False):
+    for low, high in pairwise(grid):
         if slope(low, ratios) > 0 >= slope(high, ratios):
             for _ in range(170):
                 middle = (low + high) / 2

@@ -104,8 +104,9 @@ def measure(
                 bar.update()
         except KeyboardInterrupt:
             interrupted = True
-        except FperrError as fault:  # nothing that was computed is lost
-            fault.report = Report.from_rows(rows, lab.provenance(interrupted=True))
+        except FperrError as fault:
+            if rows:  # nothing that was computed is lost
+                fault.report = Report.from_rows(rows, lab.provenance(interrupted=True))
             raise
     return Report.from_rows(rows, lab.provenance(interrupted=interrupted))
 

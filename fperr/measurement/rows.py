@@ -13,7 +13,15 @@ from fperr.measurement.cases import Case
 from fperr.measurement.metrics import NAMES, error_metrics
 from fperr.measurement.network import FloatGradient
 from fperr.measurement.reference import ExactSample, FormatSample
-from fperr.measurement.stages import STAGES, LogitGradients, Split, row, shares, split
+from fperr.measurement.stages import (
+    STAGES,
+    LogitGradients,
+    Split,
+    row,
+    scaled,
+    shares,
+    split,
+)
 from fperr.theory.bounds import log2_delta_sup_input, log2_delta_sup_logit
 from fperr.theory.losses import Loss
 from fperr.theory.scaling import log2_G, temperature
@@ -87,6 +95,7 @@ def measured_row(
     result |= _error_columns(situation, parts)
     result |= _reference_columns(situation, exact, parts)
     result["p_underflow_rate"] = _underflow_rate(situation, v)
+    result["logit_delta"] = _logit_delta(v, arithmetic)
     return result
 
 
@@ -210,6 +219,16 @@ def _reference_columns(s: Situation, exact: ExactSample, parts: Split) -> Row:
             [r.log2_norm for r in exact.rows], log2_norm, s.format.unit_roundoff
         )
     return result
+
+
+def _logit_delta(v: LogitGradients, A: MpArithmetic) -> float:
+    """|v_hat - v|_1/|v|_1 at the format's own logits: what the papers' bound speaks of."""
+    if v.format is None or v.computed is None:
+        return math.nan
+    reference = scaled(A, v.format)
+    if not bool(reference.values.any()):
+        return math.nan
+    return scaled(A, A.sub(v.computed, v.format)).ratio(reference, 1)
 
 
 def _underflow_rate(s: Situation, v: LogitGradients) -> float:

@@ -39,6 +39,7 @@ COLUMNS: dict[str, str] = {
     "sign_error_rate": "float64",
     "flip_rate": "float64",
     "zero_rate": "float64",
+    "logit_delta": "float64",
     "is_finite": "boolean",
     "is_dead": "boolean",
     "truly_flat": "boolean",

@@ -44,8 +44,9 @@ class Plots:
     def stages(self) -> Figure:
         """Where the error arises: the size of each stage, by format, one panel for each loss."""
         independent = self.frame[~self.frame["is_sign_twin"]]
-        columns = {f"stage_{name}": name for name in _STAGES}
-        long = independent.rename(columns=columns).melt(["loss", "format"], _STAGES, "hue", "value")
+        columns = [f"stage_{name}" for name in _STAGES]
+        long = independent.melt(["loss", "format"], columns, "hue", "value")
+        long["hue"] = long["hue"].str.removeprefix("stage_")
         return _strips(
             long.rename(columns={"loss": "panel"}),
             "Where the error of the gradient arises",

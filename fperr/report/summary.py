@@ -37,7 +37,8 @@ def headline(frame: pd.DataFrame) -> str:
         return "No loss has a median relative error above 1 % where another one does better."
     scenario, fmt = place
     return (
-        f"In {fmt} ({scenario.replace('_', ', ')}), the {medians.idxmax()} gradient has a median relative error of "
+        f"In {fmt} ({scenario.replace('_', ', ')}), the {medians.idxmax()} gradient has a "
+        "median relative error of "
         f"{medians.max():.2g} and the {medians.idxmin()} gradient one of {medians.min():.2g}: "
         "the same network, the same images; the difference is floating-point error."
     )

@@ -22,7 +22,7 @@ def sub(A: Arithmetic, a: Array, b: Array | float, *, alpha: float = 1) -> Array
 
 @operation("aten.rsub.Scalar", "aten.rsub.Tensor")
 def rsub(A: Arithmetic, a: Array, b: Array | float, alpha: float = 1) -> Array:
-    """b - alpha * a."""
+    """The difference b - alpha * a."""
     return A.add(A.mul(a, -float(alpha)), b)
 
 

@@ -1,0 +1,87 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+import fperr
+from fperr import cli
+
+
+def run(*arguments, cwd=None, **environment):
+    variables = {k: v for k, v in os.environ.items() if k != "FPERR_DATA"} | environment
+    return subprocess.run(
+        [sys.executable, "-m", "fperr.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=variables,
+        check=False,
+    )
+
+
+def test_the_main_job(tmp_path):
+    done = run("measure", "fashion_standard", "--n", "1", "--scenarios", "all", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("untargeted_unsuccessful", "tmifpe in float16", "In float", "100%"):
+        assert text in done.stdout + done.stderr
+    folder = tmp_path / "out" / "fashion_standard"
+    report = fperr.Report.from_parquet(folder / "measurements.parquet")
+    assert len(report.frame) == 36
+    for figure in ("relative_error.png", "sign_errors.png", "stages.png"):
+        assert (folder / figure).stat().st_size > 10_000
+        assert f"{figure}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["measure", "resnet"],
+            "fperr: unknown network 'resnet': expected one of fashion_standard",
+        ),
+        (["measure", "mnist_fastat_pgd"], "FPERR_DATA, which is not set"),
+        (["measure", "fashion_standard", "--n", "0"], "give a number from 1 to 1000"),
+        (["measure", "fashion_standard", "--losses", "ce,xent"], "unknown loss 'xent'"),
+        (["measure", "fashion_standard", "--formats", "fp8"], "unknown format 'fp8'"),
+        (["measure", "fashion_standard", "--scenarios", "won"], "unknown scenario 'won'"),
+        (["measure", "fashion_standard", "--data", "none.npz"], "none.npz is missing"),
+        (["measure", "fashion_standard", "--digits", "3"], "digits must be at least 24"),
+    ],
+)
+def test_faults_end_with_their_text_and_code_2(arguments, text, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_zoo_is_listed():
+    done = run("zoo")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in fperr.zoo.REGISTRY)
+
+
+def test_what_was_finished_is_written(monkeypatch, tmp_path, capsys):
+    report = fperr.measure(fperr.zoo.load("fashion_standard"), *first_image(), losses=["mifpe"])
+
+    def failing(*_, **__):
+        fault = fperr.errors.CaptureAuditError("the graph differs")
+        fault.report = report
+        raise fault
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "measure", failing)
+    monkeypatch.setattr(sys, "argv", ["fperr", "measure", "fashion_standard", "--n", "1"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "the graph differs" in capsys.readouterr().err
+    found = fperr.Report.from_parquet("out/fashion_standard/measurements.parquet")
+    assert len(found.frame) == len(report.frame)
+
+
+def first_image():
+    images = fperr.data.fashion_mnist_1000()
+    return images.x[:1], images.y[:1]
