@@ -226,6 +226,17 @@ def test_faults_in_the_data_mark_their_rows_only():
     assert "2 of 4 not finite" in summary.loc[("ce", "float16"), "verdict"]
 
 
+def test_weights_that_overflow_a_format_mark_its_rows_only():
+    model = tiny_mlp()
+    with torch.no_grad():
+        model[2].bias[0] = 1e6
+    report = fperr.measure(model, normal(2, 6), scenarios=["untargeted_unsuccessful"])
+    assert not column(report, "is_finite", format="float16").any()
+    assert column(report, "delta", format="float16").isna().all()
+    assert column(report, "stage_cast", format="float16").isna().all()
+    assert column(report, "delta", format="float64").notna().all()
+
+
 def test_a_flat_gradient_is_flat_and_a_dead_one_is_dead():
     model = seeded(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)))
     with torch.no_grad():

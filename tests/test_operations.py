@@ -1,9 +1,13 @@
 """The meaning of each operation, against float64 runs that are free of rounding."""
 
+from fractions import Fraction
+
 import mpmath
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -197,3 +201,46 @@ def test_scaled_conversion_has_no_range():
     values, exponent = A.to_scaled(huge)
     assert values.tolist() == [0.75, 0.0]
     assert exponent == -4998
+
+
+def test_products_refuse_what_is_not_finite():
+    A = exact.MpArithmetic(64)
+    with pytest.raises(ValueError, match="infinite or undefined entries"):
+        A.matmul(A.from_torch(torch.ones(1, 2)), A.from_torch(torch.tensor([[1.0], [torch.inf]])))
+
+
+@settings(deadline=None)
+@given(
+    a=st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=6),
+    b=st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=6),
+)
+def test_products_are_rational_numbers_rounded_once(a, b):
+    n = min(len(a), len(b))
+    A = exact.MpArithmetic(60)
+    left = A.from_torch(torch.tensor([a[:n]], dtype=torch.float64))
+    right = A.from_torch(torch.tensor([b[:n]], dtype=torch.float64).T)
+    found = A.matmul(left, right)[0, 0]
+    true = sum(Fraction(x) * Fraction(y) for x, y in zip(a[:n], b[:n], strict=True))
+    assert A.context.mpf(found) == A.context.mpf(true.numerator) / A.context.mpf(true.denominator)
+    with A.context.workprec(60):
+        assert found == +A.context.fdot(left[0], right[:, 0])
+
+
+def test_a_remembered_matrix_is_not_mistaken_for_another():
+    A = exact.MpArithmetic(64)
+    one = A.from_torch(torch.ones(1, 3))
+    for k in range(100):  # freed memory is used again
+        matrix = A.from_torch(torch.full((3, 2), float(k)))
+        assert A.to_torch(A.matmul(one, matrix)).tolist() == [[3.0 * k] * 2]
+        assert A.to_torch(A.matmul(one[:, :2], matrix.T[:, :2][:2])).tolist() == [[2.0 * k] * 2]
+
+
+def test_products_have_no_range():
+    """exp(-1e19) beside 1: 1.4e19 bits apart, so an integer grid is out of the question."""
+    A = exact.MpArithmetic(64)
+    tiny = A.context.exp(A.context.mpf(-(10**19)))
+    row = A.array([A.context.one, tiny], (1, 2))
+    column = A.array([A.context.zero, A.context.mpf(3)], (2, 1))
+    assert A.matmul(row, column)[0, 0] == 3 * tiny
+    both = A.array([A.context.mpf(2), A.context.mpf(3)], (2, 1))
+    assert A.matmul(row, both)[0, 0] == 2

@@ -98,8 +98,7 @@ class Interpreter:
             if source.op == "get_attr":
                 return self._constants[source.name]
             if source.name not in self._constants:
-                shape = self.capture.shapes[source.name]
-                return self._convert(sample_of(run.values[source.name], shape, sample))
+                return self._convert(self.part(run, source.name, sample))
             if source.name not in self._data_constants:
                 found = self._convert(run.values[source.name])
                 exact = self._constants[source.name]
@@ -108,6 +107,14 @@ class Interpreter:
             return self._data_constants[source.name]
 
         return self._readings(value)
+
+    def part(self, run: "FloatRun", name: str, sample: int) -> Tensor:
+        """What the node `name` of a run holds for one sample.
+
+        Raises:
+            CaptureAuditError: a tensor of the run does not split into samples.
+        """
+        return sample_of(run.values[name], self.capture.shapes[name], sample)
 
     def pullback(self, readings: Readings, v: Array) -> Array:
         """J^T v for v (batch, K), with the J that the readings define: (batch, *shape).

@@ -4,13 +4,14 @@ An array is a NumPy array of `mpf` objects of a context of its own: no global pr
 """
 
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
+from dataclasses import dataclass
+from operator import itemgetter, mul
 from typing import Any
 
 import mpmath
 import numpy as np
 import torch
-from mpmath.libmp import from_float, mpf_mul, mpf_sum
+from mpmath.libmp import from_float, from_man_exp, mpf_mul, mpf_sum
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
 
 MpArray = NDArray[np.object_]
 _ROUND_TO_NEAREST = "n"
+_WIDEST_SPREAD = 2**14  # bits: exp(-10000) beside 1
+_REMEMBERED = 16  # matrices: more than the weights that one pullback of a small network meets
 
 
 class MpArithmetic(Arithmetic):
@@ -36,6 +39,7 @@ class MpArithmetic(Arithmetic):
         self.bits = bits
         self.context = mpmath.MPContext()
         self.context.prec = bits
+        self._remembered: dict[Any, tuple[MpArray, list[_Vector]]] = {}
 
     @property
     def name(self) -> str:
@@ -84,10 +88,9 @@ class MpArithmetic(Arithmetic):
         return self.array((1 / self.context.sqrt(x) for x in a.reshape(-1)), a.shape)
 
     def matmul(self, a: MpArray, b: MpArray) -> MpArray:
-        rows = [self._raw(row) for row in a]
-        columns = [self._raw(column) for column in b.T]
-        products = (number for row in rows for number in self._row_times(row, columns))
-        return self.array(products, (len(rows), len(columns)))
+        columns = self._columns(b)
+        products = (number for row in a for number in self._row_times(row, columns))
+        return self.array(products, (a.shape[0], b.shape[1]))
 
     def sum(self, a: MpArray, dims: Sequence[int]) -> MpArray:
         kept = [d for d in range(a.ndim) if d not in dims]
@@ -141,16 +144,63 @@ class MpArithmetic(Arithmetic):
     def _total(self, raw: Iterable[Any]) -> Any:
         return self.context.make_mpf(mpf_sum(raw, self.bits, _ROUND_TO_NEAREST))
 
-    def _row_times(self, row: list[Any], columns: list[list[Any]]) -> Iterable[Any]:
+    def _columns(self, b: MpArray) -> list["_Vector"]:
+        """The columns of `b`, prepared; those of the last few matrices are remembered."""
+        key = (b.__array_interface__["data"][0], b.shape, b.strides)
+        if key not in self._remembered:
+            columns = [_Vector.of(self._raw(column)) for column in b.T]
+            self._remembered[key] = b, columns  # holding b keeps its memory from being reused
+            if len(self._remembered) > _REMEMBERED:
+                self._remembered.pop(next(iter(self._remembered)))
+        return self._remembered[key][1]
+
+    def _row_times(self, row: MpArray, columns: list["_Vector"]) -> Iterable[Any]:
         """Exact products of the row's nonzero entries, summed exactly, rounded once."""
-        support = [k for k, entry in enumerate(row) if entry != _ZERO]
+        support = [k for k, number in enumerate(row) if number._mpf_ != _ZERO]
         if not support:
             return [self.context.zero] * len(columns)
-        if len(support) == 1:
-            return [self._total([mpf_mul(row[support[0]], c[support[0]])]) for c in columns]
-        pick = itemgetter(*support)
-        entries = pick(row)
-        return [self._total(map(mpf_mul, entries, pick(column))) for column in columns]
+        pick = itemgetter(*support) if len(support) > 1 else lambda c: (c[support[0]],)
+        mine = _Vector.of(self._raw(pick(row)))
+        return [self._dot(mine, column, pick) for column in columns]
+
+    def _dot(self, a: "_Vector", b: "_Vector", pick: Any) -> Any:
+        if a.integers is None or b.integers is None:
+            return self._total(map(mpf_mul, a.raw, pick(b.raw)))
+        total = sum(map(mul, a.integers, pick(b.integers)))
+        rounded = from_man_exp(total, a.exponent + b.exponent, self.bits, _ROUND_TO_NEAREST)
+        return self.context.make_mpf(rounded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Vector:
+    """Numbers, and the same as `integers[k] * 2**exponent`: then sums of products are exact.
+
+    `integers` is None where the exponents are too far apart; mpmath's own sum is taken then, which
+    drops what lies below the largest terms by more than twice the precision.
+    """
+
+    raw: list[Any]
+    integers: list[Any] | None
+    exponent: int
+
+    @classmethod
+    def of(cls, raw: Iterable[Any]) -> "_Vector":
+        """From mpmath's tuples.
+
+        Raises:
+            ValueError: one of them is infinite or not a number.
+        """
+        listed = list(raw)
+        exponents = [exp for _, man, exp, _ in listed if man]
+        if any(exp and not man for _, man, exp, _ in listed):
+            raise ValueError("a product of matrices with infinite or undefined entries was asked")
+        low = min(exponents, default=0)
+        if max(exponents, default=0) - low > _WIDEST_SPREAD:
+            return cls(listed, None, 0)
+        integers = [
+            (-man if sign else man) << (exp - low) if man else 0 for sign, man, exp, _ in listed
+        ]
+        return cls(listed, integers, low)
 
 
 _ZERO = from_float(0.0)

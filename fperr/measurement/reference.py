@@ -1,6 +1,7 @@
 """The reference side of a measurement: exact logits, Jacobian rows and what a format's run left."""
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -107,17 +108,17 @@ class Reference:
         return exact.log2_disagreement <= -self.digits * math.log2(10)
 
 
+@dataclass(frozen=True, slots=True)
 class FormatSample:
     """One sample, exactly, through the network with weights and input rounded to a format.
 
     Attributes:
-        z: the K exact logits of the cast network.
+        z: the K exact logits of the cast network; None where weights or input overflow the format.
         maps: the Jacobians; the format's own is None where its run is not finite.
     """
 
-    def __init__(self, z: list[Any], maps: Maps) -> None:
-        self.z = z
-        self.maps = maps
+    z: list[Any] | None
+    maps: Maps
 
 
 class FormatReference:
@@ -127,10 +128,12 @@ class FormatReference:
         self.network = network
         self._reference = reference
         self._single = network.capture(x[:1])
+        constants = self._single.constants().values()
+        self._weights_are_finite = all(bool(t.isfinite().all()) for t in constants)
         self._is_own = _same_network(self._single, reference.capture)
         self._interpreter = (
             reference.interpreter
-            if self._is_own
+            if self._is_own or not self._weights_are_finite
             else Interpreter(self._single, reference.arithmetic)
         )
 
@@ -151,15 +154,26 @@ class FormatReference:
         """The exact Jacobians that belong to sample i of a batch x, of which `run` is the run."""
         mine, interpreter = x[i : i + 1], self._interpreter
         cast_x = self.network.cast(mine)
+        if not (self._weights_are_finite and bool(cast_x.isfinite().all())):
+            return FormatSample(None, Maps(None, None, exact.jacobian))
         if self._is_own and torch.equal(cast_x.double(), mine.double()):
             cast, jacobian = exact.run, exact.jacobian
         else:
             cast = interpreter.forward(cast_x)
             jacobian = interpreter.jacobian(cast.readings)
+        own = self._own_jacobian(run, i, cast, jacobian)
+        return FormatSample(list(cast.logits[0]), Maps(own, jacobian, exact.jacobian))
+
+    def _own_jacobian(
+        self, run: FloatRun, i: int, cast: ForwardRun, jacobian: Array
+    ) -> Array | None:
+        """The J~ of sample i: that of the cast network, where the run left the same data."""
+        interpreter = self._interpreter
+        if not all(bool(interpreter.part(run, name, i).isfinite().all()) for name in run.values):
+            return None
         data = interpreter.readings_of(run, i)
         same = data.same_as(cast.readings, self._reference.arithmetic)
-        own = jacobian if same else interpreter.jacobian(data)
-        return FormatSample(list(cast.logits[0]), Maps(own, jacobian, exact.jacobian))
+        return jacobian if same else interpreter.jacobian(data)
 
 
 def _same_network(a: Capture, b: Capture) -> bool:

@@ -180,7 +180,7 @@ def _logit_gradients(
     return LogitGradients(
         computed=_unscaled(s, A, f.logit_gradient[i]) if finite_v and finite_logits else None,
         format=exact_v(list(A.from_torch(f.logits[i]))) if finite_logits else None,
-        cast=exact_v(cast.z) if all(map(A.context.isfinite, cast.z)) else None,
+        cast=None if cast.z is None else exact_v(cast.z),
         exact=v,
     )
 

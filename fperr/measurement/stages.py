@@ -61,7 +61,7 @@ class Maps:
     """Exact Jacobian rows (K, entries): through the format's data, of the cast network, of g."""
 
     data: Array | None
-    cast: Array
+    cast: Array | None
     exact: Array
 
 
