@@ -5,7 +5,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo test test-slow lint bench clean
 
 demo: .venv/core.stamp
-	$(BIN)/fperr measure fashion_standard --n 12 --scenarios all --out out/demo
+	$(BIN)/fperr measure fashion_adversarial fashion_standard fashion_saturated \
+	    --n 12 --scenarios all --out out/demo --overwrite
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest -m "not slow"

@@ -3,5 +3,6 @@
 from fperr import errors, exact, zoo
 from fperr.measurement import measure
 from fperr.report.frame import Report
+from fperr.report.verdict import Thresholds
 
-__all__ = ["Report", "errors", "exact", "measure", "zoo"]
+__all__ = ["Report", "Thresholds", "errors", "exact", "measure", "zoo"]

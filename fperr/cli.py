@@ -1,17 +1,19 @@
-"""The command line: `fperr measure NAME`, `fperr zoo`."""
+"""The command line: `fperr measure`, `fperr report`, `fperr zoo`."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import pandas as pd
 import typer
+from torch import Tensor, nn
 
-from fperr import data, zoo
+from fperr import data, user_model, zoo
 from fperr.errors import FperrError
-from fperr.measurement import measure
+from fperr.measurement import estimate, measure
+from fperr.measurement.models import Accessor
 from fperr.report.frame import Report
-from fperr.report.summary import headline
+from fperr.report.summary import headline, overview
 
 app = typer.Typer(
     add_completion=False,
@@ -19,16 +21,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="How much of an adversarial-attack result is floating-point error?",
 )
-_SHOWN = ["scenario", "loss", "format", "rows", "delta_q25", "delta_median", "delta_q75"]
-_SHOWN += ["sign_error_median", "dead", "capped", "not_finite"]
 
 
 @app.command("measure")
 def measure_command(
-    name: Annotated[str, typer.Argument(help="a network of the zoo; `fperr zoo` lists them")],
+    networks: Annotated[
+        list[str],
+        typer.Argument(help="names that `fperr zoo` lists, or path/to/module.py:factory"),
+    ],
     dataset: Annotated[
         str | None,
         typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
+    ] = None,
+    logits: Annotated[
+        str | None, typer.Option(help="function in that module: output of the model -> logits")
     ] = None,
     n: Annotated[int, typer.Option(help="the first n images")] = 40,
     losses: Annotated[str, typer.Option(help="names, comma-separated")] = "ce,mifpe,tmifpe",
@@ -40,35 +49,51 @@ def measure_command(
     ] = "observed",
     loss_scale: Annotated[float, typer.Option(help="factor on the loss")] = 1.0,
     digits: Annotated[int, typer.Option(help="decimal digits of the reference")] = 50,
-    out: Annotated[
-        Path | None, typer.Option(help="folder to write to; out/NAME if missing")
-    ] = None,
+    accept_probabilities: Annotated[
+        bool, typer.Option("--accept-probabilities", help="measure a model that ends in softmax")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only say what would be done, how long, how large")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="folder to write to [out/NAME]")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="write into a folder that is not empty")
+    ] = False,
 ) -> None:
-    """Measure the floating-point error of the gradients of a network on real images."""
-    model = zoo.load(name)
-    images = _images(dataset or zoo.entry(name).dataset).first(n)
+    """Measure the floating-point error of the gradients of networks on real images."""
+    subjects = [_subject(name, checkpoint, logits, dataset, n) for name in networks]
     assigned = None if scenarios == "observed" else scenarios
-    folder = out or Path("out") / name
-    try:
-        report = measure(
-            model,
-            images.x,
-            images.y if assigned is None else None,
-            losses=losses.split(","),
-            formats=formats.split(","),
-            scenarios=assigned if assigned in (None, "all") else assigned.split(","),
-            loss_scale=loss_scale,
-            digits=digits,
-            progress=True,
-        )
-    except FperrError as fault:
-        if isinstance(fault.report, Report):
-            _write(fault.report, folder)
-        raise
-    if not len(report.frame):
-        raise FperrError("interrupted before the first sample was finished: nothing to report")
-    _show(report, name, images.name)
+    request: dict[str, Any] = {
+        "losses": losses.split(","),
+        "formats": formats.split(","),
+        "scenarios": assigned if assigned in (None, "all") else assigned.split(","),
+        "loss_scale": loss_scale,
+        "digits": digits,
+        "accept_probabilities": accept_probabilities,
+    }
+    if dry_run:
+        for subject in subjects:
+            model, x, y = subject.arguments(assigned)
+            typer.echo(estimate(model, x, y, **subject.options, **request).describe())
+        return
+    folder = out or Path("out") / subjects[0].name
+    _check_folder(folder, overwrite=overwrite)
+    report = _measured(subjects, assigned, request, folder)
+    _show(report)
     _write(report, folder)
+
+
+@app.command("report")
+def report_command(
+    measurements: Annotated[Path, typer.Argument(help="a measurements.parquet")],
+    out: Annotated[Path | None, typer.Option(help="the page to write [beside it]")] = None,
+) -> None:
+    """Rebuild the report page of a measurement."""
+    if not measurements.is_file():
+        raise ValueError(f"{measurements} is missing: expected a measurements.parquet")
+    page = out or measurements.parent / "report.html"
+    page.write_text(Report.from_parquet(measurements).to_html(), encoding="utf-8")
+    typer.echo(f"Written: {page}")
 
 
 @app.command("zoo")
@@ -78,43 +103,105 @@ def zoo_command() -> None:
         typer.echo(f"{entry.name:26} {entry.dataset:20} {entry.source}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A network to measure, and on what."""
+
+    name: str
+    model: nn.Module
+    logits: Accessor | None
+    images: data.Images
+
+    def arguments(self, assigned: str | None) -> tuple[nn.Module, Tensor, Tensor | None]:
+        """Model, images, and the labels, unless labels are assigned."""
+        return self.model, self.images.x, self.images.y if assigned is None else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What belongs to this network among the options of `measure`."""
+        return {"name": self.name, "logits": self.logits}
+
+
+def _measured(
+    subjects: list[_Subject], assigned: str | None, request: dict[str, Any], folder: Path
+) -> Report:
+    """The reports of all networks in one; what is finished is written if a fault ends it."""
+    reports: list[Report] = []
+    try:
+        for subject in subjects:
+            model, x, y = subject.arguments(assigned)
+            report = measure(model, x, y, progress=True, **subject.options, **request)
+            reports += [report] if len(report.frame) else []
+            if report.provenance[subject.name]["interrupted"]:
+                break
+    except (FperrError, ValueError, TypeError) as fault:
+        partial = getattr(fault, "report", None)
+        reports += [partial] if isinstance(partial, Report) else []
+        if reports:
+            _write(Report.merged(reports), folder)
+        raise
+    if not reports:
+        raise FperrError("interrupted before the first sample was finished: nothing to report")
+    return Report.merged(reports)
+
+
+def _subject(
+    source: str, checkpoint: Path | None, logits: str | None, dataset: str | None, n: int
+) -> _Subject:
+    if ":" not in source and not source.endswith(".py"):
+        if checkpoint or logits:
+            raise ValueError(
+                f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}"
+            )
+        images = _images(dataset or zoo.entry(source).dataset).first(n)
+        return _Subject(source, zoo.load(source), None, images)
+    if dataset is None:
+        raise ValueError(
+            f"{source} needs --data: a .npz file with x (floating point) and y (integers)"
+        )
+    model = user_model.load(source, checkpoint)
+    path, _, factory = source.rpartition(":")
+    accessor = user_model.attribute(user_model.module(Path(path)), logits, path) if logits else None
+    return _Subject(factory, model, accessor, _images(dataset).first(n))
+
+
 def _images(name: str) -> data.Images:
     folder = Path(name)
     return data.fashion_mnist("t10k", folder) if folder.is_dir() else data.named(name)
 
 
-def _show(report: Report, network: str, images: str) -> None:
-    independent = report.frame[~report.frame["is_sign_twin"]]
-    table = Report(independent, report.provenance).summary(("scenario", "loss", "format"))
-    samples = report.frame["sample"].nunique()
-    typer.echo(
-        f"\n{network} on {samples} images of {images}; reference: "
-        f"{report.provenance['reference']['engine']}\n"
-    )
-    with pd.option_context("display.width", 200, "display.max_columns", None):
-        typer.echo(table[_SHOWN].to_string(index=False, float_format=lambda v: f"{v:.2g}"))
-    twins = report.frame[report.frame["is_sign_twin"]]["scenario"].unique()
-    if len(twins):
-        typer.echo(f"({' and '.join(twins)}: the same gradients with the sign changed)")
-    typer.echo()
-    for _, line in report.summary().iterrows():
-        typer.echo(f"{line['loss']:>8} in {line['format']:8}  {line['verdict']}")
-    typer.echo(f"\n{headline(report.frame)}")
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give --out a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(
+            f"{folder} is not empty: give another folder with --out, or write into it with "
+            "--overwrite"
+        )
+
+
+def _show(report: Report) -> None:
+    for network, provenance in report.provenance.items():
+        samples = report.frame[report.frame["network"] == network]["sample"].nunique()
+        typer.echo(f"{network}: {samples} images, reference {provenance['reference']['engine']}")
+    typer.echo("\nRelative error of the gradient, medians:\n")
+    typer.echo(overview(report.frame).fillna("-").to_string(index=False))
+    if report.frame["is_sign_twin"].any():
+        typer.echo("(targeted scenarios: the same gradients with the sign changed)")
+    for network, lines in report.summary().groupby("network", sort=False):
+        typer.echo(f"\n{network}")
+        for _, line in lines.iterrows():
+            typer.echo(f"  {line['loss']:>8} in {line['format']:8} {line['verdict']}")
+        typer.echo(f"  {headline(report.frame[report.frame['network'] == network])}")
 
 
 def _write(report: Report, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     report.to_parquet(folder / "measurements.parquet")
-    written = [folder / "measurements.parquet"]
-    figures = {
-        "relative_error.png": report.plot.relative_error,
-        "sign_errors.png": report.plot.sign_errors,
-        "stages.png": report.plot.stages,
-    }
-    for file, draw in figures.items():
-        draw().savefig(folder / file, dpi=150)
-        written.append(folder / file)
-    typer.echo("Written: " + ", ".join(map(str, written)))
+    report.plot.relative_error().savefig(folder / "relative_error.png", dpi=150)
+    (folder / "report.html").write_text(report.to_html(), encoding="utf-8")
+    names = ("measurements.parquet", "relative_error.png", "report.html")
+    typer.echo("\nWritten: " + ", ".join(str(folder / name) for name in names))
 
 
 def main() -> None:

@@ -72,6 +72,14 @@ class Arithmetic(ABC):
         """1/sqrt(a)."""
 
     @abstractmethod
+    def exp(self, a: Array) -> Array:
+        """The exponential."""
+
+    @abstractmethod
+    def log(self, a: Array) -> Array:
+        """The natural logarithm of positive numbers."""
+
+    @abstractmethod
     def matmul(self, a: Array, b: Array) -> Array:
         """The product (m, n) of a (m, k) and b (k, n)."""
 

@@ -87,6 +87,12 @@ class MpArithmetic(Arithmetic):
     def rsqrt(self, a: MpArray) -> MpArray:
         return self.array((1 / self.context.sqrt(x) for x in a.reshape(-1)), a.shape)
 
+    def exp(self, a: MpArray) -> MpArray:
+        return self.array(map(self.context.exp, a.reshape(-1)), a.shape)
+
+    def log(self, a: MpArray) -> MpArray:
+        return self.array(map(self.context.log, a.reshape(-1)), a.shape)
+
     def matmul(self, a: MpArray, b: MpArray) -> MpArray:
         columns = self._columns(b)
         products = (number for row in a for number in self._row_times(row, columns))

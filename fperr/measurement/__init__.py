@@ -1,5 +1,6 @@
 """A model and inputs in, a report out: the floating-point error of the gradients of attacks."""
 
+from fperr.measurement.estimate import Estimate, estimate
 from fperr.measurement.lab import measure
 
-__all__ = ["measure"]
+__all__ = ["Estimate", "estimate", "measure"]

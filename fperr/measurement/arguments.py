@@ -1,6 +1,7 @@
 """What `measure` was asked to do, checked: a fault raises at once and says what to do."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,16 @@ from torch import Tensor, nn
 from fperr.exact.engine import choose_engine
 from fperr.formats import TF32, Format
 from fperr.formats import named as format_named
-from fperr.measurement.network import copied, device_and_dtype
+from fperr.measurement.models import Accessor, number_of_classes, usable_model
+from fperr.measurement.network import device_and_dtype
 from fperr.theory.losses import Loss
 from fperr.theory.losses import named as loss_named
 from fperr.theory.scenarios import SCENARIOS, Scenario
 
 # float64 errors are about 1e-16: below this the reference would not resolve them
 SMALLEST_DIGITS = 24
+# neither pixels in [0, 1] nor standardised ones come near it; pixels of 0..255 do
+UNUSUAL_INPUT = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class Job:
     """A checked request.
 
     Attributes:
+        name: what the report calls the network.
         model: on its device, in evaluation mode.
         x: (n, *shape), in the model's dtype and on its device.
         y, target: (n,) int64 on that device, or None.
@@ -38,6 +43,7 @@ class Job:
         batch_size: samples in a batch of the format's run.
     """
 
+    name: str
     model: nn.Module
     x: Tensor
     y: Tensor | None
@@ -61,6 +67,7 @@ class Job:
 
 
 def checked_job(
+    *,
     model: nn.Module,
     x: Tensor | np.ndarray,
     y: Any,
@@ -75,17 +82,19 @@ def checked_job(
     autocast: bool,
     device: str | torch.device | None,
     batch_size: int | None,
+    logits: Accessor | None,
+    accept_probabilities: bool,
+    name: str | None,
 ) -> Job:
     """The request, checked; arguments as for `fperr.measure`.
 
     Raises:
         TypeError, ValueError: an argument is not usable: expected, got, remedy.
     """
-    model = _checked_model(model, device)
-    where, dtype = device_and_dtype(model)
+    usable = usable_model(model, device, logits)
+    where, dtype = device_and_dtype(usable)
     inputs = _checked_x(x).to(where, dtype)
-    with torch.no_grad():
-        classes = _classes(model, inputs)
+    classes = number_of_classes(usable, inputs, accept_probabilities=accept_probabilities)
     n = len(inputs)
     y_ = _checked_classes("y", y, n, classes, where)
     target_ = _checked_classes("target", target, n, classes, where)
@@ -116,7 +125,8 @@ def checked_job(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     engine = choose_engine(reference)
     return Job(
-        model,
+        name or type(model).__name__,
+        usable,
         inputs,
         y_,
         target_,
@@ -134,27 +144,6 @@ def checked_job(
     )
 
 
-def _checked_model(model: nn.Module, device: str | torch.device | None) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a torch.nn.Module, got {type(model).__name__}: wrap it in one"
-        )
-    training = [name or "the model" for name, m in model.named_modules() if m.training]
-    if training:
-        raise ValueError(
-            f"the model must be in evaluation mode, but {', '.join(training[:3])}"
-            f"{' and others are' if len(training) > 3 else ' is'} in training mode: "
-            "call model.eval()"
-        )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"the model's {name} has NaN or infinite entries: load other weights")
-    where, _ = device_and_dtype(model)
-    if device is None or torch.device(device) == where:
-        return model
-    return copied(model).to(device)
-
-
 def _checked_x(x: Tensor | np.ndarray) -> Tensor:
     if not isinstance(x, Tensor | np.ndarray):
         raise TypeError(f"x must be a tensor or a NumPy array, got {type(x).__name__}")
@@ -169,25 +158,14 @@ def _checked_x(x: Tensor | np.ndarray) -> Tensor:
             f"x must be a batch (n, *shape) of at least one sample, got shape {tuple(tensor.shape)}"
             + (": add a batch dimension with x[None]" if tensor.ndim == 1 else "")
         )
-    return tensor
-
-
-def _classes(model: nn.Module, x: Tensor) -> int:
-    try:
-        z = model(x[:1])
-    except Exception as fault:
-        raise ValueError(
-            f"the model fails on x[:1], of shape {tuple(x[:1].shape)} and dtype {x.dtype}: {fault}"
-        ) from fault
-    if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[0] != 1:
-        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        raise ValueError(f"the model must return logits (batch, K), got {got} for one sample")
-    if z.shape[1] < 2:
-        raise ValueError(
-            "the model returns K = 1 logit, but at least 2 classes are needed: "
-            "for a binary model return torch.stack([0 * z, z], 1)"
+    low, high = (float(v) for v in tensor.nan_to_num(0.0, 0.0, 0.0).aminmax())
+    if max(-low, high) > UNUSUAL_INPUT:
+        warnings.warn(
+            f"x ranges from {low:g} to {high:g}, but image models usually take [0, 1] or "
+            "standardised values: check that x is in the model's domain",
+            stacklevel=4,
         )
-    return z.shape[1]
+    return tensor
 
 
 def _checked_classes(

@@ -15,6 +15,7 @@ from fperr.formats import of_dtype
 from fperr.measurement.arguments import Job, checked_job
 from fperr.measurement.cases import Case, cases_of
 from fperr.measurement.model_checks import check_function_of_sample
+from fperr.measurement.models import Accessor
 from fperr.measurement.network import FloatGradient, FormatNetwork
 from fperr.measurement.provenance import provenance
 from fperr.measurement.reference import ExactSample, FormatReference, Reference
@@ -40,6 +41,9 @@ def measure(
     device: str | torch.device | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
+    logits: Accessor | None = None,
+    accept_probabilities: bool = False,
+    name: str | None = None,
 ) -> Report:
     """Measure how wrong the input gradients of attack losses are in floating point.
 
@@ -67,6 +71,9 @@ def measure(
         batch_size: samples in one batch of the format's run (64 if not given): float bits depend
             on it.
         progress: show a progress bar; None: only where standard error is a terminal.
+        logits: takes the logits out of what the model returns, e.g. `lambda output: output[0]`.
+        accept_probabilities: do not refuse a model that returns probabilities.
+        name: what the report calls the network; the model's class if not given.
 
     Returns:
         The report: one row for each sample, scenario, loss and format.
@@ -78,20 +85,23 @@ def measure(
         CaptureAuditError: its captured graph is not bit-equal to the eager run.
     """
     job = checked_job(
-        model,
-        x,
-        y,
-        target,
-        losses,
-        formats,
-        scenarios,
-        reference,
-        digits,
-        reduction,
-        loss_scale,
-        autocast,
-        device,
-        batch_size,
+        model=model,
+        x=x,
+        y=y,
+        target=target,
+        losses=losses,
+        formats=formats,
+        scenarios=scenarios,
+        reference=reference,
+        digits=digits,
+        reduction=reduction,
+        loss_scale=loss_scale,
+        autocast=autocast,
+        device=device,
+        batch_size=batch_size,
+        logits=logits,
+        accept_probabilities=accept_probabilities,
+        name=name,
     )
     lab = Lab(job)
     rows: list[Row] = []
@@ -100,7 +110,7 @@ def measure(
     with tqdm(total=len(job.x), desc="measure", unit="sample", disable=hidden) as bar:
         try:
             for sample_rows in lab.rows():
-                rows.extend(sample_rows)
+                rows.extend({"network": job.name, **row} for row in sample_rows)
                 bar.update()
         except KeyboardInterrupt:
             interrupted = True
@@ -151,9 +161,10 @@ class Lab:
                 yield self._sample_rows(batch.start, i, sample, x, cases, runs)
 
     def provenance(self, *, interrupted: bool) -> dict[str, Any]:
-        """What the report must say about this request."""
+        """What the report must say about this request, under the name of the network."""
         engine = self.reference.arithmetic.name
-        return provenance(self.job, engine, self.switches, interrupted=interrupted)
+        found = provenance(self.job, engine, self.switches, interrupted=interrupted)
+        return {self.job.name: found}
 
     def _run(self, fmt: FormatReference, x: Tensor, cases: list[Case]) -> _FormatRun:
         gradients = {}

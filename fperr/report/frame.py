@@ -1,7 +1,7 @@
 """The report of a measurement: a tidy frame with one row per sample, scenario, loss and format."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fperr.report.html import page
 from fperr.report.plots import Plots
 from fperr.report.summary import summarise
+from fperr.report.verdict import Thresholds, judge
 
 SCHEMA_VERSION = 1
+DEFAULT_THRESHOLDS = Thresholds()
 _METADATA_KEY = b"fperr"
 
 # Every column, in order, with its pandas dtype. Numbers are NaN and flags missing (<NA>) where they
 # are undefined: no reference (input not finite), gradient exactly zero, loss without T.
 COLUMNS: dict[str, str] = {
+    "network": "string",
     "sample": "int64",
     "scenario": "string",
     "is_sign_twin": "boolean",
@@ -67,7 +71,7 @@ class Report:
 
     Attributes:
         frame: the rows; the columns are those of `COLUMNS`, explained in the README.
-        provenance: settings, versions, precision switches and digests.
+        provenance: for each network, settings, versions, precision switches and digests.
     """
 
     frame: pd.DataFrame
@@ -97,13 +101,58 @@ class Report:
         """Figures: `report.plot.relative_error()`, `.sign_errors()`, `.stages()`."""
         return Plots(self.frame)
 
-    def summary(self, by: tuple[str, ...] = ("loss", "format")) -> pd.DataFrame:
+    def summary(
+        self,
+        by: tuple[str, ...] = ("network", "loss", "format"),
+        thresholds: Thresholds = DEFAULT_THRESHOLDS,
+    ) -> pd.DataFrame:
         """Medians and quartiles of delta, counts of failures, and a verdict, for each group.
 
         Args:
-            by: columns to group by; `("scenario", "loss", "format")` tells the scenarios apart.
+            by: columns to group by; with `"scenario"` among them the scenarios are told apart.
+            thresholds: what the verdict allows.
         """
-        return summarise(self.frame, by)
+        return summarise(self.frame, by, thresholds)
+
+    def is_gradient_trustworthy(
+        self, loss: str, format: str, thresholds: Thresholds = DEFAULT_THRESHOLDS
+    ) -> bool:
+        """Whether an attack may follow the gradient of `loss` computed in `format`.
+
+        Args:
+            loss: a loss that was measured.
+            format: a format that was measured.
+            thresholds: on relative error, wrong signs, and the share of rows that may fail;
+                gradients that are exactly zero or not finite always fail.
+
+        Raises:
+            ValueError: it was not measured; lists what was.
+        """
+        rows = self.frame[(self.frame["loss"] == loss) & (self.frame["format"] == format)]
+        if not len(rows):
+            measured = sorted({f"{a} in {b}" for a, b in self.frame[["loss", "format"]].to_numpy()})
+            raise ValueError(f"{loss} in {format} was not measured: {', '.join(measured)} were")
+        return all(
+            judge(network, thresholds).is_trustworthy for _, network in rows.groupby("network")
+        )
+
+    @classmethod
+    def merged(cls, reports: Sequence["Report"]) -> "Report":
+        """One report of several networks.
+
+        Raises:
+            ValueError: two of them call their network the same.
+        """
+        names = [name for report in reports for name in report.provenance]
+        if len(set(names)) < len(names):
+            raise ValueError(f"networks must have different names, got {names}: give name= each")
+        provenance = {name: p for report in reports for name, p in report.provenance.items()}
+        frames = [report.frame for report in reports]
+        return cls(pd.concat(frames, ignore_index=True).astype(COLUMNS), provenance)
+
+    def to_html(self, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> str:
+        """One self-contained page: verdicts in plain words, figures, tables, provenance."""
+        return page(self.frame, self.provenance, thresholds)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write frame and provenance to one Parquet file."""

@@ -36,7 +36,7 @@ class Plots:
         """The share of wrong signs, by format and loss, one panel for each scenario."""
         return _strips(
             self._by_scenario("sign_error_rate"),
-            "Signs of the gradient that are wrong (an ℓ∞ attack follows the signs)",
+            "Wrong signs of the gradient",
             "share of wrong signs",
             log=False,
         )
@@ -45,7 +45,7 @@ class Plots:
         """Where the error arises: the size of each stage, by format, one panel for each loss."""
         independent = self.frame[~self.frame["is_sign_twin"]]
         columns = [f"stage_{name}" for name in _STAGES]
-        long = independent.melt(["loss", "format"], columns, "hue", "value")
+        long = independent.melt(["network", "loss", "format"], columns, "hue", "value")
         long["hue"] = long["hue"].str.removeprefix("stage_")
         return _strips(
             long.rename(columns={"loss": "panel"}),
@@ -64,6 +64,7 @@ class Plots:
             titles = {name: f"{t}\n(and its targeted twin)" for name, t in titles.items()}
         return pd.DataFrame(
             {
+                "network": shown["network"],
                 "panel": shown["scenario"].map(titles),
                 "format": shown["format"],
                 "hue": shown["loss"],
@@ -75,34 +76,40 @@ class Plots:
 def _strips(
     frame: pd.DataFrame, title: str, label: str, *, log: bool, legend: str = "loss"
 ) -> Figure:
-    """One dot for each row: columns `panel`, `format`, `hue`, `value`."""
+    """One dot for each row: columns `network`, `panel`, `format`, `hue`, `value`."""
     shown = frame[frame["value"].notna() & ((frame["value"] > 0) | (not log))]
-    panels, formats = (list(dict.fromkeys(shown[name])) for name in ("panel", "format"))
+    networks, panels, formats = (
+        list(dict.fromkeys(shown[name])) for name in ("network", "panel", "format")
+    )
     hues = _ordered(shown["hue"])
-    count = max(1, len(panels))
-    figure = Figure(figsize=(3.6 * count + 1.4, 3.8), layout="constrained")
-    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    for axis, panel in zip(axes, panels, strict=False):
-        sns.stripplot(
-            shown[shown["panel"] == panel],
-            x="format",
-            y="value",
-            hue="hue",
-            order=formats,
-            hue_order=hues,
-            palette=_colours(hues),
-            dodge=True,
-            jitter=0.2,
-            size=4,
-            alpha=0.7,
-            log_scale=(False, log),
-            legend="full" if axis is axes[-1] else False,
-            ax=axis,
-        )
-        axis.set(title=panel, xlabel="", ylabel=label)
-        axis.grid(axis="y", alpha=0.3)
+    lines, columns = max(1, len(networks)), max(1, len(panels))
+    figure = Figure(figsize=(3.6 * columns + 1.4, 3.1 * lines + 0.7), layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, network in zip(grid, networks, strict=False):
+        for axis, panel in zip(axes, panels, strict=True):
+            sns.stripplot(
+                shown[(shown["panel"] == panel) & (shown["network"] == network)],
+                x="format",
+                y="value",
+                hue="hue",
+                order=formats,
+                hue_order=hues,
+                palette=_colours(hues),
+                dodge=True,
+                jitter=0.2,
+                size=4,
+                alpha=0.7,
+                log_scale=(False, log),
+                legend="full" if axis is grid[0, -1] else False,
+                ax=axis,
+            )
+            heading = f"{network}\n{panel}" if len(networks) > 1 else panel
+            axis.set(title=heading, xlabel="", ylabel=label)
+            axis.grid(axis="y", alpha=0.3)
+            if not log:
+                axis.set_ylim(-0.04, 1.04)  # shares: the same scale in every picture
     if panels:
-        axes[-1].legend(title=legend, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        grid[0, -1].legend(title=legend, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.suptitle(title)
     return figure
 

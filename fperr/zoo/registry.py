@@ -50,6 +50,18 @@ _ENTRIES = (
         "packaged; python -m fperr.zoo.train fashion_standard",
     ),
     Entry(
+        "fashion_adversarial",
+        conv_small,
+        "fashion_mnist_1000",
+        "packaged; python -m fperr.zoo.train fashion_adversarial",
+    ),
+    Entry(
+        "fashion_saturated",
+        conv_small,
+        "fashion_mnist_1000",
+        "packaged; python -m fperr.zoo.train fashion_saturated",
+    ),
+    Entry(
         "mnist_levelsets_eps0.4",
         small_cnn,
         "mnist_test",

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from fperr.exact.arithmetic import Arithmetic, Array, Mask
 from fperr.exact.operations.table import operation
 
@@ -141,3 +143,44 @@ def mean_dims(
     """The mean over `dims`."""
     count = math.prod(A.shape(a)[d] for d in _dims(len(A.shape(a)), dims))
     return A.div(sum_dims(A, a, dims, keepdim, **dtype), float(count))
+
+
+def _maximum(A: Arithmetic, a: Array, dim: int) -> Array:
+    """The maximum over one dimension, kept with length 1."""
+    last = np.moveaxis(np.arange(math.prod(A.shape(a))).reshape(A.shape(a)), dim, -1)
+    place = A.first_argmax(A.take(a, last), np.ones(last.shape, dtype=bool))
+    return A.take(a, np.moveaxis(np.take_along_axis(last, place[..., None], -1), -1, dim))
+
+
+@operation("aten._softmax.default")
+def softmax(A: Arithmetic, a: Array, dim: int, half_to_float: bool) -> Array:
+    """exp(a) over its sum along `dim`, shifted by the maximum."""
+    del half_to_float
+    weights = A.exp(A.sub(a, _maximum(A, a, dim)))
+    return A.div(weights, A.sum(weights, _dims(len(A.shape(a)), [dim])))
+
+
+@operation("aten._softmax_backward_data.default")
+def softmax_backward(A: Arithmetic, gradient: Array, output: Array, dim: int, dtype: Any) -> Array:
+    """Output * (gradient - sum of gradient * output)."""
+    del dtype
+    product = A.mul(gradient, output)
+    return A.sub(product, A.mul(output, A.sum(product, _dims(len(A.shape(output)), [dim]))))
+
+
+@operation("aten._log_softmax.default")
+def log_softmax(A: Arithmetic, a: Array, dim: int, half_to_float: bool) -> Array:
+    """A - log of the sum of exp(a) along `dim`, shifted by the maximum."""
+    del half_to_float
+    shifted = A.sub(a, _maximum(A, a, dim))
+    return A.sub(shifted, A.log(A.sum(A.exp(shifted), _dims(len(A.shape(a)), [dim]))))
+
+
+@operation("aten._log_softmax_backward_data.default")
+def log_softmax_backward(
+    A: Arithmetic, gradient: Array, output: Array, dim: int, dtype: Any
+) -> Array:
+    """Gradient - exp(output) * sum of gradient."""
+    del dtype
+    total = A.sum(gradient, _dims(len(A.shape(output)), [dim]))
+    return A.sub(gradient, A.mul(A.exp(output), total))

@@ -1,0 +1,127 @@
+"""Any user's model, made measurable or refused: unwrapped, in evaluation mode, returning logits."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fperr.formats import of_dtype
+from fperr.measurement.network import copied, device_and_dtype
+
+Accessor = Callable[[Any], Tensor]
+_PROBED_SAMPLES = 8
+
+
+class LogitsOf(nn.Module):
+    """A model whose output holds the logits somewhere: `accessor(model(x))`."""
+
+    def __init__(self, model: nn.Module, accessor: Accessor) -> None:
+        super().__init__()
+        self.model = model
+        self.accessor = accessor
+        self.training = False  # the model's own mode is left as it is
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits at x."""
+        return self.accessor(self.model(x))
+
+
+def usable_model(
+    model: nn.Module, device: str | torch.device | None, logits: Accessor | None
+) -> nn.Module:
+    """The model as it will be measured; the original is not changed.
+
+    Args:
+        model: any module; one from `torch.compile` is unwrapped.
+        device: where it shall run: copied there if it is elsewhere; None: where it is.
+        logits: takes the logits out of what the model returns.
+
+    Raises:
+        TypeError: not a module, or TorchScript.
+        ValueError: training mode, several dtypes or devices, or weights that are not finite.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "the model is TorchScript, which cannot be captured: give the nn.Module it was made "
+            "from, with its state_dict loaded"
+        )
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}: wrap it in one"
+        )
+    plain = getattr(model, "_orig_mod", model)  # torch.compile's wrapper holds the model there
+    training = [name or "the model" for name, m in plain.named_modules() if m.training]
+    if training:
+        raise ValueError(
+            f"the model must be in evaluation mode, but {', '.join(training[:3])}"
+            f"{' and others are' if len(training) > 3 else ' is'} in training mode: "
+            "call model.eval()"
+        )
+    for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"the model's {name} has NaN or infinite entries: load other weights")
+    where, _ = device_and_dtype(plain)
+    if device is not None and torch.device(device) != where:
+        plain = copied(plain).to(device)
+    return plain if logits is None else LogitsOf(plain, logits)
+
+
+@torch.no_grad()
+def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool) -> int:
+    """K, the number of logits that the model returns.
+
+    Args:
+        model: from `usable_model`.
+        x: (n, *shape), the inputs.
+        accept_probabilities: measure the model even if it returns probabilities.
+
+    Raises:
+        ValueError: the model fails, does not return (batch, K) with K >= 2, or returns
+            probabilities or their logarithms.
+    """
+    try:
+        z = model(x[:_PROBED_SAMPLES])
+    except Exception as fault:
+        raise ValueError(
+            f"the model fails on x[:{_PROBED_SAMPLES}], of shape "
+            f"{tuple(x[:_PROBED_SAMPLES].shape)} and dtype {x.dtype}: {fault}"
+        ) from fault
+    if not isinstance(z, Tensor):
+        raise ValueError(
+            f"the model must return logits (batch, K), got {type(z).__name__}: say where they are "
+            "with logits=, e.g. logits=lambda output: output[0]"
+        )
+    if z.ndim != 2 or len(z) != len(x[:_PROBED_SAMPLES]):
+        raise ValueError(
+            f"the model must return logits (batch, K), got {tuple(z.shape)} for "
+            f"{len(x[:_PROBED_SAMPLES])} samples"
+        )
+    if z.shape[1] < 2:
+        raise ValueError(
+            "the model returns K = 1 logit, but at least 2 classes are needed: "
+            "for a binary model return torch.stack([0 * z, z], 1)"
+        )
+    if not accept_probabilities:
+        _refuse_probabilities(z)
+    return z.shape[1]
+
+
+def _refuse_probabilities(z: Tensor) -> None:
+    """Every row sums to 1, or its exponentials do, to within the rounding of K numbers."""
+    values = z.double()
+    tolerance = 4 * z.shape[1] * of_dtype(z.dtype).unit_roundoff
+    if bool((values >= 0).all() and ((values.sum(1) - 1).abs() <= tolerance).all()):
+        kind, remedy = "probabilities", "leave out its softmax"
+    elif bool((values <= 0).all()) and bool(
+        # the logarithms are rounded, too: each by u times its size
+        (values.logsumexp(1).abs() <= tolerance * math.e + tolerance * values.abs().amin(1)).all()
+    ):
+        kind, remedy = "log-probabilities", "leave out its log_softmax"
+    else:
+        return
+    raise ValueError(
+        f"the model returns {kind}, not logits (each row's sum to 1): {remedy}, or measure it as "
+        "it is with accept_probabilities=True"
+    )

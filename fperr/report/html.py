@@ -1,0 +1,179 @@
+"""The report page: one self-contained HTML file, for people who have not read the papers."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fperr.report.plots import Plots
+from fperr.report.summary import headline, overview, summarise
+from fperr.report.verdict import Thresholds, judge
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("fperr.report", ""),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+)
+_LOSSES = {
+    "ce": "Cross-entropy",
+    "stable_ce": "Stable cross-entropy",
+    "mifpe": "MIFPE",
+    "tmifpe": "T-MIFPE",
+    "mifpe_shifted": "Shifted MIFPE",
+    "tmifpe_shifted": "Shifted T-MIFPE",
+    "cw": "C&W",
+    "dlr": "DLR",
+}
+_CAPTIONS = {
+    "relative_error": (
+        "How wrong the gradient is",
+        "One dot is one image. Lower is better: at 10⁰ the error is as long as the gradient, and "
+        "an attack that follows it goes nowhere in particular; at the bottom only the format's "
+        "own precision is left. Dots of one format at very different heights mean that the loss, "
+        "and not the format, decides.",
+    ),
+    "sign_errors": (
+        "How many signs are wrong",
+        "One dot is one image: the share of pixels whose gradient sign is wrong or was computed "
+        "as zero. An ℓ∞ attack moves every pixel by its sign. At 0.5 the signs are as good as "
+        "random, at 1 the gradient was computed as zero everywhere.",
+    ),
+    "stages": (
+        "Where the error arises",
+        "One dot is one image and one stage of the computation. The highest stage is the one to "
+        "mend: a large loss stage is mended by another loss or scale, a large backward stage by "
+        "a loss scale or a wider format, cast and forward by a wider format only.",
+    ),
+}
+
+
+def page(frame: pd.DataFrame, provenance: Mapping[str, Any], thresholds: Thresholds) -> str:
+    """The page, for the rows and the provenance of a report."""
+    first = next(iter(provenance.values()))
+    template = _ENVIRONMENT.get_template("page.html.j2")
+    return template.render(
+        digits=first["settings"]["digits"],
+        networks=[
+            _network(name, frame[frame["network"] == name], details, thresholds)
+            for name, details in provenance.items()
+        ],
+        thresholds=thresholds,
+        tables=_tables(frame, thresholds),
+    )
+
+
+def _network(
+    name: str, frame: pd.DataFrame, provenance: Mapping[str, Any], thresholds: Thresholds
+) -> dict[str, Any]:
+    independent = frame[~frame["is_sign_twin"]]
+    return {
+        "name": name,
+        "samples": frame["sample"].nunique(),
+        "classes": provenance["model"]["classes"],
+        "interrupted": provenance["interrupted"],
+        "margin": f"{frame['margin'].median():.3g}",
+        "verdicts": [
+            _verdict(str(loss), str(fmt), rows, thresholds)
+            for (loss, fmt), rows in independent.groupby(["loss", "format"], sort=False)
+        ],
+        "headline": headline(frame),
+        "figures": _figures(name, frame),
+        "provenance": json.dumps(provenance, indent=2),
+    }
+
+
+def _verdict(loss: str, fmt: str, rows: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
+    found = judge(rows, thresholds)
+    words = found.sentence.partition(": ")[2]
+    return {
+        "loss": f"{_LOSSES[loss]} ({loss})" if loss in _LOSSES else loss,
+        "format": fmt,
+        "is_trustworthy": found.is_trustworthy,
+        "rows": found.rows,
+        "words": f"{words[:1].upper()}{words[1:]}.",
+    }
+
+
+def _figures(name: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """One image for each panel, so that they can stand side by side or below each other."""
+    scenarios = frame[~frame["is_sign_twin"]]["scenario"].unique()
+    groups = {
+        "relative_error": [("scenario", s) for s in scenarios],
+        "sign_errors": [("scenario", s) for s in scenarios],
+        "stages": [("loss", loss) for loss in frame["loss"].unique()],
+    }
+    figures = []
+    for kind, panels in groups.items():
+        title, caption = _CAPTIONS[kind]
+        images = []
+        for column, value in panels:
+            rows = frame[frame[column] == value]
+            figure = getattr(Plots(rows), kind)()
+            images.append({"png": _png(figure), "alt": _alt(kind, name, value, rows)})
+        figures.append({"title": title, "caption": caption, "images": images})
+    return figures
+
+
+def _alt(kind: str, name: str, panel: str, rows: pd.DataFrame) -> str:
+    """What the picture shows, in numbers: medians by loss (or stage) and format."""
+    if kind == "stages":
+        shown = [
+            f"{fmt}: "
+            + ", ".join(
+                f"{stage} {group[f'stage_{stage}'].median():.1g}"
+                for stage in ("cast", "forward", "loss", "backward")
+            )
+            for fmt, group in rows.groupby("format", sort=False)
+        ]
+        return f"Size of the error's stages for {panel} on {name}, medians. {'; '.join(shown)}."
+    column = "delta" if kind == "relative_error" else "sign_error_rate"
+    medians = rows.groupby(["loss", "format"], sort=False)[column].median()
+    what = "Relative error of the gradient" if kind == "relative_error" else "Share of wrong signs"
+    listed = ", ".join(f"{loss} in {fmt} {value:.1g}" for (loss, fmt), value in medians.items())
+    return f"{what} on {name}, {panel.replace('_', ' ')}, medians: {listed}."
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _tables(frame: pd.DataFrame, thresholds: Thresholds) -> list[dict[str, Any]]:
+    detailed = summarise(
+        frame[~frame["is_sign_twin"]], ("network", "scenario", "loss", "format"), thresholds
+    )
+    return [
+        _table("Median relative errors", overview(frame)),
+        _table("Quartiles, failures and verdicts by scenario", detailed),
+    ]
+
+
+def _table(title: str, content: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "title": title,
+        "columns": [str(name).replace("_", " ") for name in content.columns],
+        "rows": [[_cell(value) for value in row] for row in content.itertuples(index=False)],
+    }
+
+
+def _cell(value: object) -> dict[str, str]:
+    """Text for the eye and a value for sorting: the leading number of a text, if it has one."""
+    if isinstance(value, float):
+        text = "-" if math.isnan(value) else f"{value:.3g}"
+        return {"kind": "number", "value": "" if math.isnan(value) else repr(value), "text": text}
+    if isinstance(value, int):
+        return {"kind": "number", "value": str(value), "text": str(value)}
+    text = str(value)
+    leading = text.split(" ", 1)[0]
+    try:
+        number = repr(float(leading))
+    except ValueError:
+        number = text
+    return {"kind": "words" if len(text) > 40 else "", "value": number, "text": text}

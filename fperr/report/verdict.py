@@ -1,0 +1,111 @@
+"""Is the gradient of a loss in a format trustworthy, and if not, why?"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+_PLAIN = {
+    "untargeted_unsuccessful": "while an untargeted attack has not succeeded",
+    "untargeted_successful": "once an untargeted attack has succeeded",
+    "targeted_unsuccessful": "while a targeted attack has not succeeded",
+    "targeted_successful": "once a targeted attack has succeeded",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What a gradient may have wrong and still be followed.
+
+    A row fails if its relative error or its share of wrong signs is above its threshold, if the
+    computed gradient is exactly zero while the true one is not, or if it is not finite.
+
+    Attributes:
+        delta: largest relative error of the gradient.
+        sign_error_rate: largest share of wrong signs.
+        share: largest share of failing rows, in every scenario that was measured.
+    """
+
+    delta: float = 0.1
+    sign_error_rate: float = 0.05
+    share: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judgement on one loss in one format, in its worst scenario.
+
+    Attributes:
+        is_trustworthy: few enough rows fail.
+        scenario: where most rows fail.
+        rows: rows judged there; failing: those that fail.
+        dead, not_finite, wrong_direction, wrong_signs: why; each failing row is counted once.
+        delta_median, sign_error_median: over the rows judged there.
+    """
+
+    is_trustworthy: bool
+    scenario: str
+    rows: int
+    failing: int
+    dead: int
+    not_finite: int
+    wrong_direction: int
+    wrong_signs: int
+    delta_median: float
+    sign_error_median: float
+
+    @property
+    def sentence(self) -> str:
+        """The judgement in words."""
+        if not self.rows:
+            return "not measured: no row with a reference and a gradient that is not flat"
+        medians = (
+            f"relative error {self.delta_median:.2g}, wrong signs {self.sign_error_median:.1%} "
+            "(medians)"
+        )
+        if not self.failing:
+            return f"trustworthy: {medians}"
+        causes = (
+            (self.dead, "exactly zero"),
+            (self.not_finite, "not finite"),
+            (self.wrong_direction, "point elsewhere"),
+            (self.wrong_signs, "have too many wrong signs"),
+        )
+        reasons = ", ".join(f"{count} {words}" for count, words in causes if count)
+        word = "trustworthy" if self.is_trustworthy else "do not trust"
+        return (
+            f"{word}: {self.failing} of {self.rows} gradients fail {_PLAIN[self.scenario]} "
+            f"({reasons}); {medians}"
+        )
+
+
+def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
+    """The verdict on the rows of one loss in one format.
+
+    Rows whose scale was capped, whose true gradient is exactly zero or which have no certified
+    reference are left out.
+    """
+    flag = {
+        name: frame[name].fillna(False).astype(bool)
+        for name in ("is_finite", "is_dead", "scale_capped")
+    }
+    judged = (frame["delta"].notna() | ~flag["is_finite"]) & ~flag["scale_capped"]
+    dead, broken = flag["is_dead"] & judged, ~flag["is_finite"] & judged
+    direction = judged & ~dead & ~broken & (frame["delta"] > thresholds.delta)
+    signs = judged & ~dead & ~broken & ~direction
+    signs &= frame["sign_error_rate"] > thresholds.sign_error_rate
+    failing = dead | broken | direction | signs
+    shares = failing[judged].groupby(frame["scenario"][judged], sort=False).mean()
+    scenario = str(shares.idxmax()) if len(shares) else ""
+    here = judged & (frame["scenario"] == scenario)
+    return Verdict(
+        is_trustworthy=bool(len(shares) and shares.max() <= thresholds.share),
+        scenario=scenario,
+        rows=int(here.sum()),
+        failing=int((failing & here).sum()),
+        dead=int((dead & here).sum()),
+        not_finite=int((broken & here).sum()),
+        wrong_direction=int((direction & here).sum()),
+        wrong_signs=int((signs & here).sum()),
+        delta_median=float(frame["delta"][here].median()),
+        sign_error_median=float(frame["sign_error_rate"][here].median()),
+    )

@@ -1,0 +1,207 @@
+"""The report page in a real browser, and the rule behind its verdict."""
+
+import os
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import fperr
+from fperr.report.frame import COLUMNS
+from fperr.report.verdict import Thresholds, judge
+from tests.conftest import normal, tiny_mlp
+
+CHROMIUM = shutil.which("chromium")
+LOSSES = ["ce", "mifpe", "stable_ce"]
+
+
+@pytest.fixture(scope="module")
+def report():
+    hard = tiny_mlp(seed=3)
+    with torch.no_grad():
+        hard[2].bias[1] += 60  # margins beyond float32
+    x = normal(5, 6)
+    return fperr.Report.merged(
+        [
+            fperr.measure(tiny_mlp(), x, losses=LOSSES, name="easy"),
+            fperr.measure(hard, x, losses=LOSSES, name="<hard> & co"),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def path(report, tmp_path_factory):
+    page = tmp_path_factory.mktemp("page") / "report.html"
+    page.write_text(report.to_html(), encoding="utf-8")
+    return page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        message = "needs Debian's package chromium"
+        if os.environ.get("FPERR_REQUIRE_CHROMIUM"):
+            pytest.fail(message)
+        pytest.skip(message)
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        found = p.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield found
+        found.close()
+
+
+def opened(browser, path, width):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.messages = []
+    page.on("console", lambda message: page.messages.append(message.text))
+    page.on("pageerror", lambda error: page.messages.append(str(error)))
+    page.on("request", lambda request: page.messages.append(request.url))
+    page.goto(path.as_uri())
+    page.messages = [m for m in page.messages if m != path.as_uri() and not m.startswith("data:")]
+    return page
+
+
+@pytest.mark.parametrize("width", [400, 1600])
+def test_nothing_is_fetched_nothing_overflows_everything_shows(browser, path, width):
+    page = opened(browser, path, width)
+    assert page.messages == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    images = page.locator("img")
+    assert images.count() == 2 * (2 + 2 + len(LOSSES))
+    for i in range(images.count()):
+        assert images.nth(i).evaluate("i => i.complete && i.naturalWidth > 300 && i.width > 200")
+        assert "median" in images.nth(i).get_attribute("alt")
+    assert page.locator("h1").count() == 1
+    assert page.locator("h2").first.inner_text() == "easy"
+    assert page.locator("h2").nth(1).inner_text() == "<hard> & co"
+
+
+def test_tables_sort_by_mouse_and_keyboard(browser, path):
+    page = opened(browser, path, 1600)
+    table = page.locator("table").nth(1)
+    column = [b.inner_text() for b in table.locator("th button").all()].index("delta median")
+
+    def values():
+        cells = table.locator(f"tbody tr td:nth-child({column + 1})").all()
+        return [float(cell.get_attribute("data-value")) for cell in cells]
+
+    before = values()
+    button = table.locator("th button").nth(column)
+    button.click()
+    assert values() == sorted(before) != before
+    assert table.locator("th").nth(column).get_attribute("aria-sort") == "ascending"
+    button.focus()
+    page.keyboard.press("Enter")
+    assert values() == sorted(before, reverse=True)
+    assert table.locator("th").nth(column).get_attribute("aria-sort") == "descending"
+
+
+def test_text_has_contrast(browser, path):
+    """WCAG AA: 4.5 between every text's colour and the white page."""
+    page = opened(browser, path, 1600)
+    colours = page.evaluate(
+        "[...new Set([...document.querySelectorAll('body *')].map(e => getComputedStyle(e).color))]"
+    )
+    for colour in colours:
+        rgb = np.array([int(v) for v in re.findall(r"\d+", colour)[:3]]) / 255
+        linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        luminance = linear @ [0.2126, 0.7152, 0.0722]
+        assert 1.05 / (luminance + 0.05) >= 4.5, colour
+
+
+def test_the_page_prints(browser, path, tmp_path):
+    page = opened(browser, path, 1600)
+    page.pdf(path=tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").stat().st_size > 50_000
+
+
+def test_the_verdict_comes_first_and_is_plain(report):
+    text = report.to_html()
+    assert text.index("<img") > text.index("&lt;hard&gt;") > text.index("trustworthy")
+    assert text.index("do not trust") < text.index("<img")
+    assert "Cross-entropy (ce) in float32: do not trust" in text
+    assert "Stable cross-entropy (stable_ce) in float32: trustworthy" in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert "&lt;hard&gt; &amp; co" in text
+    assert "<hard>" not in text
+
+
+def test_the_page_is_rebuilt_from_the_file(report, tmp_path):
+    report.to_parquet(tmp_path / "m.parquet")
+    again = fperr.Report.from_parquet(tmp_path / "m.parquet").to_html()
+    without_pictures = [re.sub(r"base64,[^\"]*", "", t) for t in (again, report.to_html())]
+    assert without_pictures[0] == without_pictures[1]
+
+
+def rows(**values):
+    """Ten rows of one scenario with accurate gradients, changed by `values`."""
+    base = {
+        "scenario": "untargeted_unsuccessful",
+        "delta": 1e-7,
+        "sign_error_rate": 0.0,
+        "is_finite": True,
+        "is_dead": False,
+        "scale_capped": False,
+    }
+    frame = pd.DataFrame([base] * 10).astype({k: COLUMNS[k] for k in base})
+    for name, (count, value) in values.items():
+        frame.loc[: count - 1, name] = value
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"delta": (1, 0.2)}, "1 point elsewhere"),
+        ({"sign_error_rate": (2, 0.06)}, "2 have too many wrong signs"),
+        ({"is_dead": (1, True), "delta": (1, 1.0)}, "1 exactly zero"),
+        ({"is_finite": (3, False), "delta": (3, np.nan)}, "3 not finite"),
+    ],
+)
+def test_the_rule_catches_each_fault(values, reason):
+    verdict = judge(rows(**values), Thresholds())
+    assert not verdict.is_trustworthy
+    assert reason in verdict.sentence
+    assert "while an untargeted attack has not succeeded" in verdict.sentence
+
+
+def test_the_rule_lets_good_rows_pass_and_can_be_set():
+    assert judge(rows(), Thresholds()).is_trustworthy
+    assert judge(rows(delta=(10, 0.09), sign_error_rate=(10, 0.04)), Thresholds()).is_trustworthy
+    wrong = rows(delta=(1, 0.2))
+    assert judge(wrong, Thresholds(share=0.1)).is_trustworthy
+    assert judge(wrong, Thresholds(delta=0.3)).is_trustworthy
+    assert not judge(rows(delta=(2, 0.2)), Thresholds(share=0.1)).is_trustworthy
+
+
+def test_capped_and_flat_rows_are_not_judged():
+    assert judge(rows(delta=(4, 1.0), scale_capped=(4, True)), Thresholds()).is_trustworthy
+    flat = judge(rows(delta=(10, np.nan)), Thresholds())
+    assert not flat.is_trustworthy
+    assert flat.sentence.startswith("not measured")
+
+
+def test_one_bad_scenario_is_enough():
+    good, bad = rows(), rows(delta=(10, 1.0))
+    bad["scenario"] = "untargeted_successful"
+    verdict = judge(pd.concat([good, good, good, bad], ignore_index=True), Thresholds())
+    assert not verdict.is_trustworthy
+    assert verdict.scenario == "untargeted_successful"
+    assert verdict.rows == 10
+
+
+def test_is_gradient_trustworthy(report):
+    assert report.is_gradient_trustworthy("stable_ce", "float32")
+    assert not report.is_gradient_trustworthy("ce", "float32")
+    with pytest.raises(ValueError, match="dlr in float32 was not measured: ce in float16"):
+        report.is_gradient_trustworthy("dlr", "float32")
+
+
+def test_networks_in_one_report_need_names():
+    report = fperr.measure(tiny_mlp(), normal(1, 6), losses=["ce"], formats=["float32"])
+    with pytest.raises(ValueError, match="networks must have different names"):
+        fperr.Report.merged([report, report])
