@@ -192,7 +192,7 @@ def _show(report: Report) -> None:
         typer.echo(f"\n{network}")
         for _, line in lines.iterrows():
             typer.echo(f"  {line['loss']:>8} in {line['format']:8} {line['verdict']}")
-        typer.echo(f"  {headline(report.frame[report.frame['network'] == network])}")
+        typer.echo(f"  In short: {headline(report.frame[report.frame['network'] == network])}")
 
 
 def _write(report: Report, folder: Path) -> None:

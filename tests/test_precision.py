@@ -5,7 +5,8 @@ import fperr
 import fperr.theory.scaling
 from fperr.formats import FLOAT32, TF32
 from fperr.precision import controlled, keeps_subnormals
-from tests.conftest import normal, tiny_mlp
+from tests.conftest import normal, seeded, tiny_mlp
+from tests.test_operations import ResNetLike
 
 needs_new_switches = pytest.mark.skipif(
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch < 2.9"
@@ -75,6 +76,16 @@ def test_formats_on_cuda(name, fashion_standard, fashion):
     assert (report.frame["delta"] < 300 * fmt.unit_roundoff).all()
     assert (report.frame["delta"] > 0).all()
     assert next(fashion_standard.parameters()).device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batch_norm_on_cuda():
+    report = fperr.measure(
+        seeded(ResNetLike()), normal(2, 2, 9, 9), formats=["float64"], device="cuda"
+    )
+    assert report.frame["is_certified"].all()
+    assert (report.frame[report.frame["loss"] == "mifpe"]["delta"] < 1e-13).all()
 
 
 @pytest.mark.gpu

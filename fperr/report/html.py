@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fperr.report.plots import Plots
-from fperr.report.summary import headline, overview, summarise
+from fperr.report.summary import headline, overview, short, summarise
 from fperr.report.verdict import Thresholds, judge
 
 _ENVIRONMENT = jinja2.Environment(
@@ -77,7 +77,7 @@ def _network(
         "samples": frame["sample"].nunique(),
         "classes": provenance["model"]["classes"],
         "interrupted": provenance["interrupted"],
-        "margin": f"{frame['margin'].median():.3g}",
+        "margin": short(frame["margin"].median()),
         "verdicts": [
             _verdict(str(loss), str(fmt), rows, thresholds)
             for (loss, fmt), rows in independent.groupby(["loss", "format"], sort=False)
@@ -151,7 +151,7 @@ def _tables(frame: pd.DataFrame, thresholds: Thresholds) -> list[dict[str, Any]]
     )
     return [
         _table("Median relative errors", overview(frame)),
-        _table("Quartiles, failures and verdicts by scenario", detailed),
+        _table("Quartiles and failures by scenario", detailed.drop(columns="verdict")),
     ]
 
 

@@ -44,7 +44,7 @@ def overview(frame: pd.DataFrame) -> pd.DataFrame:
     ):
         line = {
             "network": network,
-            "median margin": f"{group['margin'].median():.3g}",
+            "median margin": short(group["margin"].median()),
             "scenario": scenario,
             "format": fmt,
         }
@@ -70,6 +70,11 @@ def headline(frame: pd.DataFrame) -> str:
         f"{medians.max():.2g} and the {medians.idxmin()} gradient one of {medians.min():.2g}: "
         "the same network, the same images; the difference is floating-point error."
     )
+
+
+def short(number: float) -> str:
+    """Three digits, without an exponent where there are few more."""
+    return f"{number:.0f}" if 100 <= abs(number) < 1e6 else f"{number:.3g}"
 
 
 def _cell(rows: pd.DataFrame) -> str:

@@ -95,6 +95,12 @@ def batch_norm(
     return y if bias is None else A.add(y, _per_channel(A, bias, dimensions)), None, None
 
 
+@operation("aten.cudnn_batch_norm.default", refusal=_is_training(5))
+def cudnn_batch_norm(A: Arithmetic, *arguments: Any) -> tuple[Array, None, None, None]:
+    """The same, as CUDA runs it: one output more."""
+    return (*batch_norm(A, *arguments), None)
+
+
 @operation(
     "aten.native_batch_norm_backward.default",
     shape_only=frozenset({1, 3, 5, 6}),
