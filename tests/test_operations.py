@@ -162,6 +162,34 @@ def test_softmax_agrees_to_rounding(function, dim):
     assert 0 < error < 200 * 2.0**-53
 
 
+ACTIVATIONS = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu, tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "leaky relu": lambda x: F.leaky_relu(x, 0.2),
+    "hardtanh": F.hardtanh,
+    "relu6": F.relu6,
+    "softplus": lambda x: F.softplus(x, 2.0, 3.0),
+}
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_activations_agree_to_rounding(function):
+    model = Call(lambda x: function(x))
+    x = 2 * normal(2, 2, 3, 4).double()
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = 0.0, 7.0  # a kink, and beyond every threshold
+    v = normal(2, 24).double()
+    found, theirs = exact.gradient(model.eval(), x, v).to_torch(), eager(model, x, v)
+    error = float((found - theirs).norm() / theirs.norm())
+    # fewer than 20 roundings, none of them amplified by more than |x| < 8 here
+    assert error < 20 * 8 * 2.0**-53
+    interpreter = Interpreter(exact.capture(model, x[:1]), exact.MpArithmetic(128))
+    z = interpreter.arithmetic.to_torch(interpreter.forward(x[:1]).logits)
+    assert float((z - model(x[:1])).norm() / z.norm()) < 20 * 8 * 2.0**-53
+
+
 def test_unsupported_operations_are_refused_together():
     model = Call(lambda x: torch.sin(x) + torch.fft.fft(x).abs() + torch.erf(x))
     with pytest.raises(UnsupportedOperationError) as refusal:

@@ -80,6 +80,18 @@ class Arithmetic(ABC):
         """The natural logarithm of positive numbers."""
 
     @abstractmethod
+    def tanh(self, a: Array) -> Array:
+        """The hyperbolic tangent."""
+
+    @abstractmethod
+    def erf(self, a: Array) -> Array:
+        """The error function."""
+
+    @abstractmethod
+    def pi(self) -> Array:
+        """The number pi, of shape (1,)."""
+
+    @abstractmethod
     def matmul(self, a: Array, b: Array) -> Array:
         """The product (m, n) of a (m, k) and b (k, n)."""
 

@@ -160,8 +160,8 @@ def refuse_unsupported(nodes: list[Node]) -> None:
     if missing:
         raise UnsupportedOperationError(
             f"the network uses operations that have no exact meaning here: "
-            f"{', '.join(sorted(missing))}. Supported are the operations of LeNet- and "
-            "ResNet-like networks in evaluation mode"
+            f"{', '.join(sorted(missing))}. Supported are convolutional "
+            "networks in evaluation mode with the usual activations and poolings"
         )
 
 

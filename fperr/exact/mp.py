@@ -93,6 +93,15 @@ class MpArithmetic(Arithmetic):
     def log(self, a: MpArray) -> MpArray:
         return self.array(map(self.context.log, a.reshape(-1)), a.shape)
 
+    def tanh(self, a: MpArray) -> MpArray:
+        return self.array(map(self.context.tanh, a.reshape(-1)), a.shape)
+
+    def erf(self, a: MpArray) -> MpArray:
+        return self.array(map(self.context.erf, a.reshape(-1)), a.shape)
+
+    def pi(self) -> MpArray:
+        return self.array([+self.context.pi], (1,))
+
     def matmul(self, a: MpArray, b: MpArray) -> MpArray:
         columns = self._columns(b)
         products = (number for row in a for number in self._row_times(row, columns))
