@@ -25,11 +25,11 @@ bench: .venv/test.stamp
 
 .venv/core.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) -e .
+	$(INSTALL) --config-settings editable_mode=compat -e .
 	touch $@
 
 .venv/test.stamp: .venv/core.stamp
-	$(INSTALL) -e '.[test]'
+	$(INSTALL) --config-settings editable_mode=compat -e '.[test]'
 	touch $@
 
 clean:

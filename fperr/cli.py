@@ -1,7 +1,7 @@
 """The command line: `fperr measure`, `fperr report`, `fperr zoo`."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,8 @@ from fperr.errors import FperrError
 from fperr.measurement import estimate, measure
 from fperr.measurement.models import Accessor
 from fperr.report.frame import Report
-from fperr.report.summary import headline, overview
+from fperr.report.summary import advice, headline, overview
+from fperr.report.verdict import Thresholds
 
 app = typer.Typer(
     add_completion=False,
@@ -39,7 +40,7 @@ def measure_command(
     logits: Annotated[
         str | None, typer.Option(help="function in that module: output of the model -> logits")
     ] = None,
-    n: Annotated[int, typer.Option(help="the first n images")] = 40,
+    n: Annotated[int | None, typer.Option(help="the first n images [40, or all if fewer]")] = None,
     losses: Annotated[str, typer.Option(help="names, comma-separated")] = "ce,mifpe,tmifpe",
     formats: Annotated[str, typer.Option(help="names, comma-separated")] = (
         "float16,float32,float64"
@@ -62,11 +63,12 @@ def measure_command(
 ) -> None:
     """Measure the floating-point error of the gradients of networks on real images."""
     subjects = [_subject(name, checkpoint, logits, dataset, n) for name in networks]
+    subjects = _named_apart(subjects, networks)
     assigned = None if scenarios == "observed" else scenarios
     request: dict[str, Any] = {
-        "losses": losses.split(","),
-        "formats": formats.split(","),
-        "scenarios": assigned if assigned in (None, "all") else assigned.split(","),
+        "losses": _split(losses),
+        "formats": _split(formats),
+        "scenarios": assigned if assigned in (None, "all") else _split(assigned),
         "loss_scale": loss_scale,
         "digits": digits,
         "accept_probabilities": accept_probabilities,
@@ -91,6 +93,8 @@ def report_command(
     """Rebuild the report page of a measurement."""
     if not measurements.is_file():
         raise ValueError(f"{measurements} is missing: expected a measurements.parquet")
+    if measurements.suffix != ".parquet":
+        raise ValueError(f"{measurements}: expected a measurements.parquet")
     page = out or measurements.parent / "report.html"
     page.write_text(Report.from_parquet(measurements).to_html(), encoding="utf-8")
     typer.echo(f"Written: {page}")
@@ -146,28 +150,47 @@ def _measured(
 
 
 def _subject(
-    source: str, checkpoint: Path | None, logits: str | None, dataset: str | None, n: int
+    source: str, checkpoint: Path | None, logits: str | None, dataset: str | None, n: int | None
 ) -> _Subject:
-    if ":" not in source and not source.endswith(".py"):
+    if source.endswith(".py"):
+        raise ValueError(f"{source} names no function: expected e.g. {source}:build")
+    if ":" not in source:
         if checkpoint or logits:
             raise ValueError(
                 f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}"
             )
-        images = _images(dataset or zoo.entry(source).dataset).first(n)
+        images = _images(dataset or zoo.entry(source).dataset, n)
         return _Subject(source, zoo.load(source), None, images)
     if dataset is None:
         raise ValueError(
             f"{source} needs --data: a .npz file with x (floating point) and y (integers)"
         )
     model = user_model.load(source, checkpoint)
+    if checkpoint is None:
+        typer.echo(f"{source}: no --checkpoint, the weights are those that the factory makes")
     path, _, factory = source.rpartition(":")
     accessor = user_model.attribute(user_model.module(Path(path)), logits, path) if logits else None
-    return _Subject(factory, model, accessor, _images(dataset).first(n))
+    return _Subject(factory, model, accessor, _images(dataset, n))
 
 
-def _images(name: str) -> data.Images:
+def _images(name: str, n: int | None) -> data.Images:
     folder = Path(name)
-    return data.fashion_mnist("t10k", folder) if folder.is_dir() else data.named(name)
+    images = data.fashion_mnist("t10k", folder) if folder.is_dir() else data.named(name)
+    return images.first(min(40, len(images.x)) if n is None else n)
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
+
+
+def _named_apart(subjects: list[_Subject], networks: list[str]) -> list[_Subject]:
+    """Two factories of the same name are called by their modules too."""
+    names = [subject.name for subject in subjects]
+    if len(set(names)) == len(names):
+        return subjects
+    if len(set(networks)) < len(networks):
+        raise ValueError(f"networks must be different, got {', '.join(networks)}")
+    return [replace(s, name=source) for s, source in zip(subjects, networks, strict=True)]
 
 
 def _check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -178,6 +201,7 @@ def _check_folder(folder: Path, *, overwrite: bool) -> None:
             f"{folder} is not empty: give another folder with --out, or write into it with "
             "--overwrite"
         )
+    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is a fault of now
 
 
 def _show(report: Report) -> None:
@@ -192,11 +216,12 @@ def _show(report: Report) -> None:
         typer.echo(f"\n{network}")
         for _, line in lines.iterrows():
             typer.echo(f"  {line['loss']:>8} in {line['format']:8} {line['verdict']}")
-        typer.echo(f"  In short: {headline(report.frame[report.frame['network'] == network])}")
+        rows = report.frame[report.frame["network"] == network]
+        typer.echo(f"  In short: {advice(rows, Thresholds())}")
+        typer.echo(f"  The widest gap: {headline(rows)}")
 
 
 def _write(report: Report, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     report.to_parquet(folder / "measurements.parquet")
     report.plot.relative_error().savefig(folder / "relative_error.png", dpi=150)
     (folder / "report.html").write_text(report.to_html(), encoding="utf-8")
@@ -208,7 +233,7 @@ def main() -> None:
     """Run the command line: faults end with their text on standard error and exit code 2."""
     try:
         app()
-    except (FperrError, ValueError, TypeError) as fault:
+    except (FperrError, ValueError, TypeError, OSError) as fault:
         typer.echo(f"fperr: {fault}", err=True)
         sys.exit(2)
 

@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -160,11 +162,22 @@ def from_npz(path: Path) -> Images:
     """
     if not path.is_file():
         raise MissingDataError(f"{path} is missing: expected a .npz file with arrays x and y")
-    with np.load(path, allow_pickle=False) as arrays:
-        names = sorted(arrays.files)
-        if not {"x", "y"} <= set(names):
-            raise ValueError(f"{path}: expected arrays x and y, got {names}")
-        x, y = arrays["x"], arrays["y"]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = sorted(arrays.files)
+            if not {"x", "y"} <= set(names):
+                raise ValueError(f"{path}: expected arrays x and y, got {names}")
+            x, y = arrays["x"], arrays["y"]
+    except (OSError, EOFError, zipfile.BadZipFile, AttributeError, pickle.UnpicklingError) as fault:
+        raise ValueError(
+            f"{path} cannot be read as a NumPy archive: write it with np.savez({path.name!r}, "
+            "x=..., y=...)"
+        ) from fault
+    if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
+        raise ValueError(
+            f"{path}: y must hold one integer class for each of the {len(np.atleast_1d(x))} "
+            f"samples of x, got {y.dtype} of shape {y.shape}"
+        )
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(
             f"{path}: x has dtype {x.dtype}, expected floating point in the model's domain. "

@@ -1,8 +1,10 @@
 """A user's own network from the command line: `path/to/module.py:factory` and a checkpoint."""
 
+import hashlib
 import importlib.util
 import inspect
 import pickle
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,8 @@ def load(source: str, checkpoint: Path | None = None) -> nn.Module:
         ValueError: either cannot be used; says what was expected and what was got.
     """
     path, _, name = source.rpartition(":")
+    if not path:
+        raise ValueError(f"{source} names no function: expected e.g. {source}:build")
     model = _call(attribute(module(Path(path)), name, path), source)
     if checkpoint is not None:
         _fill(model, state_dict(checkpoint), checkpoint)
@@ -77,24 +81,33 @@ def _tensors_of(content: Any, checkpoint: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        got = sorted(content) if isinstance(content, dict) else type(content).__name__
+    named = isinstance(content, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    )
+    if not named:
+        got = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"checkpoint {checkpoint} must hold tensors by name, got {got}: save model.state_dict()"
         )
-    return content
+    weights: dict[str, Tensor] = content
+    return weights
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], checkpoint: Path) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as fault:
-        reason = " ".join(str(fault).split())
+        if weights and all(name.startswith("module.") for name in weights):
+            raise ValueError(
+                f"checkpoint {checkpoint} was saved from a DataParallel model, its names start "
+                "with 'module.': save model.module.state_dict()"
+            ) from fault
+        reason = " ".join(str(fault).split())[:400]
         raise ValueError(f"checkpoint {checkpoint} does not fit the model: {reason}") from fault
 
 
 def module(path: Path) -> ModuleType:
-    """The user's module at `path`, executed.
+    """The user's module at `path`, executed once; its folder is importable, as for a script.
 
     Raises:
         ValueError: it is not a Python file, or fails.
@@ -104,13 +117,21 @@ def module(path: Path) -> ModuleType:
             f"{path} is not a Python file: expected path/to/module.py:factory, or the name of a "
             "network that `fperr zoo` lists"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"fperr_user_module_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
+    sys.modules[name] = found
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(found)
-    except Exception as fault:
+    except (Exception, SystemExit) as fault:
+        del sys.modules[name]
         raise ValueError(f"{path} cannot be imported: {type(fault).__name__}: {fault}") from fault
     return found
 
@@ -118,6 +139,8 @@ def module(path: Path) -> ModuleType:
 def _call(factory: Any, source: str) -> nn.Module:
     if isinstance(factory, nn.Module):
         return factory
+    if not callable(factory):
+        raise ValueError(f"{source} must be a function, got {type(factory).__name__}")
     needed = [
         name
         for name, parameter in inspect.signature(factory).parameters.items()

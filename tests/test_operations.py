@@ -203,6 +203,7 @@ def test_unsupported_operations_are_refused_together():
     [
         (Call(nn.ConvTranspose2d(2, 2, 3)), "transposed convolution"),
         (Call(lambda x: F.pad(x, (1, 1), value=2.0)), "padding with 2.0"),
+        (Call(lambda x: x + (10 * x).to(torch.int32)), "conversion to torch.int32"),
         (Call(lambda x: F.avg_pool2d(x, 3, 2, 1, True)), "ceil_mode and padding"),
     ],
 )

@@ -146,6 +146,7 @@ def rows(**values):
         "is_finite": True,
         "is_dead": False,
         "scale_capped": False,
+        "is_defined": True,
     }
     frame = pd.DataFrame([base] * 10).astype({k: COLUMNS[k] for k in base})
     for name, (count, value) in values.items():
@@ -156,7 +157,7 @@ def rows(**values):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"delta": (1, 0.2)}, "1 point elsewhere"),
+        ({"delta": (1, 0.2)}, "1 off by more than allowed"),
         ({"sign_error_rate": (2, 0.06)}, "2 have too many wrong signs"),
         ({"is_dead": (1, True), "delta": (1, 1.0)}, "1 exactly zero"),
         ({"is_finite": (3, False), "delta": (3, np.nan)}, "3 not finite"),
@@ -183,6 +184,20 @@ def test_capped_and_flat_rows_are_not_judged():
     flat = judge(rows(delta=(10, np.nan)), Thresholds())
     assert not flat.is_trustworthy
     assert flat.sentence.startswith("not measured")
+
+
+def test_faults_in_the_data_are_not_the_losss():
+    """No reference (an input that is not finite), or no gradient (DLR's denominator is 0)."""
+    broken = {"is_finite": (3, False), "delta": (3, np.nan)}
+    assert judge(rows(**broken, is_defined=(3, pd.NA)), Thresholds()).is_trustworthy
+    assert judge(rows(**broken, is_defined=(3, False)), Thresholds()).is_trustworthy
+    assert not judge(rows(**broken), Thresholds()).is_trustworthy
+
+
+def test_how_little_a_few_images_say():
+    sentence = judge(rows(), Thresholds()).sentence
+    # 0.741**10 = 0.05: with a failing share of 26 %, none of 10 fails in 1 of 20 tries
+    assert "none of 10 gradients fails (95 % sure that fewer than 26% would)" in sentence
 
 
 def test_one_bad_scenario_is_enough():

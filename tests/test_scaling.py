@@ -153,8 +153,18 @@ def test_log2_g_against_mpmath(logits, label, log2_c):
     weights = [MP.exp(c * (MP.mpf(z) - top)) for z in logits]
     rest = MP.fsum(w for i, w in enumerate(weights) if i != label) / MP.fsum(weights)
     exact = MP.log(c * rest, 2)
-    # the exponents c z are rounded once each: an absolute error of u c |z| in the logarithm
-    assert abs(found - exact) <= 1e-15 * (8 + abs(exact) + 4 * c * max(map(abs, logits)))
+    # gaps and their products with c are rounded once each: u c gap in the logarithm
+    reach = c * (max(logits) - min(logits))
+    assert abs(found - exact) <= 1e-15 * (8 + abs(exact) + 4 * reach)
+
+
+def test_g_of_nearly_tied_logits_far_from_zero():
+    """Scaling before shifting would lose the margin: 48.197 instead of 48.105."""
+    z = torch.tensor([[1.0, 1.0 - 2.0**-50, 0.5]], dtype=torch.float64)
+    c = torch.tensor([2.0**50], dtype=torch.float64)
+    found = float(scaling.log2_G(z, torch.tensor([0]), c))
+    p = MP.exp(-1) / (1 + MP.exp(-1))
+    assert found == pytest.approx(float(MP.log(2**50 * p, 2)), abs=1e-13)
 
 
 def test_saturation_is_the_tables_value():

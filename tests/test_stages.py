@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fperr.exact.mp import MpArithmetic
 from fperr.measurement.metrics import error_metrics
-from fperr.measurement.stages import STAGES, LogitGradients, Maps, row, scaled, shares, split
+from fperr.measurement.stages import STAGES, LogitGradients, Maps, Split, row, scaled, shares, split
 from tests.conftest import normal
 
 A = MpArithmetic(200)
@@ -35,6 +35,14 @@ def plant(array, amount=1e-3):
     changed = array.copy()
     changed[0, 0] = changed[0, 0] + A.context.mpf(amount)
     return changed
+
+
+def metrics(g, e):
+    """The measures of g + e against g; both (1, entries) of the arithmetic."""
+    computed = A.add(g, e)
+    signs = [torch.from_numpy(A.sign(a)).reshape(-1) for a in (g, computed)]
+    vectors = scaled(A, g), scaled(A, computed)
+    return error_metrics(Split(*vectors, *signs, scaled(A, e), {}))
 
 
 def nonzero(parts):
@@ -114,51 +122,64 @@ def test_what_is_not_finite_leaves_its_stages_undefined(clean, missing, undefine
 vectors = st.lists(st.floats(-100, 100, allow_subnormal=False), min_size=2, max_size=6)
 
 
-@given(g=vectors, e=vectors, shift=st.sampled_from([-3000, -60, 0, 60]))
-def test_metrics_against_mpmath(g, e, shift):
-    size = min(len(g), len(e))
+@given(
+    g=vectors,
+    e=vectors,
+    size=st.sampled_from([-60, -40, -3, 0, 40, 900]),
+    shift=st.sampled_from([-3000, -60, 0, 60]),
+)
+def test_metrics_against_mpmath(g, e, size, shift):
     mp = A.context
-    exact_g = [mp.mpf(value) for value in g[:size]]
-    exact_e = [mp.ldexp(mp.mpf(value), -40) for value in e[:size]]
+    n = min(len(g), len(e))
+    exact_g = [mp.ldexp(mp.mpf(value), shift) for value in g[:n]]
+    exact_e = [mp.ldexp(mp.mpf(value), shift + size) for value in e[:n]]
     hats = [a + b for a, b in zip(exact_g, exact_e, strict=True)]
-    if not any(exact_g) or mp.fdot(hats, hats) == 0:
+    norms = [mp.sqrt(mp.fdot(a, a)) for a in (exact_g, exact_e, hats)]
+    if norms[0] == 0 or norms[2] == 0:
         return
-    scaled_g = scaled(A, row(A, [mp.ldexp(a, shift) for a in exact_g]))
-    scaled_e = scaled(A, row(A, [mp.ldexp(a, shift) for a in exact_e]))
-    computed = torch.tensor([float(mp.sign(h)) for h in hats])
-    found = error_metrics(scaled_g, scaled_e, computed)
-    norm_g, norm_hat = (mp.sqrt(mp.fdot(a, a)) for a in (exact_g, hats))
-    delta = mp.sqrt(mp.fdot(exact_e, exact_e)) / norm_g
-    assert found["delta"] == pytest.approx(float(delta), rel=1e-14, abs=0)
+    found = metrics(row(A, exact_g), row(A, exact_e))
+    assert found["delta"] == pytest.approx(float(norms[1] / norms[0]), rel=1e-14, abs=0)
     largest = max(map(abs, exact_e)) / max(map(abs, exact_g))
     assert found["max_norm_delta"] == pytest.approx(float(largest), rel=1e-14, abs=0)
-    distance = 1 - mp.fdot(exact_g, hats) / (norm_g * norm_hat)
-    # the part of the error across g is formed with an absolute error of a few u |error|
-    slack = float(delta) * 1e-15 * (float(mp.sqrt(2 * abs(distance))) + float(delta) * 1e-15)
-    assert (
-        abs(found["cosine_distance"] - float(distance))
-        <= 1e-13 * abs(float(distance)) + 4 * slack + 2.0**-190
-    )
+    distance = float(1 - mp.fdot(exact_g, hats) / (norms[0] * norms[2]))
+    # the sine is formed with an absolute error of a few u |error|/|g_hat|
+    slack = 16 * 2.0**-53 * float(norms[1] / norms[2])
+    allowed = 1e-13 * abs(distance) + 2 * slack * math.sqrt(2 * abs(distance)) + slack**2
+    assert abs(found["cosine_distance"] - distance) <= allowed + 2.0**-190
     wrong = [mp.sign(a) != mp.sign(h) for a, h in zip(exact_g, hats, strict=True) if a]
     assert found["sign_error_rate"] == pytest.approx(sum(wrong) / len(wrong))
 
 
 def test_signs_are_counted_where_the_gradient_is_not_zero():
-    g = scaled(A, exact(torch.tensor([[1.0, -1.0, 2.0, 0.0, 3.0]])))
-    error = scaled(A, exact(torch.tensor([[0.0, 2.0, -2.0, 7.0, 0.0]])))
-    found = error_metrics(g, error, torch.tensor([1.0, 1.0, 0.0, 7.0, 3.0]))
+    g = exact(torch.tensor([[1.0, -1.0, 2.0, 0.0, 3.0]]))
+    error = exact(torch.tensor([[0.0, 2.0, -2.0, 7.0, 0.0]]))
+    found = metrics(g, error)
     assert found["flip_rate"] == 0.25
     assert found["zero_rate"] == 0.25
     assert found["sign_error_rate"] == 0.5
 
 
+def test_the_smallest_components_keep_their_signs():
+    """2**-3000 beside 1: no float64 holds both on one scale, but a wrong sign is a wrong sign."""
+    tiny = A.context.ldexp(A.context.one, -3000)
+    found = metrics(row(A, [A.context.one, tiny]), row(A, [A.context.zero, -tiny]))
+    assert found["zero_rate"] == 0.5
+    found = metrics(row(A, [A.context.one, tiny]), row(A, [A.context.zero, -3 * tiny]))
+    assert found["flip_rate"] == 0.5
+
+
+def test_a_large_error_has_a_direction_too():
+    found = metrics(row(A, [A.context.one, A.context.zero]), exact(torch.tensor([[-1e20, 0.0]])))
+    assert found["cosine_distance"] == 2.0
+    assert found["delta"] == pytest.approx(1e20, rel=1e-7)
+
+
 def test_a_dead_gradient_and_a_flat_one():
-    g = scaled(A, exact(torch.tensor([[1.0, -2.0]])))
-    minus_g = scaled(A, exact(torch.tensor([[-1.0, 2.0]])))
-    dead = error_metrics(g, minus_g, torch.zeros(2))
+    g = exact(torch.tensor([[1.0, -2.0]]))
+    dead = metrics(g, A.mul(g, -1.0))
     assert dead["delta"] == dead["max_norm_delta"] == dead["cosine_distance"] == 1.0
     assert dead["sign_error_rate"] == dead["zero_rate"] == 1.0
-    flat = error_metrics(scaled(A, A.zeros((1, 2))), g, torch.ones(2))
+    flat = metrics(A.zeros((1, 2)), g)
     assert all(math.isnan(value) for value in flat.values())
 
 

@@ -70,7 +70,7 @@ def test_probabilities_are_refused_unless_accepted(output, kind, dtype):
 
 
 def test_logits_that_look_a_little_like_probabilities_are_not_refused():
-    """Negative control: positive logits, and logits whose sum is 1 in one sample only."""
+    """Negative control: logits that are all positive."""
     model = nn.Sequential(tiny_mlp(), nn.ReLU()).eval()
     assert len(fperr.measure(model, normal(3, 6), **ONE).frame) == 3
 
@@ -171,6 +171,8 @@ MODULE = """
 import torch
 from torch import nn
 
+FIVE = 5
+
 def build():
     return nn.Linear(4, 3)
 
@@ -215,6 +217,14 @@ def folder(tmp_path):
     save_file(nn.Linear(4, 3).state_dict(), tmp_path / "good.safetensors")
     torch.save(nn.Linear(5, 3).state_dict(), tmp_path / "other.pt")
     torch.save({"epoch": 3}, tmp_path / "no_tensors.pt")
+    torch.save({0: torch.ones(2)}, tmp_path / "integers.pt")
+    parallel = {f"module.{k}": v for k, v in nn.Linear(4, 3).state_dict().items()}
+    torch.save(parallel, tmp_path / "parallel.pt")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "images.npz").read_bytes()[:100])
+    x = np.ones((2, 4), np.float32)
+    np.savez(tmp_path / "floats.npz", x=x, y=np.array([0.9, 1.7]))
+    np.savez(tmp_path / "scalar.npz", x=x, y=np.array(1))
     torch.save(nn.Linear(4, 3), tmp_path / "module.pt")
     torch.save({"weight": Payload(tmp_path / "executed")}, tmp_path / "payload.pt")
     (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
@@ -225,10 +235,35 @@ def folder(tmp_path):
 
 
 FAULTS = {
+    "no function": (["net.py"], "net.py names no function: expected e.g. net.py:build"),
     "no file": (["none.py:build"], "none.py is not a Python file: expected path/to/module.py:fact"),
     "no factory": (["net.py:make"], "net.py defines no 'make': expected one of broken, build"),
     "arguments": (["net.py:needs"], "net.py:needs needs the arguments width"),
     "factory fails": (["net.py:broken"], "net.py:broken fails: RuntimeError: no weights here"),
+    "not a function": (["net.py:FIVE"], "net.py:FIVE must be a function, got int"),
+    "exits": (["exits.py:build"], "exits.py cannot be imported: SystemExit: 0"),
+    "DataParallel": (
+        ["net.py:build", "--checkpoint", "parallel.pt"],
+        "its names start with 'module.': save model.module.state_dict()",
+    ),
+    "integer keys": (
+        ["net.py:build", "--checkpoint", "integers.pt"],
+        "must hold tensors by name, got ['0']",
+    ),
+    "truncated images": (
+        ["net.py:build", "--data", "cut.npz"],
+        "cut.npz cannot be read as",
+    ),
+    "labels of floats": (
+        ["net.py:build", "--data", "floats.npz"],
+        "y must hold one integer class for each of the 2 samples of x, got float64 of shape (2,)",
+    ),
+    "one label": (["net.py:build", "--data", "scalar.npz"], "got int64 of shape ()"),
+    "twice": (["net.py:build", "net.py:build"], "networks must be different"),
+    "folder inside a file": (
+        ["net.py:build", "--data", "images.npz", "--out", "net.py/sub"],
+        "Not a directory: 'net.py/sub'",
+    ),
     "not a module": (["net.py:number"], "must return a torch.nn.Module, got int"),
     "syntax": (["syntax.py:build"], "syntax.py cannot be imported: SyntaxError"),
     "no data": (["net.py:build"], "net.py:build needs --data: a .npz file with x"),
@@ -318,3 +353,44 @@ def test_an_accessor_on_the_command_line(folder):
     )
     assert again.returncode == 2
     assert "is not empty: give another folder with --out" in again.stderr
+
+
+def test_two_factories_of_one_name_are_told_apart(folder):
+    (folder / "other.py").write_text(MODULE)
+    done = run(
+        *["measure", "net.py:build", "other.py:build", "--data", "images.npz", "--n", "1"],
+        *["--losses", "mifpe, stable_ce", "--formats", "float32", "--out", "both"],
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no --checkpoint, the weights are those that the factory makes" in done.stdout
+    report = fperr.Report.from_parquet(folder / "both" / "measurements.parquet")
+    assert report.frame["network"].unique().tolist() == ["net.py:build", "other.py:build"]
+
+
+def test_a_module_may_import_its_neighbours_and_define_dataclasses(tmp_path):
+    (tmp_path / "neighbour_of_net.py").write_text("WIDTH = 4\n")
+    (tmp_path / "net.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from torch import nn\nfrom neighbour_of_net import WIDTH\n\n"
+        "@dataclass\nclass Settings:\n    width: int = WIDTH\n\n"
+        "def build():\n    return nn.Linear(Settings().width, 3)\n"
+    )
+    assert user_model.load(f"{tmp_path / 'net.py'}:build").in_features == 4
+
+
+def test_networks_that_differ_in_plain_numbers_have_different_digests():
+    class Scaled(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.inner, self.factor = tiny_mlp(), factor
+
+        def forward(self, x):
+            return self.inner(x) * self.factor
+
+    x = normal(1, 6)
+    digests = {
+        fperr.measure(Scaled(f).eval(), x, **ONE).provenance["Scaled"]["model"]["digest"]
+        for f in (1.0, 400.0)
+    }
+    assert len(digests) == 2

@@ -132,6 +132,10 @@ class Arithmetic(ABC):
         """Decide a > threshold."""
 
     @abstractmethod
+    def sign(self, a: Array) -> NDArray[np.int64]:
+        """Decide the sign of every entry: -1, 0 or 1."""
+
+    @abstractmethod
     def first_argmax(self, a: Array, valid: Mask) -> Indices:
         """Position along the last dimension of the first largest entry among the valid ones."""
 

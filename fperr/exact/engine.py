@@ -16,6 +16,7 @@ from fperr.exact.mp import MpArithmetic
 ENGINES = ("mpmath",)
 # Working precision above the bits that are claimed. Not a bound: the claim is checked.
 GUARD_BITS = 40
+SMALLEST_BITS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,12 @@ def gradient(
         ReferenceNotCertifiedError: the two precisions disagree.
     """
     choose_engine(engine)
+    if bits < SMALLEST_BITS:
+        raise ValueError(f"bits must be at least {SMALLEST_BITS}, got {bits}")
+    if not (isinstance(x, Tensor) and isinstance(v, Tensor) and len(x) and x.isfinite().all()):
+        raise ValueError("x and v must be tensors, x of at least one sample, and finite")
+    if any(module.training for module in model.modules()):
+        raise ValueError("the model must be in evaluation mode: call model.eval()")
     captured = capture(model, x[:1])
     classes = captured.shapes[captured.results[0].name][1]
     if v.shape != (len(x), classes) or not v.is_floating_point():

@@ -75,6 +75,11 @@ class Capture:
             )
         return current
 
+    @property
+    def network_digest(self) -> str:
+        """SHA-256 of the operations with their settings and of every tensor of the network."""
+        return hashlib.sha256(f"{self.module.code}{self.digest}".encode()).hexdigest()
+
     def is_like(self, other: "Capture") -> bool:
         """Whether both graphs hold the same operations in the same order, under the same names."""
         mine = [(n.name, str(n.target)) for n in self.forward + self.backward]
@@ -155,7 +160,7 @@ def refuse_unsupported(nodes: list[Node]) -> None:
             continue
         if name not in OPERATIONS:
             missing.add(name)
-        elif reason := OPERATIONS[name].refusal(node.args):
+        elif reason := OPERATIONS[name].refusal(node.args, node.kwargs):
             missing.add(f"{name} ({reason})")
     if missing:
         raise UnsupportedOperationError(

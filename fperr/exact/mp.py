@@ -142,6 +142,10 @@ class MpArithmetic(Arithmetic):
     def exceeds(self, a: MpArray, threshold: float) -> Mask:
         return np.asarray(a > self._operand(threshold), dtype=bool)
 
+    def sign(self, a: MpArray) -> Indices:
+        signs = [(man > 0) * (1 - 2 * sign) for sign, man, _, _ in self._raw(a.reshape(-1))]
+        return np.array(signs, dtype=np.int64).reshape(a.shape)
+
     def first_argmax(self, a: MpArray, valid: Mask) -> Indices:
         lowest = np.where(valid, a, self.context.ninf)
         return np.asarray(np.argmax(lowest, axis=-1), dtype=np.int64)

@@ -117,12 +117,17 @@ def checked_job(
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
     if not 0 < loss_scale < math.inf:
         raise ValueError(f"loss_scale must be a positive finite number, got {loss_scale!r}")
-    if digits < SMALLEST_DIGITS:
+    if not isinstance(digits, int) or digits < SMALLEST_DIGITS:
         raise ValueError(
-            f"digits must be at least {SMALLEST_DIGITS} to resolve float64's errors, got {digits}"
+            f"digits must be at least {SMALLEST_DIGITS} to resolve float64's errors, got {digits!r}"
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if autocast and dtype != torch.float32:
+        raise ValueError(
+            f"autocast=True needs a float32 model, got {dtype}: torch.autocast leaves its "
+            "operations alone, and float16 would be measured in name only"
+        )
     engine = choose_engine(reference)
     return Job(
         name or type(model).__name__,
@@ -175,7 +180,7 @@ def _checked_classes(
         return None
     labels = torch.as_tensor(given).detach()
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}")
+        raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}: use .long()")
     if labels.shape != (n,):
         raise ValueError(
             f"{name} must have shape ({n},), one class for each sample of x, "
@@ -238,6 +243,8 @@ def _names(what: str, names: Sequence[str]) -> list[str]:
     if isinstance(names, str):
         raise TypeError(f"{what} must be a sequence of names, got the string {names!r}: use a list")
     listed = list(names)
+    if not all(isinstance(name, str) for name in listed):
+        raise TypeError(f"{what} must hold names, got {listed}")
     if not listed:
         raise ValueError(f"{what} is empty: name at least one")
     if len(set(listed)) < len(listed):

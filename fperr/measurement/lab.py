@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fperr.errors import FperrError
+from fperr.exact.graph import probe
 from fperr.exact.interpreter import FloatRun
 from fperr.formats import of_dtype
 from fperr.measurement.arguments import Job, checked_job
@@ -163,7 +164,13 @@ class Lab:
     def provenance(self, *, interrupted: bool) -> dict[str, Any]:
         """What the report must say about this request, under the name of the network."""
         engine = self.reference.arithmetic.name
-        found = provenance(self.job, engine, self.switches, interrupted=interrupted)
+        found = provenance(
+            self.job,
+            engine,
+            self.reference.capture.network_digest,
+            self.switches,
+            interrupted=interrupted,
+        )
         return {self.job.name: found}
 
     def _run(self, fmt: FormatReference, x: Tensor, cases: list[Case]) -> _FormatRun:
@@ -174,7 +181,7 @@ class Lab:
                 gradients[loss, number] = fmt.network.gradient(
                     x, case.label, loss, context, mean=self.job.mean
                 )
-        v = next(iter(gradients.values())).logit_gradient
+        v = probe(next(iter(gradients.values())).logits)
         return _FormatRun(fmt, gradients, fmt.run(x, v))
 
     def _sample_rows(

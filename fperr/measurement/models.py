@@ -63,6 +63,8 @@ def usable_model(
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"the model's {name} has NaN or infinite entries: load other weights")
     where, _ = device_and_dtype(plain)
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}, but there is no CUDA device: use device='cpu'")
     if device is not None and torch.device(device) != where:
         plain = copied(plain).to(device)
     return plain if logits is None else LogitsOf(plain, logits)

@@ -14,13 +14,19 @@ _PACKAGES = ("fperr", "torch", "numpy", "mpmath", "gmpy2", "pandas")
 
 
 def provenance(
-    job: Job, engine: str, switches: dict[str, dict[str, str]], *, interrupted: bool
+    job: Job,
+    engine: str,
+    network_digest: str,
+    switches: dict[str, dict[str, str]],
+    *,
+    interrupted: bool,
 ) -> dict[str, Any]:
     """Settings, versions, kernels, precision switches and digests, ready for JSON.
 
     Args:
         job: the request.
         engine: name and precision of the reference.
+        network_digest: of the captured operations and every tensor in them.
         switches: by format, what was set.
         interrupted: rows of later samples are missing.
     """
@@ -50,7 +56,7 @@ def provenance(
         "model": {
             "class": type(job.model).__name__,
             "classes": job.classes,
-            "digest": digest(*job.model.state_dict().values()),
+            "digest": network_digest,
         },
         "versions": {
             "python": platform.python_version(),

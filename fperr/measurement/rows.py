@@ -8,9 +8,9 @@ import torch
 from fperr.exact.arithmetic import Array
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.exact.mp import MpArithmetic
-from fperr.formats import Format
+from fperr.formats import Format, of_dtype
 from fperr.measurement.cases import Case
-from fperr.measurement.metrics import NAMES, error_metrics
+from fperr.measurement.metrics import error_metrics
 from fperr.measurement.network import FloatGradient
 from fperr.measurement.reference import ExactSample, FormatSample
 from fperr.measurement.stages import (
@@ -86,10 +86,12 @@ def measured_row(
     result["log2_reference_disagreement"] = exact.log2_disagreement
     result["is_certified"] = is_certified
     v = _logit_gradients(situation, exact, cast, arithmetic)
+    # DLR has no gradient where its denominator is 0
+    result["is_defined"] = v is not None or situation.loss.kind != "dlr"
     if v is None or not is_certified:
         return result
     parts = split(arithmetic, _computed(situation, arithmetic), v, cast.maps)
-    result["truly_flat"] = not bool(parts.gradient.values.any())
+    result["truly_flat"] = not bool(parts.signs.any())
     if result["truly_flat"]:
         return result
     result |= _error_columns(situation, parts)
@@ -153,7 +155,8 @@ def _scale_columns(s: Situation, exact: ExactSample) -> Row:
         "log2_delta_sup_logit": float(log2_delta_sup_logit(log2_g, s.format.unit_roundoff)),
     }
     if s.loss.is_scaled:
-        wanted = temperature(exact.logits, label, s.loss.T, s.format.storage_unit_roundoff)
+        stored_in = of_dtype(f.logits.dtype).storage_unit_roundoff
+        wanted = temperature(exact.logits, label, s.loss.T, stored_in)
         exact_c = float(wanted) / margin if margin else math.inf
         result["c_error"] = abs(float(c) / exact_c - 1) if exact_c < math.inf else math.nan
     return result
@@ -199,12 +202,8 @@ def _computed(s: Situation, A: MpArithmetic) -> Array | None:
 
 
 def _error_columns(s: Situation, parts: Split) -> Row:
-    g = s.float_gradient.gradient[s.i]
-    result: Row = {"is_dead": not bool(g.any())}
-    if parts.error is None:
-        result |= dict.fromkeys(NAMES, math.nan)
-    else:
-        result |= error_metrics(parts.gradient, parts.error, g.reshape(-1))
+    result: Row = {"is_dead": not bool(s.float_gradient.gradient[s.i].any())}
+    result |= error_metrics(parts)
     for name in STAGES:
         stage = parts.stages[name]
         result[f"stage_{name}"] = math.nan if stage is None else stage.ratio(parts.gradient)

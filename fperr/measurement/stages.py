@@ -84,9 +84,18 @@ class LogitGradients:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A gradient, its error and the stages of the error; None where undefined."""
+    """A gradient, its error and the stages of the error; None where undefined.
+
+    Attributes:
+        gradient: the exact g.
+        computed: g_hat, loss scale divided out.
+        signs, computed_signs: of their components, however small: -1, 0 or 1.
+    """
 
     gradient: Scaled
+    computed: Scaled | None
+    signs: Tensor
+    computed_signs: Tensor | None
     error: Scaled | None
     stages: dict[str, Scaled | None]
 
@@ -113,6 +122,9 @@ def split(A: Arithmetic, computed: Array | None, v: LogitGradients, maps: Maps) 
     }
     return Split(
         scaled(A, gradient),
+        _optional(A, computed),
+        torch.from_numpy(A.sign(gradient)).reshape(-1),
+        None if computed is None else torch.from_numpy(A.sign(computed)).reshape(-1),
         _optional(A, _difference(A, computed, gradient)),
         {name: _optional(A, vector) for name, vector in vectors.items()},
     )

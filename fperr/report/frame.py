@@ -15,7 +15,7 @@ from fperr.report.plots import Plots
 from fperr.report.summary import summarise
 from fperr.report.verdict import Thresholds, judge
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEFAULT_THRESHOLDS = Thresholds()
 _METADATA_KEY = b"fperr"
 
@@ -45,6 +45,7 @@ COLUMNS: dict[str, str] = {
     "zero_rate": "float64",
     "logit_delta": "float64",
     "is_finite": "boolean",
+    "is_defined": "boolean",
     "is_dead": "boolean",
     "truly_flat": "boolean",
     "p_underflow_rate": "float64",
@@ -76,6 +77,10 @@ class Report:
 
     frame: pd.DataFrame
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        networks = ", ".join(self.provenance)
+        return f"<fperr.Report of {networks}: {len(self.frame)} rows; see .summary(), .frame>"
 
     @classmethod
     def from_rows(

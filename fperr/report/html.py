@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fperr.report.plots import Plots
-from fperr.report.summary import headline, overview, short, summarise
+from fperr.report.summary import advice, headline, overview, short, summarise
 from fperr.report.verdict import Thresholds, judge
 
 _ENVIRONMENT = jinja2.Environment(
@@ -33,9 +33,9 @@ _LOSSES = {
 _CAPTIONS = {
     "relative_error": (
         "How wrong the gradient is",
-        "One dot is one image. Lower is better: at 10⁰ the error is as long as the gradient, and "
-        "an attack that follows it goes nowhere in particular; at the bottom only the format's "
-        "own precision is left. Dots of one format at very different heights mean that the loss, "
+        "One dot is one image. Lower is better: at 10⁰ the error is as long as the gradient, so "
+        "that little or nothing of it is left; at the bottom only the format's own precision is "
+        "missing. Dots of one format at very different heights mean that the loss, "
         "and not the format, decides.",
     ),
     "sign_errors": (
@@ -48,7 +48,8 @@ _CAPTIONS = {
         "Where the error arises",
         "One dot is one image and one stage of the computation. The highest stage is the one to "
         "mend: a large loss stage is mended by another loss or scale, a large backward stage by "
-        "a loss scale or a wider format, cast and forward by a wider format only.",
+        "a loss scale or a wider format, cast and forward by a wider format only. What is below 10⁻¹⁸ "
+        "is not drawn.",
     ),
 }
 
@@ -82,10 +83,29 @@ def _network(
             _verdict(str(loss), str(fmt), rows, thresholds)
             for (loss, fmt), rows in independent.groupby(["loss", "format"], sort=False)
         ],
+        "advice": advice(independent, thresholds),
         "headline": headline(frame),
+        "grid": _grid(independent, thresholds),
         "figures": _figures(name, frame),
         "provenance": json.dumps(provenance, indent=2),
     }
+
+
+def _grid(frame: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
+    """The verdicts at a glance: a line for each loss, a column for each format."""
+    formats = [str(f) for f in frame["format"].unique()]
+    lines = []
+    for loss, rows in frame.groupby("loss", sort=False):
+        found = [judge(rows[rows["format"] == fmt], thresholds) for fmt in formats]
+        cells = [
+            ("✓ trust" if v.is_trustworthy else f"✗ {v.failing} of {v.rows} fail")
+            if v.rows
+            else "not measured"
+            for v in found
+        ]
+        good = [v.is_trustworthy for v in found]
+        lines.append({"loss": str(loss), "cells": list(zip(cells, good, strict=True))})
+    return {"formats": formats, "lines": lines}
 
 
 def _verdict(loss: str, fmt: str, rows: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:

@@ -1,15 +1,20 @@
 """Figures of a report: data frame in, matplotlib Figure out; nothing is measured here."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 Colour = tuple[float, float, float]
 # one colour for a loss or a stage, everywhere (seaborn's colour-blind-safe palette)
 _LOSSES = ("ce", "mifpe", "tmifpe", "stable_ce", "cw", "dlr", "mifpe_shifted", "tmifpe_shifted")
+# the same scale in every picture; below float64's last place there is nothing to see
+_LOG_LIMITS = (1e-18, 1e2)  # the upper one gives way to larger errors
+_SHARE_LIMITS = (-0.04, 1.04)
 _STAGES = ("cast", "forward", "loss", "backward")
 
 
@@ -57,11 +62,15 @@ class Plots:
 
     def _by_scenario(self, column: str) -> pd.DataFrame:
         frame = self.frame
-        twins = set(frame[frame["is_sign_twin"]]["scenario"])
         shown = frame[~frame["is_sign_twin"]]
-        titles = {name: name.replace("_", ", ") for name in shown["scenario"].unique()}
-        if twins:
-            titles = {name: f"{t}\n(and its targeted twin)" for name, t in titles.items()}
+        copied = set(frame[frame["is_sign_twin"]]["scenario"])
+        titles = {}
+        for name in shown["scenario"].unique():
+            kind, success = name.split("_")
+            other = "targeted" if kind == "untargeted" else "untargeted"
+            twin = f"{other}_{'unsuccessful' if success == 'successful' else 'successful'}"
+            note = f"\n(and {twin.replace('_', ', ')})" if twin in copied else ""
+            titles[name] = f"{kind}, {success}{note}"
         return pd.DataFrame(
             {
                 "network": shown["network"],
@@ -82,6 +91,9 @@ def _strips(
         list(dict.fromkeys(shown[name])) for name in ("network", "panel", "format")
     )
     hues = _ordered(shown["hue"])
+    finite = shown["value"][shown["value"] < math.inf]
+    top = max(_LOG_LIMITS[1], 3 * finite.max()) if len(finite) else _LOG_LIMITS[1]
+    limits = (_LOG_LIMITS[0], top) if log else _SHARE_LIMITS
     lines, columns = max(1, len(networks)), max(1, len(panels))
     figure = Figure(figsize=(3.6 * columns + 1.4, 3.1 * lines + 0.7), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -100,16 +112,18 @@ def _strips(
                 size=4,
                 alpha=0.7,
                 log_scale=(False, log),
-                legend="full" if axis is grid[0, -1] else False,
+                legend=False,
                 ax=axis,
             )
             heading = f"{network}\n{panel}" if len(networks) > 1 else panel
             axis.set(title=heading, xlabel="", ylabel=label)
             axis.grid(axis="y", alpha=0.3)
-            if not log:
-                axis.set_ylim(-0.04, 1.04)  # shares: the same scale in every picture
-    if panels:
-        grid[0, -1].legend(title=legend, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+            axis.set_ylim(*limits)
+    handles = [
+        Line2D([], [], color=colour, marker="o", linestyle="", label=name)
+        for name, colour in _colours(hues).items()
+    ]
+    figure.legend(handles=handles, title=legend, loc="outside right upper", frameon=False)
     figure.suptitle(title)
     return figure
 

@@ -53,6 +53,28 @@ def overview(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def advice(frame: pd.DataFrame, thresholds: Thresholds) -> str:
+    """One sentence: in which formats the gradient of each loss may be followed."""
+    good: dict[str, list[str]] = {}
+    bad: dict[str, list[str]] = {}
+    for (loss, fmt), rows in frame.groupby(["loss", "format"], sort=False):
+        verdict = judge(rows, thresholds)
+        if verdict.rows:
+            (good if verdict.is_trustworthy else bad).setdefault(str(loss), []).append(str(fmt))
+    if not good and not bad:
+        return "nothing could be judged."
+    parts = [
+        f"{word} {'; '.join(f'{loss} in {_listed(formats)}' for loss, formats in found.items())}"
+        for word, found in (("follow", good), ("do not follow", bad))
+        if found
+    ]
+    return f"{', but '.join(parts)}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def headline(frame: pd.DataFrame) -> str:
     """One sentence: the worst and the best loss of the widest gap that one format shows."""
     widest, place, medians = 1.0, ("", ""), pd.Series(dtype=float)

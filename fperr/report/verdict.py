@@ -63,11 +63,16 @@ class Verdict:
             "(medians)"
         )
         if not self.failing:
-            return f"trustworthy: {medians}"
+            # with none of n failing, a failing share above this would be seen with 95 %
+            unseen = 1 - 0.05 ** (1 / self.rows)
+            return (
+                f"trustworthy: none of {self.rows} gradients fails (95 % sure that fewer than "
+                f"{unseen:.0%} would); {medians}"
+            )
         causes = (
             (self.dead, "exactly zero"),
             (self.not_finite, "not finite"),
-            (self.wrong_direction, "point elsewhere"),
+            (self.wrong_direction, "off by more than allowed"),
             (self.wrong_signs, "have too many wrong signs"),
         )
         reasons = ", ".join(f"{count} {words}" for count, words in causes if count)
@@ -81,14 +86,15 @@ class Verdict:
 def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
     """The verdict on the rows of one loss in one format.
 
-    Rows whose scale was capped, whose true gradient is exactly zero or which have no certified
-    reference are left out.
+    Rows whose scale was capped, whose true gradient is exactly zero or undefined, or which have
+    no certified reference (an input that is not finite has none) are left out.
     """
     flag = {
         name: frame[name].fillna(False).astype(bool)
         for name in ("is_finite", "is_dead", "scale_capped")
     }
-    judged = (frame["delta"].notna() | ~flag["is_finite"]) & ~flag["scale_capped"]
+    has_reference = frame["is_defined"].fillna(False).astype(bool)
+    judged = has_reference & (frame["delta"].notna() | ~flag["is_finite"]) & ~flag["scale_capped"]
     dead, broken = flag["is_dead"] & judged, ~flag["is_finite"] & judged
     direction = judged & ~dead & ~broken & (frame["delta"] > thresholds.delta)
     signs = judged & ~dead & ~broken & ~direction

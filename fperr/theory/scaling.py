@@ -90,7 +90,8 @@ def log2_G(logits: Tensor, label: Tensor, c: Tensor) -> Tensor:  # noqa: N802 (G
         label: (batch,), the class that the loss uses.
         c: (batch,), the scale.
     """
-    scaled = c.to(torch.float64)[:, None] * logits.to(torch.float64)
+    z = logits.to(torch.float64)
+    scaled = c.to(torch.float64)[:, None] * (z - z.amax(1, keepdim=True))
     others = scaled.scatter(1, label[:, None], -math.inf)
     log_rest = torch.logsumexp(others, 1) - torch.logsumexp(scaled, 1)
     return (c.to(torch.float64).log() + log_rest) / math.log(2)

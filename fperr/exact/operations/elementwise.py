@@ -1,7 +1,7 @@
 """Elementwise operations, batch norm, sums and means."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,9 @@ def threshold_backward(A: Arithmetic, gradient: Array, active: Mask, threshold: 
     return A.where(active, gradient, A.zeros(A.shape(gradient)))
 
 
-def _is_training(position: int) -> Callable[[Sequence[Any]], str | None]:
-    def refusal(arguments: Sequence[Any]) -> str | None:
+def _is_training(position: int) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
+    def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+        del options
         return "batch norm in training mode" if arguments[position] else None
 
     return refusal

@@ -1,7 +1,7 @@
 """Convolutions and matrix products."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from fperr.exact.operations.table import operation
 from fperr.exact.windows import across_channels, output_size, windows
 
 
-def _is_transposed(arguments: Sequence[Any]) -> str | None:
+def _is_transposed(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del options
     return "transposed convolution" if any(a is True for a in arguments[6:8]) else None
 
 

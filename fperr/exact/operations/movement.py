@@ -1,7 +1,7 @@
 """Operations that move numbers and do not change them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,21 @@ from fperr.exact.arithmetic import Arithmetic, Array, Indices
 from fperr.exact.operations.table import operation
 
 
+def _to_integers(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del arguments
+    dtype = options.get("dtype")
+    whole = dtype is not None and not dtype.is_floating_point
+    return f"conversion to {dtype}, which rounds to whole numbers" if whole else None
+
+
 @operation(
     "aten.clone.default",
     "aten.detach.default",
     "aten.alias.default",
     "aten.lift_fresh_copy.default",
-    "aten._to_copy.default",
     "aten.contiguous.default",
 )
+@operation("aten._to_copy.default", refusal=_to_integers)
 def identity(A: Arithmetic, a: Array, **traits: Any) -> Array:
     """The same numbers; the rounding of a change of dtype belongs to the format's run."""
     del A, traits
@@ -81,7 +88,8 @@ def cat(A: Arithmetic, arrays: Sequence[Array], dim: int = 0) -> Array:
     return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
 
 
-def _nonzero_fill(arguments: Sequence[Any]) -> str | None:
+def _nonzero_fill(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del options
     value = arguments[2] if len(arguments) > 2 else 0
     return None if value == 0 else f"padding with {value}"
 

@@ -1,7 +1,7 @@
 """Maximum and average pooling."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,8 @@ def _mean_windows(
     return index, divisors, (*shape[:-2], *output)
 
 
-def _unusual_average(arguments: Sequence[Any]) -> str | None:
+def _unusual_average(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del options
     ceil_mode = len(arguments) > 4 and arguments[4] is True
     padded = len(arguments) > 3 and any(arguments[3])
     return "average pooling with ceil_mode and padding" if ceil_mode and padded else None
@@ -128,7 +129,7 @@ def _divisor_array(A: Arithmetic, divisors: Sequence[int]) -> Array:
 @operation(
     "aten.avg_pool2d_backward.default",
     shape_only=frozenset({1}),
-    refusal=lambda arguments: _unusual_average(arguments[1:]),
+    refusal=lambda arguments, options: _unusual_average(arguments[1:], options),
 )
 def avg_pool2d_backward(
     A: Arithmetic,

@@ -17,13 +17,13 @@ class Operation:
             their shape.
         decisions: position of an argument -> (arithmetic, array, arguments) -> what the operation
             uses of it, where that is less than its value; it arrives as that.
-        refusal: (arguments) -> why this use is not supported, or None.
+        refusal: (arguments, keyword arguments) -> why this use is not supported, or None.
     """
 
     meaning: Meaning
     shape_only: frozenset[int] = frozenset()
     decisions: Mapping[int, Callable[..., Any]] = field(default_factory=dict)
-    refusal: Callable[[Sequence[Any]], str | None] = lambda _: None
+    refusal: Callable[[Sequence[Any], Mapping[str, Any]], str | None] = lambda *_: None
 
 
 OPERATIONS: dict[str, Operation] = {}
