@@ -100,6 +100,7 @@ def expected(model, x, i, label, name, fmt):
     error, order, order_f = minus(g_hat, g), ranked(z), ranked(z_f)
     margin = z[order[0]] - z[order[1]]
     big_g = c * MP.fsum(a for k, a in enumerate(v) if k != y) / c
+    wrong = sum(MP.sign(a) != MP.sign(b) for a, b in zip(g, g_hat, strict=True))
     others = [k for k in range(CLASSES) if k != y]
     rows = [norm(own.row(k, mask)) for k in range(CLASSES)]
     columns = {
@@ -110,10 +111,7 @@ def expected(model, x, i, label, name, fmt):
         "log2_G": MP.log(big_g, 2),
         "delta": norm(error) / norm(g),
         "max_norm_delta": max(map(abs, error)) / max(map(abs, g)),
-        "sign_error_rate": MP.mpf(
-            sum(MP.sign(a) != MP.sign(b) for a, b in zip(g, g_hat, strict=True))
-        )
-        / INPUTS,
+        "sign_error_rate": MP.mpf(wrong) / INPUTS,
         "logit_delta": norm(minus(v_hat, v_f), 1) / norm(v_f, 1),
         "p_underflow_rate": MP.mpf(sum(v_hat[k] == 0 for k in others)) / len(others),
         "common_mode_factor": rows[y] / norm(g),

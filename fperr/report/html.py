@@ -48,8 +48,8 @@ _CAPTIONS = {
         "Where the error arises",
         "One dot is one image and one stage of the computation. The highest stage is the one to "
         "mend: a large loss stage is mended by another loss or scale, a large backward stage by "
-        "a loss scale or a wider format, cast and forward by a wider format only. What is below 10⁻¹⁸ "
-        "is not drawn.",
+        "a loss scale or a wider format, cast and forward by a wider format only. "
+        "What is below 10⁻¹⁸ is not drawn.",
     ),
 }
 
