@@ -163,7 +163,7 @@ def from_npz(path: Path) -> Images:
     if not path.is_file():
         raise MissingDataError(f"{path} is missing: expected a .npz file with arrays x and y")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = sorted(arrays.files)
             if not {"x", "y"} <= set(names):
                 raise ValueError(f"{path}: expected arrays x and y, got {names}")

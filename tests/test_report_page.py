@@ -82,7 +82,7 @@ def test_nothing_is_fetched_nothing_overflows_everything_shows(browser, path, wi
 
 def test_tables_sort_by_mouse_and_keyboard(browser, path):
     page = opened(browser, path, 1600)
-    table = page.locator("table").nth(1)
+    table = page.locator("table.sortable").nth(1)
     column = [b.inner_text() for b in table.locator("th button").all()].index("delta median")
 
     def values():
