@@ -143,6 +143,8 @@ def _measured(
         reports += [partial] if isinstance(partial, Report) else []
         if reports:
             _write(Report.merged(reports), folder)
+        elif not any(folder.iterdir()):
+            folder.rmdir()  # nothing was measured: leave nothing behind
         raise
     if not reports:
         raise FperrError("interrupted before the first sample was finished: nothing to report")
