@@ -1,5 +1,6 @@
 """The command line: `fperr measure`, `fperr report`, `fperr zoo`."""
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,8 +144,6 @@ def _measured(
         reports += [partial] if isinstance(partial, Report) else []
         if reports:
             _write(Report.merged(reports), folder)
-        elif not any(folder.iterdir()):
-            folder.rmdir()  # nothing was measured: leave nothing behind
         raise
     if not reports:
         raise FperrError("interrupted before the first sample was finished: nothing to report")
@@ -203,7 +202,9 @@ def _check_folder(folder: Path, *, overwrite: bool) -> None:
             f"{folder} is not empty: give another folder with --out, or write into it with "
             "--overwrite"
         )
-    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is a fault of now
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{folder} cannot be made, {existing} is no folder that can be written to")
 
 
 def _show(report: Report) -> None:
@@ -224,6 +225,7 @@ def _show(report: Report) -> None:
 
 
 def _write(report: Report, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     report.to_parquet(folder / "measurements.parquet")
     report.plot.relative_error().savefig(folder / "relative_error.png", dpi=150)
     (folder / "report.html").write_text(report.to_html(), encoding="utf-8")

@@ -262,7 +262,7 @@ FAULTS = {
     "twice": (["net.py:build", "net.py:build"], "networks must be different"),
     "folder inside a file": (
         ["net.py:build", "--data", "images.npz", "--out", "net.py/sub"],
-        "Not a directory: 'net.py/sub'",
+        "net.py/sub cannot be made",
     ),
     "not a module": (["net.py:number"], "must return a torch.nn.Module, got int"),
     "syntax": (["syntax.py:build"], "syntax.py cannot be imported: SyntaxError"),
