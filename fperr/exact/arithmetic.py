@@ -61,7 +61,7 @@ class Arithmetic(ABC):
 
     @abstractmethod
     def mul(self, a: Array, b: Array | float) -> Array:
-        """A * b."""
+        """a * b."""
 
     @abstractmethod
     def div(self, a: Array, b: Array | float) -> Array:
@@ -125,7 +125,7 @@ class Arithmetic(ABC):
 
     @abstractmethod
     def where(self, mask: Mask, a: Array, b: Array) -> Array:
-        """A where the mask holds, else b."""
+        """a where the mask holds, else b."""
 
     @abstractmethod
     def exceeds(self, a: Array, threshold: float) -> Mask:

@@ -157,7 +157,7 @@ class MpArithmetic(Arithmetic):
         return b if isinstance(b, np.ndarray) else self.context.mpf(b)
 
     def _raw(self, numbers: Iterable[Any]) -> list[Any]:
-        """Mpmath's tuples (sign, mantissa, exponent, bit count); the mantissa of zero is 0."""
+        """The tuples of mpmath (sign, mantissa, exponent, bit count); the mantissa of zero is 0."""
         return [number._mpf_ for number in numbers]
 
     def _total(self, raw: Iterable[Any]) -> Any:

@@ -84,6 +84,7 @@ def measure(
         ModelError: the model is random, depends on its batch, or fails in a format.
         UnsupportedOperationError: it has operations without an exact meaning; lists them.
         CaptureAuditError: its captured graph is not bit-equal to the eager run.
+        FperrError: anything that stops it later; `report` holds the finished samples.
     """
     job = checked_job(
         model=model,
@@ -115,11 +116,24 @@ def measure(
                 bar.update()
         except KeyboardInterrupt:
             interrupted = True
-        except FperrError as fault:
-            if rows:  # nothing that was computed is lost
-                fault.report = Report.from_rows(rows, lab.provenance(interrupted=True))
-            raise
+        except Exception as fault:
+            if not rows:
+                raise
+            report = Report.from_rows(rows, lab.provenance(interrupted=True))
+            raise _keeping(report, fault) from fault
     return Report.from_rows(rows, lab.provenance(interrupted=interrupted))
+
+
+def _keeping(report: Report, fault: Exception) -> FperrError:
+    """The fault, with what was finished before it: nothing that was computed is lost."""
+    kept = fault
+    if not isinstance(kept, FperrError):
+        kept = FperrError(
+            f"the measurement stopped after {report.frame['sample'].nunique()} samples, whose rows "
+            f"are in this error's `report`: {type(fault).__name__}: {fault}"
+        )
+    kept.report = report
+    return kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ class FloatGradient:
         logit_gradient: v_hat (batch, K), of factor * sum of the losses.
         gradient: g_hat, like x, of the same.
         scale: T and c that the loss used.
-        factor: the loss scale, over the batch size if the losses were averaged; exact in float64
-            up to one rounding.
+        factor: (loss scale, number that the losses were divided by: the batch size of a mean, or
+            1); both gradients carry their quotient.
     """
 
     logits: Tensor
@@ -58,7 +58,7 @@ class FormatNetwork:
         self._captures: dict[tuple[int, ...], Capture] = {}
 
     def cast(self, x: Tensor) -> Tensor:
-        """X in the dtype that this network takes."""
+        """The input in the dtype that this network takes."""
         return x.to(self.dtype)
 
     @contextmanager

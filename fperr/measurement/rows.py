@@ -67,7 +67,7 @@ class Situation:
 
     @property
     def is_scale_degenerate(self) -> bool:
-        """C is 0, infinite or NaN: no statement about the gradient can be made."""
+        """The scale c is 0, infinite or NaN: no statement about the gradient can be made."""
         c = float(self.float_gradient.scale.c[self.i])
         return not 0 < c < math.inf
 

@@ -96,7 +96,7 @@ def _is_positive(A: Arithmetic, a: Array, arguments: Sequence[Any]) -> Mask:
 
 @operation("aten.leaky_relu.default")
 def leaky_relu(A: Arithmetic, a: Array, slope: float = 0.01) -> Array:
-    """A where positive, else slope * a."""
+    """a where positive, else slope * a."""
     return A.where(A.exceeds(a, 0.0), a, A.mul(a, slope))
 
 
@@ -117,7 +117,7 @@ def _is_inside(A: Arithmetic, a: Array, arguments: Sequence[Any]) -> Mask:
 
 @operation("aten.hardtanh.default")
 def hardtanh(A: Arithmetic, a: Array, low: float = -1.0, high: float = 1.0) -> Array:
-    """A clipped to [low, high]; ReLU6 among others."""
+    """The entries clipped to [low, high]; ReLU6 among others."""
     filled = A.zeros(A.shape(a))
     above_low = A.where(A.exceeds(a, low), a, A.add(filled, float(low)))
     return A.where(A.exceeds(a, high), A.add(filled, float(high)), above_low)

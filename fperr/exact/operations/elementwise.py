@@ -30,7 +30,7 @@ def rsub(A: Arithmetic, a: Array, b: Array | float, alpha: float = 1) -> Array:
 
 @operation("aten.mul.Tensor", "aten.mul.Scalar")
 def mul(A: Arithmetic, a: Array, b: Array | float) -> Array:
-    """A * b."""
+    """a * b."""
     return A.mul(a, b)
 
 
