@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import fperr
 from fperr.formats import FORMATS
+from fperr.theory.scaling import margin, t_star
 from tests.conftest import normal, tiny_mlp
 
 MP = mpmath.MPContext()
@@ -157,6 +158,19 @@ def test_columns_are_what_the_definitions_say(fmt, offset, reduction):
                 # to 100 (margins, logarithms, c/c - 1, shares that sum to 1).
                 slack = 2.0**-150 if name.startswith(_RATIOS) else 1e-13
                 assert row[name] == pytest.approx(float(value), rel=1e-12, abs=slack), name
+
+
+def test_the_error_of_c_is_against_the_exact_logits():
+    """t* of the exact logits and not of the format's; float64 logits are exact to 1e-15 here."""
+    model, x = tiny_mlp(INPUTS, CLASSES), normal(BATCH, INPUTS)
+    options = {"losses": ["tmifpe"], "formats": ["float16"]}
+    frame = fperr.measure(model, x, scenarios=["untargeted_unsuccessful"], **options).frame
+    with torch.no_grad():
+        z = copy.deepcopy(model).double()(x.double())
+    wanted = (t_star(z) / margin(z)).numpy()
+    expected_error = abs(frame["c"].to_numpy() / wanted - 1)
+    assert frame["c_error"].to_numpy() == pytest.approx(expected_error, rel=0, abs=1e-12)
+    assert (frame["c_error"] > 1e-6).all()
 
 
 def test_the_predictions_of_a_format_can_differ():
