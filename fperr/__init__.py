@@ -1,8 +1,18 @@
 """fperr tells how much of an adversarial-attack result is floating-point error."""
 
 from fperr import errors, exact, zoo
-from fperr.measurement import measure
+from fperr.measurement import measure, trace_layers
 from fperr.report.frame import Report
+from fperr.report.layers import LayerReport
 from fperr.report.verdict import Thresholds
 
-__all__ = ["Report", "Thresholds", "errors", "exact", "measure", "zoo"]
+__all__ = [
+    "LayerReport",
+    "Report",
+    "Thresholds",
+    "errors",
+    "exact",
+    "measure",
+    "trace_layers",
+    "zoo",
+]

@@ -34,5 +34,17 @@ class ReferenceNotCertifiedError(FperrError):
     """Two precisions disagree: the reference does not have the digits it was asked for."""
 
 
+class UndecidedError(FperrError):
+    """A decision (of a ReLU, of a pooling) lies inside an enclosure."""
+
+    def __init__(self, undecided: str, layer: str = "") -> None:
+        super().__init__(f"{layer}: {undecided}" if layer else undecided)
+        self.undecided = undecided
+
+    def at(self, layer: str) -> "UndecidedError":
+        """The same, with the name of the layer."""
+        return UndecidedError(self.undecided, layer)
+
+
 class MissingDataError(FperrError):
     """A file asked for by name is not on this machine; says what it is and how to get it."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import backends
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fperr.formats import TF32, Format
 
@@ -62,16 +63,29 @@ def controlled(fmt: Format) -> Iterator[dict[str, str]]:
     """Set every switch for `fmt`, yield what was set, restore what was there before.
 
     TF32 is allowed for the format TF32 alone; reduced-precision reductions and the benchmark mode
-    of cuDNN are off, deterministic cuDNN kernels on.
+    of cuDNN are off, deterministic cuDNN kernels on; attention runs in its mathematical form.
     """
     before = [(switch, switch.get()) for switch in _SWITCHES]
     try:
         for switch in _SWITCHES:
             switch.set(switch.tf32 if fmt == TF32 else switch.ieee)
-        yield {switch.name: str(switch.get()) for switch in _SWITCHES}
+        with mathematical_attention():
+            yield {switch.name: str(switch.get()) for switch in _SWITCHES} | {"attention": "math"}
     finally:
         for switch, value in before:
             switch.set(value)
+
+
+@contextmanager
+def mathematical_attention() -> Iterator[None]:
+    """Attention as products and a softmax: no fused kernel, with gradients of its own, is run."""
+    before = backends.mha.get_fastpath_enabled()
+    try:
+        backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        backends.mha.set_fastpath_enabled(before)
 
 
 def keeps_subnormals(device: torch.device) -> bool:

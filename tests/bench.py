@@ -12,8 +12,9 @@ from fperr import data, exact, zoo
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64
+from fperr.measurement.format_reference import FormatReference
 from fperr.measurement.network import FormatNetwork
-from fperr.measurement.reference import FormatReference, Reference
+from fperr.measurement.reference import Reference
 from fperr.theory.losses import Context, named
 from fperr.theory.scaling import t_star
 
@@ -61,7 +62,7 @@ def overhead_of_measure(model: nn.Module, x: Tensor) -> None:
     networks = [FormatNetwork(model, f, autocast=False) for f in (FLOAT16, FLOAT32, FLOAT64)]
 
     def gradients_only() -> None:
-        reference = Reference(own, x, 50)
+        reference = Reference(own, x, 50, "ball", by_rows=True)
         label = model(x).argmax(1)
         samples = [reference.sample(x[i : i + 1]) for i in range(len(x))]
         for network in networks:

@@ -293,7 +293,7 @@ def test_the_batch_size_is_an_option_and_the_rows_do_not_depend_on_the_batch_oth
     all_at_once = fperr.measure(model, x, formats=["float64"])
     assert one.provenance["Sequential"]["settings"]["batch_size"] == 1
     assert all_at_once.provenance["Sequential"]["settings"]["batch_size"] == 5
-    same = ["sample", "scenario", "label", "margin", "log2_reference_disagreement"]
+    same = ["sample", "scenario", "label", "margin", "log2_reference_error"]
     pd.testing.assert_frame_equal(one.frame[same], all_at_once.frame[same])
 
 

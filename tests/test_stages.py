@@ -1,6 +1,7 @@
 """Metrics against mpmath, and the stages against errors that were planted."""
 
 import math
+from dataclasses import dataclass
 
 import mpmath
 import numpy as np
@@ -10,12 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fperr.exact.mp import MpArithmetic
+from fperr.measurement import stages
+from fperr.measurement.maps import Rows
 from fperr.measurement.metrics import error_metrics
-from fperr.measurement.stages import STAGES, LogitGradients, Maps, Split, row, scaled, shares, split
+from fperr.measurement.stages import STAGES, LogitGradients, Split, row, scaled, shares
 from tests.conftest import normal
 
 A = MpArithmetic(200)
 K, ENTRIES = 4, 7
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Jacobian rows: through the format's data, of the cast network, of the exact one."""
+
+    data: object
+    cast: object
+    exact: object
+
+
+def split(A, computed, v, maps):
+    data, cast = (None if rows is None else Rows(rows, A) for rows in (maps.data, maps.cast))
+    gradient = A.matmul(v.exact, maps.exact)
+    return stages.split(A, computed, gradient, v, data, stages.product(v.cast, cast))
 
 
 def exact(tensor):

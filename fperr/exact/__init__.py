@@ -3,6 +3,7 @@
 Shares no code with the losses, scales and attacks that it measures.
 """
 
+from fperr.exact.ball import BallArithmetic, Balls
 from fperr.exact.engine import ENGINES, ExactGradient, gradient
 from fperr.exact.graph import Capture, capture
 from fperr.exact.interpreter import Interpreter
@@ -10,6 +11,8 @@ from fperr.exact.mp import MpArithmetic
 
 __all__ = [
     "ENGINES",
+    "BallArithmetic",
+    "Balls",
     "Capture",
     "ExactGradient",
     "Interpreter",

@@ -1,7 +1,7 @@
 """What a number system must offer so that a captured network can be run in it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ Array = Any
 Shape = Sequence[int]
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+_REMEMBERED = 256  # rearranged weights
 
 
 class Arithmetic(ABC):
@@ -20,8 +21,26 @@ class Arithmetic(ABC):
 
     Arrays are immutable for the caller. Every method that computes rounds (or encloses) at the
     system's precision; those that only move, compare or convert from torch are exact.
-    Elementwise methods broadcast as NumPy does.
+    Elementwise methods broadcast as NumPy does. A system of enclosures raises `UndecidedError`
+    where it cannot decide.
+
+    Attributes:
+        bits: the precision.
     """
+
+    bits: int
+
+    def prepared(
+        self, sources: tuple[Array, ...], layout: Hashable, make: Callable[[], Any]
+    ) -> Any:
+        """`make()`, what is made of the constants `sources`; once for each `layout`."""
+        remembered = self.__dict__.setdefault("_prepared", {})
+        key = tuple(map(id, sources)), layout
+        if key not in remembered:
+            remembered[key] = sources, make()  # holding the sources keeps their ids from reuse
+            if len(remembered) > _REMEMBERED:
+                remembered.pop(next(iter(remembered)))
+        return remembered[key][1]
 
     @property
     @abstractmethod
@@ -138,6 +157,14 @@ class Arithmetic(ABC):
     @abstractmethod
     def first_argmax(self, a: Array, valid: Mask) -> Indices:
         """Position along the last dimension of the first largest entry among the valid ones."""
+
+    @abstractmethod
+    def same(self, a: Array, b: Array) -> Mask:
+        """Decide a == b for every entry; the shapes broadcast."""
+
+    @abstractmethod
+    def values(self, a: Array) -> Indices:
+        """An integer for every entry, such that equal integers stand for equal numbers."""
 
     @abstractmethod
     def equal(self, a: Array, b: Array) -> bool:

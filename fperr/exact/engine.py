@@ -2,18 +2,21 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.arithmetic import Array
-from fperr.exact.graph import capture
+from fperr.exact.certified import LARGEST_BITS, Certifier
+from fperr.exact.graph import Capture, capture
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 
-ENGINES = ("mpmath",)
+ENGINES = ("mpmath", "ball")
 # Working precision above the bits that are claimed. Not a bound: the claim is checked.
 GUARD_BITS = 40
 SMALLEST_BITS = 13
@@ -24,34 +27,33 @@ class ExactGradient:
     """A gradient in extended precision.
 
     Attributes:
-        value: (batch, *shape), numbers of the engine (mpmath: a NumPy array of `mpf`).
-        engine: name and working precision of what computed it.
+        midpoint: (batch, *shape), a NumPy array of `mpf`.
+        radius: like it, of `mpf`: each number lies within the radius of its midpoint, proved; None
+            for mpmath, which proves nothing about itself.
+        engine: name and (largest) working precision of what computed it.
         bits: correct bits, relative to the norm of each sample's gradient, that were asked for.
-        log2_agreement: log2 of the largest relative difference, in norm, to the same gradient at
-            twice the working precision; -inf if equal.
-        arithmetic: the engine's arithmetic.
+        log2_error: log2 of a relative error in norm, the largest of all samples: for balls the
+            proved bound; for mpmath the difference to the same gradient at twice the precision.
     """
 
-    value: Array
+    midpoint: NDArray[np.object_]
+    radius: NDArray[np.object_] | None
     engine: str
     bits: int
-    log2_agreement: float
-    arithmetic: MpArithmetic
+    log2_error: float
 
     def to_torch(self) -> Tensor:
         """The nearest float64 tensor, (batch, *shape), on the CPU."""
-        return self.arithmetic.to_torch(self.value)
+        return MpArithmetic(53).to_torch(self.midpoint)
 
 
 def choose_engine(engine: str) -> str:
-    """The engine that `"auto"` or a name stands for.
+    """The engine that a name stands for; `"auto"` stays `"auto"`.
 
     Raises:
         ValueError: no such engine; lists the known ones.
     """
-    if engine == "auto":
-        return ENGINES[0]
-    if engine not in ENGINES:
+    if engine not in ("auto", *ENGINES):
         raise ValueError(f"unknown engine {engine!r}: expected auto or one of {', '.join(ENGINES)}")
     return engine
 
@@ -69,26 +71,36 @@ def log2_difference(a: Array, b: Array, arithmetic: MpArithmetic) -> float:
 
 
 def gradient(
-    model: nn.Module, x: Tensor, v: Tensor, *, engine: str = "mpmath", bits: int = 128
+    model: nn.Module,
+    x: Tensor,
+    v: Tensor,
+    *,
+    engine: str = "ball",
+    bits: int = 128,
+    largest_bits: int = LARGEST_BITS,
 ) -> ExactGradient:
     """J^T v at x, exactly: the vector-Jacobian product of the network that PyTorch runs.
 
-    Kinks are treated as PyTorch treats them. Every sample is computed by itself, at `bits` + 40
-    bits and again at twice that, and the two must agree to `bits` bits in norm.
+    Kinks are treated as PyTorch treats them. Every sample is computed by itself. `"ball"` proves
+    its result: it raises the working precision until the enclosure has `bits` bits in norm.
+    `"mpmath"` works at `bits` + 40 bits and again at twice that, and the two must agree to `bits`.
 
     Args:
         model: any `nn.Module` in evaluation mode, (batch, *shape) -> (batch, K).
         x: (batch, *shape), in the model's dtype; taken exactly.
         v: (batch, K), any floating-point dtype; taken exactly.
-        engine: `"mpmath"`.
+        engine: `"ball"` or `"mpmath"`.
         bits: correct bits wanted, at least 13.
+        largest_bits: the working precision at which `"ball"` gives up.
 
     Raises:
         ValueError: unknown engine, too few bits, or v does not fit the logits.
         ModelError, UnsupportedOperationError, CaptureAuditError: see `capture`.
-        ReferenceNotCertifiedError: the two precisions disagree.
+        ReferenceNotCertifiedError: the bits cannot be had: a decision of a ReLU or of a pooling is
+            too close, or too many bits are lost; says where.
     """
-    choose_engine(engine)
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}: expected one of {', '.join(ENGINES)}")
     if bits < SMALLEST_BITS:
         raise ValueError(f"bits must be at least {SMALLEST_BITS}, got {bits}")
     if not (isinstance(x, Tensor) and isinstance(v, Tensor) and len(x) and x.isfinite().all()):
@@ -102,6 +114,20 @@ def gradient(
             f"v must be floating point of shape ({len(x)}, {classes}), like the logits; "
             f"got {v.dtype} of shape {tuple(v.shape)}"
         )
+    if engine == "mpmath":
+        return _by_two_precisions(captured, x, v, bits)
+    certifier = Certifier(captured, bits, largest_bits)
+    found = [certifier.product(x[i : i + 1], v[i : i + 1]) for i in range(len(x))]
+    return ExactGradient(
+        np.stack([f.midpoint.reshape(x.shape[1:]) for f in found]),
+        np.stack([f.radius.reshape(x.shape[1:]) for f in found]),
+        f"Arb balls, {max(f.bits for f in found)} bits",
+        bits,
+        max(f.log2_error for f in found),
+    )
+
+
+def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> ExactGradient:
     working, control = MpArithmetic(bits + GUARD_BITS), MpArithmetic(2 * (bits + GUARD_BITS))
     value = _samples(Interpreter(captured, working), x, v)
     check = _samples(Interpreter(captured, control), x, v)
@@ -111,13 +137,13 @@ def gradient(
             f"{working.name} and {control.name} agree to {-agreement:.1f} bits only, {bits} were "
             "asked for. Ask for more bits: a decision of a ReLU or of a pooling may be close"
         )
-    return ExactGradient(value, working.name, bits, agreement, working)
+    return ExactGradient(value, None, working.name, bits, agreement)
 
 
-def _samples(interpreter: Interpreter, x: Tensor, v: Tensor) -> Array:
+def _samples(interpreter: Interpreter, x: Tensor, v: Tensor) -> Any:
     A = interpreter.arithmetic
     results = [
-        interpreter.pullback(interpreter.forward(x[i : i + 1]).readings, A.from_torch(v[i : i + 1]))
+        interpreter.products(interpreter.forward(x[i : i + 1]).readings, A.from_torch(v[i : i + 1]))
         for i in range(len(x))
     ]
-    return np.concatenate(results, 0)
+    return np.concatenate(results, 0).reshape(x.shape)

@@ -20,9 +20,15 @@ from fperr.errors import (
     UnsupportedOperationError,
 )
 from fperr.exact.operations import OPERATIONS
+from fperr.precision import mathematical_attention
 
 Node = fx.Node
-_PRODUCTS = ("aten.convolution.default", "aten.mm.default", "aten.addmm.default")
+_PRODUCTS = (
+    "aten.convolution.default",
+    "aten.mm.default",
+    "aten.addmm.default",
+    "aten.bmm.default",
+)
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,8 @@ class Capture:
         """
         with torch.no_grad():
             replayed = self.module(x, v)
-        for what, ours, eager in zip(
-            ("logits", "gradient"), replayed, _eager(model, x, v), strict=True
-        ):
+        eager_run = _eager(model, x, v)
+        for what, ours, eager in zip(("logits", "gradient"), replayed, eager_run, strict=True):
             if not _same_bits(ours, eager):
                 raise CaptureAuditError(
                     f"the captured graph's {what} differ from the eager run's at the same input. "
@@ -117,7 +122,7 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
     """
     v = probe(_logits(model, x))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), mathematical_attention():
             module = make_fx(functionalize(_joint(model), remove="mutations"))(x, v)
     except Exception as fault:
         raise ModelError(
@@ -165,8 +170,8 @@ def refuse_unsupported(nodes: list[Node]) -> None:
     if missing:
         raise UnsupportedOperationError(
             f"the network uses operations that have no exact meaning here: "
-            f"{', '.join(sorted(missing))}. Supported are convolutional "
-            "networks in evaluation mode with the usual activations and poolings"
+            f"{', '.join(sorted(missing))}. Supported are networks in evaluation mode made of "
+            "convolutions, linear layers, attention, the usual norms, activations and poolings"
         )
 
 
@@ -183,7 +188,7 @@ def _joint(model: nn.Module) -> Any:
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), mathematical_attention():
             z = model(x)
     except Exception as fault:
         raise ModelError(
@@ -197,7 +202,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 def _eager(model: nn.Module, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), mathematical_attention():
         z = model(leaf)
         (gradient,) = torch.autograd.grad(z, leaf, v)
     return z.detach(), gradient

@@ -14,12 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fperr.errors import CaptureAuditError
+from fperr.errors import CaptureAuditError, UndecidedError
 from fperr.exact.arithmetic import Arithmetic, Array
+from fperr.exact.columns import Columns
 from fperr.exact.graph import Capture, Node
 from fperr.exact.operations import OPERATIONS, Operation
 
 Values = dict[str, Any]
+Observer = Callable[[Node, Any], None]
+_NUMBERS_AT_ONCE = 4_000_000  # of a few hundred bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,17 @@ class Readings:
 
 @dataclass(frozen=True, slots=True)
 class ForwardRun:
-    """An exact forward run: logits (batch, K) of the arithmetic, and what the pullback reads."""
+    """An exact forward run.
+
+    Attributes:
+        logits: (1, K), of the arithmetic.
+        readings: what the backward half uses.
+        values: what every node of the forward half holds, by its name.
+    """
 
     logits: Array
     readings: Readings
+    values: Mapping[str, Any]
 
 
 class Interpreter:
@@ -66,23 +76,29 @@ class Interpreter:
         for node in capture.forward:
             if all(source.name in self._constants for source in node.all_input_nodes):
                 self._constants[node.name] = self._run(node, self._constants)
-        self._reads = _reads(capture)
+        self._reads = reads(capture)
         self._data_constants: Values = {}
+        self._columns = Columns(arithmetic)
+        self._lifted = {name: self._lift(value) for name, value in self._constants.items()}
 
-    def forward(self, x: Tensor) -> ForwardRun:
+    def forward(self, x: Tensor, given: Mapping[str, Any] | None = None) -> ForwardRun:
         """Logits and readings at x, which has the shape that was captured.
+
+        Args:
+            x: (1, *shape).
+            given: values of the arithmetic that are taken instead of computed, by node name.
 
         Raises:
             StaleCaptureError: weights were changed after the capture.
         """
         self.capture.constants()
-        values = dict(self._constants)
+        values = {**self._constants, **(given or {})}
         values[self.capture.placeholders[0].name] = self.arithmetic.from_torch(x)
         for node in self.capture.forward:
             if node.name not in values:
                 values[node.name] = self._run(node, values)
         logits = values[self.capture.results[0].name]
-        return ForwardRun(logits, self._readings(lambda source: values[source.name]))
+        return ForwardRun(logits, self._readings(lambda source: values[source.name]), values)
 
     def readings_of(self, run: "FloatRun", sample: int) -> Readings:
         """The readings of one sample of a run in floating point, exactly as that run left them.
@@ -116,40 +132,85 @@ class Interpreter:
         """
         return sample_of(run.values[name], self.capture.shapes[name], sample)
 
-    def pullback(self, readings: Readings, v: Array) -> Array:
-        """J^T v for v (batch, K), with the J that the readings define: (batch, *shape).
+    def products(
+        self,
+        readings: Readings,
+        v: Array,
+        observe: Observer | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> Array:
+        """J^T v for every row of v (count, K), with the J that the readings define.
+
+        Args:
+            readings: of one sample.
+            v: logit gradients.
+            observe: sees every node and its value, a column for each row of v.
+            given: values of the arithmetic that are taken instead of computed, by node name.
+
+        Returns:
+            (count, entries of x).
 
         Raises:
             StaleCaptureError: weights were changed after the capture.
         """
         self.capture.constants()
-        values: Values = {**self._constants, **readings.values}
-        values[self.capture.placeholders[1].name] = v
+        A, (count, classes) = self._columns, self.arithmetic.shape(v)
+        values = self._lifted | {key: self._lift(read) for key, read in readings.values.items()}
+        entering = self.arithmetic.permute(v, (1, 0))
+        v_node = self.capture.placeholders[1].name
+        values[v_node] = self.arithmetic.reshape(entering, (1, classes, count))
+        values |= {name: self._lift(value) for name, value in (given or {}).items()}
         for node in self.capture.backward:
-            values[node.name] = self._run(node, values)
-        return values[self.capture.results[1].name]
+            if node.name in values:
+                continue
+            values[node.name] = self._run(node, values, A)
+            if observe is not None:
+                observe(node, values[node.name])
+        gradient = values[self.capture.results[1].name]
+        gradient = self.arithmetic.reshape(gradient, (self.entries, A.count(gradient)))
+        gradient = self.arithmetic.expand(gradient, (self.entries, count))
+        return self.arithmetic.permute(gradient, (1, 0))
+
+    @property
+    def entries(self) -> int:
+        """The number of entries of x, which is one sample."""
+        return int(np.prod(self.capture.shapes[self.capture.results[1].name]))
 
     def jacobian(self, readings: Readings) -> Array:
-        """The rows of J at one sample: (K, entries of x)."""
-        logits, gradient = (self.capture.shapes[n.name] for n in self.capture.results)
-        classes, entries = logits[1], int(np.prod(gradient[1:]))
-        A = self.arithmetic
-        identity = A.from_torch(torch.eye(classes, dtype=torch.float64))
+        """The rows of J at one sample: (K, entries of x), as many at a time as memory allows."""
+        classes = self.capture.shapes[self.capture.results[0].name][1]
+        identity = torch.eye(classes, dtype=torch.float64)
+        at_once = max(1, _NUMBERS_AT_ONCE // _widest(self.capture))
         rows = [
-            A.reshape(
-                self.pullback(readings, A.take(identity, np.arange(classes)[None] + k * classes)),
-                (1, entries),
-            )
-            for k in range(classes)
+            self.products(readings, self.arithmetic.from_torch(some))
+            for some in torch.split(identity, at_once)
         ]
-        return A.concatenate(rows, 0)
+        return self.arithmetic.concatenate(rows, 0)
+
+    def _lift(self, value: Any) -> Any:
+        """A value of the forward half as the backward half, with its columns, takes it."""
+        if isinstance(value, tuple | list):
+            return [self._lift(part) for part in value]
+        plain = value is None or (isinstance(value, np.ndarray) and value.dtype != object)
+        return value if plain else self._columns.lifted(value)
+
+    def converted(self, value: Any) -> Any:
+        """What a node holds in a run in floating point, exactly, in the arithmetic."""
+        if isinstance(value, tuple | list):
+            return [None if part is None else self.converted(part) for part in value]
+        return self._convert(value)
+
+    def applied(self, node: Node, values: Mapping[str, Any]) -> Any:
+        """The node's own operation, exact, on given values of the arithmetic."""
+        return self._run(node, {**self._constants, **values})
 
     def _convert(self, tensor: Tensor) -> Any:
         if tensor.is_floating_point():
             return self.arithmetic.from_torch(tensor)
         return tensor.cpu().numpy()
 
-    def _run(self, node: Node, values: Values) -> Any:
+    def _run(self, node: Node, values: Values, A: Arithmetic | None = None) -> Any:
+        A = A or self.arithmetic
         if node.target is getitem:
             source, position = node.args
             return values[source.name][position]  # type: ignore[union-attr,index]
@@ -158,7 +219,11 @@ class Interpreter:
             self._argument(node, operation, position, argument, values)
             for position, argument in enumerate(node.args)
         ]
-        return operation.meaning(self.arithmetic, *arguments, **node.kwargs)
+        options = fx.node.map_arg(node.kwargs, lambda n: values[n.name])
+        try:
+            return operation.meaning(A, *arguments, **options)
+        except UndecidedError as fault:
+            raise fault.at(node.name) from fault
 
     def _argument(
         self, node: Node, operation: Operation, position: int, argument: Any, values: Values
@@ -169,15 +234,17 @@ class Interpreter:
             key = f"{node.name}.{position}"
             if key in values:
                 return values[key]
-            decide = operation.decisions[position]
-            return decide(self.arithmetic, values[argument.name], node.args)
+            return operation.decisions[position](self.arithmetic, values[argument.name], node.args)
         return fx.node.map_arg(argument, lambda n: values[n.name])
 
     def _readings(self, value: Callable[[Node], Any]) -> Readings:
         found: Values = {}
         for key, source, decide, arguments in self._reads:
             read = value(source)
-            found[key] = read if decide is None else decide(self.arithmetic, read, arguments)
+            try:
+                found[key] = read if decide is None else decide(self.arithmetic, read, arguments)
+            except UndecidedError as fault:
+                raise fault.at(source.name) from fault
         return Readings(found)
 
 
@@ -189,9 +256,18 @@ class FloatRun:
 
 
 @torch.no_grad()
-def float_run(capture: Capture, x: Tensor, v: Tensor) -> FloatRun:
-    """Replay the graph in floating point on the captured batch; keep what the pullback reads."""
-    wanted = {source.name for _, source, _, _ in _reads(capture)}
+def float_run(capture: Capture, x: Tensor, v: Tensor, *, everything: bool = False) -> FloatRun:
+    """Replay the graph in floating point on the captured batch.
+
+    Args:
+        capture: of that batch shape.
+        x: (batch, *shape), in the format.
+        v: (batch, K), in the format.
+        everything: keep what every node holds, instead of what the pullback reads.
+    """
+    wanted = {source.name for _, source, _, _ in reads(capture)}
+    if everything:
+        wanted = {node.name for node in (*capture.forward, *capture.backward)}
     keeper = _Keeper(capture.module, wanted)
     keeper.run(x, v)
     return FloatRun(keeper.kept)
@@ -215,6 +291,27 @@ def sample_of(tensor: Tensor, shape: tuple[int, ...], sample: int) -> Tensor:
     return tensor.narrow(differ[0], sample * length, length)
 
 
+def check_split(run: FloatRun, of_first: FloatRun, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that what a batch leaves is laid out sample by sample.
+
+    Args:
+        run: on a batch.
+        of_first: on as many copies of its first sample: the kernels are the same, so the first
+            part of both has the same bits unless it holds numbers of other samples.
+        shapes: of every node for one sample.
+
+    Raises:
+        CaptureAuditError: it is not.
+    """
+    for name, tensor in run.values.items():
+        mine, alone = (sample_of(t, shapes[name], 0) for t in (tensor, of_first.values[name]))
+        if not torch.equal(mine.nan_to_num(), alone.nan_to_num()):
+            raise CaptureAuditError(
+                f"{name} of a batch does not split into samples, or depends on the other samples: "
+                "use batch_size=1"
+            )
+
+
 class _Keeper(fx.Interpreter):
     """Runs a graph and keeps the values of the nodes that are wanted."""
 
@@ -234,7 +331,7 @@ class _Keeper(fx.Interpreter):
 Read = tuple[str, Node, Callable[..., Any] | None, tuple[Any, ...]]
 
 
-def _reads(capture: Capture) -> list[Read]:
+def reads(capture: Capture) -> list[Read]:
     """What the backward half reads: (key, source, decision or None, arguments of the consumer)."""
     before = set(capture.forward) | {capture.placeholders[0]}
     found: dict[str, Read] = {}
@@ -251,6 +348,16 @@ def _reads(capture: Capture) -> list[Read]:
                     key = source.name if decide is None else f"{node.name}.{position}"
                     found[key] = (key, source, decide, node.args)
     return list(found.values())
+
+
+def _widest(capture: Capture) -> int:
+    """The most numbers that one operation of the backward half gathers, for one product."""
+    widest = max(int(np.prod(shape)) for shape in capture.shapes.values())
+    for node in capture.backward:
+        if str(node.target) == "aten.convolution_backward.default":
+            x, weight = (capture.shapes[str(node.args[i])] for i in (1, 2))
+            widest = max(widest, int(np.prod(x[2:]) * np.prod(weight) // weight[1]))
+    return widest
 
 
 def _same(a: Any, b: Any, arithmetic: Arithmetic) -> bool:

@@ -20,7 +20,7 @@ from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
 MpArray = NDArray[np.object_]
 _ROUND_TO_NEAREST = "n"
 _WIDEST_SPREAD = 2**14  # bits: exp(-10000) beside 1
-_REMEMBERED = 16  # matrices: more than the weights that one pullback of a small network meets
+_REMEMBERED = 64  # matrices: more than the weights that one pullback of a small network meets
 
 
 class MpArithmetic(Arithmetic):
@@ -149,6 +149,14 @@ class MpArithmetic(Arithmetic):
     def first_argmax(self, a: MpArray, valid: Mask) -> Indices:
         lowest = np.where(valid, a, self.context.ninf)
         return np.asarray(np.argmax(lowest, axis=-1), dtype=np.int64)
+
+    def same(self, a: MpArray, b: MpArray) -> Mask:
+        return np.asarray(a == b, dtype=bool)
+
+    def values(self, a: MpArray) -> Indices:
+        known: dict[Any, int] = {}
+        numbers = [known.setdefault(raw, len(known)) for raw in self._raw(a.reshape(-1))]
+        return np.array(numbers, dtype=np.int64).reshape(a.shape)
 
     def equal(self, a: MpArray, b: MpArray) -> bool:
         return a.shape == b.shape and bool(np.all(a == b))

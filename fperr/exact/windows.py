@@ -69,3 +69,32 @@ def adaptive_windows(size: Sequence[int], output: Sequence[int]) -> list[Indices
     ]
     rows, columns = ranges
     return [(r[:, None] * size[1] + c).reshape(-1) for r in rows for c in columns]
+
+
+def positions_by_phase(
+    index: Indices, size: Sequence[int], stride: Sequence[int]
+) -> list[tuple[Indices, Indices, Indices]]:
+    """The windows seen from the input: for each phase (positions, taps, window at each tap or -1).
+
+    Positions in one phase, those that agree modulo the stride, are read by the same taps.
+
+    Args:
+        index: `windows(...)` of one channel.
+        size: its spatial size.
+        stride: of the windows.
+    """
+    count, taps = math.prod(size), index.shape[1]
+    seen_in = np.full((count + 1, taps), -1, dtype=np.int64)  # the last row takes the padding
+    seen_in[index, np.arange(taps)] = np.arange(len(index))[:, None]
+    places = np.unravel_index(np.arange(count), tuple(size))
+    residues = [place % step for place, step in zip(places, stride, strict=True)]
+    phase = np.ravel_multi_index(residues, tuple(stride))
+    found = []
+    for number in np.unique(phase):
+        positions = np.flatnonzero(phase == number)
+        rows = seen_in[positions]
+        chosen = np.flatnonzero((rows >= 0).any(0))
+        if len(chosen) == 0:
+            chosen = np.array([0])  # read by no window: a product with zeros
+        found.append((positions, chosen, rows[:, chosen]))
+    return found

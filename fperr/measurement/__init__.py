@@ -2,5 +2,6 @@
 
 from fperr.measurement.estimate import Estimate, estimate
 from fperr.measurement.lab import measure
+from fperr.measurement.layers import trace_layers
 
-__all__ = ["Estimate", "estimate", "measure"]
+__all__ = ["Estimate", "estimate", "measure", "trace_layers"]

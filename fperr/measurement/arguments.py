@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from fperr.exact.engine import choose_engine
 from fperr.formats import TF32, Format
 from fperr.formats import named as format_named
-from fperr.measurement.models import Accessor, number_of_classes, usable_model
+from fperr.measurement.models import (
+    Accessor,
+    multiply_adds,
+    number_of_classes,
+    usable_model,
+)
 from fperr.measurement.network import device_and_dtype
 from fperr.theory.losses import Loss
 from fperr.theory.losses import named as loss_named
@@ -23,6 +28,8 @@ from fperr.theory.scenarios import SCENARIOS, Scenario
 SMALLEST_DIGITS = 24
 # neither pixels in [0, 1] nor standardised ones come near it; pixels of 0..255 do
 UNUSUAL_INPUT = 20.0
+# multiply-adds of a forward pass; below, what balls cost for each operation weighs more
+CHEAPER_BY_BALLS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,8 @@ class Job:
         scenarios: the ones to assign labels for, or None to classify y or target.
         engine: the reference engine; `engine_choice` says why.
         digits: correct decimal digits of the reference.
+        certify: prove an interval for delta.
+        jacobian: `"rows"` or `"products"`.
         mean: average the losses of a batch instead of adding them.
         loss_scale: factor on the loss.
         autocast: run half formats under autocast.
@@ -54,6 +63,8 @@ class Job:
     engine: str
     engine_choice: str
     digits: int
+    certify: bool
+    jacobian: str
     mean: bool
     loss_scale: float
     autocast: bool
@@ -74,17 +85,19 @@ def checked_job(
     target: Any,
     losses: Sequence[str],
     formats: Sequence[str],
-    scenarios: str | Sequence[str] | None,
-    reference: str,
-    digits: int,
-    reduction: str,
-    loss_scale: float,
-    autocast: bool,
-    device: str | torch.device | None,
-    batch_size: int | None,
-    logits: Accessor | None,
-    accept_probabilities: bool,
-    name: str | None,
+    scenarios: str | Sequence[str] | None = None,
+    reference: str = "auto",
+    digits: int = 50,
+    certify: bool = False,
+    jacobian: str = "auto",
+    reduction: str = "sum",
+    loss_scale: float = 1.0,
+    autocast: bool = False,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    logits: Accessor | None = None,
+    accept_probabilities: bool = False,
+    name: str | None = None,
 ) -> Job:
     """The request, checked; arguments as for `fperr.measure`.
 
@@ -128,7 +141,13 @@ def checked_job(
             f"autocast=True needs a float32 model, got {dtype}: torch.autocast leaves its "
             "operations alone, and float16 would be measured in name only"
         )
-    engine = choose_engine(reference)
+    engine, why = _checked_engine(reference, usable, inputs, certify=certify)
+    if jacobian not in ("auto", "rows", "products"):
+        raise ValueError(f"jacobian must be 'auto', 'rows' or 'products', got {jacobian!r}")
+    if jacobian == "auto":
+        labels = 1 if chosen is None else len({s.label_leads for s in chosen})
+        products = labels * len(losses_) * len(formats_)
+        jacobian = "rows" if classes <= max(products, 2 * labels * len(losses_)) else "products"
     return Job(
         name or type(model).__name__,
         usable,
@@ -139,13 +158,36 @@ def checked_job(
         formats_,
         chosen,
         engine,
-        "the only engine so far" if reference == "auto" else "asked for",
+        why,
         digits,
+        certify,
+        jacobian,
         reduction == "mean",
         float(loss_scale),
         autocast,
         min(batch_size or 64, n),
         classes,
+    )
+
+
+def _checked_engine(
+    reference: str, model: nn.Module, x: Tensor, *, certify: bool
+) -> tuple[str, str]:
+    """The engine and why it was chosen."""
+    engine = choose_engine(reference)
+    if certify and engine == "mpmath":
+        raise ValueError(
+            "certify=True needs the balls, and reference='mpmath' proves nothing: leave one out"
+        )
+    if engine != "auto":
+        return engine, "asked for"
+    if certify:
+        return "ball", "it proves the interval that was asked for"
+    count = multiply_adds(model, x[:1])
+    engine = "ball" if count >= CHEAPER_BY_BALLS else "mpmath"
+    return engine, (
+        f"cheaper: {count:,} multiply-adds in a forward pass, and balls pay from "
+        f"{CHEAPER_BY_BALLS:,} on"
     )
 
 

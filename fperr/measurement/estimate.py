@@ -95,17 +95,17 @@ def _calibrate(lab: Lab, job: Job) -> tuple[float, float]:
     forward = time.perf_counter() - started
     if sample is None:
         return forward, 0.0
-    A = lab.reference.arithmetic
-    v = A.from_torch(torch.ones(1, job.classes))
-    lab.reference.interpreter.pullback(sample.run.readings, v)  # prepares the weights
+    interpreter = sample.state.interpreter
+    v = interpreter.arithmetic.from_torch(torch.ones(1, job.classes))
+    interpreter.products(sample.state.readings, v)  # prepares the weights
     started = time.perf_counter()
-    lab.reference.interpreter.pullback(sample.run.readings, v)
+    interpreter.products(sample.state.readings, v)
     return forward, time.perf_counter() - started
 
 
 def _product_seconds(lab: Lab, job: Job) -> float:
     """Seconds of one product of a logit gradient with the K rows of a Jacobian."""
-    A = lab.reference.arithmetic
+    A = lab.reference.vectors
     entries = int(np.prod(job.x.shape[1:]))
     chosen = min(entries, 500)
     rows = A.from_torch(torch.ones(job.classes, chosen) / 3)

@@ -12,15 +12,23 @@ from tqdm.auto import tqdm
 from fperr.errors import FperrError
 from fperr.exact.graph import probe
 from fperr.exact.interpreter import FloatRun
-from fperr.formats import of_dtype
+from fperr.formats import FLOAT64, of_dtype
 from fperr.measurement.arguments import Job, checked_job
 from fperr.measurement.cases import Case, cases_of
+from fperr.measurement.format_reference import FormatReference, FormatSample
 from fperr.measurement.model_checks import check_function_of_sample
 from fperr.measurement.models import Accessor
 from fperr.measurement.network import FloatGradient, FormatNetwork
 from fperr.measurement.provenance import provenance
-from fperr.measurement.reference import ExactSample, FormatReference, Reference
-from fperr.measurement.rows import Row, Situation, measured_row, negated_row, unmeasured_row
+from fperr.measurement.reference import ExactSample, Reference
+from fperr.measurement.rows import (
+    Row,
+    RowContext,
+    Situation,
+    measured_row,
+    negated_row,
+    unmeasured_row,
+)
 from fperr.report.frame import Report
 from fperr.theory.losses import Context, Loss
 
@@ -36,6 +44,8 @@ def measure(
     scenarios: str | Sequence[str] | None = None,
     reference: str = "auto",
     digits: int = 50,
+    certify: bool = False,
+    jacobian: str = "auto",
     reduction: str = "sum",
     loss_scale: float = 1.0,
     autocast: bool = False,
@@ -63,8 +73,14 @@ def measure(
         scenarios: `"observed"` (y or target classifies each sample), `"all"` (each of the four at
             every x, by assigning the label from the reference's logits), or names of some of the
             four. None: observed if y or target is given, else all.
-        reference: the exact engine, `"auto"` or `"mpmath"`.
-        digits: correct decimal digits of the reference, in norm; checked against twice as many.
+        reference: the exact engine: `"ball"` proves every digit, `"mpmath"` is the definition;
+            `"auto"`: whichever is cheaper for this network.
+        digits: correct decimal digits of the reference, in norm: proved by balls; mpmath is checked
+            against twice as many.
+        certify: add `delta_lo` and `delta_hi`, a proved interval for delta. Needs balls.
+        jacobian: `"rows"`: all K rows of J at each sample, which every loss and scenario combines;
+            `"products"`: one vector-Jacobian product for each gradient, for large K; `"auto"`: what
+            takes fewer runs of the backward half.
         reduction: `"sum"` or `"mean"` over the batch, as the attack does it.
         loss_scale: factor on the loss, divided out of the gradient exactly.
         autocast: run float16 and bfloat16 under `torch.autocast` instead of casting the network.
@@ -96,6 +112,8 @@ def measure(
         scenarios=scenarios,
         reference=reference,
         digits=digits,
+        certify=certify,
+        jacobian=jacobian,
         reduction=reduction,
         loss_scale=loss_scale,
         autocast=autocast,
@@ -143,6 +161,7 @@ class _FormatRun:
     reference: FormatReference
     gradients: dict[tuple[Loss, int], FloatGradient]
     left_behind: FloatRun
+    frozen: dict[tuple[Loss, int], Tensor | None]
 
 
 class Lab:
@@ -152,7 +171,9 @@ class Lab:
         self.job = job
         own = FormatNetwork(job.model, of_dtype(job.x.dtype), autocast=False)
         check_function_of_sample(own, job.x[job.batches()[0]])
-        self.reference = Reference(own, job.x, job.digits)
+        by_rows = job.jacobian == "rows"
+        self.reference = Reference(own, job.x, job.digits, job.engine, by_rows=by_rows)
+        self._wide = None if by_rows else FormatNetwork(job.model, FLOAT64, autocast=False)
         self.formats = [
             FormatReference(
                 self.reference, FormatNetwork(job.model, f, autocast=job.autocast), job.x
@@ -171,13 +192,22 @@ class Lab:
             exact = [self.reference.sample(x[i : i + 1]) for i in range(len(x))]
             cases = cases_of(self.job, batch, _orders(exact, self.job.classes, x.device))
             runs = [self._run(fmt, x, cases) for fmt in self.formats]
+            casts = [
+                [
+                    None if sample is None else run.reference.sample(x, run.left_behind, i, sample)
+                    for run in runs
+                ]
+                for i, sample in enumerate(exact)
+            ]
+            for run, of_run in zip(runs, zip(*casts, strict=True), strict=True):
+                self._freeze(run, x, exact, of_run)
             for i, sample in enumerate(exact):
-                exact[i] = None  # its Jacobian is not needed again
-                yield self._sample_rows(batch.start, i, sample, x, cases, runs)
+                exact[i] = None  # what it holds is not needed again
+                yield self._sample_rows(batch.start, i, sample, x, cases, runs, casts[i])
 
     def provenance(self, *, interrupted: bool) -> dict[str, Any]:
         """What the report must say about this request, under the name of the network."""
-        engine = self.reference.arithmetic.name
+        engine = self.reference.engine.name
         found = provenance(
             self.job,
             engine,
@@ -196,7 +226,34 @@ class Lab:
                     x, case.label, loss, context, mean=self.job.mean
                 )
         v = probe(next(iter(gradients.values())).logits)
-        return _FormatRun(fmt, gradients, fmt.run(x, v))
+        frozen: dict[tuple[Loss, int], Tensor | None] = {
+            key: g.gradient for key, g in gradients.items()
+        }
+        return _FormatRun(fmt, gradients, fmt.run(x, v), frozen)
+
+    def _freeze(
+        self,
+        run: _FormatRun,
+        x: Tensor,
+        exact: list[ExactSample | None],
+        samples: Sequence[FormatSample | None],
+    ) -> None:
+        """Put the exact network's decisions in the gradients of a run where they differ."""
+        known = [s for s in samples if s is not None and s.flips is not None]
+        if known and not any(f.flips or f.tie_flips for s in known for f in s.flips or ()):
+            return
+        for key, gradient in run.gradients.items():
+            run.frozen[key] = (
+                run.reference.frozen_gradient(x, run.left_behind, gradient.logit_gradient, exact)
+                if known
+                else None
+            )
+
+    def _row_log2_norms(self, exact: ExactSample, x: Tensor) -> list[float]:
+        """Of the exact Jacobian, or, where its rows are not computed, as float64 computes it."""
+        if self._wide is not None:
+            return self._wide.row_log2_norms(x)
+        return exact.row_log2_norms
 
     def _sample_rows(
         self,
@@ -206,12 +263,12 @@ class Lab:
         x: Tensor,
         cases: list[Case],
         runs: list[_FormatRun],
+        cast: Sequence[FormatSample | None],
     ) -> list[Row]:
-        cast = [
-            None if exact is None else run.reference.sample(x, run.left_behind, i, exact)
-            for run in runs
-        ]
-        certified = exact is not None and self.reference.certifies(exact)
+        context = None
+        if exact is not None:
+            norms = self._row_log2_norms(exact, x[i : i + 1])
+            context = RowContext(self.reference, norms, self.job.certify)
         found: dict[tuple[str, str, str], Row] = {}
         for number, case in enumerate(cases):
             for loss in self.job.losses:
@@ -223,18 +280,13 @@ class Lab:
                         row = negated_row(twin, scenario)
                     else:
                         gradient = run.gradients[loss, number]
-                        situation = Situation(start + i, i, loss, fmt, case, gradient)
-                        row = (
-                            unmeasured_row(situation)
-                            if exact is None or sample is None
-                            else measured_row(
-                                situation,
-                                exact,
-                                sample,
-                                self.reference.arithmetic,
-                                is_certified=certified,
-                            )
-                        )
+                        frozen = run.frozen[loss, number]
+                        situation = Situation(start + i, i, loss, fmt, case, gradient, frozen)
+                        if exact is None or sample is None or context is None:
+                            finite = bool(x[i].isfinite().all())
+                            row = unmeasured_row(situation, is_certified=False if finite else None)
+                        else:
+                            row = measured_row(situation, exact, sample, context)
                     found[scenario.name, loss.name, fmt.name] = row
         return list(found.values())
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fperr.formats import of_dtype
 from fperr.measurement.network import copied, device_and_dtype
+from fperr.precision import mathematical_attention
 
 Accessor = Callable[[Any], Tensor]
 _PROBED_SAMPLES = 8
@@ -127,3 +129,10 @@ def _refuse_probabilities(z: Tensor) -> None:
         f"the model returns {kind}, not logits (each row's sum to 1): {remedy}, or measure it as "
         "it is with accept_probabilities=True"
     )
+
+
+def multiply_adds(model: nn.Module, x: Tensor) -> int:
+    """The multiply-adds of the products in one forward pass at x."""
+    with torch.no_grad(), mathematical_attention(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return int(counter.get_total_flops()) // 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fperr.errors import ModelError
 from fperr.exact.graph import Capture, capture
-from fperr.exact.interpreter import FloatRun, float_run
+from fperr.exact.interpreter import FloatRun, check_split, float_run
 from fperr.formats import BFLOAT16, FLOAT16, Format
 from fperr.precision import controlled
 from fperr.theory.losses import Context, Loss
@@ -91,12 +91,27 @@ class FormatNetwork:
         """What the forward half leaves for the backward half on the batch x.
 
         Raises:
-            CaptureAuditError: the replay differs from the eager run on this batch.
+            CaptureAuditError: the replay differs from the eager run on this batch, or what it
+                leaves does not split into samples.
         """
         captured = self.capture(x)
         with self.running():
             captured.audit(self.model, self.cast(x), v)
-            return float_run(captured, self.cast(x), v)
+            run = float_run(captured, self.cast(x), v)
+            if len(x) > 1:
+                first = self.cast(x[:1]).expand_as(x)
+                same = float_run(captured, first, v)
+                check_split(run, same, self.capture(x[:1]).shapes)
+            return run
+
+    def row_log2_norms(self, x: Tensor) -> list[float]:
+        """log2 of the norms of the K rows of the Jacobian at x (1, *shape), as computed here."""
+        with self.running(), torch.enable_grad():
+            leaf = self.cast(x).detach().clone().requires_grad_()
+            logits = self.model(leaf)[0]
+            rows = [torch.autograd.grad(z, leaf, retain_graph=True)[0].double() for z in logits]
+        norms = torch.stack([torch.linalg.vector_norm(row) for row in rows])
+        return [float(n) for n in norms.log2()]
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits (batch, K) at x."""

@@ -1,22 +1,27 @@
 """One row of the report: one sample, scenario, loss and format."""
 
+import json
 import math
 from dataclasses import dataclass
 
 import torch
 
 from fperr.exact.arithmetic import Array
+from fperr.exact.ball import BallArithmetic
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.exact.mp import MpArithmetic
 from fperr.formats import Format, of_dtype
 from fperr.measurement.cases import Case
+from fperr.measurement.enclosures import delta_interval
+from fperr.measurement.format_reference import FormatSample
 from fperr.measurement.metrics import error_metrics
 from fperr.measurement.network import FloatGradient
-from fperr.measurement.reference import ExactSample, FormatSample
+from fperr.measurement.reference import ExactRow, ExactSample, LossAt, Reference
 from fperr.measurement.stages import (
     STAGES,
     LogitGradients,
     Split,
+    product,
     row,
     scaled,
     shares,
@@ -39,6 +44,8 @@ class Situation:
         i: index in the batch.
         loss, format, case: the rest of the row's identity.
         float_gradient: what the format computed for the batch.
+        frozen: the same with the exact network's decisions, (batch, *shape); None where they could
+            not be put in place; the gradient itself where none differ.
     """
 
     sample: int
@@ -47,6 +54,7 @@ class Situation:
     format: Format
     case: Case
     float_gradient: FloatGradient
+    frozen: torch.Tensor | None
 
     @property
     def label(self) -> int:
@@ -72,38 +80,61 @@ class Situation:
         return not 0 < c < math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class RowContext:
+    """What all rows of a sample have in common.
+
+    Attributes:
+        reference: the exact network.
+        row_log2_norms: log2 of the norms of the K rows of J.
+        certify: prove an interval for delta.
+    """
+
+    reference: Reference
+    row_log2_norms: list[float]
+    certify: bool
+
+
 def measured_row(
-    situation: Situation,
-    exact: ExactSample,
-    cast: FormatSample,
-    arithmetic: MpArithmetic,
-    *,
-    is_certified: bool,
+    situation: Situation, exact: ExactSample, cast: FormatSample, context: RowContext
 ) -> Row:
     """The row of a sample whose reference is known."""
     result = _identity(situation)
     result |= _scale_columns(situation, exact)
-    result["log2_reference_disagreement"] = exact.log2_disagreement
-    result["is_certified"] = is_certified
-    v = _logit_gradients(situation, exact, cast, arithmetic)
+    result |= _routing_columns(cast)
+    asked = _loss_at(situation, context.reference.vectors)
+    found = None if asked is None else exact.gradient(asked)
     # DLR has no gradient where its denominator is 0
-    result["is_defined"] = v is not None or situation.loss.kind != "dlr"
-    if v is None or not is_certified:
+    result["is_defined"] = found is not None or situation.loss.kind != "dlr"
+    if found is None or asked is None:
         return result
-    parts = split(arithmetic, _computed(situation, arithmetic), v, cast.maps)
+    result["log2_reference_error"] = found.log2_error
+    result["is_certified"] = context.reference.certifies(found)
+    if not result["is_certified"]:
+        return result
+    arithmetic = context.reference.vectors
+    v = _logit_gradients(situation, asked, found, cast, arithmetic)
+    computed = _computed(situation, arithmetic, situation.float_gradient.gradient)
+    # where the format holds weights and input, its cast network is the exact one
+    is_exact = cast.cast is exact.state.map
+    cast_gradient = found.gradient if is_exact else product(v.cast, cast.cast)
+    parts = split(arithmetic, computed, found.gradient, v, cast.data, cast_gradient)
     result["truly_flat"] = not bool(parts.signs.any())
     if result["truly_flat"]:
         return result
     result |= _error_columns(situation, parts)
-    result |= _reference_columns(situation, exact, parts)
+    result |= _reference_columns(situation, context.row_log2_norms, parts)
+    result |= _frozen_columns(situation, found, arithmetic)
+    if context.certify:
+        result |= _certified_columns(situation, exact, found)
     result["p_underflow_rate"] = _underflow_rate(situation, v)
     result["logit_delta"] = _logit_delta(v, arithmetic)
     return result
 
 
-def unmeasured_row(situation: Situation) -> Row:
-    """The row of a sample that has no reference, because its input is not finite."""
-    return _identity(situation)
+def unmeasured_row(situation: Situation, *, is_certified: bool | None) -> Row:
+    """The row of a sample without a reference: its input is not finite, or nothing is proved."""
+    return _identity(situation) | {"is_certified": is_certified}
 
 
 def negated_row(twin: Row, scenario: Scenario) -> Row:
@@ -162,29 +193,33 @@ def _scale_columns(s: Situation, exact: ExactSample) -> Row:
     return result
 
 
-def _logit_gradients(
-    s: Situation, exact: ExactSample, cast: FormatSample, A: MpArithmetic
-) -> LogitGradients | None:
-    """The four logit gradients with the same c; None where the exact one is undefined."""
-    f, i = s.float_gradient, s.i
+def _loss_at(s: Situation, A: MpArithmetic) -> LossAt | None:
+    """The loss with the scale that the format computed; None where that scale is unusable."""
     if s.is_scale_degenerate:
         return None
-    c = A.from_torch(f.scale.c[i : i + 1])[0]
+    c = A.from_torch(s.float_gradient.scale.c[s.i : s.i + 1])[0]
+    return LossAt(s.loss.kind, s.label, c, s.case.targeted, s.y)
+
+
+def _logit_gradients(
+    s: Situation, asked: LossAt, exact: ExactRow, cast: FormatSample, A: MpArithmetic
+) -> LogitGradients:
+    """The four logit gradients with the same c."""
+    f, i = s.float_gradient, s.i
 
     def exact_v(z: list[object]) -> Array | None:
-        v = logit_gradient(s.loss.kind, A.context, z, s.label, c=c, targeted=s.case.targeted, y=s.y)
+        v = logit_gradient(
+            asked.kind, A.context, z, asked.label, c=asked.c, targeted=asked.targeted, y=asked.y
+        )
         return None if v is None else row(A, v)
 
-    v = exact_v(exact.z)
-    if v is None:
-        return None
     finite_logits = bool(f.logits[i].isfinite().all())
     finite_v = bool(f.logit_gradient[i].isfinite().all())
     return LogitGradients(
         computed=_unscaled(s, A, f.logit_gradient[i]) if finite_v and finite_logits else None,
         format=exact_v(list(A.from_torch(f.logits[i]))) if finite_logits else None,
         cast=None if cast.z is None else exact_v(cast.z),
-        exact=v,
+        exact=exact.v,
     )
 
 
@@ -196,8 +231,8 @@ def _unscaled(s: Situation, A: MpArithmetic, values: torch.Tensor) -> Array:
     return flat if count == 1 else A.mul(flat, float(count))
 
 
-def _computed(s: Situation, A: MpArithmetic) -> Array | None:
-    g = s.float_gradient.gradient[s.i]
+def _computed(s: Situation, A: MpArithmetic, gradients: torch.Tensor) -> Array | None:
+    g = gradients[s.i]
     return _unscaled(s, A, g) if bool(g.isfinite().all()) else None
 
 
@@ -210,14 +245,50 @@ def _error_columns(s: Situation, parts: Split) -> Row:
     return result | {f"share_{name}": share for name, share in shares(parts).items()}
 
 
-def _reference_columns(s: Situation, exact: ExactSample, parts: Split) -> Row:
+def _reference_columns(s: Situation, row_log2_norms: list[float], parts: Split) -> Row:
     log2_norm = parts.gradient.log2_norm
-    result: Row = {"common_mode_factor": exact.rows[s.label].ratio(parts.gradient)}
+    result: Row = {"common_mode_factor": _power_of_two(row_log2_norms[s.label] - log2_norm)}
     if s.loss.has_scale:
         result["log2_delta_sup_input"] = log2_delta_sup_input(
-            [r.log2_norm for r in exact.rows], log2_norm, s.format.unit_roundoff
+            row_log2_norms, log2_norm, s.format.unit_roundoff
         )
     return result
+
+
+def _power_of_two(exponent: float) -> float:
+    return 2.0**exponent if exponent < 1024 else math.inf
+
+
+def _routing_columns(cast: FormatSample) -> Row:
+    """How many decisions differ from the exact network's, and where."""
+    if cast.flips is None:
+        return {}
+    by_layer = {f.layer: [f.flips, f.tie_flips] for f in cast.flips if f.flips or f.tie_flips}
+    return {
+        "activation_flips": sum(f.flips for f in cast.flips if f.kind == "activation"),
+        "pooling_flips": sum(f.flips for f in cast.flips if f.kind == "pooling"),
+        "tie_flips": sum(f.tie_flips for f in cast.flips),
+        "flips_by_layer": json.dumps(by_layer),
+    }
+
+
+def _frozen_columns(s: Situation, exact: ExactRow, A: MpArithmetic) -> Row:
+    """The relative error with the exact network's decisions in place of the format's own."""
+    frozen = None if s.frozen is None else _computed(s, A, s.frozen)
+    if frozen is None:
+        return {}
+    error = scaled(A, A.sub(frozen, exact.gradient))
+    return {"delta_frozen": error.ratio(scaled(A, exact.gradient))}
+
+
+def _certified_columns(s: Situation, exact: ExactSample, found: ExactRow) -> Row:
+    g = s.float_gradient.gradient[s.i]
+    B = exact.state.interpreter.arithmetic
+    if not bool(g.isfinite().all()) or not isinstance(B, BallArithmetic):
+        return {}
+    assert found.enclosure is not None
+    low, high = delta_interval(B, g, s.float_gradient.factor, found.enclosure)
+    return {"delta_lo": low, "delta_hi": high}
 
 
 def _logit_delta(v: LogitGradients, A: MpArithmetic) -> float:

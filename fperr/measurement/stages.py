@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fperr.exact.arithmetic import Arithmetic, Array
 from fperr.exact.mp import MpArithmetic
+from fperr.measurement.maps import LinearMap
 
 STAGES = ("backward", "loss", "forward", "cast")
 
@@ -57,15 +58,6 @@ class Scaled:
 
 
 @dataclass(frozen=True, slots=True)
-class Maps:
-    """Exact Jacobian rows (K, entries): through the format's data, of the cast network, of g."""
-
-    data: Array | None
-    cast: Array | None
-    exact: Array
-
-
-@dataclass(frozen=True, slots=True)
 class LogitGradients:
     """Logit gradients, each (1, K) or None where it is undefined or not finite.
 
@@ -100,25 +92,31 @@ class Split:
     stages: dict[str, Scaled | None]
 
 
-def split(A: Arithmetic, computed: Array | None, v: LogitGradients, maps: Maps) -> Split:
-    """The exact gradient, the error of `computed`, and its stages.
+def split(
+    A: MpArithmetic,
+    computed: Array | None,
+    gradient: Array,
+    v: LogitGradients,
+    data: LinearMap | None,
+    cast_gradient: Array | None,
+) -> Split:
+    """The error of a computed gradient, and its stages.
 
     Args:
-        A: the exact arithmetic.
+        A: mpmath.
         computed: g_hat (1, entries), any loss scale divided out; None if it is not finite.
+        gradient: g (1, entries), exact.
         v: the logit gradients.
-        maps: the Jacobians.
+        data: J~^T, through what the format's run left; None where that is not finite.
+        cast_gradient: J_c^T v(z_c), of the network with weights and input rounded to the format.
     """
-    gradient = A.matmul(v.exact, maps.exact)
-    cast = _product(A, v.cast, maps.cast)
-    forward = _product(A, v.format, maps.data)
-    backward = _product(A, v.computed, maps.data)
-    loss = _product(A, _difference(A, v.computed, v.format), maps.data)
+    forward = product(v.format, data)
+    backward = product(v.computed, data)
     vectors = {
         "backward": _difference(A, computed, backward),
-        "loss": loss,
-        "forward": _difference(A, forward, cast),
-        "cast": _difference(A, cast, gradient),
+        "loss": _difference(A, backward, forward),
+        "forward": _difference(A, forward, cast_gradient),
+        "cast": _difference(A, cast_gradient, gradient),
     }
     return Split(
         scaled(A, gradient),
@@ -146,8 +144,9 @@ def shares(parts: Split) -> dict[str, float]:
     return found
 
 
-def _product(A: Arithmetic, v: Array | None, rows: Array | None) -> Array | None:
-    return None if v is None or rows is None else A.matmul(v, rows)
+def product(v: Array | None, transposed: LinearMap | None) -> Array | None:
+    """J^T v; None where either is undefined."""
+    return None if v is None or transposed is None else transposed.product(v)
 
 
 def _difference(A: Arithmetic, a: Array | None, b: Array | None) -> Array | None:

@@ -15,7 +15,7 @@ from fperr.report.plots import Plots
 from fperr.report.summary import summarise
 from fperr.report.verdict import Thresholds, judge
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DEFAULT_THRESHOLDS = Thresholds()
 _METADATA_KEY = b"fperr"
 
@@ -38,6 +38,13 @@ COLUMNS: dict[str, str] = {
     "scale_degenerate": "boolean",
     "log2_G": "float64",
     "delta": "float64",
+    "delta_lo": "float64",
+    "delta_hi": "float64",
+    "delta_frozen": "float64",
+    "activation_flips": "Int64",
+    "pooling_flips": "Int64",
+    "tie_flips": "Int64",
+    "flips_by_layer": "string",
     "max_norm_delta": "float64",
     "cosine_distance": "float64",
     "sign_error_rate": "float64",
@@ -61,7 +68,7 @@ COLUMNS: dict[str, str] = {
     "share_loss": "float64",
     "share_forward": "float64",
     "share_cast": "float64",
-    "log2_reference_disagreement": "float64",
+    "log2_reference_error": "float64",
     "is_certified": "boolean",
 }
 

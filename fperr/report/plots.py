@@ -15,7 +15,7 @@ _LOSSES = ("ce", "mifpe", "tmifpe", "stable_ce", "cw", "dlr", "mifpe_shifted", "
 # the same scale in every picture; below float64's last place there is nothing to see
 _LOG_LIMITS = (1e-18, 1e2)  # the upper one gives way to larger errors
 _SHARE_LIMITS = (-0.04, 1.04)
-_STAGES = ("cast", "forward", "loss", "backward")
+STAGES = ("cast", "forward", "loss", "backward")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Plots:
     def stages(self) -> Figure:
         """Where the error arises: the size of each stage, by format, one panel for each loss."""
         independent = self.frame[~self.frame["is_sign_twin"]]
-        columns = [f"stage_{name}" for name in _STAGES]
+        columns = [f"stage_{name}" for name in STAGES]
         long = independent.melt(["network", "loss", "format"], columns, "hue", "value")
         long["hue"] = long["hue"].str.removeprefix("stage_")
         return _strips(
@@ -130,13 +130,13 @@ def _strips(
 
 def _ordered(names: pd.Series) -> list[str]:
     found = list(dict.fromkeys(names))
-    known = [name for name in (*_LOSSES, *_STAGES) if name in found]
+    known = [name for name in (*_LOSSES, *STAGES) if name in found]
     return known + [name for name in found if name not in known]
 
 
 def _colours(names: Sequence[str]) -> dict[str, Colour]:
     palette = sns.color_palette("colorblind", 10)
-    family = _STAGES if set(names) <= set(_STAGES) else _LOSSES
+    family = STAGES if set(names) <= set(STAGES) else _LOSSES
     others = [name for name in names if name not in family]
     places = {name: i for i, name in enumerate((*family, *others))}
     return {name: palette[places[name] % 10] for name in names}

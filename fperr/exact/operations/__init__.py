@@ -6,7 +6,27 @@ else unchanged. Backward operations are PyTorch's own: no derivative is written 
 does not take itself.
 """
 
-from fperr.exact.operations import activations, elementwise, linear, movement, pooling
+from fperr.exact.operations import (
+    activations,
+    constructors,
+    decisions,
+    elementwise,
+    linear,
+    movement,
+    norms,
+    pooling,
+)
 from fperr.exact.operations.table import OPERATIONS, Operation
 
-__all__ = ["OPERATIONS", "Operation", "activations", "elementwise", "linear", "movement", "pooling"]
+__all__ = [
+    "OPERATIONS",
+    "Operation",
+    "activations",
+    "constructors",
+    "decisions",
+    "elementwise",
+    "linear",
+    "movement",
+    "norms",
+    "pooling",
+]

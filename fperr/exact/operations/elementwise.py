@@ -1,43 +1,97 @@
-"""Elementwise operations, batch norm, sums and means."""
+"""Elementwise operations, softmax, sums and means."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from fperr.exact.arithmetic import Arithmetic, Array, Mask
 from fperr.exact.operations.table import operation
 
 
+def number(A: Arithmetic, a: Any) -> Any:
+    """An integer or boolean tensor as an array of the arithmetic; anything else as it is."""
+    if isinstance(a, np.ndarray) and a.dtype != object:
+        return A.from_torch(torch.from_numpy(a.astype(np.float64)))
+    return a
+
+
 @operation("aten.add.Tensor", "aten.add.Scalar")
 def add(A: Arithmetic, a: Array, b: Array | float, *, alpha: float = 1) -> Array:
     """A + alpha * b."""
+    a, b = number(A, a), number(A, b)
     return A.add(a, b if alpha == 1 else A.mul(b, alpha))
 
 
 @operation("aten.sub.Tensor", "aten.sub.Scalar")
 def sub(A: Arithmetic, a: Array, b: Array | float, *, alpha: float = 1) -> Array:
     """A - alpha * b."""
+    a, b = number(A, a), number(A, b)
     return A.sub(a, b if alpha == 1 else A.mul(b, alpha))
 
 
 @operation("aten.rsub.Scalar", "aten.rsub.Tensor")
 def rsub(A: Arithmetic, a: Array, b: Array | float, alpha: float = 1) -> Array:
     """The difference b - alpha * a."""
-    return A.add(A.mul(a, -float(alpha)), b)
+    return A.add(A.mul(a, -float(alpha)), number(A, b))
 
 
 @operation("aten.mul.Tensor", "aten.mul.Scalar")
 def mul(A: Arithmetic, a: Array, b: Array | float) -> Array:
     """a * b."""
-    return A.mul(a, b)
+    return A.mul(number(A, a), number(A, b))
 
 
 @operation("aten.div.Tensor", "aten.div.Scalar")
 def div(A: Arithmetic, a: Array, b: Array | float) -> Array:
     """A / b."""
-    return A.div(a, b)
+    return A.div(number(A, a), number(A, b))
+
+
+@operation("aten.reciprocal.default")
+def reciprocal(A: Arithmetic, a: Array) -> Array:
+    """1 / a."""
+    return A.div(A.add(A.zeros(A.shape(a)), 1.0), a)
+
+
+@operation("aten.rsqrt.default")
+def rsqrt(A: Arithmetic, a: Array) -> Array:
+    """1/sqrt(a)."""
+    return A.rsqrt(a)
+
+
+@operation("aten.exp.default")
+def exp(A: Arithmetic, a: Array) -> Array:
+    """The exponential."""
+    return A.exp(a)
+
+
+@operation("aten.log.default")
+def log(A: Arithmetic, a: Array) -> Array:
+    """The natural logarithm."""
+    return A.log(a)
+
+
+@operation("aten.erf.default")
+def erf(A: Arithmetic, a: Array) -> Array:
+    """The error function."""
+    return A.erf(a)
+
+
+def _unusual_power(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del options
+    return None if arguments[1] in (1, 2, 3) else f"exponent {arguments[1]}"
+
+
+@operation("aten.pow.Tensor_Scalar", refusal=_unusual_power)
+def power(A: Arithmetic, a: Array, exponent: float) -> Array:
+    """The power with exponent 1, 2 or 3."""
+    result = a
+    for _ in range(int(exponent) - 1):
+        result = A.mul(result, a)
+    return result
 
 
 @operation("aten.neg.default")
@@ -63,70 +117,6 @@ def threshold_backward(A: Arithmetic, gradient: Array, active: Mask, threshold: 
     return A.where(active, gradient, A.zeros(A.shape(gradient)))
 
 
-def _is_training(position: int) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
-    def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
-        del options
-        return "batch norm in training mode" if arguments[position] else None
-
-    return refusal
-
-
-def _per_channel(A: Arithmetic, a: Array, dimensions: int) -> Array:
-    return A.reshape(a, (1, A.shape(a)[0], *[1] * (dimensions - 2)))
-
-
-@operation("aten.native_batch_norm.default", refusal=_is_training(5))
-def batch_norm(
-    A: Arithmetic,
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    mean: Array,
-    variance: Array,
-    training: bool,
-    momentum: float,
-    epsilon: float,
-) -> tuple[Array, None, None]:
-    """(x - mean)/sqrt(variance + epsilon) * weight + bias, with the running statistics."""
-    del training, momentum
-    dimensions = len(A.shape(x))
-    factor = A.rsqrt(A.add(variance, epsilon))
-    factor = factor if weight is None else A.mul(factor, weight)
-    y = A.mul(A.sub(x, _per_channel(A, mean, dimensions)), _per_channel(A, factor, dimensions))
-    return y if bias is None else A.add(y, _per_channel(A, bias, dimensions)), None, None
-
-
-@operation("aten.cudnn_batch_norm.default", refusal=_is_training(5))
-def cudnn_batch_norm(A: Arithmetic, *arguments: Any) -> tuple[Array, None, None, None]:
-    """The same, as CUDA runs it: one output more."""
-    return (*batch_norm(A, *arguments), None)
-
-
-@operation(
-    "aten.native_batch_norm_backward.default",
-    shape_only=frozenset({1, 3, 5, 6}),
-    refusal=_is_training(7),
-)
-def batch_norm_backward(
-    A: Arithmetic,
-    gradient: Array,
-    x_shape: Sequence[int],
-    weight: Array | None,
-    mean_shape: Sequence[int],
-    variance: Array,
-    saved_mean_shape: Sequence[int],
-    saved_rstd_shape: Sequence[int],
-    training: bool,
-    epsilon: float,
-    output_mask: Sequence[bool],
-) -> tuple[Array, None, None]:
-    """The gradient with respect to x, with the running variance."""
-    del mean_shape, saved_mean_shape, saved_rstd_shape, training, output_mask
-    factor = A.rsqrt(A.add(variance, epsilon))
-    factor = factor if weight is None else A.mul(factor, weight)
-    return A.mul(gradient, _per_channel(A, factor, len(x_shape))), None, None
-
-
 def _dims(a_dims: int, dims: Sequence[int] | None) -> list[int]:
     return sorted(d % a_dims for d in dims) if dims else list(range(a_dims))
 
@@ -137,6 +127,8 @@ def sum_dims(
 ) -> Array:
     """The sum over `dims`."""
     del dtype
+    if isinstance(a, np.ndarray) and a.dtype != object:
+        return np.sum(a, axis=tuple(_dims(a.ndim, dims)), keepdims=keepdim)
     shape = A.shape(a)
     over = _dims(len(shape), dims)
     total = A.sum(a, over)
@@ -152,19 +144,19 @@ def mean_dims(
     return A.div(sum_dims(A, a, dims, keepdim, **dtype), float(count))
 
 
-def _maximum(A: Arithmetic, a: Array, dim: int) -> Array:
-    """The maximum over one dimension, kept with length 1."""
-    last = np.moveaxis(np.arange(math.prod(A.shape(a))).reshape(A.shape(a)), dim, -1)
-    place = A.first_argmax(A.take(a, last), np.ones(last.shape, dtype=bool))
-    return A.take(a, np.moveaxis(np.take_along_axis(last, place[..., None], -1), -1, dim))
-
-
 @operation("aten._softmax.default")
-def softmax(A: Arithmetic, a: Array, dim: int, half_to_float: bool) -> Array:
-    """exp(a) over its sum along `dim`, shifted by the maximum."""
+def softmax(A: Arithmetic, a: Array, dim: int, half_to_float: bool = False) -> Array:
+    """exp(a) over its sum along `dim`; exponents are unlimited, so nothing is shifted."""
     del half_to_float
-    weights = A.exp(A.sub(a, _maximum(A, a, dim)))
+    weights = A.exp(a)
     return A.div(weights, A.sum(weights, _dims(len(A.shape(a)), [dim])))
+
+
+@operation("aten._safe_softmax.default")
+def safe_softmax(A: Arithmetic, a: Array, dim: int, dtype: Any = None) -> Array:
+    """The softmax; rows without any entry above -inf, which PyTorch sets to 0, are undefined."""
+    del dtype
+    return softmax(A, a, dim)
 
 
 @operation("aten._softmax_backward_data.default")
@@ -177,10 +169,9 @@ def softmax_backward(A: Arithmetic, gradient: Array, output: Array, dim: int, dt
 
 @operation("aten._log_softmax.default")
 def log_softmax(A: Arithmetic, a: Array, dim: int, half_to_float: bool) -> Array:
-    """A - log of the sum of exp(a) along `dim`, shifted by the maximum."""
+    """A - log of the sum of exp(a) along `dim`."""
     del half_to_float
-    shifted = A.sub(a, _maximum(A, a, dim))
-    return A.sub(shifted, A.log(A.sum(A.exp(shifted), _dims(len(A.shape(a)), [dim]))))
+    return A.sub(a, A.log(A.sum(A.exp(a), _dims(len(A.shape(a)), [dim]))))
 
 
 @operation("aten._log_softmax_backward_data.default")

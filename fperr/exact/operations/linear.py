@@ -1,52 +1,118 @@
-"""Convolutions and matrix products."""
+"""Convolutions, transposed ones too, and matrix products."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fperr.exact.arithmetic import Arithmetic, Array, Indices
 from fperr.exact.operations.table import operation
-from fperr.exact.windows import across_channels, output_size, windows
+from fperr.exact.windows import across_channels, output_size, positions_by_phase, windows
 
 
-def _is_transposed(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
-    del options
-    return "transposed convolution" if any(a is True for a in arguments[6:8]) else None
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    """How the windows of a convolution lie in its input (of a transposed one: in its output)."""
 
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
 
-def _patches(
-    size: Sequence[int], channels: int, kernel: Sequence[int], geometry: Sequence[Any]
-) -> Indices:
-    """Positions (windows, channels * taps) read by a convolution in one sample's group."""
-    index = windows(size, kernel, *_geometry(len(size), *geometry))
-    return across_channels(index, channels, size)
-
-
-def _geometry(dimensions: int, *settings: Sequence[int]) -> list[list[int]]:
-    """Stride, padding and dilation with one entry for each spatial dimension."""
-    return [list(s) * (dimensions // len(s)) for s in settings]
-
-
-def _by_sample_and_group(index: Indices, samples: int, groups: int, block: int) -> Indices:
-    """The same patches in every sample and group: (groups, samples * windows, taps)."""
-    offset = np.arange(samples * groups).reshape(samples, groups).T[:, :, None, None] * block
-    every = np.where(index >= 0, index + offset, -1)
-    return every.reshape(groups, -1, index.shape[1])
+    def over(self, dimensions: int) -> list[list[int]]:
+        """Stride, padding and dilation with one entry for each spatial dimension."""
+        settings = self.stride, self.padding, self.dilation
+        return [list(s) * (dimensions // len(s)) for s in settings]
 
 
 def _group_of(A: Arithmetic, weight: Array, group: int, groups: int) -> Array:
-    """Rows of one group of the weight, as a matrix (out channels / groups, taps)."""
-    out = A.shape(weight)[0]
-    taps = math.prod(A.shape(weight)[1:])
-    if groups == 1:
-        return A.reshape(weight, (out, taps))
-    rows = np.arange(out * taps).reshape(groups, out // groups, taps)[group]
-    return A.take(weight, rows)
+    """The weight of one group as a matrix (in channels * taps, out channels of the group)."""
+    out, *rest = A.shape(weight)
+    rows = np.arange(out * math.prod(rest)).reshape(groups, out // groups, -1)[group]
+    return A.prepared((weight,), ("correlate", group), lambda: A.take(weight, rows.T))
 
 
-@operation("aten.convolution.default", refusal=_is_transposed)
+def _correlate(A: Arithmetic, x: Array, weight: Array, geometry: _Geometry) -> Array:
+    """Cross-correlation, as a product of patches and weights."""
+    samples, channels, *size = A.shape(x)
+    out, width, *kernel = A.shape(weight)
+    settings, groups = geometry.over(len(size)), geometry.groups
+    patches = across_channels(windows(size, kernel, *settings), width, size)
+    block = width * math.prod(size)
+    columns = []
+    for group in range(groups):
+        start = np.arange(samples)[:, None, None] * channels * math.prod(size) + group * block
+        places = np.where(patches >= 0, patches + start, -1).reshape(-1, patches.shape[1])
+        columns.append(A.matmul(A.take(x, places), _group_of(A, weight, group, groups)))
+    y = A.concatenate(columns, 1) if groups > 1 else columns[0]
+    y = A.permute(A.reshape(y, (samples, len(patches), out)), (0, 2, 1))
+    return A.reshape(y, (samples, out, *output_size(size, kernel, *settings)))
+
+
+def _spread(
+    A: Arithmetic, y: Array, weight: Array, shape: Sequence[int], geometry: _Geometry
+) -> Array:
+    """The transpose of `_correlate`: for y like its result, an array of its input's `shape`."""
+    samples, channels, *size = shape
+    out, width, *kernel = A.shape(weight)
+    index = windows(size, kernel, *geometry.over(len(size)))
+    if 2 * width < out // geometry.groups:
+        return _spread_from_windows(A, y, weight, shape, geometry.groups, index)
+    wanted = np.empty((samples, channels, math.prod(size)), dtype=np.int64)
+    parts, height = [], 0
+    phases = positions_by_phase(index, size, geometry.over(len(size))[0])
+    for group in range(geometry.groups):
+        outputs = np.arange(out).reshape(geometry.groups, -1)[group]
+        for number, (positions, taps, seen_in) in enumerate(phases):
+            # a row for each sample and position; a column for each tap and output channel
+            start = np.arange(samples)[:, None, None, None] * out * len(index)
+            source = start + outputs * len(index) + seen_in[..., None]
+            source = np.where(seen_in[..., None] >= 0, source, -1)
+            make = partial(_taps_of, A, weight, outputs, taps)
+            matrix = A.prepared((weight,), ("spread", group, number, *size), make)
+            gathered = A.take(y, source.reshape(samples * len(positions), -1))
+            parts.append(A.matmul(gathered, matrix))
+            grid = np.arange(samples * len(positions) * width)
+            order = height + grid.reshape(samples, len(positions), width).transpose(0, 2, 1)
+            wanted[:, group * width : (group + 1) * width, positions] = order
+            height += order.size
+    stacked = A.concatenate(parts, 0) if len(parts) > 1 else parts[0]
+    return A.reshape(A.take(stacked, wanted), shape)
+
+
+def _taps_of(A: Arithmetic, weight: Array, outputs: Indices, taps: Indices) -> Array:
+    """Some taps and output channels of the weight: (taps * outputs, in channels of a group)."""
+    out, width, *kernel = A.shape(weight)
+    every = np.arange(out * width * math.prod(kernel)).reshape(out, width, -1)
+    chosen = every[outputs][:, :, taps].transpose(2, 0, 1)
+    return A.take(weight, chosen.reshape(-1, width))
+
+
+def _spread_from_windows(
+    A: Arithmetic, y: Array, weight: Array, shape: Sequence[int], groups: int, index: Indices
+) -> Array:
+    """The same, by adding up what each window sends: less work where the input has few channels."""
+    samples, channels, *size = shape
+    out, width = A.shape(weight)[:2]
+    patches, per_group = across_channels(index, width, size), out // groups
+    parts, places = [], []
+    for group in range(groups):
+        outputs = (group * per_group + np.arange(per_group)) * len(index)
+        start = np.arange(samples)[:, None, None] * out * len(index)
+        source = (start + np.arange(len(index))[:, None] + outputs).reshape(-1, per_group)
+        matrix = A.permute(_group_of(A, weight, group, groups), (1, 0))
+        parts.append(A.matmul(A.take(y, source), matrix))
+        block = np.arange(samples)[:, None, None] * channels * math.prod(size)
+        block = block + group * width * math.prod(size)
+        places.append(np.where(patches >= 0, patches + block, -1).reshape(-1, patches.shape[1]))
+    values = A.concatenate(parts, 0) if groups > 1 else parts[0]
+    return A.scatter_add(values, np.concatenate(places), shape)
+
+
+@operation("aten.convolution.default")
 def convolution(
     A: Arithmetic,
     x: Array,
@@ -59,25 +125,38 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Array:
-    """Cross-correlation, as a product of patches and weights."""
-    del transposed, output_padding
-    samples, _, *size = A.shape(x)
-    out, group_channels, *kernel = A.shape(weight)
-    patches = _patches(size, group_channels, kernel, (stride, padding, dilation))
-    places = _by_sample_and_group(patches, samples, groups, group_channels * math.prod(size))
-    columns = [
-        A.matmul(A.take(x, places[g]), A.permute(_group_of(A, weight, g, groups), (1, 0)))
-        for g in range(groups)
-    ]
-    y = A.concatenate(columns, 1) if groups > 1 else columns[0]
-    if bias is not None:
-        y = A.add(y, A.reshape(bias, (1, out)))
-    spatial = output_size(size, kernel, *_geometry(len(size), stride, padding, dilation))
-    y = A.reshape(y, (samples, len(patches), out))
-    return A.reshape(A.permute(y, (0, 2, 1)), (samples, out, *spatial))
+    """Cross-correlation with the weight (out, in/groups, *kernel), or the transpose of one."""
+    geometry = _Geometry(stride, padding, dilation, groups)
+    if transposed:
+        samples, _, *size = A.shape(x)
+        _, width, *kernel = A.shape(weight)
+        settings = [*geometry.over(len(size)), list(output_padding)]
+        sizes = [
+            (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
+            for n, k, s, p, d, extra in zip(size, kernel, *settings, strict=True)
+        ]
+        y = _spread(A, x, weight, (samples, width * groups, *sizes), geometry)
+    else:
+        y = _correlate(A, x, weight, geometry)
+    if bias is None:
+        return y
+    return A.add(y, A.reshape(bias, (1, A.shape(bias)[0], *[1] * (len(A.shape(y)) - 2))))
 
 
-@operation("aten.convolution_backward.default", shape_only=frozenset({1}), refusal=_is_transposed)
+def of_weights_too(position: int) -> Any:
+    """A refusal: the `output_mask` at that position asks for more than the input's gradient."""
+
+    def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+        del options
+        asked = any(arguments[position][1:])
+        return "weights that depend on the input" if asked else None
+
+    return refusal
+
+
+@operation(
+    "aten.convolution_backward.default", shape_only=frozenset({1}), refusal=of_weights_too(10)
+)
 def convolution_backward(
     A: Arithmetic,
     gradient: Array,
@@ -92,24 +171,12 @@ def convolution_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Array, None, None]:
-    """The gradient with respect to the input; those of weight and bias are never needed."""
-    del bias_sizes, transposed, output_padding, output_mask
-    samples, _, *size = x_shape
-    out, group_channels, *kernel = A.shape(weight)
-    patches = _patches(size, group_channels, kernel, (stride, padding, dilation))
-    places = _by_sample_and_group(patches, samples, groups, group_channels * math.prod(size))
-    per_window = A.permute(A.reshape(gradient, (samples, out, len(patches))), (0, 2, 1))
-    per_window = A.reshape(per_window, (samples * len(patches), out))
-    spread = []
-    for g in range(groups):
-        rows = per_window
-        if groups > 1:
-            width = out // groups
-            chosen = np.arange(samples * len(patches))[:, None] * out + g * width + np.arange(width)
-            rows = A.take(per_window, chosen)
-        spread.append(A.matmul(rows, _group_of(A, weight, g, groups)))
-    values = A.concatenate(spread, 0) if groups > 1 else spread[0]
-    return A.scatter_add(values, places.reshape(-1, places.shape[2]), x_shape), None, None
+    """The gradient with respect to the input."""
+    del bias_sizes, output_padding, output_mask
+    geometry = _Geometry(stride, padding, dilation, groups)
+    if transposed:
+        return _correlate(A, gradient, weight, geometry), None, None
+    return _spread(A, gradient, weight, x_shape, geometry), None, None
 
 
 @operation("aten.mm.default")
@@ -118,11 +185,34 @@ def mm(A: Arithmetic, a: Array, b: Array) -> Array:
     return A.matmul(a, b)
 
 
+@operation("aten.bmm.default")
+def bmm(A: Arithmetic, a: Array, b: Array) -> Array:
+    """A matrix product for each entry of the first dimension."""
+    (count, m, k), n = A.shape(a), A.shape(b)[2]
+    left, right = (np.arange(count * k * rows).reshape(count, -1) for rows in (m, n))
+    products = [
+        A.matmul(A.take(a, left[i].reshape(m, k)), A.take(b, right[i].reshape(k, n)))
+        for i in range(count)
+    ]
+    return A.reshape(A.concatenate(products, 0), (count, m, n))
+
+
 @operation("aten.addmm.default")
 def addmm(
     A: Arithmetic, bias: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1
 ) -> Array:
     """Beta * bias + alpha * a b."""
-    product = A.matmul(a, b)
-    scaled = product if alpha == 1 else A.mul(product, alpha)
-    return A.add(scaled, bias if beta == 1 else A.mul(bias, beta))
+    return _plus(A, bias, A.matmul(a, b), beta, alpha)
+
+
+@operation("aten.baddbmm.default")
+def baddbmm(
+    A: Arithmetic, bias: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1
+) -> Array:
+    """Beta * bias + alpha * a b, for each entry of the first dimension."""
+    return _plus(A, bias, bmm(A, a, b), beta, alpha)
+
+
+def _plus(A: Arithmetic, bias: Array, product: Array, beta: float, alpha: float) -> Array:
+    scaled = product if alpha == 1 else A.mul(product, float(alpha))
+    return A.add(scaled, bias if beta == 1 else A.mul(bias, float(beta)))

@@ -1,12 +1,13 @@
 """Operations that move numbers and do not change them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fperr.exact.arithmetic import Arithmetic, Array, Indices
+from fperr.exact.operations.elementwise import number
 from fperr.exact.operations.table import operation
 
 
@@ -27,65 +28,91 @@ def _to_integers(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | 
 @operation("aten._to_copy.default", refusal=_to_integers)
 def identity(A: Arithmetic, a: Array, **traits: Any) -> Array:
     """The same numbers; the rounding of a change of dtype belongs to the format's run."""
-    del A, traits
-    return a
+    dtype = traits.get("dtype")
+    return number(A, a) if dtype is not None and dtype.is_floating_point else a
+
+
+def _is_plain(a: Any) -> bool:
+    """Whether it is a tensor of integers or booleans."""
+    return isinstance(a, np.ndarray) and a.dtype != object
+
+
+def _shape(A: Arithmetic, a: Any) -> tuple[int, ...]:
+    return a.shape if _is_plain(a) else A.shape(a)
+
+
+def _reshape(A: Arithmetic, a: Any, shape: Sequence[int]) -> Any:
+    return a.reshape(tuple(shape)) if _is_plain(a) else A.reshape(a, shape)
+
+
+def _permute(A: Arithmetic, a: Any, dims: Sequence[int]) -> Any:
+    return a.transpose(*dims) if _is_plain(a) else A.permute(a, dims)
+
+
+def rearranged(A: Arithmetic, a: Any, move: Callable[[Indices], Any]) -> Any:
+    """`a` with its entries where `move` puts their positions (-1: a zero)."""
+    if _is_plain(a):
+        return move(a)
+    shape = A.shape(a)
+    return A.take(a, np.ascontiguousarray(move(np.arange(math.prod(shape)).reshape(shape))))
 
 
 @operation("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
 def view(A: Arithmetic, a: Array, shape: Sequence[int]) -> Array:
     """Another shape."""
-    return A.reshape(a, shape)
+    return _reshape(A, a, shape)
 
 
 @operation("aten.t.default")
 def transpose_matrix(A: Arithmetic, a: Array) -> Array:
     """The transposed matrix."""
-    return A.permute(a, (1, 0)) if len(A.shape(a)) == 2 else a
+    return _permute(A, a, (1, 0)) if len(_shape(A, a)) == 2 else a
 
 
 @operation("aten.transpose.int")
 def transpose(A: Arithmetic, a: Array, first: int, second: int) -> Array:
     """Two dimensions exchanged."""
-    dims = list(range(len(A.shape(a))))
+    dims = list(range(len(_shape(A, a))))
     dims[first], dims[second] = dims[second], dims[first]
-    return A.permute(a, dims)
+    return _permute(A, a, dims)
 
 
 @operation("aten.permute.default")
 def permute(A: Arithmetic, a: Array, dims: Sequence[int]) -> Array:
     """Dimensions reordered."""
-    return A.permute(a, [d % len(dims) for d in dims])
+    return _permute(A, a, [d % len(dims) for d in dims])
 
 
 @operation("aten.expand.default")
 def expand(A: Arithmetic, a: Array, shape: Sequence[int], **implicit: Any) -> Array:
     """Broadcast; -1 keeps a length."""
     del implicit
-    lengths = [1] * (len(shape) - len(A.shape(a))) + list(A.shape(a))
+    lengths = [1] * (len(shape) - len(_shape(A, a))) + list(_shape(A, a))
     full = [old if new == -1 else new for old, new in zip(lengths, shape, strict=True)]
-    return A.expand(a, full)
+    return np.broadcast_to(a, full) if _is_plain(a) else A.expand(a, full)
 
 
 @operation("aten.unsqueeze.default")
 def unsqueeze(A: Arithmetic, a: Array, dim: int) -> Array:
     """A new dimension of length 1."""
-    shape = list(A.shape(a))
+    shape = list(_shape(A, a))
     shape.insert(dim % (len(shape) + 1), 1)
-    return A.reshape(a, shape)
+    return _reshape(A, a, shape)
 
 
 @operation("aten.squeeze.dim", "aten.squeeze.dims")
 def squeeze(A: Arithmetic, a: Array, dims: Sequence[int] | int) -> Array:
     """Without those of `dims` that have length 1."""
-    shape = A.shape(a)
+    shape = _shape(A, a)
     gone = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
-    return A.reshape(a, [n for d, n in enumerate(shape) if d not in gone or n != 1])
+    return _reshape(A, a, [n for d, n in enumerate(shape) if d not in gone or n != 1])
 
 
 @operation("aten.cat.default")
 def cat(A: Arithmetic, arrays: Sequence[Array], dim: int = 0) -> Array:
     """Joined along `dim`."""
-    return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
+    axis = dim % len(_shape(A, arrays[0]))
+    return np.concatenate(arrays, axis) if _is_plain(arrays[0]) else A.concatenate(arrays, axis)
 
 
 def _nonzero_fill(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
@@ -111,13 +138,6 @@ def constant_pad(A: Arithmetic, a: Array, pad: Sequence[int], value: float = 0) 
     return A.take(a, index)
 
 
-def _sliced(
-    shape: Sequence[int], dim: int, start: int | None, end: int | None, step: int
-) -> Indices:
-    chosen = range(*slice(start, end, step).indices(shape[dim]))
-    return np.arange(math.prod(shape)).reshape(tuple(shape)).take(np.array(chosen, dtype=int), dim)
-
-
 @operation("aten.slice.Tensor")
 def slice_(
     A: Arithmetic,
@@ -128,7 +148,7 @@ def slice_(
     step: int = 1,
 ) -> Array:
     """Every `step`-th entry along `dim`."""
-    return A.take(a, _sliced(A.shape(a), dim, start, end, step))
+    return rearranged(A, a, lambda i: i[_along(i, dim, slice(start, end, step))])
 
 
 @operation("aten.slice_backward.default")
@@ -142,4 +162,124 @@ def slice_backward(
     step: int,
 ) -> Array:
     """The gradient where the slice was taken, 0 elsewhere."""
-    return A.scatter_add(gradient, _sliced(shape, dim, start, end, step), shape)
+    places = _positions(shape)
+    return A.scatter_add(gradient, places[_along(places, dim, slice(start, end, step))], shape)
+
+
+@operation("aten.select.int")
+def select(A: Arithmetic, a: Array, dim: int, index: int) -> Array:
+    """One entry along `dim`, which is dropped."""
+    return rearranged(A, a, lambda i: i.take(index, dim))
+
+
+@operation("aten.select_backward.default")
+def select_backward(
+    A: Arithmetic, gradient: Array, shape: Sequence[int], dim: int, index: int
+) -> Array:
+    """The gradient where the entry was taken, 0 elsewhere."""
+    return A.scatter_add(gradient, np.asarray(_positions(shape).take(index, dim)), shape)
+
+
+@operation("aten.unbind.int")
+def unbind(A: Arithmetic, a: Array, dim: int = 0) -> list[Array]:
+    """Every entry along `dim`."""
+    return [select(A, a, dim, i) for i in range(_shape(A, a)[dim])]
+
+
+@operation("aten.split.Tensor")
+def split(A: Arithmetic, a: Array, size: int, dim: int = 0) -> list[Array]:
+    """Pieces of that size along `dim`; the last one may be smaller."""
+    starts = range(0, _shape(A, a)[dim], size)
+    return [slice_(A, a, dim, start, start + size) for start in starts]
+
+
+@operation("aten.stack.default")
+def stack(A: Arithmetic, arrays: Sequence[Array], dim: int = 0) -> Array:
+    """Joined along a new dimension."""
+    return cat(A, [unsqueeze(A, a, dim) for a in arrays], dim)
+
+
+@operation("aten.repeat.default")
+def repeat(A: Arithmetic, a: Array, repeats: Sequence[int]) -> Array:
+    """Copies side by side."""
+    return rearranged(A, a, lambda i: np.tile(i, repeats))
+
+
+@operation("aten.flip.default")
+def flip(A: Arithmetic, a: Array, dims: Sequence[int]) -> Array:
+    """In reverse order along `dims`."""
+    return rearranged(A, a, lambda i: np.flip(i, tuple(dims)))
+
+
+@operation("aten.gather.default")
+def gather(A: Arithmetic, a: Array, dim: int, index: Indices, **traits: Any) -> Array:
+    """The entries at `index` along `dim`."""
+    del traits
+    return A.take(a, _scattered(A.shape(a), dim, index))
+
+
+@operation("aten.scatter_add.default")
+def scatter_add(A: Arithmetic, a: Array, dim: int, index: Indices, source: Array) -> Array:
+    """`a` with the source added at `index` along `dim`."""
+    shape = A.shape(a)
+    return A.add(a, A.scatter_add(source, _scattered(shape, dim, index), shape))
+
+
+@operation("aten.scatter.src")
+def scatter(A: Arithmetic, a: Array, dim: int, index: Indices, source: Array) -> Array:
+    """`a` with the source put at `index` along `dim`."""
+    shape, count = A.shape(a), math.prod(A.shape(a))
+    if A.shape(source) != index.shape:
+        source = rearranged(A, source, lambda i: i[tuple(map(slice, index.shape))])
+    chosen = np.arange(count)
+    chosen[_scattered(shape, dim, index).reshape(-1)] = count + np.arange(index.size)
+    both = [A.reshape(a, (count,)), A.reshape(source, (index.size,))]
+    return A.take(A.concatenate(both, 0), chosen.reshape(shape))
+
+
+@operation("aten.scatter.value")
+def scatter_value(A: Arithmetic, a: Array, dim: int, index: Indices, value: float) -> Array:
+    """`a` with a number put at `index` along `dim`."""
+    return scatter(A, a, dim, index, A.add(A.zeros(index.shape), float(value)))
+
+
+def _unusual_index(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del options
+    accumulates = len(arguments) > 3 and arguments[3]
+    return None if accumulates else "index_put without accumulation"
+
+
+@operation("aten.index.Tensor")
+def index(A: Arithmetic, a: Array, indices: Sequence[Indices | None]) -> Array:
+    """The entries at integer or boolean indices."""
+    return rearranged(A, a, lambda i: i[_numpy_index(indices)])
+
+
+@operation("aten.index_put.default", "aten._unsafe_index_put.default", refusal=_unusual_index)
+def index_put(
+    A: Arithmetic, a: Array, indices: Sequence[Indices | None], source: Array, accumulate: bool
+) -> Array:
+    """`a` with the source added at integer indices."""
+    del accumulate
+    shape = A.shape(a)
+    places = _positions(shape)[_numpy_index(indices)]
+    return A.add(a, A.scatter_add(A.expand(source, places.shape), places, shape))
+
+
+def _numpy_index(indices: Sequence[Indices | None]) -> tuple[Any, ...]:
+    return tuple(slice(None) if i is None else i for i in indices)
+
+
+def _positions(shape: Sequence[int]) -> Indices:
+    return np.arange(math.prod(shape)).reshape(tuple(shape))
+
+
+def _along(places: Indices, dim: int, chosen: slice) -> tuple[slice, ...]:
+    return (*[slice(None)] * (dim % places.ndim), chosen)
+
+
+def _scattered(shape: Sequence[int], dim: int, index: Indices) -> Indices:
+    """Flat positions: those of `index`'s own grid, with the entry of `index` along `dim`."""
+    grid: list[Indices] = [np.asarray(axis) for axis in np.indices(index.shape)]
+    grid[dim] = index
+    return np.asarray(np.ravel_multi_index(tuple(grid), tuple(shape)))

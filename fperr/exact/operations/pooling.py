@@ -1,7 +1,7 @@
 """Maximum and average pooling."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,23 +85,26 @@ def _mean_windows(
     if divisor_override is not None:
         divisors = [divisor_override] * len(index)
     elif count_include_pad:
-        padded = [n + 2 * p for n, p in zip(shape[-2:], geometry[2], strict=True)]
-        reach = windows(padded, sides, geometry[1], (0, 0), (1, 1), ceil_mode=ceil_mode)
-        divisors = (reach[: len(index)] >= 0).sum(1).tolist()
+        divisors = _reach(shape[-2:], geometry, ceil_mode=ceil_mode)
     else:
         divisors = (index >= 0).sum(1).tolist()
     output = output_size(shape[-2:], *geometry, ceil_mode=ceil_mode)
     return index, divisors, (*shape[:-2], *output)
 
 
-def _unusual_average(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
-    del options
-    ceil_mode = len(arguments) > 4 and arguments[4] is True
-    padded = len(arguments) > 3 and any(arguments[3])
-    return "average pooling with ceil_mode and padding" if ceil_mode and padded else None
+def _reach(size: Sequence[int], geometry: Sequence[Sequence[int]], *, ceil_mode: bool) -> list[int]:
+    """How many positions each window covers, padding included but not what lies beyond it."""
+    kernel, stride, padding, dilation = geometry
+    counts = output_size(size, kernel, stride, padding, dilation, ceil_mode=ceil_mode)
+    lengths = []
+    for n, k, s, p, count in zip(size, kernel, stride, padding, counts, strict=True):
+        start = np.arange(count) * s - p
+        lengths.append(np.minimum(start + k, n + p) - start)
+    covered: list[int] = np.multiply.outer(*lengths).reshape(-1).tolist()
+    return covered
 
 
-@operation("aten.avg_pool2d.default", refusal=_unusual_average)
+@operation("aten.avg_pool2d.default")
 def avg_pool2d(
     A: Arithmetic,
     x: Array,
@@ -126,11 +129,7 @@ def _divisor_array(A: Arithmetic, divisors: Sequence[int]) -> Array:
     return A.concatenate([A.mul(one, float(d)) for d in divisors], 1)
 
 
-@operation(
-    "aten.avg_pool2d_backward.default",
-    shape_only=frozenset({1}),
-    refusal=lambda arguments, options: _unusual_average(arguments[1:], options),
-)
+@operation("aten.avg_pool2d_backward.default", shape_only=frozenset({1}))
 def avg_pool2d_backward(
     A: Arithmetic,
     gradient: Array,

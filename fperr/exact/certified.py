@@ -1,0 +1,200 @@
+"""Certified results: raise the precision of the balls until enough bits are proved."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from flint import arb
+from mpmath import MPContext
+from mpmath.libmp import from_man_exp
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fperr.errors import ReferenceNotCertifiedError, UndecidedError
+from fperr.exact.ball import BallArithmetic, Balls, log2_upper, mantissa
+from fperr.exact.graph import Capture, Node
+from fperr.exact.interpreter import Interpreter
+
+LARGEST_BITS = 8192
+# A start, not a bound: on trained and random networks 1 to 3 bits were lost with each product.
+_BITS_PER_LAYER = 3
+_BITS_FOR_THE_REST = 12
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Enclosure:
+    """Proved numbers.
+
+    Attributes:
+        midpoint, radius: NumPy arrays of `mpf`: every number lies within the radius.
+        bits: the working precision.
+        log2_error: log2 of an upper bound on |radius|_2 / |number|_2.
+    """
+
+    midpoint: NDArray[np.object_]
+    radius: NDArray[np.object_]
+    bits: int
+    log2_error: float
+
+
+class Certifier:
+    """A captured network in ball arithmetic, at whatever precision it takes.
+
+    Args:
+        capture: the network, for one sample.
+        bits: wanted, normwise.
+        largest: working precision at which to give up.
+    """
+
+    def __init__(self, capture: Capture, bits: int, largest: int = LARGEST_BITS) -> None:
+        self.capture = capture
+        self.bits, self.largest = bits, largest
+        self.start = max(bits + _BITS_PER_LAYER * capture.depth + _BITS_FOR_THE_REST, 53)
+        self._interpreters: dict[int, Interpreter] = {}
+
+    def interpreter(self, bits: int) -> Interpreter:
+        """The network at that precision."""
+        if bits not in self._interpreters:
+            self._interpreters[bits] = Interpreter(self.capture, BallArithmetic(bits))
+        return self._interpreters[bits]
+
+    def product(self, x: Tensor, v: Tensor) -> Enclosure:
+        """J^T v of one sample, (1, entries), proved.
+
+        Raises:
+            ReferenceNotCertifiedError: not at the largest precision; says where the bits went.
+        """
+
+        def attempt(interpreter: Interpreter) -> Balls:
+            run = interpreter.forward(x)
+            product: Balls = interpreter.products(
+                run.readings, interpreter.arithmetic.from_torch(v)
+            )
+            return product
+
+        def proved(balls: Balls) -> float:
+            return -log2_relative_radius(balls)
+
+        balls, bits = self.raised(attempt, proved, lambda i: losses(i, x, v))
+        return enclosure(balls, bits)
+
+    def raised(
+        self,
+        attempt: Callable[[Interpreter], Result],
+        proved: Callable[[Result], float],
+        explain: Callable[[Interpreter], str],
+    ) -> tuple[Result, int]:
+        """The first attempt that is proved to enough bits, and its working precision.
+
+        Args:
+            attempt: computes; may raise `UndecidedError`.
+            proved: how many bits a result has.
+            explain: where the bits went, in words.
+
+        Raises:
+            ReferenceNotCertifiedError: none is up to the largest precision.
+        """
+        bits = min(self.start, self.largest)
+        while True:
+            interpreter, undecided = self.interpreter(bits), None
+            try:
+                result = attempt(interpreter)
+                got = proved(result)
+                if got >= self.bits:
+                    return result, bits
+                missing = self.bits - got
+            except UndecidedError as fault:
+                undecided, missing, got = fault, math.inf, 0.0
+            if bits >= self.largest:
+                reason = str(undecided) if undecided else explain(interpreter)
+                raise ReferenceNotCertifiedError(
+                    f"{max(got, 0.0):.1f} of {self.bits} bits are proved at {bits} bits, the "
+                    f"largest working precision allowed: {reason}"
+                ) from undecided
+            step = bits if not math.isfinite(missing) else int(missing) + 16
+            bits = min(bits + min(step, bits), self.largest)
+
+
+def log2_relative_radius(balls: Balls) -> float:
+    """log2 of an upper bound on |radius|_2/|number|_2; -inf for exact numbers."""
+    radius, number = norms(balls)
+    if radius.is_zero():
+        return -math.inf
+    lowest = number - radius
+    return log2_upper(radius / lowest) if lowest > 0 else math.inf
+
+
+def norms(balls: Balls) -> tuple[Any, Any]:
+    """An upper bound on |radius|_2, and an enclosure of |midpoint|_2."""
+    listed = balls.listed()
+    radius = sum((ball.rad() ** 2 for ball in listed), arb(0)).sqrt()
+    return radius.upper(), sum((ball.mid() ** 2 for ball in listed), arb(0)).sqrt()
+
+
+def enclosure(balls: Balls, bits: int) -> Enclosure:
+    """Balls as numbers of mpmath."""
+    radii = _numbers(balls, arb.rad)
+    return Enclosure(midpoints(balls), radii, bits, log2_relative_radius(balls))
+
+
+def midpoints(balls: Balls) -> NDArray[np.object_]:
+    """The midpoints as `mpf`; exact.
+
+    Raises:
+        ReferenceNotCertifiedError: one is not finite.
+    """
+    return _numbers(balls, arb.mid)
+
+
+def to_balls(A: BallArithmetic, numbers: NDArray[np.object_]) -> Balls:
+    """Numbers of mpmath in ball arithmetic, rounded with a radius where they are longer."""
+    return A.array([arb_of(number) for number in numbers.reshape(-1)], numbers.shape)
+
+
+def arb_of(number: Any) -> Any:
+    """The `mpf` as a ball, exactly."""
+    sign, man, exponent, _ = number._mpf_
+    return arb((-int(man) if sign else int(man), exponent))
+
+
+def _numbers(balls: Balls, part: Callable[[Any], Any]) -> NDArray[np.object_]:
+    """The midpoints or radii as `mpf` of a context of their own; exact."""
+    make = _CONTEXT.make_mpf
+    used, pool = balls.used, np.full(len(balls.pool), None, dtype=object)
+    parts = [part(ball) for ball in balls.pool[used]]
+    if not all(number.is_finite() for number in parts):
+        raise ReferenceNotCertifiedError("an enclosure is unbounded: more bits are needed")
+    pool[used] = [make(from_man_exp(*mantissa(number))) for number in parts]
+    return pool[balls.index]
+
+
+_CONTEXT = MPContext()  # only makes numbers: its precision is never used
+
+
+def losses(interpreter: Interpreter, x: Tensor, v: Tensor | None) -> str:
+    """Where the bits went: the operations after which fewest are left, in words."""
+    found: list[tuple[str, float]] = []
+
+    def observe(node: Node, value: Any) -> None:
+        if isinstance(value, Balls):
+            found.append((node.name, -log2_relative_radius(value)))
+
+    run = interpreter.forward(x)
+    for node in interpreter.capture.forward:
+        observe(node, run.values[node.name])
+    if v is None:
+        v = torch.ones(1, interpreter.arithmetic.shape(run.logits)[1])
+    interpreter.products(run.readings, interpreter.arithmetic.from_torch(v), observe)
+    drops = [
+        (before - after, name, after)
+        for (_, before), (name, after) in pairwise(found)
+        if math.isfinite(after) and before > after and math.isfinite(before)
+    ]
+    worst = sorted(drops, reverse=True)[:3]
+    told = ", ".join(f"{name} loses {drop:.0f} and leaves {left:.0f}" for drop, name, left in worst)
+    return f"bits are lost along the network: {told}" if told else "no operation keeps any"

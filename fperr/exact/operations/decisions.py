@@ -1,0 +1,136 @@
+"""Comparisons, maxima over dimensions, and what is done with masks."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fperr.exact.arithmetic import Arithmetic, Array, Indices, Mask
+from fperr.exact.operations.elementwise import number
+from fperr.exact.operations.table import operation
+
+
+def _is_plain(a: Any) -> bool:
+    """Whether it is a number or a tensor of integers or booleans."""
+    return isinstance(a, bool | int | float) or (isinstance(a, np.ndarray) and a.dtype != object)
+
+
+def _order(A: Arithmetic, a: Any, b: Any) -> tuple[Mask, Mask]:
+    """Where a > b and where a < b."""
+    if _is_plain(a) and _is_plain(b):
+        return np.asarray(a > b), np.asarray(a < b)
+    if isinstance(b, int | float):
+        return A.exceeds(a, float(b)), A.exceeds(A.mul(a, -1.0), -float(b))
+    a, b = number(A, a), number(A, b)
+    alike = A.same(a, b)
+    difference = A.sub(a, b)
+    difference = A.where(alike, A.zeros(A.shape(difference)), difference)
+    return A.exceeds(difference, 0.0), A.exceeds(A.mul(difference, -1.0), 0.0)
+
+
+_COMPARISONS: dict[str, Callable[[tuple[Mask, Mask]], Mask]] = {
+    "gt": lambda order: order[0],
+    "lt": lambda order: order[1],
+    "ge": lambda order: ~order[1],
+    "le": lambda order: ~order[0],
+    "eq": lambda order: ~order[0] & ~order[1],
+    "ne": lambda order: order[0] | order[1],
+}
+
+
+def _comparison(decide: Callable[[tuple[Mask, Mask]], Mask]) -> Callable[..., Mask]:
+    def compare(A: Arithmetic, a: Any, b: Any) -> Mask:
+        return decide(_order(A, a, b))
+
+    return compare
+
+
+for _name, _decide in _COMPARISONS.items():
+    operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_comparison(_decide))
+
+
+@operation("aten.logical_not.default", "aten.bitwise_not.default")
+def logical_not(A: Arithmetic, a: Mask) -> Mask:
+    """Where the mask does not hold."""
+    del A
+    return np.logical_not(a)
+
+
+@operation("aten.logical_and.default", "aten.bitwise_and.Tensor")
+def logical_and(A: Arithmetic, a: Mask, b: Mask) -> Mask:
+    """Where both masks hold."""
+    del A
+    return np.logical_and(a, b)
+
+
+@operation("aten.logical_or.default", "aten.bitwise_or.Tensor")
+def logical_or(A: Arithmetic, a: Mask, b: Mask) -> Mask:
+    """Where one of the masks holds."""
+    del A
+    return np.logical_or(a, b)
+
+
+@operation("aten.any.dim")
+def any_dim(A: Arithmetic, a: Mask, dim: int, keepdim: bool = False) -> Mask:
+    """Whether the mask holds anywhere along `dim`."""
+    del A
+    return np.asarray(np.any(a, axis=dim, keepdims=keepdim))
+
+
+@operation("aten.where.self")
+def where(A: Arithmetic, mask: Mask, a: Array, b: Array) -> Array:
+    """a where the mask holds, else b."""
+    return A.where(mask, number(A, a), number(A, b))
+
+
+@operation("aten.masked_fill.Scalar")
+def masked_fill(A: Arithmetic, a: Array, mask: Mask, value: float) -> Array:
+    """The number where the mask holds, else a."""
+    return A.where(mask, A.add(A.zeros(A.shape(a)), float(value)), a)
+
+
+@operation("aten.max.dim")
+def max_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> tuple[Array, Indices]:
+    """The maximum along `dim` and where it is: the first one of a tie."""
+    values, place = _maximum(A, a, (dim,))
+    if keepdim:
+        return values, place
+    shape = [n for d, n in enumerate(A.shape(a)) if d != dim % len(A.shape(a))]
+    return A.reshape(values, shape), place.reshape(shape)
+
+
+@operation("aten.amax.default")
+def amax(A: Arithmetic, a: Array, dims: Sequence[int] = (), keepdim: bool = False) -> Array:
+    """The maximum over `dims`."""
+    over = [d % len(A.shape(a)) for d in dims] or list(range(len(A.shape(a))))
+    values, _ = _maximum(A, a, over)
+    shape = [n for d, n in enumerate(A.shape(a)) if d not in over]
+    return values if keepdim else A.reshape(values, shape)
+
+
+def _maximum(A: Arithmetic, a: Array, dims: Sequence[int]) -> tuple[Array, Indices]:
+    """The maximum over `dims`, kept with length 1, and its position in the flattened `dims`."""
+    shape = A.shape(a)
+    over = [d % len(shape) for d in dims]
+    kept = [d for d in range(len(shape)) if d not in over]
+    length = math.prod(shape[d] for d in over)
+    order = np.arange(math.prod(shape)).reshape(shape).transpose(*kept, *over)
+    last = order.reshape(*(shape[d] for d in kept), length)
+    place = A.first_argmax(A.take(a, last), np.ones(last.shape, dtype=bool))
+    chosen = np.take_along_axis(last, place[..., None], -1)
+    flat = [1 if d in over else n for d, n in enumerate(shape)]
+    return A.take(a, chosen.reshape(flat)), place.reshape(flat)
+
+
+@operation("aten.value_selecting_reduction_backward.default")
+def value_selecting_reduction_backward(
+    A: Arithmetic, gradient: Array, dim: int, indices: Indices, sizes: Sequence[int], keepdim: bool
+) -> Array:
+    """The gradient of a maximum along `dim`, sent to where it was."""
+    if not keepdim:
+        shape = list(A.shape(gradient))
+        shape.insert(dim % len(sizes), 1)
+        gradient, indices = A.reshape(gradient, shape), indices.reshape(shape)
+    places = np.arange(math.prod(sizes)).reshape(tuple(sizes))
+    return A.scatter_add(gradient, np.take_along_axis(places, indices, dim), sizes)

@@ -1,0 +1,199 @@
+"""Batch, layer and group norm in evaluation mode."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fperr.exact.arithmetic import Arithmetic, Array
+from fperr.exact.operations.linear import of_weights_too
+from fperr.exact.operations.table import operation
+
+
+def _is_training(position: int) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
+    def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+        del options
+        return "batch norm in training mode" if arguments[position] else None
+
+    return refusal
+
+
+def _per_channel(A: Arithmetic, a: Array, dimensions: int) -> Array:
+    return A.reshape(a, (1, A.shape(a)[0], *[1] * (dimensions - 2)))
+
+
+def _factor(A: Arithmetic, variance: Array, weight: Array | None, epsilon: float) -> Array:
+    """weight/sqrt(variance + epsilon), of each channel."""
+    factor = A.rsqrt(A.add(variance, epsilon))
+    return factor if weight is None else A.mul(factor, weight)
+
+
+@operation("aten.native_batch_norm.default", refusal=_is_training(5))
+def batch_norm(
+    A: Arithmetic,
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    mean: Array,
+    variance: Array,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> tuple[Array, None, None]:
+    """(x - mean)/sqrt(variance + epsilon) * weight + bias, folded: factor * x + shift."""
+    del training, momentum
+    dimensions = len(A.shape(x))
+
+    def folded() -> tuple[Array, Array]:
+        factor = _factor(A, variance, weight, epsilon)
+        shift = A.mul(A.mul(mean, factor), -1.0)
+        shift = shift if bias is None else A.add(shift, bias)
+        return _per_channel(A, factor, dimensions), _per_channel(A, shift, dimensions)
+
+    factor, shift = A.prepared(
+        (variance, mean, weight, bias), ("batch norm", epsilon, dimensions), folded
+    )
+    return A.add(A.mul(x, factor), shift), None, None
+
+
+@operation("aten.cudnn_batch_norm.default", refusal=_is_training(5))
+def cudnn_batch_norm(A: Arithmetic, *arguments: Any) -> tuple[Array, None, None, None]:
+    """The same, as CUDA runs it: one output more."""
+    return (*batch_norm(A, *arguments), None)
+
+
+@operation(
+    "aten.native_batch_norm_backward.default",
+    shape_only=frozenset({1, 3, 5, 6}),
+    refusal=_is_training(7),
+)
+def batch_norm_backward(
+    A: Arithmetic,
+    gradient: Array,
+    x_shape: Sequence[int],
+    weight: Array | None,
+    mean_shape: Sequence[int],
+    variance: Array,
+    saved_mean_shape: Sequence[int],
+    saved_rstd_shape: Sequence[int],
+    training: bool,
+    epsilon: float,
+    output_mask: Sequence[bool],
+) -> tuple[Array, None, None]:
+    """The gradient with respect to x, with the running variance."""
+    del mean_shape, saved_mean_shape, saved_rstd_shape, training, output_mask
+    factor = A.prepared(
+        (variance, weight), ("factor", epsilon), lambda: _factor(A, variance, weight, epsilon)
+    )
+    return A.mul(gradient, _per_channel(A, factor, len(x_shape))), None, None
+
+
+def _normalised(
+    A: Arithmetic, x: Array, dims: Sequence[int], epsilon: float
+) -> tuple[Array, Array, Array]:
+    """(x - mean)/sqrt(variance + epsilon) over `dims`; the mean, and 1/sqrt(...)."""
+    count = float(math.prod(A.shape(x)[d] for d in dims))
+    mean = A.div(A.sum(x, dims), count)
+    centred = A.sub(x, mean)
+    variance = A.div(A.sum(A.mul(centred, centred), dims), count)
+    rstd = A.rsqrt(A.add(variance, epsilon))
+    return A.mul(centred, rstd), mean, rstd
+
+
+def _normalised_backward(
+    A: Arithmetic, gradient: Array, x: Array, mean: Array, rstd: Array, dims: Sequence[int]
+) -> Array:
+    """rstd * (gradient - its mean - y * mean of gradient * y) with y = (x - mean) * rstd."""
+    count = float(math.prod(A.shape(x)[d] for d in dims))
+    y = A.mul(A.sub(x, mean), rstd)
+    along = A.mul(y, A.div(A.sum(A.mul(gradient, y), dims), count))
+    across = A.sub(gradient, A.div(A.sum(gradient, dims), count))
+    return A.mul(A.sub(across, along), rstd)
+
+
+def _last(A: Arithmetic, x: Array, normalized_shape: Sequence[int]) -> list[int]:
+    dimensions = len(A.shape(x))
+    return list(range(dimensions - len(normalized_shape), dimensions))
+
+
+@operation("aten.native_layer_norm.default")
+def layer_norm(
+    A: Arithmetic,
+    x: Array,
+    normalized_shape: Sequence[int],
+    weight: Array | None,
+    bias: Array | None,
+    epsilon: float,
+) -> tuple[Array, Array, Array]:
+    """Normalised over the last dimensions, times weight, plus bias; the mean; 1/deviation."""
+    y, mean, rstd = _normalised(A, x, _last(A, x, normalized_shape), epsilon)
+    y = y if weight is None else A.mul(y, weight)
+    return y if bias is None else A.add(y, bias), mean, rstd
+
+
+@operation("aten.native_layer_norm_backward.default", refusal=of_weights_too(7))
+def layer_norm_backward(
+    A: Arithmetic,
+    gradient: Array,
+    x: Array,
+    normalized_shape: Sequence[int],
+    mean: Array,
+    rstd: Array,
+    weight: Array | None,
+    bias: Array | None,
+    output_mask: Sequence[bool],
+) -> tuple[Array, None, None]:
+    """The gradient with respect to x."""
+    del bias, output_mask
+    inner = gradient if weight is None else A.mul(gradient, weight)
+    dims = _last(A, x, normalized_shape)
+    return _normalised_backward(A, inner, x, mean, rstd, dims), None, None
+
+
+@operation("aten.native_group_norm.default")
+def group_norm(
+    A: Arithmetic,
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    samples: int,
+    channels: int,
+    positions: int,
+    groups: int,
+    epsilon: float,
+) -> tuple[Array, Array, Array]:
+    """Normalised over each group of channels, times weight, plus bias; the mean; 1/deviation."""
+    grouped = A.reshape(x, (samples, groups, channels // groups * positions))
+    y, mean, rstd = _normalised(A, grouped, (2,), epsilon)
+    y = A.reshape(y, A.shape(x))
+    y = y if weight is None else A.mul(y, _per_channel(A, weight, len(A.shape(x))))
+    y = y if bias is None else A.add(y, _per_channel(A, bias, len(A.shape(x))))
+    return y, A.reshape(mean, (samples, groups)), A.reshape(rstd, (samples, groups))
+
+
+@operation("aten.native_group_norm_backward.default", refusal=of_weights_too(9))
+def group_norm_backward(
+    A: Arithmetic,
+    gradient: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None,
+    samples: int,
+    channels: int,
+    positions: int,
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Array, None, None]:
+    """The gradient with respect to x."""
+    del output_mask
+    shape = A.shape(x)
+    if weight is not None:
+        gradient = A.mul(gradient, _per_channel(A, weight, len(shape)))
+    grouped = samples, groups, channels // groups * positions
+    inner, data = A.reshape(gradient, grouped), A.reshape(x, grouped)
+    mean, rstd = (A.reshape(a, (samples, groups, 1)) for a in (mean, rstd))
+    return (
+        A.reshape(_normalised_backward(A, inner, data, mean, rstd, (2,)), shape),
+        None,
+        None,
+    )

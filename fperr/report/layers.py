@@ -1,0 +1,116 @@
+"""The report of a trace: a row for each sample and operation of the network."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from fperr.report.plots import STAGES
+
+COLUMNS = {
+    "sample": "int64",
+    "position": "int64",
+    "layer": "string",
+    "operation": "string",
+    "half": "string",
+    "contribution": "float64",
+    "share": "float64",
+    "delta_so_far": "float64",
+    "bits_left": "float64",
+    "flips": "int64",
+}
+# the colours of the stages in every figure
+_COLOURS = dict(zip(STAGES, sns.color_palette("colorblind", len(STAGES)), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerReport:
+    """Where along the network the error of a gradient arises.
+
+    Attributes:
+        frame: in the order of computing: `contribution`, the norm of what the operation adds to the
+            error, relative to the exact gradient; `share`, its signed part of the whole error (they
+            sum to 1); `delta_so_far`, the relative error with everything up to here in the format
+            and the rest exact; `bits_left` = -log2 of that; `flips`, decisions of a ReLU or pooling
+            that differ from the exact network's.
+        loss, format: what was traced.
+    """
+
+    frame: pd.DataFrame
+    loss: str
+    format: str
+
+    def __repr__(self) -> str:
+        return f"<fperr.LayerReport of {self.loss} in {self.format}: {len(self.frame)} rows>"
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[Mapping[str, object]], loss: str, format: str
+    ) -> "LayerReport":
+        """A report of rows in the order of computing."""
+        frame = pd.DataFrame(list(rows))
+        frame["position"] = frame.groupby("sample").cumcount()
+        error = frame["delta_so_far"].to_numpy(dtype=np.float64)
+        frame["bits_left"] = [-math.log2(e) if 0 < e < math.inf else math.nan for e in error]
+        return cls(frame[list(COLUMNS)].astype(COLUMNS), loss, format)
+
+    def summary(self) -> pd.DataFrame:
+        """Medians over the samples of each operation, in order; flips are added up."""
+        grouped = self.frame.groupby(["half", "layer", "operation"], sort=False)
+        table = grouped[["contribution", "share", "delta_so_far", "bits_left"]].median()
+        table["flips"] = grouped["flips"].sum()
+        order = grouped["position"].median().sort_values(kind="stable").index
+        return table.loc[order].reset_index()
+
+    def plot(self) -> Figure:
+        """Bits left along the network, and what each operation adds; flips are marked."""
+        table = self.summary()
+        figure, (above, below) = plt.subplots(
+            2, 1, figsize=(max(6.0, 0.32 * len(table)), 6.0), sharex=True, layout="constrained"
+        )
+        places = np.arange(len(table))
+        colours = [_COLOURS[half] for half in table["half"]]
+        above.plot(places, table["bits_left"], color="0.4", linewidth=1, zorder=1)
+        above.scatter(places, table["bits_left"], c=colours, zorder=2)
+        flipped = table["flips"] > 0
+        above.scatter(
+            places[flipped],
+            table["bits_left"][flipped],
+            marker="x",
+            color="black",
+            s=60,
+            zorder=3,
+        )
+        for place, flips, bits in zip(
+            places[flipped], table["flips"][flipped], table["bits_left"][flipped], strict=True
+        ):
+            above.annotate(
+                f"{flips} flips",
+                (place, bits),
+                textcoords="offset points",
+                xytext=(0, 8),
+                ha="center",
+                fontsize=8,
+            )
+        above.set_ylabel("correct bits so far\n$-\\log_2$ of relative error (median)")
+        below.bar(places, table["contribution"], color=colours)
+        below.set_yscale("log")
+        below.set_ylabel("error added by the operation\nrelative to $\\|g\\|_2$ (median)")
+        below.set_xticks(places, table["layer"], rotation=90, fontsize=8)
+        handles = [Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()]
+        below.legend(handles, _COLOURS, ncols=4, fontsize=8, frameon=False, loc="upper left")
+        samples = self.frame["sample"].nunique()
+        above.set_title(f"{self.loss} in {self.format}, {samples} samples")
+        sns.despine(figure)
+        return figure
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the frame."""
+        self.frame.to_parquet(path)
