@@ -1,6 +1,7 @@
 """`fperr.measure` on small networks: scenarios, options, faults in the data, the report."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 import fperr
 from fperr.exact import operations
+from fperr.measurement.format_reference import FormatReference
 from fperr.measurement.lab import Lab
 from fperr.report.frame import COLUMNS
 from tests.conftest import integers, normal, seeded, tiny_mlp
@@ -80,13 +82,19 @@ def test_a_wrong_operation_in_the_interpreter_is_caught(
         assert_float64_is_right(report)
 
 
-def test_a_wrong_coefficient_in_the_reference_is_caught(monkeypatch, fashion_standard, fashion):
+@pytest.mark.parametrize(
+    ("engine", "place"),
+    [("mpmath", "fperr.measurement.reference"), ("ball", "fperr.exact.enclosed")],
+)
+def test_a_wrong_coefficient_in_the_reference_is_caught(
+    monkeypatch, fashion_standard, fashion, engine, place
+):
     def wrong(*arguments, **options):
         v = fperr.exact.logit_gradient.logit_gradient(*arguments, **options)
         return [v[0] * (1 + 2.0**-30), *v[1:]]
 
-    monkeypatch.setattr("fperr.measurement.rows.logit_gradient", wrong)
-    report = fperr.measure(fashion_standard, fashion.x[:1], formats=["float64"])
+    monkeypatch.setattr(f"{place}.logit_gradient", wrong)
+    report = fperr.measure(fashion_standard, fashion.x[:1], formats=["float64"], reference=engine)
     with pytest.raises(AssertionError):
         assert_float64_is_right(report)
 
@@ -162,11 +170,10 @@ def test_a_stage_is_seen_where_it_was_planted(monkeypatch):
 
     def planted(self, *arguments):
         sample = reference_sample(self, *arguments)
-        sample.z[0] = sample.z[0] + 1e-3
-        return sample
+        return replace(sample, z=[sample.z[0] + 1e-3, *sample.z[1:]])
 
-    reference_sample = fperr.measurement.reference.FormatReference.sample
-    monkeypatch.setattr(fperr.measurement.reference.FormatReference, "sample", planted)
+    reference_sample = FormatReference.sample
+    monkeypatch.setattr(FormatReference, "sample", planted)
     frame = fperr.measure(model, x, losses=["mifpe"], formats=["float64"]).frame
     assert (honest[["stage_forward", "stage_cast"]] < 1e-14).all(axis=None)
     assert (frame[["stage_forward", "stage_cast"]] > 1e-6).all(axis=None)
@@ -380,7 +387,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("fperr.report.frame.SCHEMA_VERSION", 99)
     report.to_parquet(tmp_path / "new.parquet")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has schema version 99, this fperr reads 2"):
+    with pytest.raises(ValueError, match="has schema version 99, this fperr reads 3"):
         fperr.Report.from_parquet(tmp_path / "new.parquet")
     with pytest.raises(ValueError, match="unknown columns"):
         fperr.Report.from_rows([{"detla": 1.0}], {})

@@ -179,10 +179,11 @@ _CONTEXT = MPContext()  # only makes numbers: its precision is never used
 def losses(interpreter: Interpreter, x: Tensor, v: Tensor | None) -> str:
     """Where the bits went: the operations after which fewest are left, in words."""
     found: list[tuple[str, float]] = []
+    limit = float(interpreter.arithmetic.bits)  # exact numbers count as all bits
 
     def observe(node: Node, value: Any) -> None:
         if isinstance(value, Balls):
-            found.append((node.name, -log2_relative_radius(value)))
+            found.append((node.name, min(-log2_relative_radius(value), limit)))
 
     run = interpreter.forward(x)
     for node in interpreter.capture.forward:
@@ -193,7 +194,7 @@ def losses(interpreter: Interpreter, x: Tensor, v: Tensor | None) -> str:
     drops = [
         (before - after, name, after)
         for (_, before), (name, after) in pairwise(found)
-        if math.isfinite(after) and before > after and math.isfinite(before)
+        if math.isfinite(after) and before > after
     ]
     worst = sorted(drops, reverse=True)[:3]
     told = ", ".join(f"{name} loses {drop:.0f} and leaves {left:.0f}" for drop, name, left in worst)

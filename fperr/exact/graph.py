@@ -91,6 +91,22 @@ class Capture:
         mine = [(n.name, str(n.target)) for n in self.forward + self.backward]
         return mine == [(n.name, str(n.target)) for n in other.forward + other.backward]
 
+    def counterparts(self, other: "Capture") -> dict[str, str] | None:
+        """For the name of every node here, that of the node of `other` which holds the same.
+
+        Graphs for batches of different sizes may differ in copies (of tensors that lie in memory as
+        they should already for one sample). None if they differ in more.
+        """
+        mine, theirs = _without_copies(self), _without_copies(other)
+        if [kind for _, kind in mine] != [kind for _, kind in theirs]:
+            return None
+        found = {a.name: b.name for (a, _), (b, _) in zip(mine, theirs, strict=True)}
+        return {
+            node.name: found[_copied(node).name]
+            for node in self.module.graph.nodes
+            if _copied(node).name in found
+        }
+
     def audit(self, model: nn.Module, x: Tensor, v: Tensor) -> None:
         """Compare the replay with the eager run of `model`, bit for bit, at x and v.
 
@@ -106,6 +122,29 @@ class Capture:
                     f"the captured graph's {what} differ from the eager run's at the same input. "
                     "Control flow that depends on the data cannot be captured: remove it"
                 )
+
+
+_COPY = "aten.clone.default"
+_VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
+
+
+def _copied(node: Node) -> Node:
+    """What the node is a copy of, or the node itself."""
+    while str(node.target) == _COPY:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        node = source
+    return node
+
+
+def _without_copies(capture: Capture) -> list[tuple[Node, str]]:
+    """The nodes in order of execution, except copies, and what each of them is."""
+    nodes = [n for n in capture.module.graph.nodes if n.op != "output" and str(n.target) != _COPY]
+    return [(n, "view" if str(n.target) in _VIEWS else _kind(n)) for n in nodes]
+
+
+def _kind(node: Node) -> str:
+    return str(node.target) if node.op == "call_function" else f"{node.op} {node.target}"
 
 
 def capture(model: nn.Module, x: Tensor) -> Capture:

@@ -256,21 +256,39 @@ class FloatRun:
 
 
 @torch.no_grad()
-def float_run(capture: Capture, x: Tensor, v: Tensor, *, everything: bool = False) -> FloatRun:
+def float_run(
+    capture: Capture,
+    x: Tensor,
+    v: Tensor,
+    single: Capture | None = None,
+    *,
+    everything: bool = False,
+) -> FloatRun:
     """Replay the graph in floating point on the captured batch.
 
     Args:
         capture: of that batch shape.
         x: (batch, *shape), in the format.
         v: (batch, K), in the format.
+        single: the same network for one sample, whose names are used; else `capture` itself.
         everything: keep what every node holds, instead of what the pullback reads.
+
+    Raises:
+        CaptureAuditError: the graph of the batch is not that of a single sample.
     """
-    wanted = {source.name for _, source, _, _ in reads(capture)}
+    single = single or capture
+    names = single.counterparts(capture)
+    if names is None:
+        raise CaptureAuditError(
+            f"the graph for a batch of {len(x)} differs from that for one sample in {x.dtype}: "
+            "use batch_size=1"
+        )
+    wanted = {source.name for _, source, _, _ in reads(single)}
     if everything:
-        wanted = {node.name for node in (*capture.forward, *capture.backward)}
-    keeper = _Keeper(capture.module, wanted)
+        wanted = {node.name for node in (*single.forward, *single.backward)}
+    keeper = _Keeper(capture.module, {names[name] for name in wanted})
     keeper.run(x, v)
-    return FloatRun(keeper.kept)
+    return FloatRun({name: keeper.kept[names[name]] for name in wanted})
 
 
 def sample_of(tensor: Tensor, shape: tuple[int, ...], sample: int) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor, fx
 
 from fperr.exact.arithmetic import Arithmetic, Indices, Mask
 from fperr.exact.graph import Capture, Node
-from fperr.exact.interpreter import FloatRun, ForwardRun, Readings, reads
-from fperr.exact.operations import OPERATIONS
+from fperr.exact.interpreter import ForwardRun, Readings, reads
 
 _POOLINGS = {
     "aten.max_pool2d_with_indices.default",
@@ -34,7 +33,8 @@ class Decisions:
         key: of the reading that holds them.
         layer: name of the node that decided.
         kind: `"activation"` (which side of a kink) or `"pooling"` (which entry is the largest).
-        chosen: what was decided: a mask, or for each window a position.
+        shape: of the choices in the graph.
+        chosen: what was decided: a mask, or for each row of windows their positions.
         values: pooling: (windows, candidates), equal integers for equal numbers; activation: where
             the number lies exactly on the kink.
     """
@@ -42,6 +42,7 @@ class Decisions:
     key: str
     layer: str
     kind: str
+    shape: tuple[int, ...]
     chosen: NDArray[Any]
     values: Indices | Mask
 
@@ -75,12 +76,14 @@ def decisions_of(capture: Capture, run: ForwardRun, A: Arithmetic) -> tuple[Deci
             tied = np.zeros(chosen.shape, dtype=bool)
             if number is not None and _kink(arguments) is not None:
                 tied = A.sign(A.sub(number, _kink(arguments))) == 0
-            found.append(Decisions(key, source.name, "activation", chosen, tied))
+            found.append(Decisions(key, source.name, "activation", chosen.shape, chosen, tied))
         elif (pooling := _pooling_of(source)) is not None:
             values = A.values(run.values[str(pooling.args[0])])
             candidates = _windows(pooling, values)
             positions = np.asarray(chosen).reshape(len(candidates), -1)
-            found.append(Decisions(key, pooling.name, "pooling", positions, candidates))
+            found.append(
+                Decisions(key, pooling.name, "pooling", chosen.shape, positions, candidates)
+            )
     return tuple(found)
 
 
@@ -120,55 +123,62 @@ def corresponding(exact: Sequence[Decisions], capture: Capture) -> dict[str, str
 
 @torch.no_grad()
 def frozen_gradient(
-    capture: Capture,
-    shapes: Mapping[str, tuple[int, ...]],
-    run: FloatRun,
-    v: Tensor,
-    choices: Sequence[Mapping[str, Any]],
-) -> Tensor:
+    capture: Capture, x: Tensor, v: Tensor, samples: Sequence[Sequence[Decisions]]
+) -> Tensor | None:
     """J^T v of a batch in floating point, with the decisions given.
 
     Args:
         capture: of the batch, in the format.
-        shapes: of every node for one sample.
-        run: what the format's forward pass left.
-        v: (batch, K), the format's logit gradient.
-        choices: for each sample, what every key decides.
+        x: (batch, *shape), in the format.
+        v: (batch, K), in the format.
+        samples: the decisions of each sample.
 
     Returns:
-        (batch, *shape), in the format.
+        (batch, *shape), in the format; None where the graph decides in other places.
     """
-    values: dict[str, Any] = {**capture.constants(), **run.values}
-    values[capture.placeholders[1].name] = v
+    keys = corresponding(samples[0], capture)
+    if keys is None:
+        return None
+    chosen = {
+        keys[parts[0].key]: [torch.from_numpy(p.chosen.reshape(p.shape)) for p in parts]
+        for parts in zip(*samples, strict=True)
+    }
+    decided: dict[str, Tensor] = {}
     for key, source, decide, arguments in reads(capture):
-        if key in choices[0]:
-            parts = [torch.from_numpy(np.asarray(c[key])) for c in choices]
-            whole = _joined(parts, shapes[source.name], values[source.name])
-            if decide is not None:
-                whole = _stand_in(whole, arguments, values[source.name])
-            values[key] = whole
-    for node in capture.backward:
-        decisions = OPERATIONS[name].decisions if (name := str(node.target)) in OPERATIONS else {}
-        arguments = fx.node.map_arg(node.args, lambda n: values[n.name])
-        stood_in = [
-            values.get(f"{node.name}.{position}", argument) if position in decisions else argument
-            for position, argument in enumerate(arguments)
-        ]
-        options = fx.node.map_arg(node.kwargs, lambda n: values[n.name])
-        values[node.name] = node.target(*stood_in, **options)  # type: ignore[operator]
-    gradient: Tensor = values[capture.results[1].name]
+        if key in chosen:
+            whole = _joined(chosen[key], capture.shapes[source.name]).to(v.device)
+            decided[key] = whole if decide is None else _stand_in(whole, arguments).to(v.dtype)
+    gradient: Tensor = _Frozen(capture.module, decided).run(x, v)[1]
     return gradient
 
 
-def _joined(parts: list[Tensor], shape: tuple[int, ...], whole: Tensor) -> Tensor:
-    """The choices of single samples, each of `shape`, as one batch like `whole`."""
-    differ = [d for d, (n, m) in enumerate(zip(whole.shape, shape, strict=True)) if n != m]
-    reshaped = [part.reshape(shape) for part in parts]
-    joined = torch.cat(reshaped, differ[0]) if differ else reshaped[0]
-    return joined.to(whole.device)
+class _Frozen(fx.Interpreter):
+    """Runs a graph with some decisions made beforehand."""
+
+    def __init__(self, module: fx.GraphModule, decided: Mapping[str, Tensor]) -> None:
+        super().__init__(module)
+        self._decided = decided
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        if n.name in self._decided:
+            return self._decided[n.name]
+        keys = [f"{n.name}.{position}" for position in range(len(n.args))]
+        if not any(key in self._decided for key in keys):
+            return super().run_node(n)
+        arguments, options = self.fetch_args_kwargs_from_env(n)
+        pairs = zip(keys, arguments, strict=True)
+        return n.target(*(self._decided.get(k, a) for k, a in pairs), **options)  # type: ignore[operator]
 
 
-def _stand_in(mask: Tensor, arguments: Sequence[Any], like: Tensor) -> Tensor:
+def _joined(parts: list[Tensor], whole: tuple[int, ...]) -> Tensor:
+    """The choices of single samples as one batch of the shape `whole`."""
+    shape = parts[0].shape
+    differ = [d for d, (n, m) in enumerate(zip(whole, shape, strict=True)) if n != m]
+    return torch.cat(parts, differ[0]) if differ else parts[0]
+
+
+def _stand_in(mask: Tensor, arguments: Sequence[Any]) -> Tensor:
     """Numbers that make an activation's backward operation decide as the mask says."""
     if len(arguments) > 3 and not isinstance(arguments[3], bool):  # clipped to [low, high]
         low, high = (float(bound) for bound in arguments[2:4])
@@ -176,7 +186,7 @@ def _stand_in(mask: Tensor, arguments: Sequence[Any], like: Tensor) -> Tensor:
     else:
         kink = _kink(arguments) or 0.0
         inside, outside = kink + 1.0, kink - 1.0
-    return torch.where(mask, inside, outside).to(like)
+    return torch.where(mask, inside, outside)
 
 
 def _kink(arguments: Sequence[Any]) -> float | None:

@@ -1,13 +1,12 @@
 """The exact side of one format: its cast network, what its runs left behind, and their routing."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fperr.errors import CaptureAuditError, ReferenceNotCertifiedError
+from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import FloatRun, Readings
 from fperr.exact.routing import Flips, corresponding, flips, frozen_gradient
@@ -59,13 +58,8 @@ class FormatReference:
         """What the format's forward pass leaves for the backward pass on a batch.
 
         Raises:
-            CaptureAuditError: the graph of the batch is not that of a single sample.
+            CaptureAuditError: see `FormatNetwork.saved`.
         """
-        if not self.network.capture(x).is_like(self._single):
-            raise CaptureAuditError(
-                f"the graph for a batch of {len(x)} differs from that for one sample in "
-                f"{self.network.format.name}: use batch_size=1"
-            )
         return self.network.saved(x, v)
 
     def sample(self, x: Tensor, run: FloatRun, i: int, exact: ExactSample) -> FormatSample:
@@ -91,13 +85,12 @@ class FormatReference:
         return FormatSample(state.z, state.map, own, seen)
 
     def frozen_gradient(
-        self, x: Tensor, run: FloatRun, v: Tensor, exact: list[ExactSample | None]
+        self, x: Tensor, v: Tensor, exact: list[ExactSample | None]
     ) -> Tensor | None:
         """The format's gradient on a batch with every decision that of the exact network.
 
         Args:
             x: (batch, *shape).
-            run: what the format's forward pass left.
             v: (batch, K), the format's logit gradient.
             exact: the samples; where one is missing, another one's decisions are put in its place.
 
@@ -105,15 +98,9 @@ class FormatReference:
             (batch, *shape), or None where the format's graph decides in other places.
         """
         known = next(e for e in exact if e is not None)
-        keys = self._keys(known)
-        if keys is None:
-            return None
-        choices: list[Mapping[str, Any]] = [
-            {keys[d.key]: d.chosen for d in (e or known).state.decisions} for e in exact
-        ]
-        batch = self.network.capture(x)
+        samples = [(e or known).state.decisions for e in exact]
         with self.network.running():
-            return frozen_gradient(batch, self._single.shapes, run, v, choices)
+            return frozen_gradient(self.network.capture(x), self.network.cast(x), v, samples)
 
     def _keys(self, exact: ExactSample) -> dict[str, str] | None:
         return corresponding(exact.state.decisions, self._single)

@@ -244,9 +244,7 @@ class Lab:
             return
         for key, gradient in run.gradients.items():
             run.frozen[key] = (
-                run.reference.frozen_gradient(x, run.left_behind, gradient.logit_gradient, exact)
-                if known
-                else None
+                run.reference.frozen_gradient(x, gradient.logit_gradient, exact) if known else None
             )
 
     def _row_log2_norms(self, exact: ExactSample, x: Tensor) -> list[float]:

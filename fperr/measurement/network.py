@@ -91,17 +91,16 @@ class FormatNetwork:
         """What the forward half leaves for the backward half on the batch x.
 
         Raises:
-            CaptureAuditError: the replay differs from the eager run on this batch, or what it
-                leaves does not split into samples.
+            CaptureAuditError: the replay differs from the eager run on this batch, or from the
+                graph of one sample, or what it leaves does not split into samples.
         """
-        captured = self.capture(x)
+        captured, single = self.capture(x), self.capture(x[:1])
         with self.running():
             captured.audit(self.model, self.cast(x), v)
-            run = float_run(captured, self.cast(x), v)
+            run = float_run(captured, self.cast(x), v, single)
             if len(x) > 1:
-                first = self.cast(x[:1]).expand_as(x)
-                same = float_run(captured, first, v)
-                check_split(run, same, self.capture(x[:1]).shapes)
+                first = self.cast(x[:1]).expand_as(x).contiguous()
+                check_split(run, float_run(captured, first, v, single), single.shapes)
             return run
 
     def row_log2_norms(self, x: Tensor) -> list[float]:

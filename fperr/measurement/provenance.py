@@ -10,7 +10,7 @@ from fperr.data import digest
 from fperr.measurement.arguments import Job
 from fperr.precision import keeps_subnormals
 
-_PACKAGES = ("fperr", "torch", "numpy", "mpmath", "gmpy2", "pandas")
+_PACKAGES = ("fperr", "torch", "numpy", "mpmath", "gmpy2", "python-flint", "pandas")
 
 
 def provenance(
@@ -39,6 +39,8 @@ def provenance(
             "formats": [fmt.name for fmt in job.formats],
             "scenarios": observed,
             "digits": job.digits,
+            "certify": job.certify,
+            "jacobian": job.jacobian,
             "reduction": "mean" if job.mean else "sum",
             "loss_scale": job.loss_scale,
             "autocast": job.autocast,

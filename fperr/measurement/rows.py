@@ -116,7 +116,7 @@ def measured_row(
     v = _logit_gradients(situation, asked, found, cast, arithmetic)
     computed = _computed(situation, arithmetic, situation.float_gradient.gradient)
     # where the format holds weights and input, its cast network is the exact one
-    is_exact = cast.cast is exact.state.map
+    is_exact = cast.cast is exact.state.map and cast.z is exact.z
     cast_gradient = found.gradient if is_exact else product(v.cast, cast.cast)
     parts = split(arithmetic, computed, found.gradient, v, cast.data, cast_gradient)
     result["truly_flat"] = not bool(parts.signs.any())

@@ -93,7 +93,8 @@ def masked_fill(A: Arithmetic, a: Array, mask: Mask, value: float) -> Array:
 @operation("aten.max.dim")
 def max_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> tuple[Array, Indices]:
     """The maximum along `dim` and where it is: the first one of a tie."""
-    values, place = _maximum(A, a, (dim,))
+    place, chosen = _largest(A, a, (dim % len(A.shape(a)),))
+    values = A.take(a, chosen)
     if keepdim:
         return values, place
     shape = [n for d, n in enumerate(A.shape(a)) if d != dim % len(A.shape(a))]
@@ -103,16 +104,33 @@ def max_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> tuple[A
 @operation("aten.amax.default")
 def amax(A: Arithmetic, a: Array, dims: Sequence[int] = (), keepdim: bool = False) -> Array:
     """The maximum over `dims`."""
-    over = [d % len(A.shape(a)) for d in dims] or list(range(len(A.shape(a))))
-    values, _ = _maximum(A, a, over)
-    shape = [n for d, n in enumerate(A.shape(a)) if d not in over]
-    return values if keepdim else A.reshape(values, shape)
+    return _extreme(A, a, a, dims, keepdim=keepdim)
 
 
-def _maximum(A: Arithmetic, a: Array, dims: Sequence[int]) -> tuple[Array, Indices]:
-    """The maximum over `dims`, kept with length 1, and its position in the flattened `dims`."""
+@operation("aten.amin.default")
+def amin(A: Arithmetic, a: Array, dims: Sequence[int] = (), keepdim: bool = False) -> Array:
+    """The minimum over `dims`."""
+    return _extreme(A, a, A.mul(a, -1.0), dims, keepdim=keepdim)
+
+
+def _extreme(
+    A: Arithmetic, a: Array, ranked: Array, dims: Sequence[int], *, keepdim: bool
+) -> Array:
+    """The entries of `a` where `ranked` is largest over `dims`."""
     shape = A.shape(a)
-    over = [d % len(shape) for d in dims]
+    over = [d % len(shape) for d in dims] or list(range(len(shape)))
+    _, chosen = _largest(A, ranked, over)
+    values = A.take(a, chosen)
+    rest = [n for d, n in enumerate(shape) if d not in over]
+    return values if keepdim else A.reshape(values, rest)
+
+
+def _largest(A: Arithmetic, a: Array, over: Sequence[int]) -> tuple[Indices, Indices]:
+    """Where the maxima over these dimensions are: in the flattened dimensions, and in all of `a`.
+
+    Both keep the dimensions with length 1.
+    """
+    shape = A.shape(a)
     kept = [d for d in range(len(shape)) if d not in over]
     length = math.prod(shape[d] for d in over)
     order = np.arange(math.prod(shape)).reshape(shape).transpose(*kept, *over)
@@ -120,7 +138,7 @@ def _maximum(A: Arithmetic, a: Array, dims: Sequence[int]) -> tuple[Array, Indic
     place = A.first_argmax(A.take(a, last), np.ones(last.shape, dtype=bool))
     chosen = np.take_along_axis(last, place[..., None], -1)
     flat = [1 if d in over else n for d, n in enumerate(shape)]
-    return A.take(a, chosen.reshape(flat)), place.reshape(flat)
+    return place.reshape(flat), chosen.reshape(flat)
 
 
 @operation("aten.value_selecting_reduction_backward.default")

@@ -1,0 +1,256 @@
+"""Flips of ReLUs and poolings, frozen routing, products on demand, and the error by operation."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fperr
+from fperr import exact, zoo
+from fperr.errors import CaptureAuditError
+from fperr.exact import Interpreter, MpArithmetic
+from fperr.exact.interpreter import Readings
+from fperr.exact.routing import corresponding, decisions_of, flips
+from tests.conftest import integers, normal, seeded, tiny_mlp
+from tests.networks import build
+
+ALONE = {"losses": ["stable_ce"], "progress": False}
+
+
+class OnTheEdge(nn.Module):
+    """One pooling window whose two largest entries are one float32 apart: float16 ties them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.linear(F.max_pool2d(x, 2).flatten(1))
+
+
+def edge():
+    model = OnTheEdge()
+    with torch.no_grad():
+        # exact in float16, so that rounding the weights plays no part
+        model.linear.weight.copy_(torch.tensor([[1.0, 0.5], [-0.5, 2.0], [0.25, -1.0]]))
+        model.linear.bias.zero_()
+    x = torch.tensor([[[[0.5, 0.5 + 2.0**-20], [0.125, 0.25]], [[0.75, 0.5], [0.25, 0.0]]]])
+    return model.eval(), x
+
+
+@pytest.mark.parametrize("engine", exact.ENGINES)
+def test_a_window_on_the_edge_flips_and_frozen_routing_removes_the_jump(engine):
+    model, x = edge()
+    frame = fperr.measure(model, x, reference=engine, **ALONE).frame.set_index("format")
+    half = frame.loc["float16"]
+    assert (half["pooling_flips"] == 1).all()
+    assert (half["activation_flips"] == 0).all()
+    assert (half["tie_flips"] == 0).all()
+    assert json.loads(half["flips_by_layer"].iloc[0]) == {"max_pool2d_with_indices": [1, 0]}
+    # the gradient of the first channel arrives at another pixel
+    assert (half["delta"] > 0.3).all()
+    # a handful of roundings of half precision
+    assert (half["delta_frozen"] < 20 * 2.0**-11).all()
+    for name in ("float32", "float64"):
+        assert (frame.loc[name, "pooling_flips"] == 0).all()
+        assert (frame.loc[name, "delta_frozen"] == frame.loc[name, "delta"]).all()
+
+
+def test_a_relu_on_the_edge_flips():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+        model[0].bias.zero_()
+        model[2].weight.copy_(torch.tensor([[1.0, 0.5], [-2.0, 1.0]]))
+        model[2].bias.zero_()
+    x = torch.tensor([[0.5 + 2.0**-20, 0.5]])
+    frame = fperr.measure(model, x, **ALONE).frame.set_index("format")
+    half = frame.loc["float16"]
+    assert (half["activation_flips"] == 1).all()
+    assert (half["delta"] > 0.3).all()
+    assert (half["delta_frozen"] < 20 * 2.0**-11).all()
+
+
+def test_flips_at_exact_ties_are_counted_apart():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.zero_()
+    x = torch.tensor([[[[2.0, 2.0, 0.0, -1.0], [1.0, 0.5, 0.25, 0.125]]]])
+    A = MpArithmetic(64)
+    capture = exact.capture(model, x)
+    run = Interpreter(capture, A).forward(x)
+    decisions = decisions_of(capture, run, A)
+    assert [d.kind for d in decisions] == ["pooling", "activation"]
+    keys = corresponding(decisions, capture)
+    assert flips(decisions, run.readings, keys)[0].flips == 0
+    pooling, activation = decisions
+    assert pooling.chosen.tolist() == [[0, 6]]
+    other = dict(run.readings.values)
+    other[pooling.key] = np.array([1, 7])  # the tied one of the first window; not the largest
+    mask = activation.chosen.copy().reshape(-1)
+    mask[[2, 7]] = [True, False]  # a number exactly on the kink; one beyond it
+    other[activation.key] = mask.reshape(activation.chosen.shape)
+    found = flips(decisions, Readings(other), keys)
+    assert [(f.decisions, f.flips, f.tie_flips) for f in found] == [(2, 1, 1), (8, 1, 1)]
+
+
+def test_frozen_routing_with_other_activations():
+    """Stand-ins decide as they should: with the format's own decisions nothing changes."""
+    model = seeded(
+        nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.LeakyReLU(0.1), nn.AdaptiveMaxPool2d(3), nn.Hardtanh(-0.2, 0.4),
+            nn.Flatten(), nn.Linear(27, 6), nn.ReLU6(), nn.Linear(6, 3),
+        )
+    )  # fmt: skip
+    x = normal(5, 1, 8, 8)
+    report = fperr.measure(model, x, **ALONE, formats=["bfloat16", "float32"])
+    frame = report.frame
+    flipped = (frame["activation_flips"] + frame["pooling_flips"]) > 0
+    assert flipped.any()
+    assert (~flipped).any()
+    assert (frame.loc[~flipped, "delta_frozen"] == frame.loc[~flipped, "delta"]).all()
+    # bfloat16 through five roundings of at most 27 terms: a flip would show above that
+    assert (frame["delta_frozen"] < 5 * 27 * 2.0**-8).all()
+    assert frame.loc[flipped, "delta"].median() > frame.loc[flipped, "delta_frozen"].median()
+
+
+def test_products_give_the_report_that_rows_give():
+    model, x = build("vit_sdpa"), torch.rand(2, 3, 8, 8)
+    options = {"losses": ["ce", "tmifpe", "dlr"], "formats": ["float16", "float64"]}
+    for engine in exact.ENGINES:
+        rows, products = (
+            fperr.measure(model, x, jacobian=mode, reference=engine, **options).frame
+            for mode in ("rows", "products")
+        )
+        for name in rows.columns:
+            if rows[name].dtype != "float64":
+                assert rows[name].equals(products[name]), name
+            elif name != "log2_reference_error":
+                # stages that are differences of nearly equal vectors at 50 digits, and row norms of
+                # float64: 1e-12 covers 4 classes and 14 layers of float64 roundings
+                close = np.isclose(rows[name], products[name], 1e-12, 1e-40, equal_nan=True)
+                assert close.all(), name
+
+
+def test_large_numbers_of_classes_take_products():
+    model = seeded(nn.Sequential(nn.Flatten(), nn.Linear(9, 60)))
+    report = fperr.measure(model, normal(2, 1, 3, 3), losses=["mifpe"], formats=["float32"])
+    assert report.provenance["Sequential"]["settings"]["jacobian"] == "products"
+    few = fperr.measure(tiny_mlp(), normal(1, 6))
+    assert few.provenance["Sequential"]["settings"]["jacobian"] == "rows"
+
+
+def test_an_interval_for_delta_is_proved():
+    model, x = build("resnet"), torch.rand(3, 3, 8, 8)
+    options = {"losses": ["ce", "mifpe"], "loss_scale": 3.0, "reduction": "mean"}
+    report = fperr.measure(model, x, certify=True, **options)
+    frame = report.frame
+    assert (frame["delta_lo"] <= frame["delta_hi"]).all()
+    assert (frame["delta_hi"] - frame["delta_lo"] < 0.01 * frame["delta"]).all()
+    # the same number by mpmath, which float64 rounds a few times
+    other = fperr.measure(model, x, reference="mpmath", **options).frame
+    slack = 1 + 2.0**-48
+    assert (frame["delta_lo"] <= other["delta"] * slack).all()
+    assert (other["delta"] <= frame["delta_hi"] * slack).all()
+    assert other["delta_lo"].isna().all()
+    assert report.provenance["ResNet"]["reference"]["engine"].startswith("Arb balls")
+
+
+def test_the_engine_is_chosen_and_the_report_says_why():
+    small = fperr.measure(tiny_mlp(), normal(1, 6)).provenance["Sequential"]["reference"]
+    assert small["engine"].startswith("mpmath")
+    assert "cheaper" in small["chosen_because"]
+    large = fperr.measure(zoo.load("fashion_standard"), torch.rand(1, 1, 28, 28), **ALONE)
+    chosen = next(iter(large.provenance.values()))["reference"]
+    assert chosen["engine"].startswith("Arb balls")
+    assert "pay from" in chosen["chosen_because"]
+    with pytest.raises(ValueError, match="certify=True needs the balls"):
+        fperr.measure(tiny_mlp(), normal(1, 6), certify=True, reference="mpmath")
+    with pytest.raises(ValueError, match="jacobian must be"):
+        fperr.measure(tiny_mlp(), normal(1, 6), jacobian="columns")
+
+
+class Interleaved(nn.Module):
+    """Tokens first, as attention does it inside: a flat tensor then mixes the samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        tokens = x.transpose(0, 1).reshape(-1, 3)
+        return F.gelu(self.linear(tokens)).reshape(4, -1, 3).sum(0)
+
+
+def test_a_batch_that_does_not_split_is_refused():
+    model, x = seeded(Interleaved()), normal(3, 4, 3)
+    with pytest.raises(CaptureAuditError, match=r"does not split into samples.*batch_size=1"):
+        fperr.measure(model, x)
+    frame = fperr.measure(model, x, batch_size=1, losses=["mifpe"], formats=["float64"]).frame
+    assert (frame["delta"] < 1e-13).all()
+
+
+def test_the_error_by_operation_sums_to_the_whole():
+    model, x = build("vgg_bn"), torch.rand(2, 3, 8, 8)
+    y = model(x).argmax(1)
+    report = fperr.trace_layers(model, x, y, loss="mifpe", format="bfloat16")
+    frame = report.frame
+    assert (frame.groupby("sample")["share"].sum() - 1).abs().max() < 1e-12
+    last = frame.groupby("sample").last()
+    one = fperr.measure(
+        model, x, y, losses=["mifpe"], formats=["bfloat16"], batch_size=1, jacobian="rows"
+    ).frame.set_index("sample")
+    assert np.allclose(last["delta_so_far"], one["delta"], rtol=1e-12, atol=0)
+    halves = frame["half"].unique().tolist()
+    assert halves == ["cast", "forward", "loss", "backward"]
+    assert {"convolution", "native_batch_norm", "addmm"} <= set(frame["operation"])
+    # the stages of the same gradient are sums of the same vectors
+    cast = frame[frame["half"] == "cast"].set_index("sample")["contribution"]
+    assert np.allclose(cast, one["stage_cast"], rtol=1e-12, atol=0)
+    assert report.plot().axes
+
+
+def test_no_operation_errs_where_nothing_rounds():
+    model = integers(nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)))
+    x = torch.randint(-3, 4, (1, 1, 3, 3), generator=torch.Generator().manual_seed(3)).double()
+    frame = fperr.trace_layers(model.double(), x, loss="cw", format="float64").frame
+    assert frame["layer"].tolist() == ["cast", "loss"]
+    assert (frame["contribution"] == 0).all()
+    assert frame["bits_left"].isna().all()
+
+
+def test_an_error_planted_in_one_operation_is_found_there(monkeypatch):
+    """The format's convolution is spoiled; the trace must name it, and the one after it."""
+    model, x = build("lenet").double(), torch.rand(1, 3, 8, 8).double()
+    honest = fperr.trace_layers(model, x, loss="mifpe", format="float64").frame
+
+    def spoiled(capture, x, v, *, everything=False):
+        run = exact.interpreter.float_run(capture, x, v, everything=everything)
+        run.values["addmm"].mul_(1.001)
+        return run
+
+    monkeypatch.setattr("fperr.measurement.layers.float_run", spoiled)
+    frame = fperr.trace_layers(model, x, loss="mifpe", format="float64").frame
+    assert honest["contribution"].max() < 1e-13
+    planted = frame[frame["contribution"] > 1e-6]["layer"].tolist()
+    assert planted[0] == "addmm"
+    assert set(planted) <= {"addmm", "addmm_1", "loss", "relu_2"} | set(
+        frame.loc[frame["half"] == "backward", "layer"]
+    )
+    before = frame.loc[: frame.index[frame["layer"] == "addmm"][0] - 1, "contribution"]
+    assert before.max() < 1e-13
+
+
+def test_a_trace_takes_targets_and_refuses_nonsense():
+    model, x = tiny_mlp(), normal(2, 6)
+    targeted = fperr.trace_layers(model, x, target=torch.tensor([1, 2]), loss="ce")
+    assert targeted.frame["sample"].nunique() == 2
+    assert math.isfinite(targeted.frame["contribution"].max())
+    assert "ce in float32" in repr(targeted)
+    with pytest.raises(ValueError, match="unknown"):
+        fperr.trace_layers(model, x, loss="hinge")
