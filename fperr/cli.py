@@ -1,4 +1,4 @@
-"""The command line: `fperr measure`, `fperr report`, `fperr zoo`."""
+"""The command line: `fperr measure`, `fperr layers`, `fperr report`, `fperr zoo`."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fperr import data, user_model, zoo
 from fperr.errors import FperrError
-from fperr.measurement import estimate, measure
+from fperr.measurement import estimate, measure, trace_layers
 from fperr.measurement.models import Accessor
 from fperr.report.frame import Report
 from fperr.report.summary import advice, headline, overview
@@ -51,6 +51,12 @@ def measure_command(
     ] = "observed",
     loss_scale: Annotated[float, typer.Option(help="factor on the loss")] = 1.0,
     digits: Annotated[int, typer.Option(help="decimal digits of the reference")] = 50,
+    reference: Annotated[
+        str, typer.Option(help="exact engine: ball (proves), mpmath, or auto (the cheaper)")
+    ] = "auto",
+    certify: Annotated[
+        bool, typer.Option("--certify", help="prove an interval for every relative error")
+    ] = False,
     accept_probabilities: Annotated[
         bool, typer.Option("--accept-probabilities", help="measure a model that ends in softmax")
     ] = False,
@@ -72,6 +78,8 @@ def measure_command(
         "scenarios": assigned if assigned in (None, "all") else _split(assigned),
         "loss_scale": loss_scale,
         "digits": digits,
+        "reference": reference,
+        "certify": certify,
         "accept_probabilities": accept_probabilities,
     }
     if dry_run:
@@ -84,6 +92,37 @@ def measure_command(
     report = _measured(subjects, assigned, request, folder)
     _show(report)
     _write(report, folder)
+
+
+@app.command("layers")
+def layers_command(
+    network: Annotated[str, typer.Argument(help="a name, or path/to/module.py:factory")],
+    dataset: Annotated[
+        str | None, typer.Option("--data", help="data set, .npz with x and y, or folder")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
+    ] = None,
+    n: Annotated[int, typer.Option(help="the first n images")] = 4,
+    loss: Annotated[str, typer.Option(help="name")] = "mifpe",
+    format: Annotated[str, typer.Option(help="name")] = "float16",
+    out: Annotated[Path | None, typer.Option(help="folder to write to [out/NAME-layers]")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="write into a folder that is not empty")
+    ] = False,
+) -> None:
+    """Show where along a network the error of its gradient arises."""
+    subject = _subject(network, checkpoint, None, dataset, n)
+    folder = out or Path("out") / f"{subject.name}-layers"
+    _check_folder(folder, overwrite=overwrite)
+    report = trace_layers(
+        subject.model, subject.images.x, subject.images.y, loss=loss, format=format
+    )
+    typer.echo(report.summary().to_string(index=False, float_format="{:.3g}".format))
+    folder.mkdir(parents=True, exist_ok=True)
+    report.to_parquet(folder / "layers.parquet")
+    report.plot().savefig(folder / "layers.png", dpi=150)
+    typer.echo(f"Written: {folder / 'layers.parquet'}, {folder / 'layers.png'}")
 
 
 @app.command("report")

@@ -1,6 +1,6 @@
 """`fperr.measure`: a model and inputs in, a report of the floating-point error of gradients out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,11 +127,12 @@ def measure(
     rows: list[Row] = []
     hidden = None if progress is None else not progress
     interrupted = False
-    with tqdm(total=len(job.x), desc="measure", unit="sample", disable=hidden) as bar:
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=3 * len(job.x), desc="measure", bar_format=layout, disable=hidden) as bar:
         try:
-            for sample_rows in lab.rows():
+            for done, sample_rows in enumerate(lab.rows(bar.update), start=1):
                 rows.extend({"network": job.name, **row} for row in sample_rows)
-                bar.update()
+                bar.set_postfix_str(f"{done} of {len(job.x)} samples")
         except KeyboardInterrupt:
             interrupted = True
         except Exception as fault:
@@ -185,25 +186,36 @@ class Lab:
             with fmt.network.running() as switches:
                 self.switches[fmt.network.format.name] = switches
 
-    def rows(self) -> Iterator[list[Row]]:
-        """The rows of each sample, in order."""
+    def rows(self, advance: Callable[[], object]) -> Iterator[list[Row]]:
+        """The rows of each sample, in order.
+
+        Args:
+            advance: called three times for each sample: after the exact network, after the exact
+                side of the formats, after the rows.
+        """
         for batch in self.job.batches():
             x = self.job.x[batch]
-            exact = [self.reference.sample(x[i : i + 1]) for i in range(len(x))]
+            exact = []
+            for i in range(len(x)):
+                exact.append(self.reference.sample(x[i : i + 1]))
+                advance()
             cases = cases_of(self.job, batch, _orders(exact, self.job.classes, x.device))
             runs = [self._run(fmt, x, cases) for fmt in self.formats]
-            casts = [
-                [
-                    None if sample is None else run.reference.sample(x, run.left_behind, i, sample)
-                    for run in runs
-                ]
-                for i, sample in enumerate(exact)
-            ]
+            casts = []
+            for i, sample in enumerate(exact):
+                casts.append(
+                    [
+                        None if sample is None else r.reference.sample(x, r.left_behind, i, sample)
+                        for r in runs
+                    ]
+                )
+                advance()
             for run, of_run in zip(runs, zip(*casts, strict=True), strict=True):
                 self._freeze(run, x, exact, of_run)
             for i, sample in enumerate(exact):
                 exact[i] = None  # what it holds is not needed again
                 yield self._sample_rows(batch.start, i, sample, x, cases, runs, casts[i])
+                advance()
 
     def provenance(self, *, interrupted: bool) -> dict[str, Any]:
         """What the report must say about this request, under the name of the network."""

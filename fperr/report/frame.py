@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from fperr.report.html import page
 from fperr.report.plots import Plots
-from fperr.report.summary import summarise
+from fperr.report.summary import routing, summarise
 from fperr.report.verdict import Thresholds, judge
 
 SCHEMA_VERSION = 3
@@ -125,6 +125,14 @@ class Report:
             thresholds: what the verdict allows.
         """
         return summarise(self.frame, by, thresholds)
+
+    def routing(self) -> pd.DataFrame:
+        """Decisions of ReLUs and poolings that a format made differently, by layer.
+
+        Only layers with a difference are listed: in how many samples, how many decisions, and how
+        many more at exact ties. `frame` has the sums, and delta without the flips (`delta_frozen`).
+        """
+        return routing(self.frame)
 
     def is_gradient_trustworthy(
         self, loss: str, format: str, thresholds: Thresholds = DEFAULT_THRESHOLDS

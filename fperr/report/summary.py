@@ -1,5 +1,6 @@
 """A report in a few numbers, and in words."""
 
+import json
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,33 @@ _WORTH_SAYING = 0.01
 def usable(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows that have a number: their scale was not capped and delta is defined."""
     return frame[~frame["scale_capped"].fillna(False) & frame["delta"].notna()]
+
+
+def has_flips(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Where a decision of a ReLU or pooling differs from the exact network's, ties apart."""
+    flips: pd.Series[bool] = (frame["activation_flips"] + frame["pooling_flips"]).fillna(0) > 0
+    return flips
+
+
+def routing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Flips by network, format and layer: how many there are, and in how many samples."""
+    once = frame.drop_duplicates(["network", "sample", "format"])
+    found = [
+        {"network": network, "format": fmt, "sample": sample, "layer": layer}
+        | {"flips": flips, "tie_flips": ties}
+        for network, fmt, sample, text in zip(
+            once["network"], once["format"], once["sample"], once["flips_by_layer"], strict=True
+        )
+        if isinstance(text, str)
+        for layer, (flips, ties) in json.loads(text).items()
+    ]
+    columns = ["network", "format", "layer", "samples", "flips", "tie_flips"]
+    if not found:
+        return pd.DataFrame(columns=columns)
+    groups = pd.DataFrame(found).groupby(["network", "format", "layer"], sort=False)
+    table = groups[["flips", "tie_flips"]].sum()
+    table.insert(0, "samples", groups["sample"].nunique())
+    return table.reset_index()
 
 
 def summarise(frame: pd.DataFrame, by: Sequence[str], thresholds: Thresholds) -> pd.DataFrame:
@@ -122,6 +150,8 @@ def _summary(group: pd.DataFrame, thresholds: Thresholds) -> dict[str, object]:
         "delta_median": delta[0.5],
         "delta_q75": delta[0.75],
         "sign_error_median": counted["sign_error_rate"].median(),
+        "flipped": int(has_flips(counted).sum()),
+        "frozen_median": counted["delta_frozen"].median(),
         "dead": _count(group, "is_dead"),
         "capped": _count(group, "scale_capped"),
         "not_finite": len(group) - _count(group, "is_finite"),
