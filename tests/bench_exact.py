@@ -33,7 +33,7 @@ class Fdot(MpArithmetic):
 
     def matmul(self, a, b):
         started = time.perf_counter()
-        columns = [self._raw(column) for column in b.T]
+        columns = [column.raw for column in self._columns(b)]  # prepared once for each weight
         numbers = []
         for row in a:
             raw = self._raw(row)

@@ -61,10 +61,19 @@ class MpArithmetic(Arithmetic):
         return torch.tensor(floats, dtype=torch.float64).reshape(a.shape)
 
     def to_scaled(self, a: MpArray) -> tuple[Tensor, int]:
-        tops = [exp + bc for _, man, exp, bc in self._raw(a.reshape(-1)) if man]
-        exponent = max(tops, default=0)
-        scaled = [nearest_float64(self.context.ldexp(x, -exponent)) for x in a.reshape(-1)]
-        return torch.tensor(scaled, dtype=torch.float64).reshape(a.shape), exponent
+        raw = self._raw(a.reshape(-1))
+        exponent = max((exp + bc for _, man, exp, bc in raw if man), default=0)
+        # at most 1,000 bits, which a float can hold; what is cut off is below float64's last place
+        cut = [max(bc - 1000, 0) for _, _, _, bc in raw]
+        mantissas = [
+            float(-man if sign else man) if not c else float((-man if sign else man) >> c)
+            for (sign, man, _, _), c in zip(raw, cut, strict=True)
+        ]
+        shifts = np.array(
+            [exp + c - exponent if man else 0 for (_, man, exp, _), c in zip(raw, cut, strict=True)]
+        )
+        scaled = np.ldexp(np.array(mantissas), np.maximum(shifts, -(2**20)))
+        return torch.from_numpy(scaled).reshape(a.shape), exponent
 
     def shape(self, a: MpArray) -> tuple[int, ...]:
         return a.shape
