@@ -7,7 +7,7 @@ Half-precision kernels differ between CPUs, and medians of plain CE depend on si
 import pytest
 
 import fperr
-from fperr import data, zoo
+from fperr import cli, data, zoo
 
 TEMPERATURES = ("mifpe:T=0.01", "mifpe:T=0.1", "mifpe", "tmifpe", "mifpe:T=4", "mifpe:T=8")
 TEMPERATURES += ("mifpe:T=16",)
@@ -80,6 +80,55 @@ def test_fastat_pgd_violates_the_papers_bound_at_four_images(fastat):
     """float32 CE, epsilon_max = u: |v_hat - v|_1/|v|_1 > u/G at 4 of 40 images."""
     ce = fastat.frame[(fastat.frame["loss"] == "ce") & (fastat.frame["format"] == "float32")]
     assert (ce["logit_delta"] > 2 ** ce["log2_delta_sup_logit"]).sum() == 4
+
+
+LEVELSETS_DELTA = {
+    "float32": (2.5e-7, 2.6e-7, 2.9e-7, 3.1e-7, 1.4e-6, 7.0e-5, 4.5e-2),
+    "float16": (8.2e-3, 6.1e-3, 6.5e-3, 6.5e-3, 9.9e-3, 0.56, 1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def levelsets(fperr_data, tmp_path_factory):
+    """The command line on 40 images, with proved intervals."""
+    out = tmp_path_factory.mktemp("levelsets")
+    losses = ",".join(["ce", *TEMPERATURES])
+    cli.app(
+        f"measure mnist_levelsets_eps0.4 --n 40 --certify --losses {losses} --out {out}".split(),
+        standalone_mode=False,
+    )
+    return fperr.Report.from_parquet(out / "measurements.parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fmt", ["float32", "float16"])
+@pytest.mark.parametrize(("column", "loss"), list(enumerate(TEMPERATURES)))
+def test_levelsets_medians_of_delta(levelsets, fmt, column, loss):
+    known = LEVELSETS_DELTA[fmt][column]
+    assert known / 1.5 < medians(levelsets, "delta")[loss, fmt] < known * 1.5
+
+
+@pytest.mark.slow
+def test_levelsets_intervals_and_dead_gradients(levelsets):
+    frame = levelsets.frame
+    assert frame["is_certified"].all()
+    assert (frame["delta_hi"] - frame["delta_lo"] < 0.01 * frame["delta"]).all()
+    assert (frame["delta_lo"] <= frame["delta"] * (1 + 2.0**-50)).all()
+    assert (frame["delta"] <= frame["delta_hi"] * (1 + 2.0**-50)).all()
+    dead = frame[frame["loss"] == "ce"].groupby("format")["is_dead"].sum()
+    # theory: "zero gradient" in the half and the single format (290 of 300 there), 11 in float64
+    assert dead["float16"] == 40
+    assert dead["float32"] >= 38
+    assert dead["float64"] == 11
+
+
+@pytest.mark.slow
+def test_levelsets_in_half_precision_is_mostly_routing(levelsets):
+    """Every image has flips; with the exact network's decisions the error is six times smaller."""
+    half = levelsets.frame[levelsets.frame["format"] == "float16"]
+    assert (half["pooling_flips"] > 0).all()
+    mifpe = half[half["loss"] == "mifpe"]
+    assert mifpe["delta_frozen"].median() < mifpe["delta"].median() / 4
 
 
 @pytest.mark.slow

@@ -219,7 +219,7 @@ def test_no_operation_errs_where_nothing_rounds():
     model = integers(nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)))
     x = torch.randint(-3, 4, (1, 1, 3, 3), generator=torch.Generator().manual_seed(3)).double()
     frame = fperr.trace_layers(model.double(), x, loss="cw", format="float64").frame
-    assert frame["layer"].tolist() == ["cast", "loss"]
+    assert frame["layer"].tolist() == ["cast", "relu", "loss"]
     assert (frame["contribution"] == 0).all()
     assert frame["bits_left"].isna().all()
 

@@ -209,7 +209,7 @@ class _Tracer:
             if rounds:
                 run = interpreter.forward(cast_x, given)
                 gradient = self._gradient(interpreter, run)
-            if rounds or flips_at.get(node.name):
+            if rounds or node.name in flips_at:
                 yield Step(
                     node.name, _operation(node), "forward", gradient, flips_at.get(node.name, 0)
                 )
@@ -235,7 +235,7 @@ class _Tracer:
     def _flips(
         self, interpreter: Interpreter, exact: tuple[Interpreter, ForwardRun]
     ) -> dict[str, int]:
-        """How many decisions of the format differ from the exact network's, by layer."""
+        """How many decisions differ from the exact network's, by layer that decides."""
         decisions = decisions_of(self.exact_capture, exact[1], exact[0].arithmetic)
         keys = corresponding(decisions, self.capture)
         if keys is None:

@@ -92,22 +92,24 @@ class LayerReport:
             places[flipped], table["flips"][flipped], table["bits_left"][flipped], strict=True
         ):
             above.annotate(
-                f"{flips} flips",
+                f"{flips} flip{'s'[: flips != 1]}",
                 (place, bits),
                 textcoords="offset points",
                 xytext=(0, 8),
                 ha="center",
                 fontsize=8,
             )
-        above.set_ylabel("correct bits so far\n$-\\log_2$ of relative error (median)")
+        above.set_ylabel("correct bits so far\n(median of $-\\log_2$ error)")
         below.bar(places, table["contribution"], color=colours)
         below.set_yscale("log")
-        below.set_ylabel("error added by the operation\nrelative to $\\|g\\|_2$ (median)")
+        below.set_ylabel("error added, over $\\|g\\|_2$\n(median)")
         below.set_xticks(places, table["layer"], rotation=90, fontsize=8)
         handles = [Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()]
-        below.legend(handles, _COLOURS, ncols=4, fontsize=8, frameon=False, loc="upper left")
+        figure.legend(
+            handles, _COLOURS, ncols=4, fontsize=8, frameon=False, loc="outside upper right"
+        )
         samples = self.frame["sample"].nunique()
-        above.set_title(f"{self.loss} in {self.format}, {samples} samples")
+        above.set_title(f"{self.loss} in {self.format}, {samples} samples", loc="left")
         sns.despine(figure)
         return figure
 

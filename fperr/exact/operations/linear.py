@@ -185,6 +185,16 @@ def mm(A: Arithmetic, a: Array, b: Array) -> Array:
     return A.matmul(a, b)
 
 
+@operation("aten.linear.default")
+def linear(A: Arithmetic, x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """x times the transposed weight, plus bias."""
+    *shape, width = A.shape(x)
+    rows = A.reshape(x, (math.prod(shape), width))
+    y = A.matmul(rows, A.prepared((weight,), "transposed", lambda: A.permute(weight, (1, 0))))
+    y = A.reshape(y, (*shape, A.shape(weight)[0]))
+    return y if bias is None else A.add(y, bias)
+
+
 @operation("aten.bmm.default")
 def bmm(A: Arithmetic, a: Array, b: Array) -> Array:
     """A matrix product for each entry of the first dimension."""

@@ -61,6 +61,21 @@ def cudnn_batch_norm(A: Arithmetic, *arguments: Any) -> tuple[Array, None, None,
     return (*batch_norm(A, *arguments), None)
 
 
+@operation("aten._native_batch_norm_legit_no_training.default")
+def batch_norm_without_training(
+    A: Arithmetic,
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    mean: Array,
+    variance: Array,
+    momentum: float,
+    epsilon: float,
+) -> tuple[Array, None, None]:
+    """The same, under another name."""
+    return batch_norm(A, x, weight, bias, mean, variance, False, momentum, epsilon)
+
+
 @operation(
     "aten.native_batch_norm_backward.default",
     shape_only=frozenset({1, 3, 5, 6}),
