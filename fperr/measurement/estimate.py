@@ -63,18 +63,23 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
     started = time.perf_counter()
     lab = Lab(job)
     setup = time.perf_counter() - started
-    forward, pullback = _calibrate(lab, job)
+    state, product = _calibrate(lab, job)
     narrow = sum(f in (FLOAT16, BFLOAT16) for f in job.formats)
     if job.autocast:
         narrow = 0
-    # Jacobians: the exact one; in a half format, one of the cast network and one of its run
-    jacobians = 1 + 2 * narrow
     scenarios = 1 if job.scenarios is None else len(job.scenarios)
     independent = 1 if job.scenarios is None else len({s.label_leads for s in job.scenarios})
     rows = scenarios * len(job.losses) * len(job.formats)
-    # five products of K rows for each independent row; the check at twice the precision
-    products = 5 * independent * len(job.losses) * len(job.formats) * _product_seconds(lab, job)
-    per_sample = forward * (2.5 + narrow) + pullback * (job.classes * jacobians + 3) + products
+    measured = independent * len(job.losses) * len(job.formats)
+    if job.jacobian == "rows":
+        # states with all rows: the exact one; for a half format, its cast network and its own run
+        exact = state * (1 + 2 * narrow)
+    else:
+        # of each row: the exact product, two through the format's run, one of its cast network
+        exact = state * (1 + narrow) + product * measured * (3 + narrow / len(job.formats))
+    if job.engine == "mpmath":  # and everything again at twice the precision, for two labels
+        exact += 2.5 * state / (job.classes if job.jacobian == "rows" else 1) + 5 * product
+    per_sample = exact + measured * _row_seconds(lab, job)
     return Estimate(
         job.name,
         len(job.x),
@@ -87,32 +92,35 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
 
 
 def _calibrate(lab: Lab, job: Job) -> tuple[float, float]:
-    """Seconds of one exact forward run and of one pullback, of the first finite sample."""
+    """Seconds of the exact network at the first finite sample, and of one more product there."""
     finite = job.x.flatten(1).isfinite().all(1).nonzero()
     first = int(finite[0]) if len(finite) else 0
+    lab.reference.sample(job.x[first : first + 1])  # prepares the weights
     started = time.perf_counter()
     sample = lab.reference.sample(job.x[first : first + 1])
-    forward = time.perf_counter() - started
+    state = time.perf_counter() - started
     if sample is None:
-        return forward, 0.0
+        return state, 0.0
     interpreter = sample.state.interpreter
     v = interpreter.arithmetic.from_torch(torch.ones(1, job.classes))
-    interpreter.products(sample.state.readings, v)  # prepares the weights
     started = time.perf_counter()
     interpreter.products(sample.state.readings, v)
-    return forward, time.perf_counter() - started
+    return state, time.perf_counter() - started
 
 
-def _product_seconds(lab: Lab, job: Job) -> float:
-    """Seconds of one product of a logit gradient with the K rows of a Jacobian."""
+def _row_seconds(lab: Lab, job: Job) -> float:
+    """Seconds of what one row takes beside the network: products with rows of J, differences."""
     A = lab.reference.vectors
     entries = int(np.prod(job.x.shape[1:]))
     chosen = min(entries, 500)
     rows = A.from_torch(torch.ones(job.classes, chosen) / 3)
     v = A.from_torch(torch.ones(1, job.classes) / 3)
     started = time.perf_counter()
-    A.matmul(v, rows)
-    return (time.perf_counter() - started) * entries / chosen
+    product = A.matmul(v, rows)
+    difference = A.to_scaled(A.sub(product, rows[:1]))
+    del difference
+    # as many as `split`, the metrics and the frozen gradient need
+    return 6 * (time.perf_counter() - started) * entries / chosen
 
 
 def _numbers(lab: Lab, job: Job, narrow: int) -> float:

@@ -73,7 +73,8 @@ def batch_norm_without_training(
     epsilon: float,
 ) -> tuple[Array, None, None]:
     """The same, under another name."""
-    return batch_norm(A, x, weight, bias, mean, variance, False, momentum, epsilon)
+    y = batch_norm(A, x, weight, bias, mean, variance, False, momentum, epsilon)[0]
+    return y, None, None
 
 
 @operation(
