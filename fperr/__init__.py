@@ -1,12 +1,14 @@
 """fperr tells how much of an adversarial-attack result is floating-point error."""
 
 from fperr import errors, exact, zoo
+from fperr.errors import FperrError
 from fperr.measurement import measure, trace_layers
 from fperr.report.frame import Report
 from fperr.report.layers import LayerReport
 from fperr.report.verdict import Thresholds
 
 __all__ = [
+    "FperrError",
     "LayerReport",
     "Report",
     "Thresholds",

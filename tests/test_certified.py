@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import fperr
 from fperr import data, exact, zoo
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
 from fperr.exact import BallArithmetic, Interpreter, MpArithmetic, ball
@@ -309,5 +310,113 @@ def test_numbers_of_mpmath_and_balls_are_the_same():
     A = BallArithmetic(60)
     numbers = np.array([WIDE.mpf(1) / 3, WIDE.mpf(-5), WIDE.zero], dtype=object)
     balls = to_balls(A, numbers)
-    assert list(midpoints(balls)) == list(numbers)
+    assert list(midpoints(balls, WIDE)) == list(numbers)
     assert all(b.is_exact() for b in balls.listed())
+
+
+class Rescaled(nn.Module):
+    """One derived weight in two convolutions that look at it in different ways."""
+
+    def __init__(self, size, stride, transposed=False):
+        super().__init__()
+        self.weight = nn.Parameter(normal(3, 3, size, size, seed=3).double())
+        self.stride, self.apply = stride, F.conv_transpose2d if transposed else F.conv2d
+
+    def forward(self, x):
+        weight = self.weight * torch.rsqrt((self.weight * self.weight).sum((0, 1, 2, 3)))
+        # smooth, so that the forward half matters, too
+        parts = [torch.tanh(self.apply(x, weight, stride=self.stride, padding=p)) for p in (1, 0)]
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+@pytest.mark.parametrize("engine", exact.ENGINES)
+@pytest.mark.parametrize(("size", "stride"), [(4, 2), (2, 2), (3, 3), (3, 1)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_may_be_used_with_several_geometries(engine, size, stride, transposed):
+    model, x = Rescaled(size, stride, transposed).eval(), normal(1, 3, 6, 6).double()
+    leaf = x.clone().requires_grad_()
+    z = model(leaf)
+    v = normal(*z.shape, seed=8).double()
+    (theirs,) = torch.autograd.grad(z, leaf, v)
+    found = exact.gradient(model, x, v, engine=engine, bits=64).to_torch()
+    # sums of at most 48 terms, thrice in a row
+    assert float((found - theirs).norm() / theirs.norm()) < 3 * 48 * 2.0**-53
+
+
+def test_a_weight_may_be_used_with_and_without_groups():
+    weight = normal(6, 2, 3, 3, seed=3).double()
+
+    def both(x):
+        return F.conv2d(x, weight, groups=3).flatten(1) + F.conv2d(x[:, :2], weight).flatten(1)
+
+    model, x = nn.Sequential(), normal(1, 6, 5, 5).double()
+    model.forward = both
+    leaf = x.clone().requires_grad_()
+    v = normal(1, 54).double()
+    (theirs,) = torch.autograd.grad(both(leaf), leaf, v)
+    found = exact.gradient(model.eval(), x, v).to_torch()
+    assert float((found - theirs).norm() / theirs.norm()) < 1e-14
+
+
+def test_the_order_of_logits_that_are_equal_as_floats_is_decided():
+    """2^-400 decides between the first and the third; the second lies in between, 2^-60 away."""
+    model = nn.Linear(3, 4, bias=False).double().eval()
+    with torch.no_grad():
+        model.weight.zero_()
+        rows = [[1, 0, 1], [1, -(2.0**-60), 2], [1, 2.0**-400, 3]]
+        model.weight[:3] = torch.tensor(rows, dtype=torch.float64)
+        model.weight[3, 0] = -5.0
+    x = torch.tensor([[1.0, 1, 0]], dtype=torch.float64)
+    frame = fperr.measure(
+        model, x, torch.tensor([3]), losses=["cw"], formats=["float64"], certify=True
+    ).frame
+    # the third is largest: g = (6, 2^-400, 3); the format takes the first: (6, 0, 1)
+    assert frame["delta"].item() == pytest.approx(2 / math.sqrt(45), rel=1e-12)
+    assert frame["delta_lo"].item() <= frame["delta"].item() <= frame["delta_hi"].item()
+
+
+def test_equal_numbers_have_equal_values_however_they_were_made():
+    A = BallArithmetic(100)
+    a, b, c = (torch.tensor([value], dtype=torch.float64) for value in (0.5, 0.25, 0.75))
+    made = A.concatenate([A.add(*map(A.from_torch, (a, b))), A.from_torch(c)], 0)
+    first, second = A.values(made)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "error", "text"),
+    [
+        (lambda x: x.detach() * 2, (1, 3), "ModelError", "do not depend on the input"),
+        (
+            lambda x: F.conv_transpose2d(x, torch.ones(1, 1, 1, 1), None, 1, 0, 1, 1, 2).flatten(1),
+            (1, 1, 3, 3),
+            "UnsupportedOperationError",
+            "output padding of a stride or more",
+        ),
+        (
+            lambda x: F.batch_norm(x, torch.zeros(2), torch.ones(2), x.sum((0, 2)), None).flatten(
+                1
+            ),
+            (1, 2, 3),
+            "UnsupportedOperationError",
+            "weights that depend on the input",
+        ),
+    ],
+)
+def test_what_cannot_be_run_exactly_is_refused(model, x, error, text):
+    network = nn.Sequential().eval()
+    network.forward = model
+    with pytest.raises(getattr(fperr.errors, error), match=text):
+        exact.gradient(network, normal(*x), torch.ones(1, 1))
+
+
+def test_arguments_of_an_exact_gradient_are_named():
+    model, x, v = tiny_mlp(), normal(1, 6), normal(1, 4)
+    with pytest.raises(TypeError, match="x must be a tensor, got ndarray"):
+        exact.gradient(model, x.numpy(), v)
+    with pytest.raises(ValueError, match="v must be finite"):
+        exact.gradient(model, x, v * math.nan)
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.inf
+    with pytest.raises(ValueError, match="parameters that are not finite"):
+        exact.gradient(model, x, v)

@@ -254,3 +254,98 @@ def test_a_trace_takes_targets_and_refuses_nonsense():
     assert "ce in float32" in repr(targeted)
     with pytest.raises(ValueError, match="unknown"):
         fperr.trace_layers(model, x, loss="hinge")
+
+
+def test_a_format_does_not_depend_on_the_others_in_the_call():
+    """Constants that each format computes for itself: here a weight norm."""
+
+    class WeightNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(normal(4, 6, seed=5))
+
+        def forward(self, x):
+            w = self.weight
+            return F.gelu(x @ (w * torch.rsqrt((w * w).sum(1, keepdim=True))).mT)
+
+    model, x = WeightNorm().eval(), normal(2, 6)
+    options = {"losses": ["mifpe"], "progress": False}
+    alone = fperr.measure(model, x, formats=["float64"], **options).frame
+    for order in (["float32", "float64"], ["float64", "float32"]):
+        frame = fperr.measure(model, x, formats=order, **options).frame
+        both = frame[frame["format"] == "float64"].reset_index(drop=True)
+        for name in alone.columns:
+            assert alone[name].equals(both[name]), name
+    assert (alone["stage_backward"] < 1e-14).all()
+
+
+def test_ties_at_both_ends_of_a_clipped_activation():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU6(), nn.Linear(3, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))
+    x = torch.tensor([[0.0, 6.0, 3.0]])
+    A = MpArithmetic(64)
+    capture = exact.capture(model, x)
+    (decisions,) = decisions_of(capture, Interpreter(capture, A).forward(x), A)
+    assert decisions.values.tolist() == [[True, True, False]]
+
+
+def test_transformers_run_one_by_one_where_a_batch_is_computed_differently():
+    model, x = build("vit_mha"), torch.rand(3, 3, 8, 8)
+    asking = [p.requires_grad for p in model.parameters()]
+    options = {"losses": ["mifpe"], "formats": ["float32"], "progress": False}
+    with pytest.warns(UserWarning, match="the samples are run one by one, as batch_size=1 does"):
+        report = fperr.measure(model, x, **options)
+    assert report.provenance["ViT"]["settings"]["batch_size"] == 1
+    assert (report.frame["delta"] < 1e-4).all()
+    with pytest.raises(CaptureAuditError, match="use batch_size=1"):
+        fperr.measure(model, x, batch_size=3, **options)
+    assert [p.requires_grad for p in model.parameters()] == asking
+
+
+def test_products_with_a_cast_inside_the_network():
+    class Cast(nn.Module):
+        def forward(self, x):
+            return x.half().float()
+
+    model = nn.Sequential(Cast(), nn.Flatten(), seeded(nn.Linear(9, 6))).eval()
+    options = {"losses": ["mifpe"], "formats": ["float32"], "progress": False}
+    frame = fperr.measure(model, torch.rand(1, 1, 3, 3), jacobian="products", **options).frame
+    assert frame["common_mode_factor"].notna().all()
+
+
+def test_the_trace_ends_at_the_error_that_measure_finds():
+    for name in ("lenet", "vit_by_hand"):
+        model, x = build(name), torch.rand(2, 3, 8, 8)
+        y = model(x).argmax(1)
+        for loss in ("ce", "mifpe", "stable_ce"):
+            trace = fperr.trace_layers(model, x, y, loss=loss, format="float64").frame
+            one = fperr.measure(
+                model, x, y, losses=[loss], formats=["float64"], batch_size=1, progress=False
+            ).frame
+            last = trace.groupby("sample")["delta_so_far"].last()
+            assert np.allclose(last, one["delta"], rtol=1e-10, atol=0)
+
+
+def test_a_trace_checks_what_it_is_given():
+    model, x = build("lenet"), torch.rand(2, 3, 8, 8)
+    assert fperr.trace_layers(model.double(), x).frame["sample"].nunique() == 2
+    broken = x.clone()
+    broken[1, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"x is not finite at samples \[1\]"):
+        fperr.trace_layers(model, broken)
+    with torch.no_grad():
+        model.float()[0].weight.mul_(2.0**17)
+    dark = torch.cat([x[:1] * 2.0**-17, x[1:]])
+    with pytest.warns(UserWarning, match="sample 1 overflows in float16"):
+        report = fperr.trace_layers(model, dark, format="float16")
+    assert report.frame["sample"].unique().tolist() == [0]
+
+
+def test_numbers_beyond_every_exponent():
+    """Logits of 1e25: v of cross-entropy is e^-1e25."""
+    model = tiny_mlp().double()
+    with torch.no_grad():
+        model[2].weight.mul_(1e25)
+    frame = fperr.measure(model, normal(2, 6), losses=["ce", "mifpe:T=1e300"]).frame
+    assert len(frame) == 2 * 4 * 2 * 3

@@ -237,8 +237,10 @@ class BallArithmetic(Arithmetic):
         return bool(self._compare(np.equal, first, second, pool).all())
 
     def values(self, a: Balls) -> Indices:
-        identical = np.fromiter(map(id, a.pool), dtype=np.int64, count=len(a.pool))
-        return np.unique(identical, return_inverse=True)[1][a.index]
+        known: dict[Any, int] = {}
+        keys = ((mantissa(ball) if ball.is_exact() else id(ball)) for ball in a.pool)
+        numbers = [known.setdefault(key, len(known)) for key in keys]
+        return np.array(numbers, dtype=np.int64)[a.index]
 
     @contextmanager
     def precision(self) -> Iterator[None]:

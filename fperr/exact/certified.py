@@ -101,8 +101,9 @@ class Certifier:
         """
         bits = min(self.start, self.largest)
         while True:
-            interpreter, undecided = self.interpreter(bits), None
+            undecided = None
             try:
+                interpreter = self.interpreter(bits)
                 result = attempt(interpreter)
                 got = proved(result)
                 if got >= self.bits:
@@ -137,18 +138,20 @@ def norms(balls: Balls) -> tuple[Any, Any]:
 
 
 def enclosure(balls: Balls, bits: int) -> Enclosure:
-    """Balls as numbers of mpmath."""
-    radii = _numbers(balls, arb.rad)
-    return Enclosure(midpoints(balls), radii, bits, log2_relative_radius(balls))
+    """Balls as numbers of mpmath, in a context of that precision."""
+    context = MPContext()
+    context.prec = bits
+    radii = _numbers(balls, arb.rad, context)
+    return Enclosure(midpoints(balls, context), radii, bits, log2_relative_radius(balls))
 
 
-def midpoints(balls: Balls) -> NDArray[np.object_]:
-    """The midpoints as `mpf`; exact.
+def midpoints(balls: Balls, context: MPContext) -> NDArray[np.object_]:
+    """The midpoints, exactly, as `mpf` of a context, in whose precision they are used further.
 
     Raises:
         ReferenceNotCertifiedError: one is not finite.
     """
-    return _numbers(balls, arb.mid)
+    return _numbers(balls, arb.mid, context)
 
 
 def to_balls(A: BallArithmetic, numbers: NDArray[np.object_]) -> Balls:
@@ -162,18 +165,13 @@ def arb_of(number: Any) -> Any:
     return arb((-int(man) if sign else int(man), exponent))
 
 
-def _numbers(balls: Balls, part: Callable[[Any], Any]) -> NDArray[np.object_]:
-    """The midpoints or radii as `mpf` of a context of their own; exact."""
-    make = _CONTEXT.make_mpf
+def _numbers(balls: Balls, part: Callable[[Any], Any], context: MPContext) -> NDArray[np.object_]:
     used, pool = balls.used, np.full(len(balls.pool), None, dtype=object)
     parts = [part(ball) for ball in balls.pool[used]]
     if not all(number.is_finite() for number in parts):
         raise ReferenceNotCertifiedError("an enclosure is unbounded: more bits are needed")
-    pool[used] = [make(from_man_exp(*mantissa(number))) for number in parts]
+    pool[used] = [context.make_mpf(from_man_exp(*mantissa(number))) for number in parts]
     return pool[balls.index]
-
-
-_CONTEXT = MPContext()  # only makes numbers: its precision is never used
 
 
 def losses(interpreter: Interpreter, x: Tensor, v: Tensor | None) -> str:

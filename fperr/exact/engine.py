@@ -103,8 +103,13 @@ def gradient(
         raise ValueError(f"unknown engine {engine!r}: expected one of {', '.join(ENGINES)}")
     if bits < SMALLEST_BITS:
         raise ValueError(f"bits must be at least {SMALLEST_BITS}, got {bits}")
-    if not (isinstance(x, Tensor) and isinstance(v, Tensor) and len(x) and x.isfinite().all()):
-        raise ValueError("x and v must be tensors, x of at least one sample, and finite")
+    for name, given in (("x", x), ("v", v)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
+        if not (len(given) and bool(given.isfinite().all())):
+            raise ValueError(f"{name} must be finite and hold at least one sample")
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise ValueError("the model has parameters that are not finite")
     if any(module.training for module in model.modules()):
         raise ValueError("the model must be in evaluation mode: call model.eval()")
     captured = capture(model, x[:1])

@@ -5,6 +5,8 @@ graph in floating point gives the bits of the eager run.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +163,7 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
     """
     v = probe(_logits(model, x))
     try:
-        with torch.no_grad(), mathematical_attention():
+        with torch.no_grad(), mathematical_attention(), fixed_parameters(model):
             module = make_fx(functionalize(_joint(model), remove="mutations"))(x, v)
     except Exception as fault:
         raise ModelError(
@@ -173,6 +175,8 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
     nodes = [n for n in module.graph.nodes if n.op == "call_function"]
     refuse_unsupported(nodes)
     v_node = [n for n in module.graph.nodes if n.op == "placeholder"][1]
+    if not v_node.users:
+        raise ModelError("the logits do not depend on the input: there is no gradient to measure")
     border = min(nodes.index(user) for user in v_node.users)
     result = Capture(
         module,
@@ -183,6 +187,22 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
     )
     result.audit(model, x, v)
     return result
+
+
+@contextmanager
+def fixed_parameters(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter asks for a gradient: kernels may depend on it, and a capture has none.
+
+    (PyTorch folds a batch into a matrix product where the weight asks for a gradient.)
+    """
+    asking = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 def probe(logits: Tensor) -> Tensor:
@@ -227,7 +247,7 @@ def _joint(model: nn.Module) -> Any:
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     try:
-        with torch.no_grad(), mathematical_attention():
+        with torch.no_grad(), mathematical_attention(), fixed_parameters(model):
             z = model(x)
     except Exception as fault:
         raise ModelError(
@@ -241,7 +261,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 def _eager(model: nn.Module, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad(), mathematical_attention():
+    with torch.enable_grad(), mathematical_attention(), fixed_parameters(model):
         z = model(leaf)
         (gradient,) = torch.autograd.grad(z, leaf, v)
     return z.detach(), gradient

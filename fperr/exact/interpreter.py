@@ -77,7 +77,7 @@ class Interpreter:
             if all(source.name in self._constants for source in node.all_input_nodes):
                 self._constants[node.name] = self._run(node, self._constants)
         self._reads = reads(capture)
-        self._data_constants: Values = {}
+        self._data_constants: dict[tuple[str, torch.dtype], tuple[Tensor, Any]] = {}
         self._columns = Columns(arithmetic)
         self._lifted = {name: self._lift(value) for name, value in self._constants.items()}
 
@@ -115,12 +115,14 @@ class Interpreter:
                 return self._constants[source.name]
             if source.name not in self._constants:
                 return self._convert(self.part(run, source.name, sample))
-            if source.name not in self._data_constants:
-                found = self._convert(run.values[source.name])
-                exact = self._constants[source.name]
+            tensor = run.values[source.name]
+            key = source.name, tensor.dtype
+            known = self._data_constants.get(key)
+            if known is None or not torch.equal(known[0], tensor):
+                found, exact = self._convert(tensor), self._constants[source.name]
                 same = _same(found, exact, self.arithmetic)
-                self._data_constants[source.name] = exact if same else found
-            return self._data_constants[source.name]
+                self._data_constants[key] = known = tensor, exact if same else found
+            return known[1]
 
         return self._readings(value)
 

@@ -20,6 +20,7 @@ from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
 MpArray = NDArray[np.object_]
 _ROUND_TO_NEAREST = "n"
 _WIDEST_SPREAD = 2**14  # bits: exp(-10000) beside 1
+_LOWEST = -(2**20)  # an exponent that makes any float zero
 _REMEMBERED = 64  # matrices: more than the weights that one pullback of a small network meets
 
 
@@ -69,10 +70,11 @@ class MpArithmetic(Arithmetic):
             float(-man if sign else man) if not c else float((-man if sign else man) >> c)
             for (sign, man, _, _), c in zip(raw, cut, strict=True)
         ]
-        shifts = np.array(
-            [exp + c - exponent if man else 0 for (_, man, exp, _), c in zip(raw, cut, strict=True)]
-        )
-        scaled = np.ldexp(np.array(mantissas), np.maximum(shifts, -(2**20)))
+        shifts = [
+            max(exp + c - exponent, _LOWEST) if man else 0
+            for (_, man, exp, _), c in zip(raw, cut, strict=True)
+        ]
+        scaled = np.ldexp(np.array(mantissas), np.array(shifts, dtype=np.int64))
         return torch.from_numpy(scaled).reshape(a.shape), exponent
 
     def shape(self, a: MpArray) -> tuple[int, ...]:

@@ -74,8 +74,8 @@ def decisions_of(capture: Capture, run: ForwardRun, A: Arithmetic) -> tuple[Deci
             producer = source.args[0] if str(source.target) == "aten.relu.default" else source
             number = run.values.get(str(producer))
             tied = np.zeros(chosen.shape, dtype=bool)
-            if number is not None and _kink(arguments) is not None:
-                tied = A.sign(A.sub(number, _kink(arguments))) == 0
+            for kink in _kinks(arguments) if number is not None else ():
+                tied = tied | (A.sign(A.sub(number, kink)) == 0)
             found.append(Decisions(key, source.name, "activation", chosen.shape, chosen, tied))
         elif (pooling := _pooling_of(source)) is not None:
             values = A.values(run.values[str(pooling.args[0])])
@@ -180,20 +180,17 @@ def _joined(parts: list[Tensor], whole: tuple[int, ...]) -> Tensor:
 
 def _stand_in(mask: Tensor, arguments: Sequence[Any]) -> Tensor:
     """Numbers that make an activation's backward operation decide as the mask says."""
-    if len(arguments) > 3 and not isinstance(arguments[3], bool):  # clipped to [low, high]
-        low, high = (float(bound) for bound in arguments[2:4])
-        inside, outside = (low + high) / 2, low
-    else:
-        kink = _kink(arguments) or 0.0
-        inside, outside = kink + 1.0, kink - 1.0
-    return torch.where(mask, inside, outside)
+    low, *high = _kinks(arguments)
+    inside = (low + high[0]) / 2 if high else low + 1.0
+    return torch.where(mask, inside, low - 1.0)
 
 
-def _kink(arguments: Sequence[Any]) -> float | None:
-    """The threshold of an activation's backward operation: ReLU's, or 0 of a leaky one."""
+def _kinks(arguments: Sequence[Any]) -> tuple[float, ...]:
+    """Where an activation's backward operation decides: ReLU's threshold, 0, or two bounds."""
     if len(arguments) == 3:
-        return float(arguments[2])
-    return 0.0 if isinstance(arguments[3], bool) else None
+        return (float(arguments[2]),)
+    is_leaky = isinstance(arguments[3], bool)
+    return (0.0,) if is_leaky else (float(arguments[2]), float(arguments[3]))
 
 
 def _pooling_of(source: Node) -> Node | None:

@@ -50,6 +50,7 @@ class Job:
         loss_scale: factor on the loss.
         autocast: run half formats under autocast.
         batch_size: samples in a batch of the format's run.
+        batch_size_is_asked_for: it was given, and is not the default.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Job:
     loss_scale: float
     autocast: bool
     batch_size: int
+    batch_size_is_asked_for: bool
     classes: int
 
     def batches(self) -> list[slice]:
@@ -166,6 +168,7 @@ def checked_job(
         float(loss_scale),
         autocast,
         min(batch_size or 64, n),
+        batch_size is not None,
         classes,
     )
 

@@ -1,7 +1,8 @@
 """`fperr.measure`: a model and inputs in, a report of the floating-point error of gradients out."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fperr.errors import FperrError
+from fperr.errors import CaptureAuditError, FperrError
 from fperr.exact.graph import probe
 from fperr.exact.interpreter import FloatRun
 from fperr.formats import FLOAT64, of_dtype
@@ -85,8 +86,8 @@ def measure(
         loss_scale: factor on the loss, divided out of the gradient exactly.
         autocast: run float16 and bfloat16 under `torch.autocast` instead of casting the network.
         device: where to run; the model's own device by default.
-        batch_size: samples in one batch of the format's run (64 if not given): float bits depend
-            on it.
+        batch_size: samples in one batch of the format's run: float bits depend on it. If it is not
+            given, 64, or 1 (with a warning) where a batch runs other operations than one sample.
         progress: show a progress bar; None: only where standard error is a terminal.
         logits: takes the logits out of what the model returns, e.g. `lambda output: output[0]`.
         accept_probabilities: do not refuse a model that returns probabilities.
@@ -174,17 +175,42 @@ class Lab:
         check_function_of_sample(own, job.x[job.batches()[0]])
         by_rows = job.jacobian == "rows"
         self.reference = Reference(own, job.x, job.digits, job.engine, by_rows=by_rows)
-        self._wide = None if by_rows else FormatNetwork(job.model, FLOAT64, autocast=False)
+        self._norms_from = own if by_rows else _widest(own, job)
         self.formats = [
             FormatReference(
                 self.reference, FormatNetwork(job.model, f, autocast=job.autocast), job.x
             )
             for f in job.formats
         ]
+        self._check_batches()
         self.switches: dict[str, dict[str, str]] = {}
         for fmt in self.formats:
             with fmt.network.running() as switches:
                 self.switches[fmt.network.format.name] = switches
+
+    def _check_batches(self) -> None:
+        """Run samples one by one where a batch runs other operations than a single sample does.
+
+        Raises:
+            CaptureAuditError: it does, and that batch size was asked for.
+        """
+        single = self.job.x[:1]
+        for batch in {b.stop - b.start: b for b in self.job.batches()}.values():
+            for fmt in self.formats:
+                captured = fmt.network.capture(self.job.x[batch])
+                if fmt.network.capture(single).counterparts(captured) is None:
+                    self._give_up_batches(batch.stop - batch.start, fmt.network.format.name)
+                    return
+
+    def _give_up_batches(self, size: int, format: str) -> None:
+        text = (
+            f"the graph for a batch of {size} differs from that for one sample in {format}, "
+            "because PyTorch multiplies matrices in another way: "
+        )
+        if self.job.batch_size_is_asked_for:
+            raise CaptureAuditError(text + "use batch_size=1")
+        warnings.warn(text + "the samples are run one by one, as batch_size=1 does", stacklevel=5)
+        self.job = replace(self.job, batch_size=1)
 
     def rows(self, advance: Callable[[], object]) -> Iterator[list[Row]]:
         """The rows of each sample, in order.
@@ -260,10 +286,10 @@ class Lab:
             )
 
     def _row_log2_norms(self, exact: ExactSample, x: Tensor) -> list[float]:
-        """Of the exact Jacobian, or, where its rows are not computed, as float64 computes it."""
-        if self._wide is not None:
-            return self._wide.row_log2_norms(x)
-        return exact.row_log2_norms
+        """Of the exact Jacobian, or, where its rows are not computed, in floating point."""
+        return (
+            exact.row_log2_norms if self.reference.by_rows else self._norms_from.row_log2_norms(x)
+        )
 
     def _sample_rows(
         self,
@@ -299,6 +325,16 @@ class Lab:
                             row = measured_row(situation, exact, sample, context)
                     found[scenario.name, loss.name, fmt.name] = row
         return list(found.values())
+
+
+def _widest(own: FormatNetwork, job: Job) -> FormatNetwork:
+    """The network in float64, or in its own dtype where it cannot be run in float64."""
+    wide = FormatNetwork(job.model, FLOAT64, autocast=False)
+    try:
+        wide.logits(job.x[:1])
+    except RuntimeError:  # a cast inside the network meets weights of another dtype
+        return own
+    return wide
 
 
 def _orders(exact: Sequence[ExactSample | None], classes: int, device: torch.device) -> Tensor:

@@ -6,30 +6,31 @@ to the next operation adds one vector to the error, and the vectors sum to the w
     g_hat - g = cast + sum over forward operations + loss + sum over backward operations
 """
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from fperr.exact.arithmetic import Array
-from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints, to_balls
-from fperr.exact.engine import GUARD_BITS
+from fperr.exact.ball import BallArithmetic, Balls
+from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints
+from fperr.exact.enclosed import decide_order, logit_gradient_balls
 from fperr.exact.graph import Node
 from fperr.exact.interpreter import FloatRun, ForwardRun, Interpreter, float_run
-from fperr.exact.logit_gradient import logit_gradient
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.routing import corresponding, decisions_of, flips
 from fperr.formats import of_dtype
 from fperr.measurement.arguments import Job, checked_job
 from fperr.measurement.network import FloatGradient, FormatNetwork
-from fperr.measurement.stages import row, scaled
+from fperr.measurement.stages import scaled
 from fperr.report.layers import LayerReport
 from fperr.theory.losses import Context
 
-_BITS = 160
+_BITS = 120  # of every gradient between the exact one and the format's
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def trace_layers(
     target: Tensor | None = None,
     loss: str = "ce",
     format: str = "float32",
+    progress: bool | None = None,
 ) -> LayerReport:
     """Split the error of an input gradient by the operations of the network.
 
@@ -72,6 +74,7 @@ def trace_layers(
         target: (n,) target classes: a targeted loss.
         loss: name of a loss.
         format: name of a format.
+        progress: show a progress bar; None: only where standard error is a terminal.
 
     Returns:
         A row for each sample and operation.
@@ -79,22 +82,28 @@ def trace_layers(
     Raises:
         TypeError, ValueError, FperrError: as `fperr.measure`.
     """
-    if y is None and target is None:
-        y = _predictions(model, x)
-    job = checked_job(model=model, x=x, y=y, target=target, losses=[loss], formats=[format])
+    assigned = None if y is not None or target is not None else ["untargeted_unsuccessful"]
+    job = checked_job(
+        model=model, x=x, y=y, target=target, losses=[loss], formats=[format], scenarios=assigned
+    )
+    broken = (~job.x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(f"x is not finite at samples {broken}: leave them out")
     own = FormatNetwork(job.model, of_dtype(job.x.dtype), autocast=False)
     network = FormatNetwork(job.model, job.formats[0], autocast=False)
     rows: list[dict[str, object]] = []
-    for sample in range(len(job.x)):
+    hidden = None if progress is None else not progress
+    for sample in tqdm(range(len(job.x)), desc="layers", unit="sample", disable=hidden):
         tracer = _Tracer(job, own, network, sample)
-        rows += [{"sample": sample, **r} for r in tracer.rows()]
+        if tracer.is_finite:
+            rows += [{"sample": sample, **r} for r in tracer.rows()]
+        else:
+            warnings.warn(
+                f"sample {sample} overflows in {format}: its error cannot be split, and it is "
+                "left out",
+                stacklevel=2,
+            )
     return LayerReport.from_rows(rows, job.losses[0].name, job.formats[0].name)
-
-
-def _predictions(model: nn.Module, x: Tensor | np.ndarray) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(torch.as_tensor(x))
-    return logits.argmax(1)
 
 
 class _Tracer:
@@ -106,8 +115,11 @@ class _Tracer:
         self.exact_capture, self.capture = own.capture(self.x), network.capture(self.x)
         targeted = job.target is not None
         labels = job.target if job.target is not None else job.y
-        assert labels is not None
-        self.label, self.targeted = labels[sample : sample + 1], targeted
+        if labels is None:
+            self.label = own.logits(self.x).argmax(1)
+        else:
+            self.label = labels[sample : sample + 1]
+        self.targeted = targeted
         self.y = None if job.y is None else int(job.y[sample])
         y = None if job.y is None else job.y[sample : sample + 1]
         self.computed: FloatGradient = network.gradient(
@@ -120,7 +132,13 @@ class _Tracer:
                 self.computed.logit_gradient,
                 everything=True,
             )
-        self.vectors = MpArithmetic(_BITS + GUARD_BITS)
+        self.vectors = MpArithmetic(2 * _BITS)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the format's run and gradient are."""
+        parts = self.computed.logits, self.computed.logit_gradient, self.computed.gradient
+        return all(bool(part.isfinite().all()) for part in parts)
 
     def rows(self) -> Iterator[dict[str, object]]:
         """A row for each step."""
@@ -146,60 +164,62 @@ class _Tracer:
             }
             before = step.gradient
 
-    def _v(self, z: Array) -> Array:
-        """The exact logit gradient (1, K) at logits of mpmath, with the format's scale."""
-        A = self.vectors
-        c = A.from_torch(self.computed.scale.c)[0]
-        v = logit_gradient(
+    def _gradient(self, interpreter: Interpreter, run: ForwardRun, bits: list[float]) -> Array:
+        """The gradient of the loss, exact from the run's logits on; appends the bits proved."""
+        A = interpreter.arithmetic
+        assert isinstance(A, BallArithmetic)
+        decide_order(run.logits)
+        v = logit_gradient_balls(
+            A,
             self.loss.kind,
-            A.context,
-            list(z[0]),
+            run.logits,
             int(self.label),
-            c=c,
+            c=self.vectors.from_torch(self.computed.scale.c)[0],
             targeted=self.targeted,
             y=self.y,
         )
         if v is None:
             raise ValueError(f"loss {self.loss.name!r} is undefined at this sample: leave it out")
-        return row(A, v)
+        return self._noted(interpreter.products(run.readings, v), bits)
 
-    def _gradient(
-        self, interpreter: Interpreter, run: ForwardRun, given: Mapping[str, Any] | None = None
-    ) -> Array:
-        A = interpreter.arithmetic
-        v = to_balls(A, self._v(midpoints(run.logits)))  # type: ignore[arg-type]
-        return midpoints(interpreter.products(run.readings, v, given=given))
+    def _noted(self, balls: Balls, bits: list[float]) -> Array:
+        bits.append(-log2_relative_radius(balls))
+        return midpoints(balls, self.vectors.context)
 
     def _exact_gradient(self) -> tuple[Array, tuple[Interpreter, ForwardRun]]:
-        certifier = Certifier(self.exact_capture, _BITS)
+        def attempt(interpreter: Interpreter) -> tuple[Array, Interpreter, ForwardRun, float]:
+            run, bits = interpreter.forward(self.x), list[float]()
+            gradient = self._gradient(interpreter, run, bits)
+            return gradient, interpreter, run, min(bits)
 
-        def attempt(interpreter: Interpreter) -> tuple[Interpreter, ForwardRun]:
-            return interpreter, interpreter.forward(self.x)
-
-        found, _ = certifier.raised(
-            attempt,
-            lambda result: -log2_relative_radius(result[1].logits),
-            lambda interpreter: losses(interpreter, self.x, None),
+        (gradient, interpreter, run, _), _ = Certifier(self.exact_capture, _BITS).raised(
+            attempt, lambda found: found[3], lambda i: losses(i, self.x, None)
         )
-        return self._gradient(*found), found
+        return gradient, (interpreter, run)
 
     def _steps(self, exact: tuple[Interpreter, ForwardRun]) -> list[Step]:
-        """Every state between the exact gradient and the format's, in order."""
-        certifier = Certifier(self.capture, _BITS)
-        steps, _ = certifier.raised(
-            lambda interpreter: list(self._walk(interpreter, exact)),
-            lambda steps: float("inf") if steps else 0.0,
-            lambda interpreter: losses(interpreter, self.network.cast(self.x), None),
+        """Every state between the exact gradient and the format's, in order, each one proved."""
+
+        def attempt(interpreter: Interpreter) -> tuple[list[Step], float]:
+            bits: list[float] = []
+            return list(self._walk(interpreter, exact, bits)), min(bits)
+
+        cast_x = self.network.cast(self.x)
+        (steps, _), _ = Certifier(self.capture, _BITS).raised(
+            attempt, lambda found: found[1], lambda i: losses(i, cast_x, None)
         )
         return steps
 
     def _walk(
-        self, interpreter: Interpreter, exact: tuple[Interpreter, ForwardRun]
+        self,
+        interpreter: Interpreter,
+        exact: tuple[Interpreter, ForwardRun],
+        bits: list[float],
     ) -> Iterator[Step]:
         cast_x = self.network.cast(self.x)
         flips_at = self._flips(interpreter, exact)
         run = interpreter.forward(cast_x)
-        gradient = self._gradient(interpreter, run)
+        gradient = self._gradient(interpreter, run, bits)
         yield Step("cast", "weights and input rounded", "cast", gradient, 0)
         given: dict[str, Any] = {
             self.capture.placeholders[0].name: interpreter.arithmetic.from_torch(cast_x)
@@ -208,20 +228,21 @@ class _Tracer:
             rounds = self._advance(interpreter, node, given)
             if rounds:
                 run = interpreter.forward(cast_x, given)
-                gradient = self._gradient(interpreter, run)
+                gradient = self._gradient(interpreter, run, bits)
             if rounds or node.name in flips_at:
                 yield Step(
                     node.name, _operation(node), "forward", gradient, flips_at.get(node.name, 0)
                 )
         v = interpreter.arithmetic.from_torch(self.computed.logit_gradient)
-        gradient = midpoints(interpreter.products(run.readings, v))
+        gradient = self._noted(interpreter.products(run.readings, v), bits)
         yield Step("loss", self.loss.name, "loss", gradient, 0)
         given = {**run.values, self.capture.placeholders[1].name: v}
         passed: dict[str, Any] = {}
         for node in self.capture.backward:
             if self._advance(interpreter, node, given):
                 passed[node.name] = given[node.name]
-                gradient = midpoints(interpreter.products(run.readings, v, given=passed))
+                moved = interpreter.products(run.readings, v, given=passed)
+                gradient = self._noted(moved, bits)
                 yield Step(node.name, _operation(node), "backward", gradient, 0)
             passed[node.name] = given[node.name]
 

@@ -32,15 +32,16 @@ class Rows(LinearMap):
 class Products(LinearMap):
     """One run of the backward half for each product: worth it where K is large."""
 
-    def __init__(self, interpreter: Interpreter, readings: Readings) -> None:
+    def __init__(self, interpreter: Interpreter, readings: Readings, vectors: MpArithmetic) -> None:
         self._interpreter, self._readings = interpreter, readings
+        self._vectors = vectors
 
     def product(self, v: Array) -> Array:
         """See `LinearMap`."""
         A = self._interpreter.arithmetic
         if isinstance(A, BallArithmetic):
-            return midpoints(self._interpreter.products(self._readings, to_balls(A, v)))
-        return self._interpreter.products(self._readings, v)
+            v = to_balls(A, v)
+        return in_mpmath(self._interpreter.products(self._readings, v), self._vectors)
 
 
 def linear_map(
@@ -48,10 +49,10 @@ def linear_map(
 ) -> LinearMap:
     """The map that the readings define."""
     if not by_rows:
-        return Products(interpreter, readings)
-    return Rows(in_mpmath(interpreter.jacobian(readings)), vectors)
+        return Products(interpreter, readings, vectors)
+    return Rows(in_mpmath(interpreter.jacobian(readings), vectors), vectors)
 
 
-def in_mpmath(a: Array) -> Array:
+def in_mpmath(a: Array, vectors: MpArithmetic) -> Array:
     """The numbers, or midpoints, of an array of either engine."""
-    return midpoints(a) if isinstance(a, Balls) else a
+    return midpoints(a, vectors.context) if isinstance(a, Balls) else a

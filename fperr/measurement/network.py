@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fperr.errors import ModelError
-from fperr.exact.graph import Capture, capture
+from fperr.exact.graph import Capture, capture, fixed_parameters
 from fperr.exact.interpreter import FloatRun, check_split, float_run
 from fperr.formats import BFLOAT16, FLOAT16, Format
 from fperr.precision import controlled
@@ -68,7 +68,7 @@ class FormatNetwork:
         if self._autocast:
             # the cache of casts would hand tensors of one trace to the next
             inner = torch.autocast(self.device.type, dtype=self.format.dtype, cache_enabled=False)
-        with controlled(self.format) as switches, inner:
+        with controlled(self.format) as switches, fixed_parameters(self.model), inner:
             yield switches
 
     def capture(self, x: Tensor) -> Capture:

@@ -160,9 +160,11 @@ def _state(
 ) -> State:
     rows = interpreter.jacobian(run.readings) if by_rows else None
     return State(
-        list(in_mpmath(run.logits)[0]),
+        list(in_mpmath(run.logits, vectors)[0]),
         run.readings,
-        Products(interpreter, run.readings) if rows is None else Rows(in_mpmath(rows), vectors),
+        Products(interpreter, run.readings, vectors)
+        if rows is None
+        else Rows(in_mpmath(rows, vectors), vectors),
         interpreter,
         run.logits,
         rows,
@@ -213,7 +215,7 @@ class ExactSample:
         else:
             g = self.state.interpreter.products(self.state.readings, enclosed)
         error = max(log2_relative_radius(enclosed), log2_relative_radius(g))
-        return ExactRow(midpoints(enclosed), midpoints(g), error, g)
+        return ExactRow(midpoints(enclosed, A.context), midpoints(g, A.context), error, g)
 
     @cached_property
     def log2_disagreement(self) -> float:

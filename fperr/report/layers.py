@@ -26,6 +26,7 @@ COLUMNS = {
     "bits_left": "float64",
     "flips": "int64",
 }
+_DERIVED = ("position", "bits_left")
 # the colours of the stages in every figure
 _COLOURS = dict(zip(STAGES, sns.color_palette("colorblind", len(STAGES)), strict=True))
 
@@ -55,7 +56,7 @@ class LayerReport:
         cls, rows: Iterable[Mapping[str, object]], loss: str, format: str
     ) -> "LayerReport":
         """A report of rows in the order of computing."""
-        frame = pd.DataFrame(list(rows))
+        frame = pd.DataFrame(list(rows), columns=[c for c in COLUMNS if c not in _DERIVED])
         frame["position"] = frame.groupby("sample").cumcount()
         error = frame["delta_so_far"].to_numpy(dtype=np.float64)
         frame["bits_left"] = [-math.log2(e) if 0 < e < math.inf else math.nan for e in error]

@@ -32,7 +32,7 @@ def _group_of(A: Arithmetic, weight: Array, group: int, groups: int) -> Array:
     """The weight of one group as a matrix (in channels * taps, out channels of the group)."""
     out, *rest = A.shape(weight)
     rows = np.arange(out * math.prod(rest)).reshape(groups, out // groups, -1)[group]
-    return A.prepared((weight,), ("correlate", group), lambda: A.take(weight, rows.T))
+    return A.prepared((weight,), ("correlate", group, groups), lambda: A.take(weight, rows.T))
 
 
 def _correlate(A: Arithmetic, x: Array, weight: Array, geometry: _Geometry) -> Array:
@@ -66,13 +66,14 @@ def _spread(
     phases = positions_by_phase(index, size, geometry.over(len(size))[0])
     for group in range(geometry.groups):
         outputs = np.arange(out).reshape(geometry.groups, -1)[group]
-        for number, (positions, taps, seen_in) in enumerate(phases):
+        for positions, taps, seen_in in phases:
             # a row for each sample and position; a column for each tap and output channel
             start = np.arange(samples)[:, None, None, None] * out * len(index)
             source = start + outputs * len(index) + seen_in[..., None]
             source = np.where(seen_in[..., None] >= 0, source, -1)
             make = partial(_taps_of, A, weight, outputs, taps)
-            matrix = A.prepared((weight,), ("spread", group, number, *size), make)
+            layout = ("spread", outputs.tobytes(), taps.tobytes())
+            matrix = A.prepared((weight,), layout, make)
             gathered = A.take(y, source.reshape(samples * len(positions), -1))
             parts.append(A.matmul(gathered, matrix))
             grid = np.arange(samples * len(positions) * width)
@@ -112,7 +113,17 @@ def _spread_from_windows(
     return A.scatter_add(values, np.concatenate(places), shape)
 
 
-@operation("aten.convolution.default")
+def _unusual_transpose(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    """Output padding beyond the stride lets windows begin where y has none."""
+    del options
+    transposed, stride, extra = arguments[6], arguments[3], arguments[7]
+    beyond = any(e >= s for e, s in zip(extra, stride * len(extra), strict=False))
+    return (
+        "transposed, with an output padding of a stride or more" if transposed and beyond else None
+    )
+
+
+@operation("aten.convolution.default", refusal=_unusual_transpose)
 def convolution(
     A: Arithmetic,
     x: Array,

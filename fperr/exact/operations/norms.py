@@ -80,7 +80,7 @@ def batch_norm_without_training(
 @operation(
     "aten.native_batch_norm_backward.default",
     shape_only=frozenset({1, 3, 5, 6}),
-    refusal=_is_training(7),
+    refusal=lambda *use: _is_training(7)(*use) or of_weights_too(9)(*use),
 )
 def batch_norm_backward(
     A: Arithmetic,
