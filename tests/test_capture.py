@@ -12,8 +12,9 @@ from fperr.errors import (
     StaleCaptureError,
 )
 from fperr.exact.graph import probe
-from fperr.exact.interpreter import Interpreter, float_run, sample_of
+from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
+from fperr.exact.readings import float_run, sample_of
 from tests.conftest import normal, tiny_mlp
 
 

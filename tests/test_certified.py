@@ -257,7 +257,7 @@ def test_ties_by_construction_go_to_the_first_index(monkeypatch):
     assert float((found - theirs).norm() / theirs.norm()) < 1e-14
     # negative control: without knowing where numbers come from, nothing decides
     everyone = lambda index: (np.arange(len(index)), np.arange(len(index)))  # noqa: E731
-    monkeypatch.setattr(ball, "_distinct_rows", everyone)
+    monkeypatch.setattr(ball, "distinct_rows", everyone)
     with pytest.raises(
         ReferenceNotCertifiedError, match=r"max_pool2d_with_indices: .* closer than"
     ):

@@ -332,8 +332,8 @@ def test_numpy_inputs_and_float64_models():
 def test_an_interruption_returns_the_finished_rows(monkeypatch):
     rows = Lab.rows
 
-    def interrupted(self):
-        for number, sample in enumerate(rows(self)):
+    def interrupted(self, advance):
+        for number, sample in enumerate(rows(self, advance)):
             if number == 2:
                 raise KeyboardInterrupt
             yield sample
@@ -358,8 +358,8 @@ def test_an_interruption_returns_the_finished_rows(monkeypatch):
 def test_a_fault_on_the_way_carries_what_was_finished(fault, kind, text, monkeypatch):
     rows = Lab.rows
 
-    def failing(self):
-        for number, sample in enumerate(rows(self)):
+    def failing(self, advance):
+        for number, sample in enumerate(rows(self, advance)):
             if number == 2:
                 raise fault
             yield sample

@@ -230,7 +230,7 @@ def test_an_error_planted_in_one_operation_is_found_there(monkeypatch):
     honest = fperr.trace_layers(model, x, loss="mifpe", format="float64").frame
 
     def spoiled(capture, x, v, *, everything=False):
-        run = exact.interpreter.float_run(capture, x, v, everything=everything)
+        run = exact.readings.float_run(capture, x, v, everything=everything)
         run.values["addmm"].mul_(1.001)
         return run
 
@@ -336,9 +336,9 @@ def test_a_trace_checks_what_it_is_given():
         fperr.trace_layers(model, broken)
     with torch.no_grad():
         model.float()[0].weight.mul_(2.0**17)
-    dark = torch.cat([x[:1] * 2.0**-17, x[1:]])
+    uneven = torch.cat([x[:1] * 2.0**-17, 16 * x[1:]])
     with pytest.warns(UserWarning, match="sample 1 overflows in float16"):
-        report = fperr.trace_layers(model, dark, format="float16")
+        report = fperr.trace_layers(model, uneven, format="float16")
     assert report.frame["sample"].unique().tolist() == [0]
 
 

@@ -3,11 +3,12 @@
 Shares no code with the losses, scales and attacks that it measures.
 """
 
-from fperr.exact.ball import BallArithmetic, Balls
+from fperr.exact.ball import BallArithmetic
 from fperr.exact.engine import ENGINES, ExactGradient, gradient
 from fperr.exact.graph import Capture, capture
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
+from fperr.exact.pool import Balls
 
 __all__ = [
     "ENGINES",

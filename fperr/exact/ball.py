@@ -8,49 +8,32 @@ the maximum of a window of such numbers is decided, although their balls overlap
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import flint
 import numpy as np
 import torch
 from flint import arb, arb_mat
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.errors import UndecidedError
 from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
+from fperr.exact.pool import (
+    ZERO,
+    Balls,
+    Pool,
+    as_matrix,
+    distinct_columns,
+    distinct_rows,
+    is_injective,
+    make_pool,
+    merged,
+    zeros_first,
+)
 
-Pool = NDArray[np.object_]
-_ZERO = arb(0)
 _REMEMBERED = 64  # weight matrices
-# where it pays to leave zeros out of a product, and out of what is handed to Arb
-_MANY_ROWS, _FEW_COLUMNS, _SPARSE = 16, 0.8, 0.3
-_MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, without a pattern
-
-
-@dataclass(frozen=True, slots=True)
-class Balls:
-    """An array of balls: `pool[index]`. Entry 0 of every pool is the one exact zero.
-
-    Attributes:
-        pool: 1-D, the balls.
-        index: where in the pool each number is; its shape is the array's.
-    """
-
-    pool: Pool
-    index: Indices
-
-    @property
-    def used(self) -> Mask:
-        """Which entries of the pool occur."""
-        occurs = np.zeros(len(self.pool), dtype=bool)
-        occurs[self.index.reshape(-1)] = True
-        return occurs
-
-    def listed(self) -> list[Any]:
-        """The balls, row-major."""
-        return self.pool[self.index.reshape(-1)].tolist()  # type: ignore[no-any-return]
+# where it pays to leave zeros out of a product
+_MANY_ROWS, _FEW_COLUMNS = 16, 0.8
 
 
 class BallArithmetic(Arithmetic):
@@ -75,15 +58,15 @@ class BallArithmetic(Arithmetic):
 
     def array(self, balls: Sequence[arb], shape: Shape) -> Balls:
         """An array of that shape from balls, row-major."""
-        pool = _pool(balls, len(balls))
-        index = _zeros_first(pool, np.arange(1, len(pool)))
+        pool = make_pool(balls, len(balls))
+        index = zeros_first(pool, np.arange(1, len(pool)))
         return Balls(pool, index.reshape(tuple(shape)))
 
     def from_torch(self, tensor: Tensor) -> Balls:
         floats = tensor.detach().to("cpu", torch.float64).numpy()
         distinct, index = np.unique(floats.reshape(-1), return_inverse=True)
-        pool = _pool(map(arb, distinct.tolist()), len(distinct))
-        return Balls(pool, _zeros_first(pool, index.reshape(-1) + 1).reshape(floats.shape))
+        pool = make_pool(map(arb, distinct.tolist()), len(distinct))
+        return Balls(pool, zeros_first(pool, index.reshape(-1) + 1).reshape(floats.shape))
 
     def to_torch(self, a: Balls) -> Tensor:
         pool = np.array([float(ball.mid()) for ball in a.pool])
@@ -100,7 +83,7 @@ class BallArithmetic(Arithmetic):
         return a.index.shape
 
     def zeros(self, shape: Shape) -> Balls:
-        return Balls(_pool((), 0), np.zeros(tuple(shape), dtype=np.int64))
+        return Balls(make_pool((), 0), np.zeros(tuple(shape), dtype=np.int64))
 
     def add(self, a: Balls, b: Balls | float) -> Balls:
         return self._binary(np.add, a, b)
@@ -131,32 +114,35 @@ class BallArithmetic(Arithmetic):
 
     def pi(self) -> Balls:
         with self.precision():
-            return Balls(_pool([arb.pi()], 1), np.array([1]))
+            return Balls(make_pool([arb.pi()], 1), np.array([1]))
 
     def matmul(self, a: Balls, b: Balls) -> Balls:
-        first, inverse = _distinct_rows(a.index)
+        first, inverse = distinct_rows(a.index)
         places = a.index[first]
         live = places.any(0)
         if len(first) >= _MANY_ROWS and live.mean() < _FEW_COLUMNS:
-            places, (right, columns) = places[:, live], _columns(Balls(b.pool, b.index[live]))
+            places, (right, columns) = (
+                places[:, live],
+                distinct_columns(Balls(b.pool, b.index[live])),
+            )
         else:
             right, columns = self._constant(b)
         with self.precision():
-            product = _matrix(Balls(a.pool, places)) * right
+            product = as_matrix(Balls(a.pool, places)) * right
         rows, distinct = len(first), right.ncols()
         index = np.arange(1, rows * distinct + 1).reshape(rows, distinct)[inverse][:, columns]
         index[~a.index.any(1)] = 0
-        return Balls(_pool(product.entries(), rows * distinct), index)
+        return Balls(make_pool(product.entries(), rows * distinct), index)
 
     def sum(self, a: Balls, dims: Sequence[int]) -> Balls:
         kept = [d for d in range(a.index.ndim) if d not in dims]
         length = int(np.prod([a.index.shape[d] for d in dims]))
         groups = a.index.transpose(*kept, *dims).reshape(-1, length)
-        first, inverse = _distinct_rows(groups)
+        first, inverse = distinct_rows(groups)
         shape = [1 if d in dims else n for d, n in enumerate(a.index.shape)]
         with self.precision():
-            totals = np.add.reduce(a.pool[groups[first]], axis=1, initial=_ZERO)
-        return Balls(_pool(totals, len(first)), (inverse + 1).reshape(shape))
+            totals = np.add.reduce(a.pool[groups[first]], axis=1, initial=ZERO)
+        return Balls(make_pool(totals, len(first)), (inverse + 1).reshape(shape))
 
     def reshape(self, a: Balls, shape: Shape) -> Balls:
         return Balls(a.pool, a.index.reshape(tuple(shape)))
@@ -168,7 +154,7 @@ class BallArithmetic(Arithmetic):
         return Balls(a.pool, np.broadcast_to(a.index, tuple(shape)))
 
     def concatenate(self, arrays: Sequence[Balls], dim: int) -> Balls:
-        pool, indices = _merged(arrays)
+        pool, indices = merged(arrays)
         return Balls(pool, np.concatenate(indices, axis=dim))
 
     def take(self, a: Balls, index: Indices) -> Balls:
@@ -184,10 +170,10 @@ class BallArithmetic(Arithmetic):
             totals = np.add.reduceat(a.pool[source[order]], starts) if len(starts) else ()
         where = np.zeros(int(np.prod(shape)), dtype=np.int64)
         where[places] = np.arange(1, len(places) + 1)
-        return Balls(_pool(totals, len(places)), where.reshape(tuple(shape)))
+        return Balls(make_pool(totals, len(places)), where.reshape(tuple(shape)))
 
     def where(self, mask: Mask, a: Balls, b: Balls) -> Balls:
-        pool, (first, second) = _merged([a, b])
+        pool, (first, second) = merged([a, b])
         return Balls(pool, np.where(mask, first, second))
 
     def exceeds(self, a: Balls, threshold: float) -> Mask:
@@ -220,7 +206,7 @@ class BallArithmetic(Arithmetic):
         return np.asarray(best, dtype=np.int64)
 
     def same(self, a: Balls, b: Balls) -> Mask:
-        pool, (first, second) = _merged([a, b])
+        pool, (first, second) = merged([a, b])
         first, second = np.broadcast_arrays(first, second)
         identical = np.fromiter(map(id, pool), dtype=np.int64, count=len(pool))
         alike = identical[first] == identical[second]
@@ -233,7 +219,7 @@ class BallArithmetic(Arithmetic):
     def equal(self, a: Balls, b: Balls) -> bool:
         if a.index.shape != b.index.shape:
             return False
-        pool, (first, second) = _merged([a, b])
+        pool, (first, second) = merged([a, b])
         return bool(self._compare(np.equal, first, second, pool).all())
 
     def values(self, a: Balls) -> Indices:
@@ -257,22 +243,22 @@ class BallArithmetic(Arithmetic):
         used[0] |= not a.index.all()
         place = np.cumsum(used, dtype=np.int64)  # 1, 2, ... for the used ones
         with self.precision():
-            pool = _pool(map(function, a.pool[used].tolist()), int(place[-1]))
+            pool = make_pool(map(function, a.pool[used].tolist()), int(place[-1]))
         return Balls(pool, place[a.index])
 
     def _binary(self, function: Any, a: Balls, b: Balls | float) -> Balls:
         if not isinstance(b, Balls):
-            b = Balls(_pool([arb(float(b))], 1), np.ones((1,) * a.index.ndim, dtype=np.int64))
+            b = Balls(make_pool([arb(float(b))], 1), np.ones((1,) * a.index.ndim, dtype=np.int64))
         first, second = np.broadcast_arrays(a.index, b.index)
         flat, other = first.reshape(-1), second.reshape(-1)
-        if _is_injective(flat, a) or _is_injective(other, b):
+        if is_injective(flat, a) or is_injective(other, b):
             inverse = np.arange(len(flat))
         else:  # the same pair gives the same number
             pairs = flat * len(b.pool) + other
             pairs, inverse = np.unique(pairs, return_inverse=True)
             flat, other = np.divmod(pairs, len(b.pool))
         with self.precision():
-            pool = _pool(function(a.pool[flat], b.pool[other]), len(flat))
+            pool = make_pool(function(a.pool[flat], b.pool[other]), len(flat))
         index = inverse.reshape(-1) + 1
         if function is np.multiply:  # an exact zero stays the one exact zero
             vanish = np.flatnonzero((flat == 0) | (other == 0)) + 1
@@ -304,71 +290,13 @@ class BallArithmetic(Arithmetic):
         """The columns of `b` for Arb; those of the last few arrays are remembered."""
         key = (id(b.pool), b.index.__array_interface__["data"][0], b.index.shape, b.index.strides)
         if key not in self._matrices:
-            self._matrices[key] = b, _columns(b)  # holding b keeps its memory from being reused
+            self._matrices[key] = (
+                b,
+                distinct_columns(b),
+            )  # holding b keeps its memory from being reused
             if len(self._matrices) > _REMEMBERED:
                 self._matrices.pop(next(iter(self._matrices)))
         return self._matrices[key][1]
-
-
-def _columns(b: Balls) -> tuple[arb_mat, Indices]:
-    """The distinct columns as a matrix, and for each column which of them it is."""
-    first, inverse = _distinct_rows(np.ascontiguousarray(b.index.T))
-    return _matrix(Balls(b.pool, b.index[:, first])), inverse
-
-
-def _matrix(a: Balls) -> arb_mat:
-    """The matrix for Arb, which takes its entries one by one."""
-    rows, columns = a.index.shape
-    if np.count_nonzero(a.index) > a.index.size * _SPARSE:
-        return arb_mat(rows, columns, a.listed())
-    matrix, places = arb_mat(rows, columns), np.nonzero(a.index)
-    balls = a.pool[a.index[places]].tolist()
-    for row, column, ball in zip(*(p.tolist() for p in places), balls, strict=True):
-        matrix[row, column] = ball
-    return matrix
-
-
-def _pool(balls: Any, count: int) -> Pool:
-    """A pool of zero and `count` balls."""
-    pool = np.empty(count + 1, dtype=object)
-    pool[0] = _ZERO
-    pool[1:] = balls if isinstance(balls, np.ndarray) else list(balls)
-    return pool
-
-
-def _zeros_first(pool: Pool, index: Indices) -> Indices:
-    """The index, with 0 wherever the pool holds an exact zero."""
-    zero = np.array([ball.is_zero() for ball in pool])
-    return np.where(zero[index], 0, index)
-
-
-def _merged(arrays: Sequence[Balls]) -> tuple[Pool, list[Indices]]:
-    """One pool for several arrays, and their indices in it."""
-    if all(array.pool is arrays[0].pool for array in arrays):
-        return arrays[0].pool, [array.index for array in arrays]
-    starts = np.cumsum([0] + [len(array.pool) - 1 for array in arrays])
-    pool = np.concatenate([arrays[0].pool[:1], *(array.pool[1:] for array in arrays)])
-    indices = [
-        np.where(array.index == 0, 0, array.index + start)
-        for array, start in zip(arrays, starts, strict=False)
-    ]
-    return pool, indices
-
-
-def _is_injective(broadcast: Indices, array: Balls) -> bool:
-    """Whether no entry of the pool occurs twice in the broadcast index of `array`."""
-    return len(broadcast) < len(array.pool) and int(array.used.sum()) == len(broadcast)
-
-
-def _distinct_rows(index: Indices) -> tuple[Indices, Indices]:
-    """Positions of the distinct rows, and for each row which of them it is."""
-    weights = (np.arange(1, index.shape[1] + 1).astype(np.uint64) * _MIXER) ** np.uint64(3)
-    mixed = index.astype(np.uint64) @ weights
-    _, first, inverse = np.unique(mixed, return_index=True, return_inverse=True)
-    if not np.array_equal(index[first][inverse], index):  # two rows share a hash
-        everyone = np.arange(len(index))
-        return everyone, everyone
-    return first, inverse
 
 
 def mantissa(exact: arb) -> tuple[int, int]:

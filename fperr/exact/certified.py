@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
-from fperr.exact.ball import BallArithmetic, Balls, log2_upper, mantissa
+from fperr.exact.ball import BallArithmetic, log2_upper, mantissa
 from fperr.exact.graph import Capture, Node
 from fperr.exact.interpreter import Interpreter
+from fperr.exact.pool import Balls
 
 LARGEST_BITS = 8192
 # A start, not a bound: on trained and random networks 1 to 3 bits were lost with each product.

@@ -8,9 +8,10 @@ from typing import Any
 from flint import arb
 
 from fperr.errors import UndecidedError
-from fperr.exact.ball import BallArithmetic, Balls
+from fperr.exact.ball import BallArithmetic
 from fperr.exact.certified import arb_of
 from fperr.exact.logit_gradient import logit_gradient
+from fperr.exact.pool import Balls
 
 
 class _BallContext:

@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from fperr.exact.arithmetic import Arithmetic, Indices, Mask
 from fperr.exact.graph import Capture, Node
-from fperr.exact.interpreter import ForwardRun, Readings, reads
+from fperr.exact.interpreter import ForwardRun, Readings
+from fperr.exact.readings import reads
 
 _POOLINGS = {
     "aten.max_pool2d_with_indices.default",

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from fperr.exact.ball import BallArithmetic, Balls
+from fperr.exact.ball import BallArithmetic
 from fperr.exact.enclosed import relative_error
+from fperr.exact.pool import Balls
 
 
 def delta_interval(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fperr.formats import BFLOAT16, FLOAT16
 from fperr.measurement.arguments import Job, checked_job
-from fperr.measurement.lab import Lab, measure
+from fperr.measurement.entry import measure
+from fperr.measurement.lab import Lab
 
 # An mpf: the object, its tuple, exponent, bit count, mantissa, and its place in an array; and once
 # more the mantissa, aligned, for products. Python's and gmpy2's own sizes, at up to 512 bits.

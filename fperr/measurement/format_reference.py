@@ -1,5 +1,6 @@
 """The exact side of one format: its cast network, what its runs left behind, and their routing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.graph import Capture
-from fperr.exact.interpreter import FloatRun, Readings
-from fperr.exact.routing import Flips, corresponding, flips, frozen_gradient
+from fperr.exact.interpreter import Readings
+from fperr.exact.readings import FloatRun
+from fperr.exact.routing import Decisions, Flips, corresponding, flips, frozen_gradient
 from fperr.measurement.maps import LinearMap
 from fperr.measurement.network import FormatNetwork
 from fperr.measurement.reference import ExactSample, Reference, State, map_of
@@ -85,20 +87,21 @@ class FormatReference:
         return FormatSample(state.z, state.map, own, seen)
 
     def frozen_gradient(
-        self, x: Tensor, v: Tensor, exact: list[ExactSample | None]
+        self, x: Tensor, v: Tensor, routes: Sequence[tuple[Decisions, ...] | None]
     ) -> Tensor | None:
         """The format's gradient on a batch with every decision that of the exact network.
 
         Args:
             x: (batch, *shape).
             v: (batch, K), the format's logit gradient.
-            exact: the samples; where one is missing, another one's decisions are put in its place.
+            routes: the decisions of each sample; where they are missing, another one's are put in
+                their place.
 
         Returns:
             (batch, *shape), or None where the format's graph decides in other places.
         """
-        known = next(e for e in exact if e is not None)
-        samples = [(e or known).state.decisions for e in exact]
+        known = next(route for route in routes if route is not None)
+        samples = [known if route is None else route for route in routes]
         with self.network.running():
             return frozen_gradient(self.network.capture(x), self.network.cast(x), v, samples)
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fperr.exact.arithmetic import Array
-from fperr.exact.ball import BallArithmetic, Balls
+from fperr.exact.ball import BallArithmetic
 from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints
 from fperr.exact.enclosed import decide_order, logit_gradient_balls
 from fperr.exact.graph import Node
-from fperr.exact.interpreter import FloatRun, ForwardRun, Interpreter, float_run
+from fperr.exact.interpreter import ForwardRun, Interpreter
 from fperr.exact.mp import MpArithmetic
+from fperr.exact.pool import Balls
+from fperr.exact.readings import FloatRun, float_run
 from fperr.exact.routing import corresponding, decisions_of, flips
 from fperr.formats import of_dtype
 from fperr.measurement.arguments import Job, checked_job

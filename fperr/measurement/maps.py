@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 
 from fperr.exact.arithmetic import Array
-from fperr.exact.ball import BallArithmetic, Balls
+from fperr.exact.ball import BallArithmetic
 from fperr.exact.certified import midpoints, to_balls
 from fperr.exact.interpreter import Interpreter, Readings
 from fperr.exact.mp import MpArithmetic
+from fperr.exact.pool import Balls
 
 
 class LinearMap(ABC):

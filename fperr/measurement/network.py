@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fperr.errors import ModelError
 from fperr.exact.graph import Capture, capture, fixed_parameters
-from fperr.exact.interpreter import FloatRun, check_split, float_run
+from fperr.exact.readings import FloatRun, check_split, float_run
 from fperr.formats import BFLOAT16, FLOAT16, Format
 from fperr.precision import controlled
 from fperr.theory.losses import Context, Loss

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.arithmetic import Array
-from fperr.exact.ball import BallArithmetic, Balls
+from fperr.exact.ball import BallArithmetic
 from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints
 from fperr.exact.enclosed import decide_order, logit_gradient_balls
 from fperr.exact.engine import GUARD_BITS, log2_difference
@@ -18,6 +18,7 @@ from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import ForwardRun, Interpreter, Readings
 from fperr.exact.logit_gradient import cross_entropy, logit_gradient
 from fperr.exact.mp import MpArithmetic
+from fperr.exact.pool import Balls
 from fperr.exact.routing import Decisions, decisions_of
 from fperr.measurement.maps import LinearMap, Products, Rows, in_mpmath, linear_map
 from fperr.measurement.network import FormatNetwork
