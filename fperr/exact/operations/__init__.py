@@ -14,6 +14,7 @@ from fperr.exact.operations import (
     linear,
     movement,
     norms,
+    piecewise,
     pooling,
 )
 from fperr.exact.operations.table import OPERATIONS, Operation
@@ -28,5 +29,6 @@ __all__ = [
     "linear",
     "movement",
     "norms",
+    "piecewise",
     "pooling",
 ]

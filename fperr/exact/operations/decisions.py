@@ -16,7 +16,7 @@ def _is_plain(a: Any) -> bool:
     return isinstance(a, bool | int | float) or (isinstance(a, np.ndarray) and a.dtype != object)
 
 
-def _order(A: Arithmetic, a: Any, b: Any) -> tuple[Mask, Mask]:
+def order(A: Arithmetic, a: Any, b: Any) -> tuple[Mask, Mask]:
     """Where a > b and where a < b."""
     if _is_plain(a) and _is_plain(b):
         return np.asarray(a > b), np.asarray(a < b)
@@ -41,7 +41,7 @@ _COMPARISONS: dict[str, Callable[[tuple[Mask, Mask]], Mask]] = {
 
 def _comparison(decide: Callable[[tuple[Mask, Mask]], Mask]) -> Callable[..., Mask]:
     def compare(A: Arithmetic, a: Any, b: Any) -> Mask:
-        return decide(_order(A, a, b))
+        return decide(order(A, a, b))
 
     return compare
 

@@ -62,6 +62,15 @@ def rsqrt(A: Arithmetic, a: Array) -> Array:
     return A.rsqrt(a)
 
 
+@operation("aten.sqrt.default")
+def sqrt(A: Arithmetic, a: Array) -> Array:
+    """The square root."""
+    zero = A.sign(a) == 0
+    one = A.add(A.zeros(A.shape(a)), 1.0)
+    root = A.div(one, A.rsqrt(A.where(zero, one, a)))
+    return A.where(zero, A.zeros(A.shape(a)), root)
+
+
 @operation("aten.exp.default")
 def exp(A: Arithmetic, a: Array) -> Array:
     """The exponential."""
@@ -115,6 +124,37 @@ def threshold_backward(A: Arithmetic, gradient: Array, active: Mask, threshold: 
     """The gradient where the unit was active, else 0 (PyTorch's choice at the kink too)."""
     del threshold
     return A.where(active, gradient, A.zeros(A.shape(gradient)))
+
+
+@operation("aten.sum.default")
+def sum_all(A: Arithmetic, a: Array, **dtype: Any) -> Array:
+    """The sum of all entries."""
+    return sum_dims(A, a, None, **dtype)
+
+
+@operation("aten.mean.default")
+def mean_all(A: Arithmetic, a: Array, **dtype: Any) -> Array:
+    """The mean of all entries."""
+    return mean_dims(A, a, None, **dtype)
+
+
+def _unusual_norm(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del options
+    return None if len(arguments) < 2 or arguments[1] == 2 else f"norm of order {arguments[1]}"
+
+
+@operation("aten.linalg_vector_norm.default", refusal=_unusual_norm)
+def vector_norm(
+    A: Arithmetic,
+    a: Array,
+    power: float = 2,
+    dims: Sequence[int] | None = None,
+    keepdim: bool = False,
+    **dtype: Any,
+) -> Array:
+    """The Euclidean norm over `dims`."""
+    del power
+    return sqrt(A, sum_dims(A, A.mul(a, a), dims, keepdim, **dtype))
 
 
 def _dims(a_dims: int, dims: Sequence[int] | None) -> list[int]:

@@ -211,6 +211,46 @@ def flip(A: Arithmetic, a: Array, dims: Sequence[int]) -> Array:
     return rearranged(A, a, lambda i: np.flip(i, tuple(dims)))
 
 
+@operation("aten.roll.default")
+def roll(A: Arithmetic, a: Array, shifts: Sequence[int], dims: Sequence[int] = ()) -> Array:
+    """Shifted along `dims`; what leaves at one end enters at the other."""
+    along = tuple(dims) or None
+    return rearranged(A, a, lambda i: np.roll(i, tuple(shifts), along))
+
+
+@operation("aten.tril.default")
+def lower_triangle(A: Arithmetic, a: Array, diagonal: int = 0) -> Array:
+    """Zeros above a diagonal of the last two dimensions."""
+    if _is_plain(a):
+        return np.tril(a, diagonal)
+    return rearranged(A, a, lambda i: np.tril(i + 1, diagonal) - 1)
+
+
+@operation("aten.pixel_shuffle.default")
+def pixel_shuffle(A: Arithmetic, a: Array, factor: int) -> Array:
+    """Channels spread over blocks of factor x factor pixels."""
+    n, c, h, w = A.shape(a)
+    split = A.reshape(a, (n, c // factor**2, factor, factor, h, w))
+    split = A.permute(split, (0, 1, 4, 2, 5, 3))
+    return A.reshape(split, (n, c // factor**2, h * factor, w * factor))
+
+
+@operation("aten.pixel_unshuffle.default")
+def pixel_unshuffle(A: Arithmetic, a: Array, factor: int) -> Array:
+    """Blocks of factor x factor pixels gathered in channels."""
+    n, c, h, w = A.shape(a)
+    split = A.reshape(a, (n, c, h // factor, factor, w // factor, factor))
+    split = A.permute(split, (0, 1, 3, 5, 2, 4))
+    return A.reshape(split, (n, c * factor**2, h // factor, w // factor))
+
+
+@operation("aten.split_with_sizes.default")
+def split_with_sizes(A: Arithmetic, a: Array, sizes: Sequence[int], dim: int = 0) -> list[Array]:
+    """Pieces of those sizes along `dim`."""
+    ends = np.cumsum(sizes).tolist()
+    return [slice_(A, a, dim, end - n, end) for end, n in zip(ends, sizes, strict=True)]
+
+
 @operation("aten.gather.default")
 def gather(A: Arithmetic, a: Array, dim: int, index: Indices, **traits: Any) -> Array:
     """The entries at `index` along `dim`."""

@@ -12,7 +12,8 @@ from fperr.exact.operations.table import operation
 def _is_training(position: int) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
     def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
         del options
-        return "batch norm in training mode" if arguments[position] else None
+        own = "statistics of the data itself, as in training or without running statistics"
+        return own if arguments[position] else None
 
     return refusal
 

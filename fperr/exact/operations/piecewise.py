@@ -1,0 +1,126 @@
+"""Functions in pieces, and PyTorch's own choice of derivative where the pieces meet."""
+
+from typing import Any
+
+from fperr.exact.arithmetic import Arithmetic, Array, Mask
+from fperr.exact.operations.decisions import order
+from fperr.exact.operations.elementwise import number
+from fperr.exact.operations.table import operation
+
+
+def _below(A: Arithmetic, a: Array, bound: float) -> Mask:
+    return A.exceeds(A.mul(a, -1.0), -bound)
+
+
+def _filled(A: Arithmetic, like: Array, value: float) -> Array:
+    return A.add(A.zeros(A.shape(like)), float(value))
+
+
+@operation("aten.clamp.default")
+def clamp(A: Arithmetic, a: Array, low: float | None = None, high: float | None = None) -> Array:
+    """The entries clipped to [low, high]."""
+    result = a
+    if low is not None:
+        result = A.where(_below(A, a, float(low)), _filled(A, a, low), result)
+    if high is not None:
+        result = A.where(A.exceeds(a, float(high)), _filled(A, a, high), result)
+    return result
+
+
+@operation("aten.clamp_min.default")
+def clamp_min(A: Arithmetic, a: Array, low: float) -> Array:
+    """The entries, but at least `low`."""
+    return clamp(A, a, low)
+
+
+@operation("aten.abs.default")
+def absolute(A: Arithmetic, a: Array) -> Array:
+    """The absolute value."""
+    return A.where(_below(A, a, 0.0), A.mul(a, -1.0), a)
+
+
+@operation("aten.sgn.default", "aten.sign.default")
+def sign(A: Arithmetic, a: Array) -> Array:
+    """-1, 0 or 1."""
+    return number(A, A.sign(a))
+
+
+@operation("aten.maximum.default")
+def maximum(A: Arithmetic, a: Array, b: Array) -> Array:
+    """The larger of two."""
+    above, _ = order(A, a, b)
+    return A.where(above, a, b)
+
+
+@operation("aten.minimum.default")
+def minimum(A: Arithmetic, a: Array, b: Array) -> Array:
+    """The smaller of two."""
+    _, below = order(A, a, b)
+    return A.where(below, a, b)
+
+
+@operation("aten.hardsigmoid.default")
+def hardsigmoid(A: Arithmetic, a: Array) -> Array:
+    """a/6 + 1/2, clipped to [0, 1]."""
+    return A.div(clamp(A, A.add(a, 3.0), 0.0, 6.0), 6.0)
+
+
+@operation("aten.hardsigmoid_backward.default")
+def hardsigmoid_backward(A: Arithmetic, gradient: Array, a: Array) -> Array:
+    """A sixth of the gradient strictly inside, else 0."""
+    inside = A.exceeds(a, -3.0) & _below(A, a, 3.0)
+    return A.where(inside, A.div(gradient, 6.0), A.zeros(A.shape(gradient)))
+
+
+@operation("aten.hardswish.default")
+def hardswish(A: Arithmetic, a: Array) -> Array:
+    """A hardsigmoid(a)."""
+    return A.mul(a, hardsigmoid(A, a))
+
+
+@operation("aten.hardswish_backward.default")
+def hardswish_backward(A: Arithmetic, gradient: Array, a: Array) -> Array:
+    """0 up to -3, the gradient from 3 on, and (a/3 + 1/2) times it between."""
+    between = A.mul(gradient, A.add(A.div(a, 3.0), 0.5))
+    positive = A.where(_below(A, a, 3.0), between, gradient)
+    return A.where(A.exceeds(a, -3.0), positive, A.zeros(A.shape(gradient)))
+
+
+@operation("aten.elu.default")
+def elu(
+    A: Arithmetic, a: Array, alpha: float = 1, scale: float = 1, input_scale: float = 1
+) -> Array:
+    """scale * a where positive, else scale * alpha * (exp(input_scale * a) - 1)."""
+    curved = A.sub(A.exp(A.mul(a, float(input_scale))), 1.0)
+    curved = A.mul(A.mul(curved, float(alpha)), float(scale))
+    return A.where(A.exceeds(a, 0.0), A.mul(a, float(scale)), curved)
+
+
+@operation("aten.elu_backward.default")
+def elu_backward(
+    A: Arithmetic,
+    gradient: Array,
+    alpha: float,
+    scale: float,
+    input_scale: float,
+    is_result: bool,
+    a: Array,
+) -> Array:
+    """The derivative of `elu`, from its input or its result, times the gradient."""
+    straight = A.mul(gradient, float(scale))
+    factor = A.mul(_filled(A, a, alpha), float(scale))
+    curve = A.add(a, factor) if is_result else A.mul(A.exp(A.mul(a, float(input_scale))), factor)
+    curved = A.mul(A.mul(gradient, float(input_scale)), curve)
+    return A.where(A.exceeds(a, 0.0), straight, curved)
+
+
+@operation("aten._prelu_kernel.default")
+def prelu(A: Arithmetic, a: Array, slope: Array) -> Array:
+    """a where positive, else slope * a."""
+    return A.where(A.exceeds(a, 0.0), a, A.mul(a, slope))
+
+
+@operation("aten._prelu_kernel_backward.default")
+def prelu_backward(A: Arithmetic, gradient: Array, a: Array, slope: Array) -> tuple[Any, None]:
+    """The gradient where a is positive, else slope times it."""
+    return A.where(A.exceeds(a, 0.0), gradient, A.mul(gradient, slope)), None
