@@ -76,9 +76,10 @@ class Verdict:
             (self.wrong_signs, "have too many wrong signs"),
         )
         reasons = ", ".join(f"{count} {words}" for count, words in causes if count)
+        verb = "fails" if self.failing == 1 else "fail"
         word = "trustworthy" if self.is_trustworthy else "do not trust"
         return (
-            f"{word}: {self.failing} of {self.rows} gradients fail {_PLAIN[self.scenario]} "
+            f"{word}: {self.failing} of {self.rows} gradients {verb} {_PLAIN[self.scenario]} "
             f"({reasons}); {medians}"
         )
 
