@@ -48,3 +48,7 @@ class UndecidedError(FperrError):
 
 class MissingDataError(FperrError):
     """A file asked for by name is not on this machine; says what it is and how to get it."""
+
+
+class InexactProductError(FperrError):
+    """A float64 product of integers that needs no rounding was rounded, or flushed to zero."""

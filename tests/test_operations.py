@@ -163,7 +163,8 @@ def test_networks_without_rounding_agree_exactly(model, engine):
     v = integer_inputs(*logits.shape, seed=5)
     found = exact.gradient(model, x, v, engine=engine)
     assert torch.equal(found.to_torch(), eager(model, x, v))
-    assert found.log2_error == -float("inf")
+    # balls and mpmath know that nothing was rounded; the bound on pairs is above 2^-106
+    assert found.log2_error <= (-90 if engine == "multiword" else -float("inf"))
     interpreter = Interpreter(exact.capture(model, x[:1]), exact.MpArithmetic(64))
     z = interpreter.forward(x[:1]).logits
     assert torch.equal(interpreter.arithmetic.to_torch(z), logits[:1])

@@ -2,17 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fperr.exact.choices import Choice
 
 # An array of the number system's own kind: opaque outside of it.
 Array = Any
 Shape = Sequence[int]
 Indices = NDArray[np.int64]
-Mask = NDArray[np.bool_]
+# Masks, and positions: NumPy arrays, or torch tensors that differ by sample (see `choices`).
+Mask = Any
+Places = Any
 _REMEMBERED = 256  # rearranged weights
 
 
@@ -50,6 +56,10 @@ class Arithmetic(ABC):
     @abstractmethod
     def from_torch(self, tensor: Tensor) -> Array:
         """The floating-point `tensor`, exactly."""
+
+    def from_choice(self, a: Choice) -> Array:
+        """The integers or booleans as numbers."""
+        return self.from_torch(torch.from_numpy(np.asarray(a, dtype=np.float64)))
 
     @abstractmethod
     def to_torch(self, a: Array) -> Tensor:
@@ -135,11 +145,11 @@ class Arithmetic(ABC):
         """The arrays joined along `dim`."""
 
     @abstractmethod
-    def take(self, a: Array, index: Indices) -> Array:
+    def take(self, a: Array, index: Places) -> Array:
         """Entries of the flattened `a` at `index`, in the shape of `index`; -1 gives zero."""
 
     @abstractmethod
-    def scatter_add(self, a: Array, index: Indices, shape: Shape) -> Array:
+    def scatter_add(self, a: Array, index: Places, shape: Shape) -> Array:
         """Zeros of `shape` with every a[i] added at the flat position index[i]; -1 is dropped."""
 
     @abstractmethod
@@ -151,11 +161,11 @@ class Arithmetic(ABC):
         """Decide a > threshold."""
 
     @abstractmethod
-    def sign(self, a: Array) -> NDArray[np.int64]:
+    def sign(self, a: Array) -> Places:
         """Decide the sign of every entry: -1, 0 or 1."""
 
     @abstractmethod
-    def first_argmax(self, a: Array, valid: Mask) -> Indices:
+    def first_argmax(self, a: Array, valid: NDArray[np.bool_]) -> Places:
         """Position along the last dimension of the first largest entry among the valid ones."""
 
     @abstractmethod
@@ -169,3 +179,30 @@ class Arithmetic(ABC):
     @abstractmethod
     def equal(self, a: Array, b: Array) -> bool:
         """Whether both hold the same numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How the windows of a convolution lie in its input (of a transposed one: in its output)."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def over(self, dimensions: int) -> list[list[int]]:
+        """Stride, padding and dilation with one entry for each spatial dimension."""
+        settings = self.stride, self.padding, self.dilation
+        return [list(s) * (dimensions // len(s)) for s in settings]
+
+
+class Convolving(ABC):
+    """A number system that has convolutions of its own; the others gather patches and multiply."""
+
+    @abstractmethod
+    def correlate(self, x: Array, weight: Array, geometry: Geometry) -> Array:
+        """Cross-correlation of x (rows, channels, *size) with (out, channels/groups, *kernel)."""
+
+    @abstractmethod
+    def spread(self, y: Array, weight: Array, shape: Shape, geometry: Geometry) -> Array:
+        """Its transpose: for y like its result, an array of the `shape` of its input."""

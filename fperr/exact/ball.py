@@ -183,9 +183,11 @@ class BallArithmetic(Arithmetic):
         return above[a.index]
 
     def sign(self, a: Balls) -> Indices:
-        signs = self.exceeds(a, 0.0).astype(np.int64)
-        below = Balls(np.asarray(-a.pool, dtype=object), a.index)
-        return signs - self.exceeds(below, 0.0)
+        above: Indices = self.exceeds(a, 0.0).astype(np.int64)
+        below: Indices = self.exceeds(
+            Balls(np.asarray(-a.pool, dtype=object), a.index), 0.0
+        ).astype(np.int64)
+        return above - below
 
     def first_argmax(self, a: Balls, valid: Mask) -> Indices:
         """Entries that overlap are a tie where they are one entry of the pool."""

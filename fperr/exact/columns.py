@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fperr.exact.arithmetic import Arithmetic, Array, Indices, Mask, Shape
+from fperr.exact.arithmetic import Arithmetic, Array, Indices, Mask, Places, Shape
 
 
 class Columns(Arithmetic):
@@ -120,10 +120,10 @@ class Columns(Arithmetic):
     def exceeds(self, a: Array, threshold: float) -> Mask:
         return self.base.exceeds(self._plain(a), threshold)
 
-    def sign(self, a: Array) -> NDArray[np.int64]:
+    def sign(self, a: Array) -> Places:
         return self.base.sign(self._plain(a))
 
-    def first_argmax(self, a: Array, valid: Mask) -> Indices:
+    def first_argmax(self, a: Array, valid: NDArray[np.bool_]) -> Places:
         return self.base.first_argmax(self._plain(a), valid)
 
     def same(self, a: Array, b: Array) -> Mask:

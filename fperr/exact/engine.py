@@ -1,22 +1,32 @@
 """The door to exact gradients: J^T v of an unmodified network, to a stated number of bits."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from mpmath import MPContext
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.arithmetic import Array
-from fperr.exact.certified import LARGEST_BITS, Certifier
+from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
+from fperr.exact.certified import LARGEST_BITS as LARGEST_BALL_BITS
+from fperr.exact.certified import Certifier
 from fperr.exact.graph import Capture, capture
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
+from fperr.exact.multiword import LARGEST_BITS
+from fperr.exact.multiword.words import Words
 
-ENGINES = ("mpmath", "ball")
+ENGINES = ("mpmath", "ball", "multiword")
+# For the multiword engine: working bits that prove this many on ordinary networks, and the step
+# down to the run that must agree where the bound proves too few.
+_FEW_BITS, _RUNG = 44, 22
+MOST_MULTIWORD_BITS = 96
+_DEFAULT_BITS = {"mpmath": 128, "ball": 128, "multiword": 80}
 # Working precision above the bits that are claimed. Not a bound: the claim is checked.
 GUARD_BITS = 40
 SMALLEST_BITS = 13
@@ -29,11 +39,12 @@ class ExactGradient:
     Attributes:
         midpoint: (batch, *shape), a NumPy array of `mpf`.
         radius: like it, of `mpf`: each number lies within the radius of its midpoint, proved; None
-            for mpmath, which proves nothing about itself.
+            where a sample's error is not proved.
         engine: name and (largest) working precision of what computed it.
         bits: correct bits, relative to the norm of each sample's gradient, that were asked for.
-        log2_error: log2 of a relative error in norm, the largest of all samples: for balls the
-            proved bound; for mpmath the difference to the same gradient at twice the precision.
+        log2_error: log2 of a relative error in norm, the largest of all samples: a proved bound
+            where there is a radius; else the difference to the same gradient at another precision:
+            twice the bits for mpmath, 22 bits less for pairs of float64.
     """
 
     midpoint: NDArray[np.object_]
@@ -76,21 +87,25 @@ def gradient(
     v: Tensor,
     *,
     engine: str = "ball",
-    bits: int = 128,
-    largest_bits: int = LARGEST_BITS,
+    bits: int | None = None,
+    largest_bits: int = LARGEST_BALL_BITS,
 ) -> ExactGradient:
     """J^T v at x, exactly: the vector-Jacobian product of the network that PyTorch runs.
 
     Kinks are treated as PyTorch treats them. Every sample is computed by itself. `"ball"` proves
     its result: it raises the working precision until the enclosure has `bits` bits in norm.
     `"mpmath"` works at `bits` + 40 bits and again at twice that, and the two must agree to `bits`.
+    `"multiword"` computes whole batches in pairs of float64, on x's device, with a bound on each
+    sample's error. Where the bound proves fewer than `bits` bits, a run at 22 bits less must agree
+    to `bits`; samples that do not, and samples with a decision closer than the bound, go to balls.
 
     Args:
         model: any `nn.Module` in evaluation mode, (batch, *shape) -> (batch, K).
         x: (batch, *shape), in the model's dtype; taken exactly.
         v: (batch, K), any floating-point dtype; taken exactly.
-        engine: `"ball"` or `"mpmath"`.
-        bits: correct bits wanted, at least 13.
+        engine: `"ball"`, `"mpmath"` or `"multiword"`.
+        bits: correct bits wanted, at least 13, by default 128; for pairs of float64 at most 96, by
+            default 80.
         largest_bits: the working precision at which `"ball"` gives up.
 
     Raises:
@@ -98,11 +113,19 @@ def gradient(
         ModelError, UnsupportedOperationError, CaptureAuditError: see `capture`.
         ReferenceNotCertifiedError: the bits cannot be had: a decision of a ReLU or of a pooling is
             too close, or too many bits are lost; says where.
+        InexactProductError: float64 products on x's device are rounded where they need not be.
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}: expected one of {', '.join(ENGINES)}")
+    if bits is None:
+        bits = _DEFAULT_BITS[engine]
     if bits < SMALLEST_BITS:
         raise ValueError(f"bits must be at least {SMALLEST_BITS}, got {bits}")
+    if engine == "multiword" and bits > MOST_MULTIWORD_BITS:
+        raise ValueError(
+            f"pairs of float64 give at most {MOST_MULTIWORD_BITS} bits, got bits={bits}: use "
+            "engine='ball' for more"
+        )
     for name, given in (("x", x), ("v", v)):
         if not isinstance(given, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
@@ -122,6 +145,8 @@ def gradient(
     if engine == "mpmath":
         return _by_two_precisions(captured, x, v, bits)
     certifier = Certifier(captured, bits, largest_bits)
+    if engine == "multiword":
+        return _in_words(captured, x, v, bits, certifier)
     found = [certifier.product(x[i : i + 1], v[i : i + 1]) for i in range(len(x))]
     return ExactGradient(
         np.stack([f.midpoint.reshape(x.shape[1:]) for f in found]),
@@ -143,6 +168,44 @@ def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> Ex
             "asked for. Ask for more bits: a decision of a ReLU or of a pooling may be close"
         )
     return ExactGradient(value, None, working.name, bits, agreement)
+
+
+def _in_words(
+    captured: Capture, x: Tensor, v: Tensor, bits: int, certifier: Certifier
+) -> ExactGradient:
+    working = 63 if bits <= _FEW_BITS else LARGEST_BITS
+    network = BatchedNetwork(captured, working, x.device)
+    found, doubt = network.gradient(x, v)
+    errors = torch.where(doubt, math.inf, log2_relative_errors(found))
+    unproved = (errors > -bits) & ~doubt
+    if unproved.any():
+        coarser = BatchedNetwork(captured, working - _RUNG, x.device)
+        errors[unproved] = _agreement(found, coarser, x, v, unproved)
+    context = MPContext()
+    context.prec = 2 * LARGEST_BITS
+    midpoint = to_mpmath(found, context).reshape(x.shape)
+    radius = [np.full(x.shape[1:], context.mpf(float(r)), dtype=object) for r in found.radius]
+    by_balls = torch.nonzero(errors > -bits).flatten().tolist()
+    for i in by_balls:
+        proved = certifier.product(x[i : i + 1], v[i : i + 1])
+        midpoint[i] = proved.midpoint.reshape(x.shape[1:])
+        radius[i] = proved.radius.reshape(x.shape[1:])
+        errors[i], unproved[i] = proved.log2_error, False
+    name = network.arithmetic.name
+    if by_balls:
+        name += f", and balls for {len(by_balls)} of {len(x)} samples"
+    every = None if bool(unproved.any()) else np.stack(radius)
+    return ExactGradient(midpoint, every, name, bits, float(errors.max()))
+
+
+def _agreement(
+    found: Words, coarser: BatchedNetwork, x: Tensor, v: Tensor, chosen: Tensor
+) -> Tensor:
+    """log2 of the relative difference of the chosen samples' gradients to those of another run."""
+    other, doubt = coarser.gradient(x[chosen], v[chosen])
+    mine = replace(found.moved(lambda t: t[chosen]), radius=found.radius[chosen])
+    difference = coarser.arithmetic.sub(mine, other)
+    return torch.where(doubt, math.inf, torch.log2(difference.norm() / mine.norm()))
 
 
 def _samples(interpreter: Interpreter, x: Tensor, v: Tensor) -> Any:

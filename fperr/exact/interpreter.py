@@ -74,7 +74,7 @@ class Interpreter:
             if id(tensor) not in by_tensor:
                 by_tensor[id(tensor)] = self._convert(tensor)
             self._constants[name] = by_tensor[id(tensor)]
-        for node in capture.forward:
+        for node in (*capture.forward, *capture.backward):
             if all(source.name in self._constants for source in node.all_input_nodes):
                 self._constants[node.name] = self._run(node, self._constants)
         self._reads = reads(capture)
@@ -92,9 +92,13 @@ class Interpreter:
         Raises:
             StaleCaptureError: weights were changed after the capture.
         """
+        return self.forward_from(self.arithmetic.from_torch(x), given)
+
+    def forward_from(self, x: Array, given: Mapping[str, Any] | None = None) -> ForwardRun:
+        """The same at an array of the arithmetic."""
         self.capture.constants()
         values = {**self._constants, **(given or {})}
-        values[self.capture.placeholders[0].name] = self.arithmetic.from_torch(x)
+        values[self.capture.placeholders[0].name] = x
         for node in self.capture.forward:
             if node.name not in values:
                 values[node.name] = self._run(node, values)
@@ -173,6 +177,19 @@ class Interpreter:
         gradient = self.arithmetic.reshape(gradient, (self.entries, A.count(gradient)))
         gradient = self.arithmetic.expand(gradient, (self.entries, count))
         return self.arithmetic.permute(gradient, (1, 0))
+
+    def pullback(self, readings: Readings, v: Array) -> Array:
+        """J^T v, (1, *shape), for one v (1, K) of the arithmetic: for a batch, one of each sample.
+
+        Raises:
+            StaleCaptureError: weights were changed after the capture.
+        """
+        self.capture.constants()
+        values = {**self._constants, **readings.values, self.capture.placeholders[1].name: v}
+        for node in self.capture.backward:
+            if node.name not in values:
+                values[node.name] = self._run(node, values)
+        return values[self.capture.results[1].name]
 
     @property
     def entries(self) -> int:

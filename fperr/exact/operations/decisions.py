@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from fperr.exact.arithmetic import Arithmetic, Array, Indices, Mask
+from fperr.exact import choices
+from fperr.exact.arithmetic import Arithmetic, Array, Mask
+from fperr.exact.choices import Choice
 from fperr.exact.operations.elementwise import number
 from fperr.exact.operations.table import operation
 
 
 def _is_plain(a: Any) -> bool:
     """Whether it is a number or a tensor of integers or booleans."""
-    return isinstance(a, bool | int | float) or (isinstance(a, np.ndarray) and a.dtype != object)
+    return isinstance(a, bool | int | float) or choices.is_choice(a)
 
 
 def order(A: Arithmetic, a: Any, b: Any) -> tuple[Mask, Mask]:
@@ -54,28 +56,28 @@ for _name, _decide in _COMPARISONS.items():
 def logical_not(A: Arithmetic, a: Mask) -> Mask:
     """Where the mask does not hold."""
     del A
-    return np.logical_not(a)
+    return ~a
 
 
 @operation("aten.logical_and.default", "aten.bitwise_and.Tensor")
 def logical_and(A: Arithmetic, a: Mask, b: Mask) -> Mask:
     """Where both masks hold."""
     del A
-    return np.logical_and(a, b)
+    return choices.both(a, b)
 
 
 @operation("aten.logical_or.default", "aten.bitwise_or.Tensor")
 def logical_or(A: Arithmetic, a: Mask, b: Mask) -> Mask:
     """Where one of the masks holds."""
     del A
-    return np.logical_or(a, b)
+    return choices.either(a, b)
 
 
 @operation("aten.any.dim")
 def any_dim(A: Arithmetic, a: Mask, dim: int, keepdim: bool = False) -> Mask:
     """Whether the mask holds anywhere along `dim`."""
     del A
-    return np.asarray(np.any(a, axis=dim, keepdims=keepdim))
+    return choices.any_along(a, dim, keepdim=keepdim)
 
 
 @operation("aten.where.self")
@@ -91,14 +93,14 @@ def masked_fill(A: Arithmetic, a: Array, mask: Mask, value: float) -> Array:
 
 
 @operation("aten.max.dim")
-def max_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> tuple[Array, Indices]:
+def max_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> tuple[Array, Choice]:
     """The maximum along `dim` and where it is: the first one of a tie."""
     place, chosen = _largest(A, a, (dim % len(A.shape(a)),))
     values = A.take(a, chosen)
     if keepdim:
         return values, place
     shape = [n for d, n in enumerate(A.shape(a)) if d != dim % len(A.shape(a))]
-    return A.reshape(values, shape), place.reshape(shape)
+    return A.reshape(values, shape), choices.reshape(place, shape)
 
 
 @operation("aten.amax.default")
@@ -125,7 +127,7 @@ def _extreme(
     return values if keepdim else A.reshape(values, rest)
 
 
-def _largest(A: Arithmetic, a: Array, over: Sequence[int]) -> tuple[Indices, Indices]:
+def _largest(A: Arithmetic, a: Array, over: Sequence[int]) -> tuple[Choice, Choice]:
     """Where the maxima over these dimensions are: in the flattened dimensions, and in all of `a`.
 
     Both keep the dimensions with length 1.
@@ -136,19 +138,17 @@ def _largest(A: Arithmetic, a: Array, over: Sequence[int]) -> tuple[Indices, Ind
     order = np.arange(math.prod(shape)).reshape(shape).transpose(*kept, *over)
     last = order.reshape(*(shape[d] for d in kept), length)
     place = A.first_argmax(A.take(a, last), np.ones(last.shape, dtype=bool))
-    chosen = np.take_along_axis(last, place[..., None], -1)
     flat = [1 if d in over else n for d, n in enumerate(shape)]
-    return place.reshape(flat), chosen.reshape(flat)
+    return choices.reshape(place, flat), choices.reshape(choices.pick(last, place), flat)
 
 
 @operation("aten.value_selecting_reduction_backward.default")
 def value_selecting_reduction_backward(
-    A: Arithmetic, gradient: Array, dim: int, indices: Indices, sizes: Sequence[int], keepdim: bool
+    A: Arithmetic, gradient: Array, dim: int, indices: Choice, sizes: Sequence[int], keepdim: bool
 ) -> Array:
     """The gradient of a maximum along `dim`, sent to where it was."""
-    if not keepdim:
-        shape = list(A.shape(gradient))
-        shape.insert(dim % len(sizes), 1)
-        gradient, indices = A.reshape(gradient, shape), indices.reshape(shape)
-    places = np.arange(math.prod(sizes)).reshape(tuple(sizes))
-    return A.scatter_add(gradient, np.take_along_axis(places, indices, dim), sizes)
+    del keepdim
+    places = np.moveaxis(np.arange(math.prod(sizes)).reshape(tuple(sizes)), dim, -1)
+    rows = places.shape[:-1]
+    chosen = choices.pick(places, choices.reshape(indices, rows))
+    return A.scatter_add(A.reshape(gradient, rows), chosen, sizes)

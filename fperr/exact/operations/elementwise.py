@@ -4,18 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
+from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array, Mask
 from fperr.exact.operations.table import operation
 
 
 def number(A: Arithmetic, a: Any) -> Any:
     """An integer or boolean tensor as an array of the arithmetic; anything else as it is."""
-    if isinstance(a, np.ndarray) and a.dtype != object:
-        return A.from_torch(torch.from_numpy(a.astype(np.float64)))
-    return a
+    return A.from_choice(a) if choices.is_choice(a) else a
 
 
 @operation("aten.add.Tensor", "aten.add.Scalar")
@@ -167,8 +163,8 @@ def sum_dims(
 ) -> Array:
     """The sum over `dims`."""
     del dtype
-    if isinstance(a, np.ndarray) and a.dtype != object:
-        return np.sum(a, axis=tuple(_dims(a.ndim, dims)), keepdims=keepdim)
+    if choices.is_choice(a):
+        return choices.count_along(a, _dims(len(choices.shape(a)), dims), keepdim=keepdim)
     shape = A.shape(a)
     over = _dims(len(shape), dims)
     total = A.sum(a, over)

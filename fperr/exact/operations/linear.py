@@ -2,30 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fperr.exact.arithmetic import Arithmetic, Array, Indices
+from fperr.exact.arithmetic import Arithmetic, Array, Convolving, Geometry, Indices
 from fperr.exact.operations.table import operation
 from fperr.exact.windows import across_channels, output_size, positions_by_phase, windows
-
-
-@dataclass(frozen=True, slots=True)
-class _Geometry:
-    """How the windows of a convolution lie in its input (of a transposed one: in its output)."""
-
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
-    groups: int
-
-    def over(self, dimensions: int) -> list[list[int]]:
-        """Stride, padding and dilation with one entry for each spatial dimension."""
-        settings = self.stride, self.padding, self.dilation
-        return [list(s) * (dimensions // len(s)) for s in settings]
 
 
 def _group_of(A: Arithmetic, weight: Array, group: int, groups: int) -> Array:
@@ -35,8 +19,10 @@ def _group_of(A: Arithmetic, weight: Array, group: int, groups: int) -> Array:
     return A.prepared((weight,), ("correlate", group, groups), lambda: A.take(weight, rows.T))
 
 
-def _correlate(A: Arithmetic, x: Array, weight: Array, geometry: _Geometry) -> Array:
+def _correlate(A: Arithmetic, x: Array, weight: Array, geometry: Geometry) -> Array:
     """Cross-correlation, as a product of patches and weights."""
+    if isinstance(A, Convolving):
+        return A.correlate(x, weight, geometry)
     samples, channels, *size = A.shape(x)
     out, width, *kernel = A.shape(weight)
     settings, groups = geometry.over(len(size)), geometry.groups
@@ -53,9 +39,11 @@ def _correlate(A: Arithmetic, x: Array, weight: Array, geometry: _Geometry) -> A
 
 
 def _spread(
-    A: Arithmetic, y: Array, weight: Array, shape: Sequence[int], geometry: _Geometry
+    A: Arithmetic, y: Array, weight: Array, shape: Sequence[int], geometry: Geometry
 ) -> Array:
     """The transpose of `_correlate`: for y like its result, an array of its input's `shape`."""
+    if isinstance(A, Convolving):
+        return A.spread(y, weight, shape, geometry)
     samples, channels, *size = shape
     out, width, *kernel = A.shape(weight)
     index = windows(size, kernel, *geometry.over(len(size)))
@@ -137,7 +125,7 @@ def convolution(
     groups: int,
 ) -> Array:
     """Cross-correlation with the weight (out, in/groups, *kernel), or the transpose of one."""
-    geometry = _Geometry(stride, padding, dilation, groups)
+    geometry = Geometry(stride, padding, dilation, groups)
     if transposed:
         samples, _, *size = A.shape(x)
         _, width, *kernel = A.shape(weight)
@@ -184,7 +172,7 @@ def convolution_backward(
 ) -> tuple[Array, None, None]:
     """The gradient with respect to the input."""
     del bias_sizes, output_padding, output_mask
-    geometry = _Geometry(stride, padding, dilation, groups)
+    geometry = Geometry(stride, padding, dilation, groups)
     if transposed:
         return _correlate(A, gradient, weight, geometry), None, None
     return _spread(A, gradient, weight, x_shape, geometry), None, None

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array, Indices
+from fperr.exact.choices import Choice
 from fperr.exact.operations.elementwise import number
 from fperr.exact.operations.table import operation
 
@@ -32,29 +34,23 @@ def identity(A: Arithmetic, a: Array, **traits: Any) -> Array:
     return number(A, a) if dtype is not None and dtype.is_floating_point else a
 
 
-def _is_plain(a: Any) -> bool:
-    """Whether it is a tensor of integers or booleans."""
-    return isinstance(a, np.ndarray) and a.dtype != object
-
-
 def _shape(A: Arithmetic, a: Any) -> tuple[int, ...]:
-    return a.shape if _is_plain(a) else A.shape(a)
+    return choices.shape(a) if choices.is_choice(a) else A.shape(a)
 
 
 def _reshape(A: Arithmetic, a: Any, shape: Sequence[int]) -> Any:
-    return a.reshape(tuple(shape)) if _is_plain(a) else A.reshape(a, shape)
+    return choices.reshape(a, shape) if choices.is_choice(a) else A.reshape(a, shape)
 
 
 def _permute(A: Arithmetic, a: Any, dims: Sequence[int]) -> Any:
-    return a.transpose(*dims) if _is_plain(a) else A.permute(a, dims)
+    return choices.permute(a, dims) if choices.is_choice(a) else A.permute(a, dims)
 
 
 def rearranged(A: Arithmetic, a: Any, move: Callable[[Indices], Any]) -> Any:
     """`a` with its entries where `move` puts their positions (-1: a zero)."""
-    if _is_plain(a):
-        return move(a)
-    shape = A.shape(a)
-    return A.take(a, np.ascontiguousarray(move(np.arange(math.prod(shape)).reshape(shape))))
+    shape = _shape(A, a)
+    index = np.ascontiguousarray(move(np.arange(math.prod(shape)).reshape(shape)))
+    return choices.take(a, index) if choices.is_choice(a) else A.take(a, index)
 
 
 @operation("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
@@ -89,7 +85,7 @@ def expand(A: Arithmetic, a: Array, shape: Sequence[int], **implicit: Any) -> Ar
     del implicit
     lengths = [1] * (len(shape) - len(_shape(A, a))) + list(_shape(A, a))
     full = [old if new == -1 else new for old, new in zip(lengths, shape, strict=True)]
-    return np.broadcast_to(a, full) if _is_plain(a) else A.expand(a, full)
+    return choices.expand(a, full) if choices.is_choice(a) else A.expand(a, full)
 
 
 @operation("aten.unsqueeze.default")
@@ -112,7 +108,9 @@ def squeeze(A: Arithmetic, a: Array, dims: Sequence[int] | int) -> Array:
 def cat(A: Arithmetic, arrays: Sequence[Array], dim: int = 0) -> Array:
     """Joined along `dim`."""
     axis = dim % len(_shape(A, arrays[0]))
-    return np.concatenate(arrays, axis) if _is_plain(arrays[0]) else A.concatenate(arrays, axis)
+    if choices.is_choice(arrays[0]):
+        return choices.concatenate(arrays, axis)
+    return A.concatenate(arrays, axis)
 
 
 def _nonzero_fill(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
@@ -221,7 +219,7 @@ def roll(A: Arithmetic, a: Array, shifts: Sequence[int], dims: Sequence[int] = (
 @operation("aten.tril.default")
 def lower_triangle(A: Arithmetic, a: Array, diagonal: int = 0) -> Array:
     """Zeros above a diagonal of the last two dimensions."""
-    if _is_plain(a):
+    if choices.is_choice(a):
         return np.tril(a, diagonal)
     return rearranged(A, a, lambda i: np.tril(i + 1, diagonal) - 1)
 
@@ -252,35 +250,34 @@ def split_with_sizes(A: Arithmetic, a: Array, sizes: Sequence[int], dim: int = 0
 
 
 @operation("aten.gather.default")
-def gather(A: Arithmetic, a: Array, dim: int, index: Indices, **traits: Any) -> Array:
+def gather(A: Arithmetic, a: Array, dim: int, index: Choice, **traits: Any) -> Array:
     """The entries at `index` along `dim`."""
     del traits
-    return A.take(a, _scattered(A.shape(a), dim, index))
+    return A.take(a, choices.along(index, dim, A.shape(a)))
 
 
 @operation("aten.scatter_add.default")
-def scatter_add(A: Arithmetic, a: Array, dim: int, index: Indices, source: Array) -> Array:
+def scatter_add(A: Arithmetic, a: Array, dim: int, index: Choice, source: Array) -> Array:
     """`a` with the source added at `index` along `dim`."""
     shape = A.shape(a)
-    return A.add(a, A.scatter_add(source, _scattered(shape, dim, index), shape))
+    return A.add(a, A.scatter_add(source, choices.along(index, dim, shape), shape))
 
 
 @operation("aten.scatter.src")
-def scatter(A: Arithmetic, a: Array, dim: int, index: Indices, source: Array) -> Array:
+def scatter(A: Arithmetic, a: Array, dim: int, index: Choice, source: Array) -> Array:
     """`a` with the source put at `index` along `dim`."""
-    shape, count = A.shape(a), math.prod(A.shape(a))
-    if A.shape(source) != index.shape:
-        source = rearranged(A, source, lambda i: i[tuple(map(slice, index.shape))])
-    chosen = np.arange(count)
-    chosen[_scattered(shape, dim, index).reshape(-1)] = count + np.arange(index.size)
-    both = [A.reshape(a, (count,)), A.reshape(source, (index.size,))]
-    return A.take(A.concatenate(both, 0), chosen.reshape(shape))
+    shape, count, size = A.shape(a), math.prod(A.shape(a)), choices.shape(index)
+    if A.shape(source) != size:
+        source = rearranged(A, source, lambda i: i[tuple(map(slice, size))])
+    chosen = choices.replaced(count, choices.along(index, dim, shape))
+    both = [A.reshape(a, (count,)), A.reshape(source, (math.prod(size),))]
+    return A.take(A.concatenate(both, 0), choices.reshape(chosen, shape))
 
 
 @operation("aten.scatter.value")
-def scatter_value(A: Arithmetic, a: Array, dim: int, index: Indices, value: float) -> Array:
+def scatter_value(A: Arithmetic, a: Array, dim: int, index: Choice, value: float) -> Array:
     """`a` with a number put at `index` along `dim`."""
-    return scatter(A, a, dim, index, A.add(A.zeros(index.shape), float(value)))
+    return scatter(A, a, dim, index, A.add(A.zeros(choices.shape(index)), float(value)))
 
 
 def _unusual_index(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
@@ -316,10 +313,3 @@ def _positions(shape: Sequence[int]) -> Indices:
 
 def _along(places: Indices, dim: int, chosen: slice) -> tuple[slice, ...]:
     return (*[slice(None)] * (dim % places.ndim), chosen)
-
-
-def _scattered(shape: Sequence[int], dim: int, index: Indices) -> Indices:
-    """Flat positions: those of `index`'s own grid, with the entry of `index` along `dim`."""
-    grid: list[Indices] = [np.asarray(axis) for axis in np.indices(index.shape)]
-    grid[dim] = index
-    return np.asarray(np.ravel_multi_index(tuple(grid), tuple(shape)))

@@ -1,0 +1,130 @@
+"""A captured network in pairs of float64: batches at once, in pieces that fit into memory."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from mpmath import MPContext
+from mpmath.libmp import from_float, mpf_add
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fperr.exact.graph import Capture
+from fperr.exact.interpreter import ForwardRun, Interpreter, Readings
+from fperr.exact.multiword import LARGEST_BITS, MultiwordArithmetic
+from fperr.exact.multiword.guards import check_device
+from fperr.exact.multiword.words import Words
+
+MEMORY = 1 << 31  # bytes that a piece of a batch may take
+_MOST_SAMPLES = 64
+_BYTES = 24  # of a number: high, low, label
+_WORKING_ARRAYS = 24  # float64 arrays as large as the largest of the network, during a product
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """A forward run of a batch.
+
+    Attributes:
+        run: shapes are those of one sample; every array has a leading dimension of samples.
+        samples: how many.
+    """
+
+    run: ForwardRun
+    samples: int
+
+
+class BatchedNetwork:
+    """The captured network, for batches.
+
+    Args:
+        capture: the network, for one sample.
+        bits: accuracy of the products of matrices: 32 to 106.
+        device: where to compute.
+        memory: bytes that a piece of a batch may take.
+
+    Raises:
+        InexactProductError: float64 products on the device are not plain ones.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        bits: int = LARGEST_BITS,
+        device: torch.device | str = "cpu",
+        memory: int = MEMORY,
+    ) -> None:
+        self.arithmetic = MultiwordArithmetic(bits, device)
+        check_device(self.arithmetic.device)
+        self.interpreter = Interpreter(capture, self.arithmetic)
+        self.at_once = samples_at_once(capture, memory)
+
+    def pieces(self, samples: int) -> Iterator[slice]:
+        """A batch in pieces that fit into memory."""
+        for start in range(0, samples, self.at_once):
+            yield slice(start, min(start + self.at_once, samples))
+
+    def forward(self, x: Tensor) -> BatchRun:
+        """Logits and readings at x (samples, *shape)."""
+        run = self.interpreter.forward_from(self.arithmetic.from_samples(x[:, None]))
+        return BatchRun(run, len(x))
+
+    def in_doubt(self, samples: int) -> Tensor:
+        """(samples,): where a decision has been left open since the last call."""
+        return self.arithmetic.in_doubt(samples)
+
+    def pullback(self, readings: Readings, v: Words) -> Words:
+        """J^T v of every sample: (entries,) for v (1, K)."""
+        unlabelled = replace(v, label=None)
+        g: Words = self.interpreter.pullback(readings, unlabelled)
+        return self.arithmetic.reshape(g, (math.prod(g.shape),))
+
+    def gradient(self, x: Tensor, v: Tensor) -> tuple[Words, Tensor]:
+        """J^T v of a batch, (samples, entries), and which samples have a decision left open.
+
+        Args:
+            x: (samples, *shape), floating point, taken exactly.
+            v: (samples, K), the same.
+        """
+        parts, doubts = [], []
+        for piece in self.pieces(len(x)):
+            self.arithmetic.forget_doubts()
+            found = self.forward(x[piece])
+            product = self.pullback(
+                found.run.readings, self.arithmetic.from_samples(v[piece][:, None])
+            )
+            parts.append(of_all(product, found.samples))
+            doubts.append(self.in_doubt(found.samples))
+        whole = [torch.cat([getattr(p, n) for p in parts]) for n in ("high", "low", "radius")]
+        return Words(whole[0], whole[1], whole[2], None), torch.cat(doubts)
+
+
+def of_all(a: Words, samples: int) -> Words:
+    """The array with one entry for each sample, where it may be the same for all."""
+    wide = a.moved(lambda t: t.expand(samples, *t.shape[1:]))
+    return replace(wide, radius=a.radius.expand(samples))
+
+
+def log2_relative_errors(a: Words) -> Tensor:
+    """(samples,): log2 of bounds on |error|/|number|; inf where there is none."""
+    least = a.norm() * (1 - 2.0**-20) - a.radius
+    relative = torch.where(least > 0, a.radius / least, torch.inf)
+    return torch.log2(relative.nan_to_num(nan=math.inf, posinf=math.inf))
+
+
+def to_mpmath(a: Words, context: MPContext) -> NDArray[np.object_]:
+    """The numbers (samples, *shape) as `mpf` of a context, exactly."""
+    pairs = zip(a.high.flatten().tolist(), a.low.flatten().tolist(), strict=True)
+    numbers = [context.make_mpf(mpf_add(from_float(h), from_float(low))) for h, low in pairs]
+    found = np.empty(len(numbers), dtype=object)
+    found[:] = numbers
+    return found.reshape(tuple(a.high.shape))
+
+
+def samples_at_once(capture: Capture, memory: int) -> int:
+    """How many samples fit: all values of the forward half, and the arrays of one product."""
+    sizes = [int(np.prod(shape)) for shape in capture.shapes.values()]
+    each = _BYTES * sum(sizes) + 8 * _WORKING_ARRAYS * max(sizes)
+    return int(min(max(memory // each, 1), _MOST_SAMPLES))

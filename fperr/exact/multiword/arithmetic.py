@@ -1,0 +1,307 @@
+"""Pairs of float64 on torch tensors: a whole batch at once, on the CPU or a CUDA device.
+
+Products of matrices and convolutions are sliced (`sliced.py`), everything between them is done in
+pairs with proven error bounds (`words.py`), and a bound on the Euclidean norm of every array's
+error is carried along. Shapes are those of one sample: arrays have a leading dimension of samples
+that the captured graph does not know of.
+
+Decisions that the radius leaves open, and that no label settles, put their sample in doubt: its
+results then mean nothing.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, Shape
+from fperr.exact.choices import Choice
+from fperr.exact.multiword import decided, labels, moves, products
+from fperr.exact.multiword.elementary import ELEMENTARY, constant_pi
+from fperr.exact.multiword.sliced import Right
+from fperr.exact.multiword.slices import width_of_sum
+from fperr.exact.multiword.words import SQUARE, UP, Words, add, divide, multiply, spread_of
+
+SMALLEST_BITS, LARGEST_BITS = 32, 106
+_LARGEST = 2.0**300  # beyond, Dekker's products may overflow
+_SMALLEST = 2.0**-960  # far more than what underflow can do to one of them
+
+
+class MultiwordArithmetic(Arithmetic, Convolving):
+    """Pairs of float64.
+
+    Args:
+        bits: accuracy of products, relative to the largest entries: 32 to 106.
+        device: of the tensors.
+
+    Raises:
+        ValueError: other bits.
+    """
+
+    def __init__(self, bits: int = LARGEST_BITS, device: torch.device | str = "cpu") -> None:
+        if not SMALLEST_BITS <= bits <= LARGEST_BITS:
+            raise ValueError(
+                f"bits={bits}: pairs of float64 have {SMALLEST_BITS} to {LARGEST_BITS}"
+            )
+        self.bits = bits
+        self.device = torch.device(device)
+        self._doubts: list[Tensor] = []
+
+    @property
+    def name(self) -> str:
+        return f"pairs of float64, {self.bits} bits"
+
+    def in_doubt(self, samples: int) -> Tensor:
+        """(samples,): which samples' decisions have been left open since the last call."""
+        found = torch.zeros(samples, dtype=torch.bool, device=self.device)
+        for doubt in self._doubts:
+            found |= doubt
+        self._doubts.clear()
+        return found
+
+    def forget_doubts(self) -> None:
+        """Start anew."""
+        self._doubts.clear()
+
+    def from_torch(self, tensor: Tensor) -> Words:
+        return self.from_samples(tensor[None])
+
+    def from_samples(self, tensor: Tensor) -> Words:
+        """An array from the floating-point numbers (samples, *shape), exactly."""
+        high = tensor.detach().to(self.device, torch.float64)
+        exact = high.new_zeros(len(high))
+        return Words(high, torch.zeros_like(high), exact, labels.of_floats(high))
+
+    def from_choice(self, a: Choice) -> Words:
+        if isinstance(a, Tensor):
+            return self.from_samples(a.to(torch.float64))
+        return self.from_torch(torch.from_numpy(np.asarray(a, dtype=np.float64)))
+
+    def to_torch(self, a: Words) -> Tensor:
+        """Of one sample."""
+        return (a.high + a.low)[0].cpu()
+
+    def to_scaled(self, a: Words) -> tuple[Tensor, int]:
+        """Of one sample."""
+        values = self.to_torch(a)
+        exponent = int(torch.frexp(values.abs().max())[1]) if values.numel() else 0
+        return torch.ldexp(values, torch.tensor(-exponent)), exponent
+
+    def shape(self, a: Words) -> tuple[int, ...]:
+        return a.shape
+
+    def zeros(self, shape: Shape) -> Words:
+        return self.from_torch(torch.zeros(tuple(shape), dtype=torch.float64))
+
+    def add(self, a: Words, b: Words | float) -> Words:
+        return self._sum(a, self._operand(b), 1)
+
+    def sub(self, a: Words, b: Words | float) -> Words:
+        return self._sum(a, self._operand(b), -1)
+
+    def _sum(self, a: Words, b: Words, sign: int) -> Words:
+        a, b = _aligned(a, b)
+        label = labels.total(a.label, b.label, sign)
+        if sign < 0:
+            b = Words(-b.high, -b.low, b.radius, None)
+        high, low = add(a, b)
+        radius = high.new_zeros(())
+        for part in (a, b):
+            own = part.radius + 4 * SQUARE * part.norm()
+            radius = radius + own * spread_of(part, tuple(high.shape[1:]))
+        return Words(high, low, (radius * UP).expand(len(high)), label)
+
+    def mul(self, a: Words, b: Words | float) -> Words:
+        if isinstance(b, int | float) and abs(math.frexp(b)[0]) == 0.5 and abs(b) < _LARGEST:
+            return self._times_power_of_two(a, float(b))
+        a, b = _aligned(a, self._operand(b))
+        high, low = multiply(a, b)
+        result = Words(high, low, a.radius, labels.times(a.label, b.label))
+        return _checked(result, 12 * SQUARE * result.norm() + _crossed(a, b, result.shape))
+
+    def _times_power_of_two(self, a: Words, factor: float) -> Words:
+        label = a.label
+        if label is not None:
+            known = labels.of_floats(torch.tensor(factor, dtype=torch.float64)).to(self.device)
+            label = -label if factor == -1.0 else labels.times(label, known)
+        return Words(a.high * factor, a.low * factor, a.radius * abs(factor), label)
+
+    def div(self, a: Words, b: Words | float) -> Words:
+        a, b = _aligned(a, self._operand(b))
+        high, low = divide(a, b)
+        inverse = labels.of_function("inverse", b.label, keeps_zero=False)
+        result = Words(high, low, a.radius, labels.times(a.label, inverse))
+        least = b.high.abs().flatten(1).amin(1) / UP - b.radius
+        widened = a.radius * spread_of(a, result.shape)
+        across = b.radius * spread_of(b, result.shape)
+        radius = (widened + result.largest() * across) / least + 24 * SQUARE * result.norm()
+        return _checked(result, torch.where(least > 0, radius, torch.inf))
+
+    def rsqrt(self, a: Words) -> Words:
+        return self._elementary("rsqrt", a)
+
+    def exp(self, a: Words) -> Words:
+        return self._elementary("exp", a)
+
+    def log(self, a: Words) -> Words:
+        return self._elementary("log", a)
+
+    def tanh(self, a: Words) -> Words:
+        return self._elementary("tanh", a)
+
+    def erf(self, a: Words) -> Words:
+        return self._elementary("erf", a)
+
+    def pi(self) -> Words:
+        pair = torch.tensor([constant_pi()], dtype=torch.float64, device=self.device)
+        high, low = pair[:, :1], pair[:, 1:]
+        radius = torch.full((1,), 4 * SQUARE, dtype=torch.float64, device=self.device)
+        return Words(high, low, radius, labels.of_floats(high))
+
+    def _elementary(self, name: str, a: Words) -> Words:
+        function = ELEMENTARY[name]
+        high, low = function.values(a.high, a.low)
+        label = labels.of_function(name, a.label, keeps_zero=function.keeps_zero)
+        result = Words(high, low, a.radius, label)
+        flat = a.high.flatten(1)
+        # the low words and rounding lie within one part in 2^28 of the arguments
+        slack = flat.abs().amax(1) * (UP - 1) + a.radius
+        slope = function.slope(flat.amin(1) - slack, flat.amax(1) + slack)
+        inherited = torch.where(a.radius > 0, slope * a.radius, 0.0)
+        return _checked(result, inherited + 4 * SQUARE * result.norm())
+
+    def matmul(self, a: Words, b: Words) -> Words:
+        if b.samples > 1:
+            return products.products_by_sample(a, b, self.bits)
+        right = self.prepared(
+            (b,),
+            ("matrix", self.bits),
+            lambda: products.prepared_matrix(b, self.bits, tight=True),
+        )
+        return products.matrix_product(a, b, right)
+
+    def correlate(self, x: Words, weight: Words, geometry: Geometry) -> Words:
+        right = self._filters(weight, geometry, transposed=False)
+        return products.correlated(x, weight, geometry, right)
+
+    def spread(self, y: Words, weight: Words, shape: Shape, geometry: Geometry) -> Words:
+        right = self._filters(weight, geometry, transposed=True)
+        return products.spread(y, weight, shape, geometry, right)
+
+    def _filters(self, weight: Words, geometry: Geometry, *, transposed: bool) -> Right:
+        settings = tuple(map(tuple, geometry.over(len(weight.shape) - 2)))
+        right: Right = self.prepared(
+            (weight,),
+            ("convolution", transposed, settings, geometry.groups),
+            lambda: products.prepared_convolution(
+                weight, geometry, self.bits, transposed=transposed
+            ),
+        )
+        return right
+
+    def sum(self, a: Words, dims: Sequence[int]) -> Words:
+        shape = [1 if d in dims else n for d, n in enumerate(a.shape)]
+        kept = [d for d in range(len(shape)) if d not in dims]
+        length = math.prod(a.shape[d] for d in dims)
+        order = [0, *(d + 1 for d in (*kept, *dims))]
+        rows = a.moved(lambda t: t.permute(order).reshape(len(t), -1, length))
+        label = None if rows.label is None else rows.label.sum(-1)
+        rounding = 4 * SQUARE * math.ceil(math.log2(max(length, 2))) * a.norm()
+        radius = (a.radius + rounding) * width_of_sum(length) * UP
+        while rows.high.shape[-1] > 1:
+            half = rows.high.shape[-1] // 2
+            left = rows.moved(lambda t, h=half: t[..., :h])  # type: ignore[misc]
+            right = rows.moved(lambda t, h=half: t[..., h : 2 * h])  # type: ignore[misc]
+            high, low = add(left, right)
+            odd = rows.high[..., 2 * half :], rows.low[..., 2 * half :]
+            high, low = torch.cat([high, odd[0]], -1), torch.cat([low, odd[1]], -1)
+            rows = Words(high, low, rows.radius, None)
+        total = Words(rows.high[..., 0], rows.low[..., 0], radius, label)
+        return total.moved(lambda t: t.reshape(len(t), *shape))
+
+    def reshape(self, a: Words, shape: Shape) -> Words:
+        return a.moved(lambda t: t.reshape(len(t), *shape))
+
+    def permute(self, a: Words, dims: Sequence[int]) -> Words:
+        return a.moved(lambda t: t.permute(0, *(d + 1 for d in dims)))
+
+    def expand(self, a: Words, shape: Shape) -> Words:
+        widening = spread_of(a, tuple(shape))
+        return a.with_rank(len(shape)).moved(lambda t: t.expand(len(t), *shape), widening)
+
+    def concatenate(self, arrays: Sequence[Words], dim: int) -> Words:
+        return moves.concatenate(arrays, dim)
+
+    def take(self, a: Words, index: Choice) -> Words:
+        return moves.take(a, index)
+
+    def scatter_add(self, a: Words, index: Choice, shape: Shape) -> Words:
+        return moves.scatter_add(a, index, shape)
+
+    def where(self, mask: Choice, a: Words, b: Words) -> Words:
+        return moves.where(mask, *_aligned(a, b))
+
+    def exceeds(self, a: Words, threshold: float) -> Tensor:
+        above, doubt = decided.exceeds(a, threshold)
+        return self._noted(above, doubt)
+
+    def sign(self, a: Words) -> Tensor:
+        above = self.exceeds(a, 0.0).to(torch.int64)
+        return above - self.exceeds(self.mul(a, -1.0), 0.0).to(torch.int64)
+
+    def first_argmax(self, a: Words, valid: NDArray[np.bool_]) -> Tensor:
+        place, doubt = decided.first_argmax(a, valid)
+        return self._noted(place, doubt)
+
+    def same(self, a: Words, b: Words) -> Tensor:
+        alike, doubt = decided.same(*_aligned(a, b))
+        return self._noted(alike, doubt)
+
+    def values(self, a: Words) -> Indices:
+        """Of one sample."""
+        assert a.label is not None
+        found: Indices = a.label[0].cpu().numpy()
+        return found
+
+    def equal(self, a: Words, b: Words) -> bool:
+        return (
+            a.high.shape == b.high.shape
+            and not bool(a.radius.any() or b.radius.any())
+            and torch.equal(a.high, b.high)
+            and torch.equal(a.low, b.low)
+        )
+
+    def _operand(self, b: Words | float) -> Words:
+        if isinstance(b, Words):
+            return b
+        return self.from_torch(torch.tensor(float(b), dtype=torch.float64))
+
+    def _noted(self, choice: Tensor, doubt: Tensor) -> Tensor:
+        self._doubts.append(doubt.flatten(1).any(1))
+        return choice
+
+
+def _aligned(a: Words, b: Words) -> tuple[Words, Words]:
+    """Both with as many dimensions, so that those of the samples meet."""
+    rank = max(len(a.shape), len(b.shape))
+    return a.with_rank(rank), b.with_rank(rank)
+
+
+def _crossed(a: Words, b: Words, shape: tuple[int, ...]) -> Tensor:
+    """A bound on |(a + da)(b + db) - a b| where |da|, |db| are the radii, broadcast to `shape`."""
+    bound = a.radius * b.radius * spread_of(b, shape)
+    for one, other in ((a, b), (b, a)):
+        widened = one.radius * spread_of(one, shape)
+        whole = one.radius * (other.norm() * spread_of(other, shape))
+        bound = bound + torch.minimum(other.largest() * widened, whole)
+    return bound
+
+
+def _checked(result: Words, radius: Tensor) -> Words:
+    """The result with that radius, rounded up; without a bound where it may have overflowed."""
+    radius = radius * UP + _SMALLEST
+    radius = torch.where(result.largest() < _LARGEST, radius, torch.inf)
+    return Words(result.high, result.low, radius, result.label)

@@ -1,0 +1,158 @@
+"""Matrix products and convolutions of `Words` through slices."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fperr.exact.arithmetic import Geometry
+from fperr.exact.multiword import labels
+from fperr.exact.multiword.norms import (
+    convolution_norm,
+    frobenius_norm,
+    overlap,
+    spectral_norm,
+)
+from fperr.exact.multiword.sliced import Multiply, Right, prepare_right, sliced_product
+from fperr.exact.multiword.words import UP, Words
+from fperr.exact.windows import output_size, windows
+
+_CHANNELS = 2  # where a convolution's result (samples, rows, channels, ...) has its channels
+
+
+def prepared_matrix(b: Words, bits: int, *, tight: bool) -> Right:
+    """The matrix b, one for all samples, as a right operand."""
+
+    def norm(matrix: Tensor, wanted_tight: bool) -> float:
+        return spectral_norm(matrix) if tight and wanted_tight else frobenius_norm(matrix)
+
+    terms = b.shape[0]
+    return prepare_right(b.high[0], b.low[0], terms, bits, over=(0,), along=1, norm=norm)
+
+
+def matrix_product(a: Words, b: Words, right: Right) -> Words:
+    """The product of (m, k) of every sample with the prepared (k, n)."""
+    high, low, error = sliced_product(a.high, a.low, right, torch.matmul, _CHANNELS)
+    label = labels.of_product(a.label, b.label, b.shape[1])
+    across = (a.norm() + a.radius) * b.radius if b.radius.any() else 0.0
+    return Words(high, low, (a.radius * right.norm + error + across) * UP, label)
+
+
+def products_by_sample(a: Words, b: Words, bits: int) -> Words:
+    """The products of (m, k) and (k, n), both of them different from sample to sample."""
+    samples = max(a.samples, b.samples)
+    found = []
+    for i in range(samples):
+        one = b.of(i)
+        found.append(matrix_product(a.of(i), one, prepared_matrix(one, bits, tight=False)))
+    parts = [torch.cat([getattr(f, n) for f in found]) for n in ("high", "low", "radius")]
+    label = labels.of_product(a.label, b.label, b.shape[1])
+    return Words(parts[0], parts[1], parts[2], label)
+
+
+def prepared_convolution(
+    weight: Words, geometry: Geometry, bits: int, *, transposed: bool
+) -> Right:
+    """The weight (out, channels / groups, *kernel) of a convolution, or of its transpose."""
+    out, width, *kernel = weight.shape
+    stride, _, dilation = geometry.over(len(kernel))
+    groups = geometry.groups
+    taps = torch.Size(kernel).numel()
+
+    def norm(part: Tensor, wanted_tight: bool) -> float:
+        return convolution_norm(part, stride, dilation, groups, tight=wanted_tight)
+
+    inner = tuple(range(2, 2 + len(kernel)))
+    terms = (out // groups if transposed else width) * taps
+    over, along = ((0, *inner), 1) if transposed else ((1, *inner), 0)
+    return prepare_right(
+        weight.high[0], weight.low[0], terms, bits, over=over, along=along, norm=norm
+    )
+
+
+def correlated(x: Words, weight: Words, geometry: Geometry, right: Right) -> Words:
+    """Cross-correlation of (rows, channels, *size) of every sample with the weight."""
+    rows, _, *size = x.shape
+    out, _, *kernel = weight.shape
+    settings = geometry.over(len(size))
+
+    def run(part: Tensor, filters: Tensor) -> Tensor:
+        y: Tensor = torch.ops.aten.convolution(
+            part.flatten(0, 1), filters, None, *settings, False, [0] * len(size), geometry.groups
+        )
+        return y.reshape(-1, rows, *y.shape[1:])
+
+    high, low, error = sliced_product(
+        x.high, x.low, right, _by_slices(run, geometry, right), _CHANNELS
+    )
+    index = torch.from_numpy(windows(size, kernel, *settings)).to(x.high.device)
+    label = labels.of_convolution(x.label, index, geometry.groups, out)
+    if label is not None:
+        label = label.reshape(*label.shape[:3], *output_size(size, kernel, *settings))
+    return _with_radius(x, weight, geometry, right, Words(high, low, error, label))
+
+
+def spread(
+    y: Words, weight: Words, shape: Sequence[int], geometry: Geometry, right: Right
+) -> Words:
+    """The transpose of `correlated`: an array of its input's shape (rows, channels, *size)."""
+    rows, channels, *size = shape
+    settings = geometry.over(len(size))
+
+    def run(part: Tensor, filters: Tensor) -> Tensor:
+        flat = part.flatten(0, 1)
+        copies = filters.shape[1] * geometry.groups // channels
+        like = flat.new_zeros(1).expand(len(flat), channels * copies, *size)
+        x: Tensor = torch.ops.aten.convolution_backward(
+            flat, like, filters, None, *settings, False, [0] * len(size), geometry.groups,
+            [True, False, False],
+        )[0]  # fmt: skip
+        return x.reshape(-1, rows, *x.shape[1:])
+
+    high, low, error = sliced_product(
+        y.high, y.low, right, _by_slices(run, geometry, right), _CHANNELS
+    )
+    label = _spread_labels(y.label, weight, shape, geometry)
+    return _with_radius(y, weight, geometry, right, Words(high, low, error, label))
+
+
+def _by_slices(
+    run: Callable[[Tensor, Tensor], Tensor], geometry: Geometry, right: Right
+) -> Multiply:
+    """A convolution without cuDNN, whose algorithms may round; in groups, slices one by one."""
+
+    def multiply(part: Tensor, filters: Tensor) -> Tensor:
+        with torch.backends.cudnn.flags(enabled=False):
+            if geometry.groups == 1:
+                return run(part, filters)
+            width = right.slices[0].shape[right.along]
+            pieces = filters.chunk(filters.shape[right.along] // width, right.along)
+            return torch.cat([run(part, piece.contiguous()) for piece in pieces], _CHANNELS)
+
+    return multiply
+
+
+def _with_radius(
+    x: Words, weight: Words, geometry: Geometry, right: Right, product: Words
+) -> Words:
+    """The product with what its operands' radii add to its own error, which it has as a radius."""
+    radius = x.radius * right.norm + product.radius
+    if weight.radius.any():
+        _, _, *kernel = weight.shape
+        stride, _, dilation = geometry.over(len(kernel))
+        repeats = overlap(kernel, stride, dilation) * torch.Size(kernel).numel() ** 0.5
+        radius = radius + (x.norm() + x.radius) * weight.radius * repeats
+    return Words(product.high, product.low, radius * UP, product.label)
+
+
+def _spread_labels(
+    label: Tensor | None, weight: Words, shape: Sequence[int], geometry: Geometry
+) -> Tensor | None:
+    if label is None:
+        return None
+    rows, channels, *size = shape
+    _, width, *kernel = weight.shape
+    index = torch.from_numpy(windows(size, kernel, *geometry.over(len(size)))).to(label.device)
+    return labels.of_transpose(
+        label, index, geometry.groups, width, torch.Size(size).numel()
+    ).reshape(len(label), rows, channels, *size)

@@ -1,0 +1,123 @@
+"""Numbers as pairs of float64, with a radius for each sample and a label for each number."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fperr.exact.multiword.slices import fast_two_sum, two_sum, width_of_sum
+
+UNIT_ROUNDOFF = 2.0**-53
+SQUARE = UNIT_ROUNDOFF**2
+UP = 1 + 2.0**-28  # rounds up float64 sums and products of up to 2^24 non-negative numbers
+_SPLITTER = 2.0**27 + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """An array of numbers for every sample of a batch: high + low.
+
+    Attributes:
+        high, low: (samples, *shape), float64; |low| is at most half a unit in the last place of
+            high. One sample stands for all where the array is a constant.
+        radius: (samples,): the Euclidean norm of the error of a sample's numbers is at most this.
+        label: int64 like `high`: equal where numbers are equal by construction; 0 for exact zeros;
+            None where nobody asks.
+    """
+
+    high: Tensor
+    low: Tensor
+    radius: Tensor
+    label: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return tuple(self.high.shape[1:])
+
+    @property
+    def samples(self) -> int:
+        """How many there are; 1 for constants."""
+        return len(self.high)
+
+    def moved(self, move: Callable[[Tensor], Tensor], widening: float = 1.0) -> "Words":
+        """The numbers and labels moved alike, each to at most `widening`^2 places."""
+        radius = self.radius if widening == 1.0 else self.radius * (widening * UP)
+        label = None if self.label is None else move(self.label)
+        return Words(move(self.high), move(self.low), radius, label)
+
+    def with_rank(self, rank: int) -> "Words":
+        """With dimensions of length 1 after the samples, for broadcasting."""
+        missing = rank + 1 - self.high.ndim
+        if missing <= 0:
+            return self
+        return self.moved(lambda t: t.reshape(len(t), *[1] * missing, *t.shape[1:]))
+
+    def of(self, sample: int) -> "Words":
+        """One sample."""
+        if self.samples == 1:
+            return self
+        part = slice(sample, sample + 1)
+        label = None if self.label is None else self.label[part]
+        return Words(self.high[part], self.low[part], self.radius[part], label)
+
+    def norm(self) -> Tensor:
+        """(samples,): at least the Euclidean norm of each sample's numbers, without the radius."""
+        norm: Tensor = torch.linalg.vector_norm(self.high.flatten(1), dim=1) * UP
+        return norm
+
+    def largest(self) -> Tensor:
+        """(samples,): at least the magnitude of each number, without the radius."""
+        flat = self.high.flatten(1)
+        if flat.shape[1] == 0:
+            return flat.new_zeros(len(flat))
+        largest: Tensor = torch.linalg.vector_norm(flat, float("inf"), dim=1) * UP
+        return largest
+
+
+def spread_of(a: Words, shape: tuple[int, ...]) -> float:
+    """By how much the norm of `a` grows when it is broadcast to `shape`, that of one sample."""
+    count = max(a.high[0].numel(), 1)
+    return width_of_sum(max(1, torch.Size(shape).numel() // count))
+
+
+def add(a: Words, b: Words) -> tuple[Tensor, Tensor]:
+    """a + b, off by at most 4 u^2 (|a| + |b|): one sum of the low words (Joldes et al. 2017)."""
+    high, rest = two_sum(a.high, b.high)
+    rest += a.low + b.low
+    return fast_two_sum(high, rest)
+
+
+def multiply(a: Words, b: Words) -> tuple[Tensor, Tensor]:
+    """A b, off by at most 12 u^2 |a b| where nothing underflows (Dekker's product)."""
+    high, rest = two_product(a.high, b.high)
+    rest += a.high * b.low + a.low * b.high
+    return fast_two_sum(high, rest)
+
+
+def divide(a: Words, b: Words) -> tuple[Tensor, Tensor]:
+    """a / b, off by at most 24 u^2 |a / b|: the quotient, and the quotient of what it leaves."""
+    guess = a.high / b.high
+    product, rest = two_product(guess, b.high)
+    left = ((a.high - product) - rest) + (a.low - guess * b.low)
+    return fast_two_sum(guess, left / b.high)
+
+
+def two_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """fl(a b) and its error, exactly (Dekker, Veltkamp), for magnitudes below 2^990."""
+    product = a * b
+    a_top, a_rest = _halves(a)
+    b_top, b_rest = _halves(b)
+    error = a_top * b_top
+    error -= product
+    error += a_top * b_rest
+    error += a_rest * b_top
+    error += a_rest * b_rest
+    return product, error
+
+
+def _halves(a: Tensor) -> tuple[Tensor, Tensor]:
+    carried = a * _SPLITTER
+    top = carried - (carried - a)
+    return top, a - top

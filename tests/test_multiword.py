@@ -1,0 +1,382 @@
+"""Pairs of float64 against balls: networks, bounds, slices, decisions, guards."""
+
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from fperr import data, exact, zoo
+from fperr.errors import InexactProductError
+from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
+from fperr.exact.multiword import MultiwordArithmetic, guards, sliced, slices
+from fperr.exact.multiword.norms import convolution_norm, spectral_norm
+from fperr.exact.multiword.words import Words
+from tests.conftest import normal, seeded
+from tests.networks import NETWORKS, SIDE, build
+
+WIDE = mpmath.MPContext()
+WIDE.prec = 400
+BALL_BITS = 160
+
+
+def images(count, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, SIDE, SIDE, generator=generator)
+
+
+def captured(name, x):
+    capture = exact.capture(build(name), x[:1])
+    return capture, capture.shapes[capture.results[0].name][1]
+
+
+def distance(a, b):
+    """The Euclidean norm of a - b, for arrays of mpf."""
+    return WIDE.sqrt(WIDE.fsum((p - q) ** 2 for p, q in zip(a.ravel(), b.ravel(), strict=True)))
+
+
+def norm(a):
+    return distance(a, np.zeros(a.shape, dtype=object) * WIDE.zero)
+
+
+def meets(found, sample, enclosure):
+    """Whether the sample's numbers are within both radii of the enclosure; and their distance."""
+    mine = to_mpmath(found.of(sample), WIDE)
+    apart = distance(mine, enclosure.midpoint)
+    return apart <= found.radius[sample].item() + norm(enclosure.radius), apart
+
+
+def run_and_jacobian(network, x, classes):
+    """Logits (samples, K) and the K rows of every Jacobian, as words."""
+    network.arithmetic.forget_doubts()
+    forward = network.forward(x)
+    A = network.arithmetic
+    rows = []
+    for k in range(classes):
+        v = torch.zeros(len(x), 1, classes)
+        v[:, 0, k] = 1
+        rows.append(network.pullback(forward.run.readings, A.from_samples(v)))
+    assert not network.in_doubt(len(x)).any()
+    return forward.run.logits, rows
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_words_meet_the_balls(name):
+    x = images(2)
+    capture, classes = captured(name, x)
+    v = normal(2, classes, seed=7).double()
+    balls = exact.gradient(build(name), x, v, bits=BALL_BITS)
+    certifier = exact.certified.Certifier(capture, BALL_BITS)
+    for bits, digits in ((106, 25), (63, 14)):
+        network = BatchedNetwork(capture, bits)
+        product, doubt = network.gradient(x, v)
+        assert not doubt.any()
+        logits, rows = run_and_jacobian(network, x, classes)
+        for i in range(2):
+            mine, whole = to_mpmath(product.of(i), WIDE), balls.midpoint[i]
+            apart = distance(mine, whole)
+            assert apart <= product.radius[i].item() + norm(balls.radius[i])
+            assert apart <= norm(whole) * WIDE.mpf(10) ** -digits
+            for found, make in _parts(logits, rows):
+                enclosed = certifier_result(certifier, x[i : i + 1], make)
+                assert meets(found, i, enclosed)[0]
+
+
+def _parts(logits, rows):
+    yield logits, None
+    for k, row in enumerate(rows):
+        yield row, k
+
+
+def certifier_result(certifier, x, k):
+    """The logits, or row k of the Jacobian, proved by balls."""
+    if k is not None:
+        classes = certifier.capture.shapes[certifier.capture.results[0].name][1]
+        v = torch.zeros(1, classes)
+        v[0, k] = 1
+        return certifier.product(x, v)
+    balls, bits = certifier.raised(
+        lambda interpreter: interpreter.forward(x).logits,
+        lambda found: -exact.certified.log2_relative_radius(found),
+        str,
+    )
+    return exact.certified.enclosure(balls, bits)
+
+
+def enclosed_by_balls(name, bits):
+    """Whether the product of two samples lies within both radii, as the networks' test asks."""
+    x = images(2)
+    capture, classes = captured(name, x)
+    v = normal(2, classes, seed=7).double()
+    balls = exact.gradient(build(name), x, v, bits=BALL_BITS)
+    product, _ = BatchedNetwork(capture, bits).gradient(x, v)
+    return all(
+        distance(to_mpmath(product.of(i), WIDE), balls.midpoint[i])
+        <= product.radius[i].item() + norm(balls.radius[i])
+        for i in range(2)
+    )
+
+
+SABOTAGE = {
+    "a dropped slice": lambda parts: parts[:2],
+    "a wrong exponent": lambda parts: [
+        part * 2 if i == 2 else part for i, part in enumerate(parts)
+    ],
+}
+
+
+@pytest.mark.parametrize("change", SABOTAGE.values(), ids=SABOTAGE)
+@pytest.mark.parametrize("name", ["lenet", "resnet", "vgg_bn"])
+def test_sabotaged_slices_are_caught(name, change, monkeypatch):
+    assert enclosed_by_balls(name, 106)
+    add_up = sliced._summed
+    monkeypatch.setattr(sliced, "_summed", lambda parts, *rest: add_up(change(parts), *rest))
+    assert not enclosed_by_balls(name, 106)
+
+
+def test_a_batch_gives_the_bits_of_its_samples():
+    x = images(5)
+    capture, classes = captured("resnet", x)
+    v = normal(5, classes, seed=3).double()
+    together, _ = BatchedNetwork(capture).gradient(x, v)
+    pieces = BatchedNetwork(capture, memory=1)
+    assert pieces.at_once == 1
+    alone, _ = pieces.gradient(x, v)
+    assert torch.equal(together.high, alone.high)
+    assert torch.equal(together.low, alone.low)
+
+
+def test_real_networks_to_25_digits(fperr_data):
+    x = data.mnist_test().first(3).x
+    for name in ("mnist_lenet5_advtrained", "mnist_fastat_pgd"):
+        model = zoo.load(name)
+        v = normal(3, 10, seed=1).double()
+        found = exact.gradient(model, x, v, engine="multiword", bits=70)
+        balls = exact.gradient(model, x, v, bits=128)
+        assert found.radius is not None
+        assert found.engine == "pairs of float64, 106 bits"
+        assert distance(found.midpoint, balls.midpoint) <= norm(balls.midpoint) * 1e-25
+        radii = found.radius + balls.radius
+        assert bool((abs(found.midpoint - balls.midpoint) <= radii).all())
+
+
+@given(st.integers(1, 400), st.integers(2, 60), st.sampled_from([40, 63, 84, 106]))
+@settings(max_examples=60, deadline=None)
+def test_plans_keep_sums_exact(terms, right_bits, bits):
+    chosen = slices.plan(terms, right_bits, bits)
+    largest = [2 ** (w - 1) + 2 ** (w - 5) + 2 for w in (chosen.left_width, chosen.right_width)]
+    assert terms * largest[0] * largest[1] <= 2**53 - 2
+    assert chosen.left_count * chosen.left_width >= bits + 1
+    assert chosen.right_count * chosen.right_width >= right_bits
+
+
+@pytest.mark.parametrize("width", [5, 17, 24, 25, 26, 28, 33, 48])
+def test_slices_are_small_integers_and_leave_out_what_they_say(width):
+    high = normal(3, 50).double() * torch.exp(4 * normal(3, 50, seed=2).double())
+    high, low = slices.fast_two_sum(high, high * normal(3, 50, seed=3).double() * 2.0**-56)
+    top = slices.top_exponents(high, (1,))
+    for count in (2, -(-107 // width)):
+        parts = slices.cut(high, low, top, width, count)
+        for i, part in enumerate(parts):
+            units = part / slices.power_of_two(top + 1 - (i + 1) * width)
+            assert torch.equal(units, units.round())
+            assert units.abs().max() <= 2 ** (width - 1) + 2 ** (width - 5) + 2
+        bound = slices.left_out(top, width, count)
+        for row, column in np.ndindex(3, 50):
+            exact_value = Fraction(high[row, column].item()) + Fraction(low[row, column].item())
+            rest = exact_value - sum(Fraction(part[row, column].item()) for part in parts)
+            assert abs(rest) <= Fraction(bound[row, 0].item())
+
+
+def test_norms_are_bounds_and_not_far_off():
+    weight = normal(6, 4, 3, 3).double()
+    for stride, dilation, size in ((1, 1, 9), (2, 1, 9), (1, 2, 11), (2, 2, 11)):
+
+        def apply(x, s=stride, d=dilation):
+            return F.conv2d(x, weight, stride=s, padding=1, dilation=d)
+
+        columns = torch.eye(4 * size * size).double().reshape(-1, 4, size, size)
+        true = torch.linalg.matrix_norm(apply(columns).flatten(1), 2)
+        bound = convolution_norm(weight, [stride] * 2, [dilation] * 2, 1, tight=True)
+        assert true <= bound <= 3 * true
+    matrix = normal(30, 50).double()
+    true = torch.linalg.matrix_norm(matrix, 2)
+    assert true <= spectral_norm(matrix) <= 1.2 * true
+
+
+A = MultiwordArithmetic()
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "exp", "log", "rsqrt", "tanh", "erf"])
+@given(st.integers(0, 2**32))
+@settings(max_examples=15, deadline=None)
+def test_operations_stay_within_their_radius(name, seed):
+    a, b = (_words(seed + i, positive=name in ("log", "rsqrt", "div")) for i in range(2))
+    unary = name in ("exp", "log", "rsqrt", "tanh", "erf")
+    found = getattr(A, name)(a) if unary else getattr(A, name)(a, b)
+    true = {
+        "add": lambda x, y: x + y,
+        "sub": lambda x, y: x - y,
+        "mul": lambda x, y: x * y,
+        "div": lambda x, y: x / y,
+        "exp": lambda x, _: WIDE.exp(x),
+        "log": lambda x, _: WIDE.log(x),
+        "rsqrt": lambda x, _: 1 / WIDE.sqrt(x),
+        "tanh": lambda x, _: WIDE.tanh(x),
+        "erf": lambda x, _: WIDE.erf(x),
+    }[name]
+    # the numbers themselves, and the farthest that their radii allow in one direction
+    for push in (0.0, 1.0):
+        numbers = [_pushed(w, push) for w in (a, b)]
+        exact_values = np.frompyfunc(true, 2, 1)(*numbers)
+        apart = distance(to_mpmath(found, WIDE), exact_values)
+        assert apart <= found.radius.item()
+        if push == 0.0:
+            assert apart <= norm(exact_values) * 2.0**-100
+
+
+def _words(seed, *, positive):
+    high = normal(1, 20, seed=seed % 2**31).double()
+    high = high.abs() + 0.5 if positive else high
+    high, low = slices.fast_two_sum(high, high * 2.0**-55)
+    return Words(high, low, torch.tensor([1e-25]).double(), None)
+
+
+def _pushed(a, push):
+    numbers = to_mpmath(a, WIDE)
+    return numbers + push * WIDE.mpf(1e-25) / WIDE.sqrt(numbers.size)
+
+
+def test_products_stay_within_their_radius():
+    a, b = (torch.pi * normal(*shape).double() for shape in ((4, 30), (30, 6)))
+    for bits in (40, 63, 106):
+        B = MultiwordArithmetic(bits)
+        for left in (a, a * torch.logspace(-9, 9, 30).double()):
+            found = B.matmul(B.from_torch(left), B.from_torch(b))
+            exact_product = np.array(
+                [
+                    [
+                        WIDE.fdot(map(WIDE.mpf, row), map(WIDE.mpf, column))
+                        for column in b.T.tolist()
+                    ]
+                    for row in left.tolist()
+                ],
+                dtype=object,
+            )
+            apart = distance(to_mpmath(found, WIDE), exact_product)
+            assert apart <= found.radius.item()
+            assert apart >= found.radius.item() * 2.0**-20  # the radius is not far off
+
+
+def test_numbers_out_of_range_have_no_bound():
+    huge = A.from_torch(torch.tensor([[1e200, 1.0]], dtype=torch.float64))
+    assert A.matmul(huge, A.from_torch(torch.ones(2, 2))).radius.isinf().all()
+    assert A.mul(huge, huge).radius.isinf().all()
+
+
+def test_decisions_within_the_radius_are_doubted():
+    close = Words(
+        torch.tensor([[1.0, 1e-30], [1.0, 1e-20]]).double(),
+        torch.zeros(2, 2).double(),
+        torch.tensor([1e-25, 1e-25]).double(),
+        torch.ones(2, 2, dtype=torch.int64),
+    )
+    A.forget_doubts()
+    A.exceeds(close, 0.0)
+    assert A.in_doubt(2).tolist() == [True, False]
+    assert not A.in_doubt(2).any()  # told once
+
+
+def test_equal_by_construction_is_decided():
+    """A constant background gives equal entries in every pooling window: the first one wins."""
+    model = seeded(
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+        )
+    )
+    x = torch.full((2, 1, 8, 8), 0.3)
+    x[1, 0, 2:5, 3:6] = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
+    v = normal(2, 3).double()
+    found = exact.gradient(model, x, v, engine="multiword", bits=80)
+    assert found.engine == "pairs of float64, 106 bits"
+    assert found.radius is not None
+    balls = exact.gradient(model, x, v, bits=128)
+    assert bool((abs(found.midpoint - balls.midpoint) <= found.radius + balls.radius).all())
+
+
+def test_a_close_decision_goes_to_the_balls():
+    class Edge(nn.Module):
+        """A ReLU whose argument is 1e-36 at the first sample and far from 0 at the second."""
+
+        def forward(self, x):
+            small = x[:, :1] * 1e-36 + (x[:, 1:2] - 0.5) * (x[:, 1:2] - 0.25)
+            return torch.cat([torch.relu(small) * x[:, 2:], x], 1)
+
+    x = torch.tensor([[1.0, 0.5, 2.0], [1.0, 0.9, 2.0]])
+    found = exact.gradient(Edge().eval(), x, torch.ones(2, 4), engine="multiword", bits=60)
+    assert found.engine == "pairs of float64, 106 bits, and balls for 1 of 2 samples"
+    assert found.radius is not None
+    balls = exact.gradient(Edge().eval(), x, torch.ones(2, 4), bits=128)
+    assert bool((abs(found.midpoint - balls.midpoint) <= found.radius + balls.radius).all())
+
+
+def test_where_the_bound_is_too_wide_another_precision_must_agree():
+    x = images(2)
+    model = build("transformer_encoder")
+    with torch.no_grad():
+        v = normal(*model(x).shape, seed=7).double()
+    found = exact.gradient(model, x, v, engine="multiword", bits=70)
+    assert found.radius is None
+    assert -96 < found.log2_error < -70
+    balls = exact.gradient(model, x, v, bits=128)
+    error = distance(found.midpoint, balls.midpoint) / norm(balls.midpoint)
+    assert error < 2.0**found.log2_error  # the coarser run is farther off
+
+
+def test_more_bits_than_pairs_have_are_refused():
+    with pytest.raises(ValueError, match="use engine='ball'"):
+        exact.gradient(build("lenet"), images(1), torch.ones(1, 10), engine="multiword", bits=128)
+
+
+def test_flushing_to_zero_is_refused():
+    try:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this CPU cannot flush denormals")
+        with pytest.raises(InexactProductError, match="set_flush_denormal"):
+            guards.check_device(torch.device("cpu"))
+    finally:
+        torch.set_flush_denormal(False)
+    guards.check_device(torch.device("cpu"))
+
+
+def test_a_rounding_product_is_noticed():
+    generator = torch.Generator().manual_seed(0)
+    part = torch.randint(2**22, 2**24, (2, 5, 30), generator=generator).double()
+    right = torch.ones(30, 4).double()
+    guards.spot_check(torch.matmul, part, right)
+
+    def emulated(a, b):
+        return (a.float() @ b.float()).double()
+
+    with pytest.raises(InexactProductError, match="not plain float64"):
+        guards.spot_check(emulated, part, right)
+
+
+def test_every_network_is_spot_checked(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sliced, "spot_check", lambda *a: seen.append(guards.spot_check(*a)))
+    x = images(1)
+    capture, classes = captured("lenet", x)
+    BatchedNetwork(capture).gradient(x, torch.ones(1, classes))
+    weights = sum(str(n.target) == "aten.convolution.default" for n in capture.forward)
+    assert len(seen) >= 2 * weights
+
+
+def test_relative_errors_are_infinite_where_nothing_is_known():
+    zero = Words(*(torch.zeros(1, 3).double() for _ in range(2)), torch.ones(1).double(), None)
+    assert log2_relative_errors(zero).isinf().all()
