@@ -50,9 +50,12 @@ def measure_command(
         str, typer.Option(help="observed (by the true label), all, or names, comma-separated")
     ] = "observed",
     loss_scale: Annotated[float, typer.Option(help="factor on the loss")] = 1.0,
-    digits: Annotated[int, typer.Option(help="decimal digits of the reference")] = 50,
+    digits: Annotated[
+        int | None,
+        typer.Option(help="decimal digits of the reference: 50, or 20 for multiword"),
+    ] = None,
     reference: Annotated[
-        str, typer.Option(help="exact engine: ball (proves), mpmath, or auto (the cheaper)")
+        str, typer.Option(help="exact engine: ball (proves), multiword (fast), mpmath, or auto")
     ] = "auto",
     certify: Annotated[
         bool, typer.Option("--certify", help="prove an interval for every relative error")

@@ -62,17 +62,16 @@ def overhead_of_measure(model: nn.Module, x: Tensor) -> None:
     networks = [FormatNetwork(model, f, autocast=False) for f in (FLOAT16, FLOAT32, FLOAT64)]
 
     def gradients_only() -> None:
-        reference = Reference(own, x, 50, "ball", by_rows=True)
+        reference = Reference(own, x, 20, "multiword", by_rows=True)
         label = model(x).argmax(1)
-        samples = [reference.sample(x[i : i + 1]) for i in range(len(x))]
+        samples = reference.samples(x, lambda: None)
         for network in networks:
             fmt = FormatReference(reference, network, x)
             for _ in range(2):  # two labels; the other two scenarios are their sign twins
                 for name in LOSSES:
                     g = network.gradient(x, label, named(name), Context(), mean=False)
             run = fmt.run(x, g.logit_gradient)
-            for i, sample in enumerate(samples):
-                fmt.sample(x, run, i, sample)
+            list(fmt.samples(x, run, samples))
 
     whole, bare = seconds(
         lambda: fperr.measure(model, x, progress=False), gradients_only, repeats=2
@@ -104,7 +103,7 @@ def main() -> None:
     print(f"fashion_standard, torch {torch.__version__}, {torch.get_num_threads()} threads")
     cost_of_t_star(model, images.x)
     mpmath_cost(model, images.x[:1])
-    overhead_of_measure(model, images.x[:3])
+    overhead_of_measure(model, images.x[:32])
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ CASES = {
         {"reference": "arb"},
         "unknown engine 'arb': expected auto or one of",
     ),
-    "digits": (tiny_mlp(), X, {"digits": 15}, "digits must be at least 24"),
+    "digits": (tiny_mlp(), X, {"digits": 15}, "digits must be at least 20"),
     "reduction": (tiny_mlp(), X, {"reduction": "max"}, "reduction must be 'sum' or 'mean'"),
     "loss scale": (
         tiny_mlp(),
@@ -130,7 +130,7 @@ CASES = {
     ),
     "batch size": (tiny_mlp(), X, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
     "losses of numbers": (tiny_mlp(), X, {"losses": [1]}, "losses must hold names, got [1]"),
-    "digits as text": (tiny_mlp(), X, {"digits": "50"}, "digits must be at least 24"),
+    "digits as text": (tiny_mlp(), X, {"digits": "50"}, "digits must be at least 20"),
     "autocast of float64": (
         tiny_mlp().double(),
         X.double(),

@@ -46,7 +46,7 @@ def test_the_main_job(tmp_path):
         (["measure", "fashion_standard", "--formats", "fp8"], "unknown format 'fp8'"),
         (["measure", "fashion_standard", "--scenarios", "won"], "unknown scenario 'won'"),
         (["measure", "fashion_standard", "--data", "none.npz"], "none.npz is missing"),
-        (["measure", "fashion_standard", "--digits", "3"], "digits must be at least 24"),
+        (["measure", "fashion_standard", "--digits", "3"], "digits must be at least 20"),
     ],
 )
 def test_faults_end_with_their_text_and_code_2(arguments, text, tmp_path):

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from fperr import data, exact, zoo
 from fperr.errors import InexactProductError
 from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
+from fperr.exact.mp import MpArithmetic
 from fperr.exact.multiword import MultiwordArithmetic, guards, sliced, slices
 from fperr.exact.multiword.norms import convolution_norm, spectral_norm
 from fperr.exact.multiword.words import Words
+from fperr.measurement.vectors import MpVectors, WordVectors
 from tests.conftest import normal, seeded
 from tests.networks import NETWORKS, SIDE, build
 
@@ -380,3 +382,37 @@ def test_every_network_is_spot_checked(monkeypatch):
 def test_relative_errors_are_infinite_where_nothing_is_known():
     zero = Words(*(torch.zeros(1, 3).double() for _ in range(2)), torch.ones(1).double(), None)
     assert log2_relative_errors(zero).isinf().all()
+
+
+NUMBERS = st.lists(
+    st.tuples(st.floats(-1, 1, allow_subnormal=False), st.integers(-40, 40)), min_size=3, max_size=3
+)
+
+
+@given(NUMBERS, NUMBERS, st.integers(-4000, 4000), st.integers(-4000, 4000))
+@settings(max_examples=60, deadline=None)
+def test_wide_vectors_are_those_of_mpmath(a, b, low, high):
+    """Differences, multiples and signs of vectors anywhere, against mpmath."""
+    words, mp = WordVectors(torch.device("cpu")), MpVectors(MpArithmetic(10_000))
+    lists = [
+        [mp.context.ldexp(mp.context.mpf(x), e + shift) for x, e in numbers]
+        for numbers, shift in ((a, low), (b, high))
+    ]
+    found = [words.array(numbers) for numbers in lists]
+    true = [mp.array(numbers) for numbers in lists]
+    for mine, exact_vector in (
+        (words.sub(*found), mp.sub(*true)),
+        (words.sub(found[1], found[0]), mp.sub(true[1], true[0])),
+        (words.div(words.mul(found[0], 7.0), 3.0), mp.div(mp.mul(true[0], 7.0), 3.0)),
+    ):
+        values, exponent = words.to_scaled(mine)
+        reference, place = mp.to_scaled(exact_vector)
+        # differences lose what cancels: both vectors are known to 2^-100 of their length
+        lost = max(mp.to_scaled(v)[1] for v in true) - 95
+        scale = max(exponent, place)
+        apart = torch.ldexp(values, torch.tensor(max(exponent - scale, -1100)))
+        apart = apart - torch.ldexp(reference, torch.tensor(max(place - scale, -1100)))
+        if reference.any():
+            assert float(apart.abs().max()) <= 2.0**-50 + 2.0 ** min(lost - scale, 0)
+    for mine, numbers in zip(found, lists, strict=True):
+        assert words.sign(mine).tolist() == [int(n > 0) - int(n < 0) for n in numbers]

@@ -131,9 +131,10 @@ def test_products_give_the_report_that_rows_give():
             if rows[name].dtype != "float64":
                 assert rows[name].equals(products[name]), name
             elif name != "log2_reference_error":
-                # stages that are differences of nearly equal vectors at 50 digits, and row norms of
-                # float64: 1e-12 covers 4 classes and 14 layers of float64 roundings
-                close = np.isclose(rows[name], products[name], 1e-12, 1e-40, equal_nan=True)
+                # stages that are differences of nearly equal vectors at 50 digits (30 in pairs),
+                # and row norms of float64: 1e-12 covers 4 classes and 14 layers of roundings
+                least = 1e-28 if engine == "multiword" else 1e-40
+                close = np.isclose(rows[name], products[name], 1e-12, least, equal_nan=True)
                 assert close.all(), name
 
 
@@ -164,11 +165,13 @@ def test_an_interval_for_delta_is_proved():
 def test_the_engine_is_chosen_and_the_report_says_why():
     small = fperr.measure(tiny_mlp(), normal(1, 6)).provenance["Sequential"]["reference"]
     assert small["engine"].startswith("mpmath")
-    assert "cheaper" in small["chosen_because"]
+    assert "cheapest" in small["chosen_because"]
     large = fperr.measure(zoo.load("fashion_standard"), torch.rand(1, 1, 28, 28), **ALONE)
     chosen = next(iter(large.provenance.values()))["reference"]
-    assert chosen["engine"].startswith("Arb balls")
-    assert "pay from" in chosen["chosen_because"]
+    assert chosen["engine"] == "pairs of float64, 106 bits"
+    assert "short timings on this machine" in chosen["chosen_because"]
+    many = fperr.measure(zoo.load("fashion_standard"), torch.rand(1, 1, 28, 28), digits=50, **ALONE)
+    assert next(iter(many.provenance.values()))["reference"]["engine"].startswith("Arb balls")
     with pytest.raises(ValueError, match="certify=True needs the balls"):
         fperr.measure(tiny_mlp(), normal(1, 6), certify=True, reference="mpmath")
     with pytest.raises(ValueError, match="jacobian must be"):

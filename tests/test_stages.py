@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from fperr.exact.mp import MpArithmetic
 from fperr.measurement import stages
-from fperr.measurement.maps import Rows
+from fperr.measurement.maps import MpRows
 from fperr.measurement.metrics import error_metrics
-from fperr.measurement.stages import STAGES, LogitGradients, Split, row, scaled, shares
+from fperr.measurement.stages import STAGES, LogitGradients, Split, scaled, shares
+from fperr.measurement.vectors import MpVectors
 from tests.conftest import normal
 
-A = MpArithmetic(200)
+MP = MpArithmetic(200)
+A = MpVectors(MP)
 K, ENTRIES = 4, 7
 
 
@@ -31,8 +33,8 @@ class Maps:
 
 
 def split(A, computed, v, maps):
-    data, cast = (None if rows is None else Rows(rows, A) for rows in (maps.data, maps.cast))
-    gradient = A.matmul(v.exact, maps.exact)
+    data, cast = (None if rows is None else MpRows(rows, A) for rows in (maps.data, maps.cast))
+    gradient = MP.matmul(v.exact, maps.exact)
     return stages.split(A, computed, gradient, v, data, stages.product(v.cast, cast))
 
 
@@ -45,7 +47,7 @@ def clean():
     """A computation without any error: every map and every logit gradient is the exact one."""
     rows = exact(normal(K, ENTRIES))
     v = exact(normal(1, K, seed=3))
-    return Maps(rows, rows, rows), LogitGradients(v, v, v, v), A.matmul(v, rows)
+    return Maps(rows, rows, rows), LogitGradients(v, v, v, v), MP.matmul(v, rows)
 
 
 def plant(array, amount=1e-3):
@@ -57,8 +59,8 @@ def plant(array, amount=1e-3):
 
 def metrics(g, e):
     """The measures of g + e against g; both (1, entries) of the arithmetic."""
-    computed = A.add(g, e)
-    signs = [torch.from_numpy(A.sign(a)).reshape(-1) for a in (g, computed)]
+    computed = MP.add(g, e)
+    signs = [A.sign(a) for a in (g, computed)]
     vectors = scaled(A, g), scaled(A, computed)
     return error_metrics(Split(*vectors, *signs, scaled(A, e), {}))
 
@@ -155,7 +157,7 @@ def test_metrics_against_mpmath(g, e, size, shift):
     norms = [mp.sqrt(mp.fdot(a, a)) for a in (exact_g, exact_e, hats)]
     if norms[0] == 0 or norms[2] == 0:
         return
-    found = metrics(row(A, exact_g), row(A, exact_e))
+    found = metrics(A.array(exact_g), A.array(exact_e))
     assert found["delta"] == pytest.approx(float(norms[1] / norms[0]), rel=1e-14, abs=0)
     largest = max(map(abs, exact_e)) / max(map(abs, exact_g))
     assert found["max_norm_delta"] == pytest.approx(float(largest), rel=1e-14, abs=0)
@@ -180,14 +182,14 @@ def test_signs_are_counted_where_the_gradient_is_not_zero():
 def test_the_smallest_components_keep_their_signs():
     """2**-3000 beside 1: no float64 holds both on one scale, but a wrong sign is a wrong sign."""
     tiny = A.context.ldexp(A.context.one, -3000)
-    found = metrics(row(A, [A.context.one, tiny]), row(A, [A.context.zero, -tiny]))
+    found = metrics(A.array([A.context.one, tiny]), A.array([A.context.zero, -tiny]))
     assert found["zero_rate"] == 0.5
-    found = metrics(row(A, [A.context.one, tiny]), row(A, [A.context.zero, -3 * tiny]))
+    found = metrics(A.array([A.context.one, tiny]), A.array([A.context.zero, -3 * tiny]))
     assert found["flip_rate"] == 0.5
 
 
 def test_a_large_error_has_a_direction_too():
-    found = metrics(row(A, [A.context.one, A.context.zero]), exact(torch.tensor([[-1e20, 0.0]])))
+    found = metrics(A.array([A.context.one, A.context.zero]), exact(torch.tensor([[-1e20, 0.0]])))
     assert found["cosine_distance"] == 2.0
     assert found["delta"] == pytest.approx(1e20, rel=1e-7)
 
@@ -197,7 +199,7 @@ def test_a_dead_gradient_and_a_flat_one():
     dead = metrics(g, A.mul(g, -1.0))
     assert dead["delta"] == dead["max_norm_delta"] == dead["cosine_distance"] == 1.0
     assert dead["sign_error_rate"] == dead["zero_rate"] == 1.0
-    flat = metrics(A.zeros((1, 2)), g)
+    flat = metrics(MP.zeros((1, 2)), g)
     assert all(math.isnan(value) for value in flat.values())
 
 

@@ -26,6 +26,14 @@ def shape(a: Choice) -> tuple[int, ...]:
     return tuple(a.shape[1:]) if isinstance(a, Tensor) else a.shape
 
 
+def of_one(a: Choice) -> NDArray[Any]:
+    """The NumPy array of the only sample."""
+    if isinstance(a, Tensor):
+        found: NDArray[Any] = a[0].cpu().numpy()
+        return found
+    return a
+
+
 def reshape(a: Choice, to: Sequence[int]) -> Choice:
     """Another shape, row-major."""
     if isinstance(a, Tensor):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Indices, Mask
 from fperr.exact.graph import Capture, Node
 from fperr.exact.interpreter import ForwardRun, Readings
@@ -76,7 +77,7 @@ def decisions_of(capture: Capture, run: ForwardRun, A: Arithmetic) -> tuple[Deci
             number = run.values.get(str(producer))
             tied = np.zeros(chosen.shape, dtype=bool)
             for kink in _kinks(arguments) if number is not None else ():
-                tied = tied | (A.sign(A.sub(number, kink)) == 0)
+                tied = tied | (choices.of_one(A.sign(A.sub(number, kink))) == 0)
             found.append(Decisions(key, source.name, "activation", chosen.shape, chosen, tied))
         elif (pooling := _pooling_of(source)) is not None:
             values = A.values(run.values[str(pooling.args[0])])

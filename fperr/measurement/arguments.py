@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fperr.exact.engine import choose_engine
-from fperr.formats import TF32, Format
+from fperr.formats import BFLOAT16, FLOAT16, TF32, Format
 from fperr.formats import named as format_named
+from fperr.measurement.costs import cheapest
 from fperr.measurement.models import (
     Accessor,
     multiply_adds,
@@ -25,11 +26,11 @@ from fperr.theory.losses import named as loss_named
 from fperr.theory.scenarios import SCENARIOS, Scenario
 
 # float64 errors are about 1e-16: below this the reference would not resolve them
-SMALLEST_DIGITS = 24
 # neither pixels in [0, 1] nor standardised ones come near it; pixels of 0..255 do
 UNUSUAL_INPUT = 20.0
-# multiply-adds of a forward pass; below, what balls cost for each operation weighs more
-CHEAPER_BY_BALLS = 5_000
+# Default digits: pairs of float64 prove about 25 on ordinary networks, and half formats need fewer.
+DIGITS, WORD_DIGITS, WORD_DIGITS_OF_HALF = 50, 20, 12
+MOST_WORD_DIGITS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def checked_job(
     formats: Sequence[str],
     scenarios: str | Sequence[str] | None = None,
     reference: str = "auto",
-    digits: int = 50,
+    digits: int | None = None,
     certify: bool = False,
     jacobian: str = "auto",
     reduction: str = "sum",
@@ -132,10 +133,6 @@ def checked_job(
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
     if not 0 < loss_scale < math.inf:
         raise ValueError(f"loss_scale must be a positive finite number, got {loss_scale!r}")
-    if not isinstance(digits, int) or digits < SMALLEST_DIGITS:
-        raise ValueError(
-            f"digits must be at least {SMALLEST_DIGITS} to resolve float64's errors, got {digits!r}"
-        )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if autocast and dtype != torch.float32:
@@ -143,7 +140,12 @@ def checked_job(
             f"autocast=True needs a float32 model, got {dtype}: torch.autocast leaves its "
             "operations alone, and float16 would be measured in name only"
         )
-    engine, why = _checked_engine(reference, usable, inputs, certify=certify)
+    half = all(f in (FLOAT16, BFLOAT16) for f in formats_)
+    _check_digits(digits, reference, half=half)
+    engine, why = _checked_engine(reference, usable, inputs, digits, certify=certify)
+    if digits is None:
+        word_digits = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
+        digits = word_digits if engine == "multiword" else DIGITS
     if jacobian not in ("auto", "rows", "products"):
         raise ValueError(f"jacobian must be 'auto', 'rows' or 'products', got {jacobian!r}")
     if jacobian == "auto":
@@ -173,25 +175,35 @@ def checked_job(
     )
 
 
+def _check_digits(digits: int | None, reference: str, *, half: bool) -> None:
+    least = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
+    if digits is not None and (not isinstance(digits, int) or digits < least):
+        raise ValueError(
+            f"digits must be at least {least} to resolve the errors of these formats, "
+            f"got {digits!r}"
+        )
+    if reference == "multiword" and digits is not None and digits > MOST_WORD_DIGITS:
+        raise ValueError(
+            f"reference='multiword' gives at most {MOST_WORD_DIGITS} digits, got {digits}: use "
+            "'ball', or leave digits out"
+        )
+
+
 def _checked_engine(
-    reference: str, model: nn.Module, x: Tensor, *, certify: bool
+    reference: str, model: nn.Module, x: Tensor, digits: int | None, *, certify: bool
 ) -> tuple[str, str]:
     """The engine and why it was chosen."""
     engine = choose_engine(reference)
-    if certify and engine == "mpmath":
-        raise ValueError(
-            "certify=True needs the balls, and reference='mpmath' proves nothing: leave one out"
-        )
+    if certify and engine in ("mpmath", "multiword"):
+        raise ValueError(f"certify=True needs the balls: leave it out, or reference={engine!r}")
     if engine != "auto":
         return engine, "asked for"
     if certify:
         return "ball", "it proves the interval that was asked for"
-    count = multiply_adds(model, x[:1])
-    engine = "ball" if count >= CHEAPER_BY_BALLS else "mpmath"
-    return engine, (
-        f"cheaper: {count:,} multiply-adds in a forward pass, and balls pay from "
-        f"{CHEAPER_BY_BALLS:,} on"
-    )
+    many = digits is not None and digits > MOST_WORD_DIGITS
+    candidates = ("mpmath", "ball") if many else ("mpmath", "ball", "multiword")
+    where = str(x.device)
+    return cheapest(model, multiply_adds(model, x[:1]), len(x), where, candidates)
 
 
 def _checked_x(x: Tensor | np.ndarray) -> Tensor:

@@ -27,7 +27,7 @@ def measure(
     formats: Sequence[str] = ("float16", "float32", "float64"),
     scenarios: str | Sequence[str] | None = None,
     reference: str = "auto",
-    digits: int = 50,
+    digits: int | None = None,
     certify: bool = False,
     jacobian: str = "auto",
     reduction: str = "sum",
@@ -57,10 +57,13 @@ def measure(
         scenarios: `"observed"` (y or target classifies each sample), `"all"` (each of the four at
             every x, by assigning the label from the reference's logits), or names of some of the
             four. None: observed if y or target is given, else all.
-        reference: the exact engine: `"ball"` proves every digit, `"mpmath"` is the definition;
-            `"auto"`: whichever is cheaper for this network.
-        digits: correct decimal digits of the reference, in norm: proved by balls; mpmath is checked
-            against twice as many.
+        reference: the exact engine: `"ball"` proves every digit, `"mpmath"` is the definition,
+            `"multiword"` runs whole batches in pairs of float64 with a bound on each error (and
+            balls where that settles nothing); `"auto"`: the cheapest for this network, by short
+            timings on this machine.
+        digits: correct decimal digits of the reference, in norm: proved by balls, and by pairs of
+            float64 where `is_proved`; mpmath is checked against twice as many. By default 50, or
+            20 in pairs of float64 (12 where only half formats are measured).
         certify: add `delta_lo` and `delta_hi`, a proved interval for delta. Needs balls.
         jacobian: `"rows"`: all K rows of J at each sample, which every loss and scenario combines;
             `"products"`: one vector-Jacobian product for each gradient, for large K; `"auto"`: what

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fperr.formats import BFLOAT16, FLOAT16
@@ -16,7 +15,8 @@ from fperr.measurement.lab import Lab
 
 # An mpf: the object, its tuple, exponent, bit count, mantissa, and its place in an array; and once
 # more the mantissa, aligned, for products. Python's and gmpy2's own sizes, at up to 512 bits.
-_BYTES_PER_NUMBER = 400
+_BYTES_PER_NUMBER = {"mpmath": 400, "ball": 400, "multiword": 64}
+_PIECE = 8  # samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
     started = time.perf_counter()
     lab = Lab(job)
     setup = time.perf_counter() - started
-    state, product = _calibrate(lab, job)
+    state, product, row = _calibrate(lab, job)
     narrow = sum(f in (FLOAT16, BFLOAT16) for f in job.formats)
     if job.autocast:
         narrow = 0
@@ -80,7 +80,7 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
         exact = state * (1 + narrow) + product * measured * (3 + narrow / len(job.formats))
     if job.engine == "mpmath":  # and everything again at twice the precision, for two labels
         exact += 2.5 * state / (job.classes if job.jacobian == "rows" else 1) + 5 * product
-    per_sample = exact + measured * _row_seconds(lab, job)
+    per_sample = exact + measured * row
     return Estimate(
         job.name,
         len(job.x),
@@ -88,40 +88,33 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
         job.classes,
         1 + narrow,
         setup + per_sample * len(job.x),
-        _numbers(lab, job, narrow) * _BYTES_PER_NUMBER,
+        _numbers(lab, job, narrow) * _BYTES_PER_NUMBER[job.engine],
     )
 
 
-def _calibrate(lab: Lab, job: Job) -> tuple[float, float]:
-    """Seconds of the exact network at the first finite sample, and of one more product there."""
-    finite = job.x.flatten(1).isfinite().all(1).nonzero()
-    first = int(finite[0]) if len(finite) else 0
-    lab.reference.sample(job.x[first : first + 1])  # prepares the weights
+def _calibrate(lab: Lab, job: Job) -> tuple[float, float, float]:
+    """Seconds of the exact network at a sample, of one more product, and of a row beside them."""
+    finite = job.x.flatten(1).isfinite().all(1).nonzero().flatten()
+    several = _PIECE if job.engine == "multiword" else 1
+    chosen = job.x[finite[:several]] if len(finite) else job.x[:1]
+    lab.reference.samples(chosen[:1], lambda: None)  # prepares the weights
     started = time.perf_counter()
-    sample = lab.reference.sample(job.x[first : first + 1])
-    state = time.perf_counter() - started
+    sample = lab.reference.samples(chosen, lambda: None)[0]
+    state = (time.perf_counter() - started) / len(chosen)
     if sample is None:
-        return state, 0.0
-    interpreter = sample.state.interpreter
-    v = interpreter.arithmetic.from_torch(torch.ones(1, job.classes))
+        return state, 0.0, 0.0
+    A, numbers = lab.reference.vectors, [lab.reference.vectors.context.one] * job.classes
+    v = A.array(numbers)
     started = time.perf_counter()
-    interpreter.products(sample.state.readings, v)
-    return state, time.perf_counter() - started
-
-
-def _row_seconds(lab: Lab, job: Job) -> float:
-    """Seconds of what one row takes beside the network: products with rows of J, differences."""
-    A = lab.reference.vectors
-    entries = int(np.prod(job.x.shape[1:]))
-    chosen = min(entries, 500)
-    rows = A.from_torch(torch.ones(job.classes, chosen) / 3)
-    v = A.from_torch(torch.ones(1, job.classes) / 3)
+    g = sample.state.map.product(v)
+    product = time.perf_counter() - started
     started = time.perf_counter()
-    product = A.matmul(v, rows)
-    difference = A.to_scaled(A.sub(product, rows[:1]))
-    del difference
+    A.to_scaled(A.sub(g, g))
+    difference = time.perf_counter() - started
+    by_rows = job.jacobian == "rows"
     # as many as `split`, the metrics and the frozen gradient need
-    return 6 * (time.perf_counter() - started) * entries / chosen
+    row = 6 * (difference + (product if by_rows else 0.0))
+    return state, 0.0 if by_rows else product, row
 
 
 def _numbers(lab: Lab, job: Job, narrow: int) -> float:

@@ -1,20 +1,21 @@
 """The exact side of one format: its cast network, what its runs left behind, and their routing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import Readings
 from fperr.exact.readings import FloatRun
 from fperr.exact.routing import Decisions, Flips, corresponding, flips, frozen_gradient
+from fperr.measurement.engines import State
 from fperr.measurement.maps import LinearMap
 from fperr.measurement.network import FormatNetwork
-from fperr.measurement.reference import ExactSample, Reference, State, map_of
+from fperr.measurement.reference import ExactSample, Reference
+from fperr.measurement.words_engine import sample_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +65,67 @@ class FormatReference:
         """
         return self.network.saved(x, v)
 
-    def sample(self, x: Tensor, run: FloatRun, i: int, exact: ExactSample) -> FormatSample:
-        """The exact side that belongs to sample i of a batch x, of which `run` is the run."""
-        mine = x[i : i + 1]
-        cast_x = self.network.cast(mine)
-        if not (self._weights_are_finite and bool(cast_x.isfinite().all())):
-            return FormatSample(None, None, None, None)
-        if self._is_own and torch.equal(cast_x.double(), mine.double()):
-            state = exact.state
-        else:
-            try:
-                state = self._engine.state(cast_x)
-            except ReferenceNotCertifiedError:
-                return FormatSample(None, None, None, None)
-        data = self._data(run, i, state)
-        if data is None:
-            return FormatSample(state.z, state.map, None, None)
-        same = data.same_as(state.readings, state.interpreter.arithmetic)
-        own = state.map if same else map_of(state, data, self._reference.vectors)
-        keys = self._keys(exact)
-        seen = None if keys is None else flips(exact.state.decisions, data, keys)
-        return FormatSample(state.z, state.map, own, seen)
+    def samples(
+        self, x: Tensor, run: FloatRun, exact: Sequence[ExactSample | None]
+    ) -> Iterator[FormatSample | None]:
+        """The exact side of every sample of a batch x, of which `run` is the run, when asked for.
+
+        None where the exact network itself is unknown.
+        """
+        for piece in self._engine.pieces(len(x)):
+            places = range(*piece.indices(len(x)))
+            known = {i: sample for i in places if (sample := exact[i]) is not None}
+            states = self._states(x, known)
+            data = {i: self._data(run, i, state) for i, state in states.items()}
+            maps = self._maps(states, data)
+            for i in places:
+                sample = known.get(i)
+                if sample is None:
+                    yield None
+                elif i not in states:
+                    yield FormatSample(None, None, None, None)
+                else:
+                    seen = self._flips(sample, data[i])
+                    yield FormatSample(states[i].z, states[i].map, maps.get(i), seen)
+
+    def _states(self, x: Tensor, known: Mapping[int, ExactSample]) -> dict[int, State]:
+        """The cast network at the samples; those where weights or input overflow are missing."""
+        found, others = {}, []
+        for i, sample in known.items():
+            cast = self.network.cast(x[i : i + 1])
+            if not (self._weights_are_finite and bool(cast.isfinite().all())):
+                continue
+            if self._is_own and torch.equal(cast.double(), x[i : i + 1].double()):
+                found[i] = sample.state
+            else:
+                others.append((i, cast))
+        if others:
+            states = self._engine.states(torch.cat([cast for _, cast in others]))
+            pairs = zip(others, states, strict=True)
+            found |= {i: state for (i, _), state in pairs if state is not None}
+        return found
+
+    def _maps(
+        self, states: Mapping[int, State], data: Mapping[int, Readings | None]
+    ) -> dict[int, LinearMap]:
+        """J^T through what the run left; that of the state where it left the same."""
+        found: dict[int, LinearMap] = {}
+        other: dict[int, Readings] = {}
+        for i, read in data.items():
+            if read is None:
+                continue
+            if read.same_as(states[i].readings, states[i].interpreter.arithmetic):
+                found[i] = states[i].map
+            else:
+                other[i] = read
+        if other:
+            own = [states[i] for i in other]
+            found |= zip(other, self._engine.maps(own, list(other.values())), strict=True)
+        return found
+
+    def _flips(self, exact: ExactSample, data: Readings | None) -> list[Flips] | None:
+        keys = corresponding(exact.state.decisions, self._single)
+        return None if keys is None or data is None else flips(exact.state.decisions, data, keys)
 
     def frozen_gradient(
         self, x: Tensor, v: Tensor, routes: Sequence[tuple[Decisions, ...] | None]
@@ -105,15 +146,13 @@ class FormatReference:
         with self.network.running():
             return frozen_gradient(self.network.capture(x), self.network.cast(x), v, samples)
 
-    def _keys(self, exact: ExactSample) -> dict[str, str] | None:
-        return corresponding(exact.state.decisions, self._single)
-
     def _data(self, run: FloatRun, i: int, state: State) -> Readings | None:
         """What sample i of the run left, in the state's arithmetic; None if it is not finite."""
         part = state.interpreter.part
         if not all(bool(part(run, name, i).isfinite().all()) for name in run.values):
             return None
-        return state.interpreter.readings_of(run, i)
+        found: Readings = sample_of(state.interpreter.readings_of(run, i), 0)
+        return found
 
 
 def _same_network(a: Capture, b: Capture) -> bool:

@@ -98,16 +98,15 @@ class Lab:
         """
         for batch in self.job.batches():
             x = self.job.x[batch]
-            exact = []
-            for i in range(len(x)):
-                exact.append(self.reference.sample(x[i : i + 1]))
-                advance()
+            exact = self.reference.samples(x, advance)
             cases = cases_of(self.job, batch, _orders(exact, self.job.classes, x.device))
             runs = [self._run(fmt, x, cases) for fmt in self.formats]
             routes = [None if e is None else e.state.decisions for e in exact]
+            sides = [run.reference.samples(x, run.left_behind, exact) for run in runs]
             for i, sample in enumerate(exact):
+                cast = [next(side) for side in sides]
                 exact[i] = None  # what it holds is not needed again
-                yield self._sample_rows(batch.start, i, sample, x, cases, runs, routes)
+                yield self._sample_rows(batch.start, i, sample, x, cases, runs, cast, routes)
                 advance()
 
     def provenance(self, *, interrupted: bool) -> dict[str, Any]:
@@ -165,12 +164,9 @@ class Lab:
         x: Tensor,
         cases: list[Case],
         runs: list[_FormatRun],
+        cast: Sequence[FormatSample | None],
         routes: Sequence[tuple[Decisions, ...] | None],
     ) -> list[Row]:
-        cast = [
-            None if exact is None else run.reference.sample(x, run.left_behind, i, exact)
-            for run in runs
-        ]
         context = None
         if exact is not None:
             norms = self._row_log2_norms(exact, x[i : i + 1])

@@ -29,6 +29,7 @@ from fperr.formats import of_dtype
 from fperr.measurement.arguments import Job, checked_job
 from fperr.measurement.network import FloatGradient, FormatNetwork
 from fperr.measurement.stages import scaled
+from fperr.measurement.vectors import MpVectors
 from fperr.report.layers import LayerReport
 from fperr.theory.losses import Context
 
@@ -134,7 +135,7 @@ class _Tracer:
                 self.computed.logit_gradient,
                 everything=True,
             )
-        self.vectors = MpArithmetic(2 * _BITS)
+        self.vectors = MpVectors(MpArithmetic(2 * _BITS))
 
     @property
     def is_finite(self) -> bool:
@@ -176,7 +177,7 @@ class _Tracer:
             self.loss.kind,
             run.logits,
             int(self.label),
-            c=self.vectors.from_torch(self.computed.scale.c)[0],
+            c=self.vectors.context.mpf(float(self.computed.scale.c)),
             targeted=self.targeted,
             y=self.y,
         )

@@ -4,56 +4,90 @@ from abc import ABC, abstractmethod
 
 from fperr.exact.arithmetic import Array
 from fperr.exact.ball import BallArithmetic
-from fperr.exact.certified import midpoints, to_balls
+from fperr.exact.certified import to_balls
 from fperr.exact.interpreter import Interpreter, Readings
-from fperr.exact.mp import MpArithmetic
-from fperr.exact.pool import Balls
+from fperr.exact.multiword import MultiwordArithmetic, Words
+from fperr.exact.multiword.products import matrix_product, prepared_matrix
+from fperr.measurement.vectors import MpVectors, Vector, Vectors, Wide, WordVectors
 
 
 class LinearMap(ABC):
-    """v -> J^T v in mpmath."""
+    """v -> J^T v."""
 
     @abstractmethod
-    def product(self, v: Array) -> Array:
-        """J^T v, (1, entries), for v (1, K), both of mpmath."""
+    def product(self, v: Vector) -> Vector:
+        """J^T v, (1, entries), for v (1, K)."""
 
 
 class Rows(LinearMap):
-    """All rows of J (K, entries) at hand: worth it where K is small."""
+    """All rows of J (K, entries) at hand: worth it where K is small.
 
-    def __init__(self, rows: Array, vectors: MpArithmetic) -> None:
-        self.rows = rows
-        self._vectors = vectors
+    Attributes:
+        rows: each of them, (1, entries).
+    """
 
-    def product(self, v: Array) -> Array:
+    rows: list[Vector]
+
+
+class MpRows(Rows):
+    """In mpmath."""
+
+    def __init__(self, rows: Array, vectors: MpVectors) -> None:
+        self._matrix, self._vectors = rows, vectors
+        self.rows = [rows[k : k + 1] for k in range(len(rows))]
+
+    def product(self, v: Vector) -> Vector:
         """See `LinearMap`."""
-        return self._vectors.matmul(v, self.rows)
+        return self._vectors.arithmetic.matmul(v, self._matrix)
+
+
+class WordRows(Rows):
+    """In pairs of float64."""
+
+    def __init__(self, rows: Words, vectors: WordVectors) -> None:
+        self._matrix, self._vectors = rows, vectors
+        self._prepared = prepared_matrix(rows, vectors.arithmetic.bits, tight=False)
+        exact = rows.radius  # of all rows together: a bound for each
+        self.rows = [
+            Wide(Words(rows.high[:, k : k + 1], rows.low[:, k : k + 1], exact, None), 0)
+            for k in range(rows.shape[0])
+        ]
+
+    def product(self, v: Wide) -> Wide:
+        """See `LinearMap`."""
+        return Wide(matrix_product(v.words, self._matrix, self._prepared), v.exponent)
 
 
 class Products(LinearMap):
     """One run of the backward half for each product: worth it where K is large."""
 
-    def __init__(self, interpreter: Interpreter, readings: Readings, vectors: MpArithmetic) -> None:
+    def __init__(self, interpreter: Interpreter, readings: Readings, vectors: Vectors) -> None:
         self._interpreter, self._readings = interpreter, readings
         self._vectors = vectors
 
-    def product(self, v: Array) -> Array:
+    def product(self, v: Vector) -> Vector:
         """See `LinearMap`."""
         A = self._interpreter.arithmetic
+        if isinstance(A, MultiwordArithmetic):
+            g = self._interpreter.pullback(self._readings, v.words)
+            return Wide(A.reshape(g, (1, self._interpreter.entries)), v.exponent)
         if isinstance(A, BallArithmetic):
-            v = to_balls(A, v)
-        return in_mpmath(self._interpreter.products(self._readings, v), self._vectors)
+            v = to_balls(A, self._vectors.numbers(v))
+        return self._vectors.of_engine(self._interpreter.products(self._readings, v))
 
 
 def linear_map(
-    interpreter: Interpreter, readings: Readings, vectors: MpArithmetic, *, by_rows: bool
+    interpreter: Interpreter, readings: Readings, vectors: Vectors, *, by_rows: bool
 ) -> LinearMap:
     """The map that the readings define."""
     if not by_rows:
         return Products(interpreter, readings, vectors)
-    return Rows(in_mpmath(interpreter.jacobian(readings), vectors), vectors)
+    return map_of_rows(interpreter.jacobian(readings), vectors)
 
 
-def in_mpmath(a: Array, vectors: MpArithmetic) -> Array:
-    """The numbers, or midpoints, of an array of either engine."""
-    return midpoints(a, vectors.context) if isinstance(a, Balls) else a
+def map_of_rows(rows: Array, vectors: Vectors) -> LinearMap:
+    """The map of the rows (K, entries) of an engine's arithmetic."""
+    if isinstance(vectors, WordVectors):
+        return WordRows(vectors.matrix(rows), vectors)
+    assert isinstance(vectors, MpVectors)
+    return MpRows(vectors.matrix(rows), vectors)

@@ -1,30 +1,35 @@
-"""The reference side of a measurement: the exact network at one sample, by either engine."""
+"""The reference side of a measurement: the exact network at one sample, by any engine."""
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+from flint import arb
 from torch import Tensor
 
-from fperr.errors import ReferenceNotCertifiedError
-from fperr.exact.arithmetic import Array
-from fperr.exact.ball import BallArithmetic
-from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints
-from fperr.exact.enclosed import decide_order, logit_gradient_balls
+from fperr.exact.ball import BallArithmetic, log2_upper
+from fperr.exact.batched import log2_relative_errors
+from fperr.exact.certified import arb_of, log2_relative_radius, midpoints, norms
+from fperr.exact.enclosed import logit_gradient_balls
 from fperr.exact.engine import GUARD_BITS, log2_difference
 from fperr.exact.graph import Capture, probe
-from fperr.exact.interpreter import ForwardRun, Interpreter, Readings
+from fperr.exact.interpreter import Interpreter
 from fperr.exact.logit_gradient import cross_entropy, logit_gradient
 from fperr.exact.mp import MpArithmetic
+from fperr.exact.multiword import LARGEST_BITS, MultiwordArithmetic
 from fperr.exact.pool import Balls
-from fperr.exact.routing import Decisions, decisions_of
-from fperr.measurement.maps import LinearMap, Products, Rows, in_mpmath, linear_map
+from fperr.measurement.engines import BallEngine, Engine, MpmathEngine, State
+from fperr.measurement.maps import Rows
 from fperr.measurement.network import FormatNetwork
-from fperr.measurement.stages import row, scaled
+from fperr.measurement.stages import scaled
+from fperr.measurement.vectors import MpVectors, Vector, Vectors, WordVectors
+from fperr.measurement.words_engine import WordsEngine
 
-_LARGEST_RAISE = 8  # a sample whose decisions are undecided at this many times the start is marked
+_LOGIT_BITS = 200  # working precision of logit gradients, for words
+_FEW_DIGITS, _FEW_BITS = 12, 63  # up to so many digits, products at so many bits suffice
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,126 +56,19 @@ class ExactRow:
     """The exact gradient of one loss at one sample.
 
     Attributes:
-        v, gradient: (1, K) and (1, entries), in mpmath: for balls the midpoints.
-        log2_error: log2 of the relative error of the gradient in norm: proved for balls; for mpmath
-            the largest difference to twice the precision seen for cross-entropy at this sample.
+        v, gradient: vectors of K and of as many numbers as x has; for balls the midpoints.
+        log2_error: log2 of the relative error of the gradient in norm. Proved, or seen: for mpmath
+            the largest difference to twice the precision for cross-entropy at this sample; for
+            pairs of float64 whose bound is too wide, that to fewer bits.
+        is_proved: which of the two.
         enclosure: the gradient (1, entries) as balls, or None.
     """
 
-    v: Array
-    gradient: Array
+    v: Vector
+    gradient: Vector
     log2_error: float
+    is_proved: bool
     enclosure: Balls | None
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """The exact network at one sample.
-
-    Attributes:
-        z: the K logits, of mpmath.
-        readings: what the backward half uses.
-        map: v -> J^T v.
-        interpreter: what computed it.
-        logits: (1, K) of the interpreter's arithmetic.
-        rows: J (K, entries) of that arithmetic, where all rows were computed.
-        decisions: which way ReLUs and poolings decided.
-    """
-
-    z: list[Any]
-    readings: Readings
-    map: LinearMap
-    interpreter: Interpreter
-    logits: Array
-    rows: Array | None
-    decisions: tuple[Decisions, ...]
-
-
-class Engine(ABC):
-    """A captured network that is run exactly, one sample at a time."""
-
-    @abstractmethod
-    def state(self, x: Tensor) -> State:
-        """The network at x (1, *shape).
-
-        Raises:
-            ReferenceNotCertifiedError: it cannot be proved to the digits that were asked for.
-        """
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Name and precision."""
-
-
-class MpmathEngine(Engine):
-    """Everything in mpmath, at one precision."""
-
-    def __init__(self, capture: Capture, vectors: MpArithmetic, *, by_rows: bool) -> None:
-        self.interpreter = Interpreter(capture, vectors)
-        self._vectors, self._by_rows = vectors, by_rows
-
-    @property
-    def name(self) -> str:
-        """See `Engine`."""
-        return self._vectors.name
-
-    def state(self, x: Tensor) -> State:
-        """See `Engine`."""
-        run = self.interpreter.forward(x)
-        return _state(self.interpreter, run, self._vectors, by_rows=self._by_rows)
-
-
-class BallEngine(Engine):
-    """Everything in ball arithmetic, at the precision that proves `bits` bits."""
-
-    def __init__(
-        self, capture: Capture, vectors: MpArithmetic, bits: int, *, by_rows: bool
-    ) -> None:
-        self._certifier = Certifier(capture, bits)
-        self._certifier.largest = _LARGEST_RAISE * self._certifier.start
-        self._vectors, self._by_rows = vectors, by_rows
-        self._highest = self._certifier.start
-
-    @property
-    def name(self) -> str:
-        """See `Engine`; the highest precision that a sample has needed."""
-        return f"Arb balls, {self._highest} bits"
-
-    def state(self, x: Tensor) -> State:
-        """See `Engine`."""
-
-        def attempt(interpreter: Interpreter) -> State:
-            run = interpreter.forward(x)
-            decide_order(run.logits)
-            return _state(interpreter, run, self._vectors, by_rows=self._by_rows)
-
-        def proved(state: State) -> float:
-            if not isinstance(state.rows, Balls):
-                return -log2_relative_radius(state.logits)
-            rows = [Balls(state.rows.pool, index[None]) for index in state.rows.index]
-            return -max(map(log2_relative_radius, rows))
-
-        found, bits = self._certifier.raised(attempt, proved, lambda i: losses(i, x, None))
-        self._highest = max(self._highest, bits)
-        return found
-
-
-def _state(
-    interpreter: Interpreter, run: ForwardRun, vectors: MpArithmetic, *, by_rows: bool
-) -> State:
-    rows = interpreter.jacobian(run.readings) if by_rows else None
-    return State(
-        list(in_mpmath(run.logits, vectors)[0]),
-        run.readings,
-        Products(interpreter, run.readings, vectors)
-        if rows is None
-        else Rows(in_mpmath(rows, vectors), vectors),
-        interpreter,
-        run.logits,
-        rows,
-        decisions_of(interpreter.capture, run, interpreter.arithmetic),
-    )
 
 
 class ExactSample:
@@ -190,7 +88,7 @@ class ExactSample:
     @cached_property
     def logits(self) -> Tensor:
         """The logits (1, K), rounded to float64."""
-        return self._reference.vectors.to_torch(row(self._reference.vectors, self.z))
+        return torch.tensor([[float(value) for value in self.z]], dtype=torch.float64)
 
     @cached_property
     def row_log2_norms(self) -> list[float]:
@@ -206,9 +104,16 @@ class ExactSample:
         if v is None:
             return None
         B = self.state.interpreter.arithmetic
-        if not isinstance(B, BallArithmetic):
-            exact = row(A, v)
-            return ExactRow(exact, self.state.map.product(exact), self.log2_disagreement, None)
+        if isinstance(B, BallArithmetic):
+            return self._in_balls(B, loss, asked)
+        if isinstance(B, MultiwordArithmetic):
+            return self._in_words(loss, asked)
+        exact = A.array(v)
+        product = self.state.map.product(exact)
+        return ExactRow(exact, product, self.log2_disagreement, False, None)
+
+    def _in_balls(self, B: BallArithmetic, loss: LossAt, asked: dict[str, Any]) -> ExactRow:
+        A = self._reference.vectors
         enclosed = logit_gradient_balls(B, loss.kind, self.state.logits, loss.label, **asked)
         assert enclosed is not None
         if self.state.rows is not None:
@@ -216,7 +121,26 @@ class ExactSample:
         else:
             g = self.state.interpreter.products(self.state.readings, enclosed)
         error = max(log2_relative_radius(enclosed), log2_relative_radius(g))
-        return ExactRow(midpoints(enclosed, A.context), midpoints(g, A.context), error, g)
+        return ExactRow(A.of_engine(enclosed), A.of_engine(g), error, True, g)
+
+    def _in_words(self, loss: LossAt, asked: dict[str, Any]) -> ExactRow | None:
+        """The logit gradient in balls around the logits, and its product in words."""
+        A, B = self._reference.vectors, BallArithmetic(_LOGIT_BITS)
+        radius = 2.0 ** math.ceil(max(self.state.log2_radius, -1000.0))
+        logits = B.array([arb(arb_of(z), radius) for z in self.z], (1, len(self.z)))
+        enclosed = logit_gradient_balls(B, loss.kind, logits, loss.label, **asked)
+        assert enclosed is not None
+        numbers = midpoints(enclosed, A.context)
+        width, _ = norms(enclosed)
+        v = A.array(numbers, log2_upper(width) if width > 0 else None)
+        g = self.state.map.product(v)
+        errors = [float(log2_relative_errors(part.words)) for part in (v, g)]
+        found = ExactRow(v, g, max(errors), self.state.is_proved, None)
+        coarser = self.state.coarser
+        if coarser is None or self._reference.certifies(found) or coarser.is_open:
+            return found
+        apart = scaled(A, A.sub(g, coarser.product(v))).log2_norm - scaled(A, g).log2_norm
+        return replace(found, log2_error=max(errors[0], apart), is_proved=False)
 
     @cached_property
     def log2_disagreement(self) -> float:
@@ -229,11 +153,12 @@ class ExactSample:
         run = control.forward(self._x)
         worst = -math.inf
         for label in self.order[:2]:
-            v = row(A, cross_entropy(A.context, self.z, label, A.context.one))
-            w = row(B, cross_entropy(B.context, list(run.logits[0]), label, B.context.one))
+            v = A.array(cross_entropy(A.context, self.z, label, A.context.one))
+            finer = cross_entropy(B.context, list(run.logits[0]), label, B.context.one)
+            w = B.array(finer, (1, len(finer)))
             g, h = self.state.map.product(v), control.products(run.readings, w)
-            for ours, finer in ((v, w), (g, h)):
-                worst = max(worst, log2_difference(ours, finer, B))
+            for ours, theirs in ((v, w), (g, h)):
+                worst = max(worst, log2_difference(ours, theirs, B))
         return worst
 
 
@@ -244,7 +169,7 @@ class Reference:
         network: the model in its own dtype.
         x: the inputs, of which the first gives the shape.
         digits: decimal digits that shall be correct.
-        engine: `"mpmath"` or `"ball"`.
+        engine: `"mpmath"`, `"ball"` or `"multiword"`.
         by_rows: compute every row of J, instead of one product for each gradient.
     """
 
@@ -254,49 +179,62 @@ class Reference:
         self.network, self.digits, self.by_rows = network, digits, by_rows
         self._kind = engine
         self._bits = math.ceil(digits * math.log2(10))
-        self.vectors = MpArithmetic(self._bits + GUARD_BITS)
+        self.vectors: Vectors = (
+            WordVectors(x.device)
+            if engine == "multiword"
+            else MpVectors(MpArithmetic(self._bits + GUARD_BITS))
+        )
         self.capture: Capture = network.capture(x[:1])
         self.engine = self.engine_for(self.capture)
 
     def engine_for(self, capture: Capture) -> Engine:
         """An engine for a capture, of this reference's kind and precision."""
-        if self._kind == "mpmath":
+        if isinstance(self.vectors, MpVectors) and self._kind == "mpmath":
             return MpmathEngine(capture, self.vectors, by_rows=self.by_rows)
         bits = self._bits + GUARD_BITS // 2  # of every row: their sum may cancel
-        return BallEngine(capture, self.vectors, bits, by_rows=self.by_rows)
+        balls = BallEngine(capture, self.vectors, bits, by_rows=self.by_rows)
+        if not isinstance(self.vectors, WordVectors):
+            return balls
+        working = _FEW_BITS if self.digits <= _FEW_DIGITS else LARGEST_BITS
+        return WordsEngine(capture, self.vectors, self._bits, working, balls, by_rows=self.by_rows)
 
     @cached_property
     def control_arithmetic(self) -> MpArithmetic:
         """Twice the precision, to check mpmath."""
-        return MpArithmetic(2 * self.vectors.bits)
+        return MpArithmetic(2 * (self._bits + GUARD_BITS))
 
     @cached_property
     def control(self) -> Interpreter:
         """The network at twice the precision."""
         return Interpreter(self.capture, self.control_arithmetic)
 
-    def sample(self, x: Tensor) -> ExactSample | None:
-        """The exact network at x (1, *shape).
+    def samples(self, x: Tensor, advance: Callable[[], object]) -> list[ExactSample | None]:
+        """The exact network at each sample of x (batch, *shape).
 
         None where x is not finite, or where the exact network cannot be certified.
 
+        Args:
+            x: the inputs.
+            advance: called once for each sample.
+
         Raises:
-            CaptureAuditError: eager run and graph differ at this sample.
+            CaptureAuditError: eager run and graph differ at a sample.
         """
-        if not bool(x.isfinite().all()):
-            return None
-        with self.network.running():
-            self.capture.audit(self.network.model, x, probe(self.network.model(x)))
-        try:
-            return ExactSample(self, x, self.engine.state(x))
-        except ReferenceNotCertifiedError:
-            return None
+        found: list[ExactSample | None] = []
+        for piece in self.engine.pieces(len(x)):
+            finite = x[piece].flatten(1).isfinite().all(1)
+            known = x[piece][finite]
+            for i in range(len(known)):
+                one = known[i : i + 1]
+                with self.network.running():
+                    self.capture.audit(self.network.model, one, probe(self.network.model(one)))
+            states = iter(self.engine.states(known) if len(known) else [])
+            for i, is_finite in zip(range(*piece.indices(len(x))), finite.tolist(), strict=True):
+                state = next(states) if is_finite else None
+                found.append(None if state is None else ExactSample(self, x[i : i + 1], state))
+                advance()
+        return found
 
     def certifies(self, exact: ExactRow) -> bool:
         """Whether the gradient has the digits that were asked for."""
         return exact.log2_error <= -self.digits * math.log2(10)
-
-
-def map_of(state: State, readings: Readings, vectors: MpArithmetic) -> LinearMap:
-    """J^T for other readings of the network that `state` belongs to."""
-    return linear_map(state.interpreter, readings, vectors, by_rows=state.rows is not None)

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fperr.exact.arithmetic import Array
 from fperr.exact.ball import BallArithmetic
 from fperr.exact.logit_gradient import logit_gradient
-from fperr.exact.mp import MpArithmetic
 from fperr.formats import Format, of_dtype
 from fperr.measurement.cases import Case
 from fperr.measurement.enclosures import delta_interval
@@ -22,11 +20,11 @@ from fperr.measurement.stages import (
     LogitGradients,
     Split,
     product,
-    row,
     scaled,
     shares,
     split,
 )
+from fperr.measurement.vectors import Vector, Vectors
 from fperr.theory.bounds import log2_delta_sup_input, log2_delta_sup_logit
 from fperr.theory.losses import Loss
 from fperr.theory.scaling import log2_G, temperature
@@ -109,6 +107,7 @@ def measured_row(
     if found is None or asked is None:
         return result
     result["log2_reference_error"] = found.log2_error
+    result["is_proved"] = found.is_proved
     result["is_certified"] = context.reference.certifies(found)
     if not result["is_certified"]:
         return result
@@ -127,7 +126,7 @@ def measured_row(
     result |= _frozen_columns(situation, found, arithmetic)
     if context.certify:
         result |= _certified_columns(situation, exact, found)
-    result["p_underflow_rate"] = _underflow_rate(situation, v)
+    result["p_underflow_rate"] = _underflow_rate(situation, v, arithmetic)
     result["logit_delta"] = _logit_delta(v, arithmetic)
     return result
 
@@ -193,37 +192,39 @@ def _scale_columns(s: Situation, exact: ExactSample) -> Row:
     return result
 
 
-def _loss_at(s: Situation, A: MpArithmetic) -> LossAt | None:
+def _loss_at(s: Situation, A: Vectors) -> LossAt | None:
     """The loss with the scale that the format computed; None where that scale is unusable."""
     if s.is_scale_degenerate:
         return None
-    c = A.from_torch(s.float_gradient.scale.c[s.i : s.i + 1])[0]
+    c = A.context.mpf(float(s.float_gradient.scale.c[s.i]))
     return LossAt(s.loss.kind, s.label, c, s.case.targeted, s.y)
 
 
 def _logit_gradients(
-    s: Situation, asked: LossAt, exact: ExactRow, cast: FormatSample, A: MpArithmetic
+    s: Situation, asked: LossAt, exact: ExactRow, cast: FormatSample, A: Vectors
 ) -> LogitGradients:
     """The four logit gradients with the same c."""
     f, i = s.float_gradient, s.i
 
-    def exact_v(z: list[object]) -> Array | None:
+    def exact_v(z: list[object]) -> Vector | None:
         v = logit_gradient(
             asked.kind, A.context, z, asked.label, c=asked.c, targeted=asked.targeted, y=asked.y
         )
-        return None if v is None else row(A, v)
+        return None if v is None else A.array(v)
 
     finite_logits = bool(f.logits[i].isfinite().all())
     finite_v = bool(f.logit_gradient[i].isfinite().all())
     return LogitGradients(
         computed=_unscaled(s, A, f.logit_gradient[i]) if finite_v and finite_logits else None,
-        format=exact_v(list(A.from_torch(f.logits[i]))) if finite_logits else None,
+        format=exact_v([A.context.mpf(value) for value in f.logits[i].tolist()])
+        if finite_logits
+        else None,
         cast=None if cast.z is None else exact_v(cast.z),
         exact=exact.v,
     )
 
 
-def _unscaled(s: Situation, A: MpArithmetic, values: torch.Tensor) -> Array:
+def _unscaled(s: Situation, A: Vectors, values: torch.Tensor) -> Vector:
     """A gradient (1, entries) of the format, with loss scale and averaging divided out."""
     loss_scale, count = s.float_gradient.factor
     flat = A.from_torch(values.reshape(1, -1))
@@ -231,7 +232,7 @@ def _unscaled(s: Situation, A: MpArithmetic, values: torch.Tensor) -> Array:
     return flat if count == 1 else A.mul(flat, float(count))
 
 
-def _computed(s: Situation, A: MpArithmetic, gradients: torch.Tensor) -> Array | None:
+def _computed(s: Situation, A: Vectors, gradients: torch.Tensor) -> Vector | None:
     g = gradients[s.i]
     return _unscaled(s, A, g) if bool(g.isfinite().all()) else None
 
@@ -272,7 +273,7 @@ def _routing_columns(cast: FormatSample) -> Row:
     }
 
 
-def _frozen_columns(s: Situation, exact: ExactRow, A: MpArithmetic) -> Row:
+def _frozen_columns(s: Situation, exact: ExactRow, A: Vectors) -> Row:
     """The relative error with the exact network's decisions in place of the format's own."""
     frozen = None if s.frozen is None else _computed(s, A, s.frozen)
     if frozen is None:
@@ -291,7 +292,7 @@ def _certified_columns(s: Situation, exact: ExactSample, found: ExactRow) -> Row
     return {"delta_lo": low, "delta_hi": high}
 
 
-def _logit_delta(v: LogitGradients, A: MpArithmetic) -> float:
+def _logit_delta(v: LogitGradients, A: Vectors) -> float:
     """|v_hat - v|_1/|v|_1 at the format's own logits: what the papers' bound speaks of."""
     if v.format is None or v.computed is None:
         return math.nan
@@ -301,10 +302,11 @@ def _logit_delta(v: LogitGradients, A: MpArithmetic) -> float:
     return scaled(A, A.sub(v.computed, v.format)).ratio(reference, 1)
 
 
-def _underflow_rate(s: Situation, v: LogitGradients) -> float:
+def _underflow_rate(s: Situation, v: LogitGradients, A: Vectors) -> float:
     """The share of classes other than the label with a nonzero v_i that was computed as 0."""
     if v.format is None or v.computed is None:
         return math.nan
-    others = [k for k in range(v.format.shape[1]) if k != s.label and v.format[0, k] != 0]
-    lost = sum(v.computed[0, k] == 0 for k in others)
-    return lost / len(others) if others else math.nan
+    wanted, found = A.sign(v.format) != 0, A.sign(v.computed) != 0
+    wanted[s.label] = False
+    lost, others = int((wanted & ~found).sum()), int(wanted.sum())
+    return lost / others if others else math.nan

@@ -11,16 +11,13 @@ with weights and input rounded to the format:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fperr.exact.arithmetic import Arithmetic, Array
-from fperr.exact.mp import MpArithmetic
 from fperr.measurement.maps import LinearMap
+from fperr.measurement.vectors import Vector, Vectors
 
 STAGES = ("backward", "loss", "forward", "cast")
 
@@ -68,10 +65,10 @@ class LogitGradients:
         exact: v(z).
     """
 
-    computed: Array | None
-    format: Array | None
-    cast: Array | None
-    exact: Array
+    computed: Vector | None
+    format: Vector | None
+    cast: Vector | None
+    exact: Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +90,17 @@ class Split:
 
 
 def split(
-    A: MpArithmetic,
-    computed: Array | None,
-    gradient: Array,
+    A: Vectors,
+    computed: Vector | None,
+    gradient: Vector,
     v: LogitGradients,
     data: LinearMap | None,
-    cast_gradient: Array | None,
+    cast_gradient: Vector | None,
 ) -> Split:
     """The error of a computed gradient, and its stages.
 
     Args:
-        A: mpmath.
+        A: of the vectors.
         computed: g_hat (1, entries), any loss scale divided out; None if it is not finite.
         gradient: g (1, entries), exact.
         v: the logit gradients.
@@ -121,8 +118,8 @@ def split(
     return Split(
         scaled(A, gradient),
         _optional(A, computed),
-        torch.from_numpy(A.sign(gradient)).reshape(-1),
-        None if computed is None else torch.from_numpy(A.sign(computed)).reshape(-1),
+        A.sign(gradient),
+        None if computed is None else A.sign(computed),
         _optional(A, _difference(A, computed, gradient)),
         {name: _optional(A, vector) for name, vector in vectors.items()},
     )
@@ -144,25 +141,20 @@ def shares(parts: Split) -> dict[str, float]:
     return found
 
 
-def product(v: Array | None, transposed: LinearMap | None) -> Array | None:
+def product(v: Vector | None, transposed: LinearMap | None) -> Vector | None:
     """J^T v; None where either is undefined."""
     return None if v is None or transposed is None else transposed.product(v)
 
 
-def _difference(A: Arithmetic, a: Array | None, b: Array | None) -> Array | None:
+def _difference(A: Vectors, a: Vector | None, b: Vector | None) -> Vector | None:
     return None if a is None or b is None else A.sub(a, b)
 
 
-def scaled(A: Arithmetic, a: Array) -> Scaled:
+def scaled(A: Vectors, a: Vector) -> Scaled:
     """An array of the arithmetic, flattened, as a vector in floating point with an exponent."""
     values, exponent = A.to_scaled(a)
     return Scaled(values.reshape(-1), exponent)
 
 
-def _optional(A: Arithmetic, a: Array | None) -> Scaled | None:
+def _optional(A: Vectors, a: Vector | None) -> Scaled | None:
     return None if a is None else scaled(A, a)
-
-
-def row(A: MpArithmetic, numbers: Sequence[Any]) -> Array:
-    """A row (1, K) of the arithmetic from numbers of its context."""
-    return A.array(numbers, (1, len(numbers)))

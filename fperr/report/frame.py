@@ -15,7 +15,7 @@ from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
 from fperr.report.verdict import Thresholds, judge
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DEFAULT_THRESHOLDS = Thresholds()
 _METADATA_KEY = b"fperr"
 
@@ -69,6 +69,7 @@ COLUMNS: dict[str, str] = {
     "share_forward": "float64",
     "share_cast": "float64",
     "log2_reference_error": "float64",
+    "is_proved": "boolean",
     "is_certified": "boolean",
 }
 

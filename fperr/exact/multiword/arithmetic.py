@@ -22,7 +22,7 @@ from fperr.exact.choices import Choice
 from fperr.exact.multiword import decided, labels, moves, products
 from fperr.exact.multiword.elementary import ELEMENTARY, constant_pi
 from fperr.exact.multiword.sliced import Right
-from fperr.exact.multiword.slices import width_of_sum
+from fperr.exact.multiword.slices import by_sample, width_of_sum
 from fperr.exact.multiword.words import SQUARE, UP, Words, add, divide, multiply, spread_of
 
 SMALLEST_BITS, LARGEST_BITS = 32, 106
@@ -134,7 +134,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         high, low = divide(a, b)
         inverse = labels.of_function("inverse", b.label, keeps_zero=False)
         result = Words(high, low, a.radius, labels.times(a.label, inverse))
-        least = b.high.abs().flatten(1).amin(1) / UP - b.radius
+        least = by_sample(b.high).abs().amin(1) / UP - b.radius
         widened = a.radius * spread_of(a, result.shape)
         across = b.radius * spread_of(b, result.shape)
         radius = (widened + result.largest() * across) / least + 24 * SQUARE * result.norm()
@@ -166,7 +166,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         high, low = function.values(a.high, a.low)
         label = labels.of_function(name, a.label, keeps_zero=function.keeps_zero)
         result = Words(high, low, a.radius, label)
-        flat = a.high.flatten(1)
+        flat = by_sample(a.high)
         # the low words and rounding lie within one part in 2^28 of the arguments
         slack = flat.abs().amax(1) * (UP - 1) + a.radius
         slope = function.slope(flat.amin(1) - slack, flat.amax(1) + slack)
@@ -280,7 +280,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         return self.from_torch(torch.tensor(float(b), dtype=torch.float64))
 
     def _noted(self, choice: Tensor, doubt: Tensor) -> Tensor:
-        self._doubts.append(doubt.flatten(1).any(1))
+        self._doubts.append(by_sample(doubt).any(1))
         return choice
 
 

@@ -57,3 +57,12 @@ def same(a: Words, b: Words) -> tuple[Tensor, Tensor]:
 
 def _beside(radius: Tensor, numbers: Tensor) -> Tensor:
     return radius.reshape(-1, *[1] * (numbers.ndim - 1))
+
+
+def order_in_doubt(logits: Words) -> Tensor:
+    """(samples,): whether the order of the logits (1, K) is left open."""
+    flat = logits.moved(lambda t: t.reshape(len(t), -1))
+    rank = flat.high.argsort(1, descending=True)
+    ranked = flat.moved(lambda t: t.gather(1, rank))
+    _, doubt = same(ranked.moved(lambda t: t[:, :-1]), ranked.moved(lambda t: t[:, 1:]))
+    return doubt.any(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fperr.exact.choices import Choice
-from fperr.exact.multiword.slices import width_of_sum
+from fperr.exact.multiword.slices import by_sample, width_of_sum
 from fperr.exact.multiword.words import SQUARE, UP, Words, add
 
 
@@ -27,7 +27,7 @@ def take(a: Words, index: Choice) -> Words:
     """Entries of the flattened arrays at `index`; -1 gives zero."""
     count = math.prod(a.shape)
     places = _places(index, a.high.device)
-    shape, flat = places.shape[1:], places.flatten(1)
+    shape, flat = places.shape[1:], by_sample(places)
     widening = width_of_sum(_repeats(index, count))
     padded = a.moved(lambda t: torch.nn.functional.pad(t.reshape(len(t), count), (0, 1)))
     flat = torch.where(flat < 0, count, flat)
@@ -91,7 +91,7 @@ def _places(index: Choice, device: torch.device) -> Tensor:
 def _repeats(index: Choice, count: int) -> int:
     """How often one entry is taken, at most."""
     if isinstance(index, Tensor):
-        flat = index.flatten(1)
+        flat = by_sample(index)
         seen = torch.zeros(len(flat), count + 1, dtype=torch.int64, device=flat.device)
         seen.scatter_add_(1, torch.where(flat < 0, count, flat), torch.ones_like(flat))
         return max(1, int(seen[:, :count].max())) if count else 1

@@ -17,6 +17,7 @@ from fperr.exact.multiword.slices import (
     EXPONENT_LIMIT,
     Plan,
     bits_below,
+    by_sample,
     cut,
     fast_two_sum,
     left_out,
@@ -137,7 +138,7 @@ def sliced_product(
     parts = cut(high, low, top, chosen.left_width, chosen.left_count)
     first, last = _summed(parts, right, multiply, outputs)
     entries = width_of_sum(high[0].numel())
-    size = torch.linalg.vector_norm(high.flatten(1), dim=1) * UP
+    size = torch.linalg.vector_norm(by_sample(high), dim=1) * UP
     tops = power_of_two(top).reshape(-1)
     bound = _error(chosen, right, size, tops, entries)
     outside = left_out(top, chosen.left_width, chosen.left_count).reshape(-1)

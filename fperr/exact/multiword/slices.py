@@ -77,7 +77,7 @@ def plan(terms: int, right_bits: int, bits: int) -> Plan:
 def _widest(terms: int, right_width: int) -> int:
     """The widest left slices for which sums are exact, with one unit to spare; 0 if none are."""
     largest = (2**_SIGNIFICAND - 2) // (terms * _largest_integer(right_width))
-    widths = (w for w in range(WIDEST, 3, -1) if _largest_integer(w) <= largest)
+    widths = (w for w in range(WIDEST, 4, -1) if _largest_integer(w) <= largest)
     return next(widths, 0)
 
 
@@ -164,6 +164,11 @@ def left_out(top: Tensor, width: int, count: int) -> Tensor:
     if count == merge + 1:  # and the rounding error of the sum that was cut last
         rounding = rounding + power_of_two(top - merge * width - _SIGNIFICAND + 1)
     return half_unit + rounding
+
+
+def by_sample(t: Tensor) -> Tensor:
+    """(samples, entries) of (samples, *shape)."""
+    return t.reshape(len(t), -1 if t.numel() else t[0].numel() if len(t) else 0)
 
 
 def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fperr.exact.multiword.slices import fast_two_sum, two_sum, width_of_sum
+from fperr.exact.multiword.slices import by_sample, fast_two_sum, two_sum, width_of_sum
 
 UNIT_ROUNDOFF = 2.0**-53
 SQUARE = UNIT_ROUNDOFF**2
@@ -64,12 +64,12 @@ class Words:
 
     def norm(self) -> Tensor:
         """(samples,): at least the Euclidean norm of each sample's numbers, without the radius."""
-        norm: Tensor = torch.linalg.vector_norm(self.high.flatten(1), dim=1) * UP
+        norm: Tensor = torch.linalg.vector_norm(by_sample(self.high), dim=1) * UP
         return norm
 
     def largest(self) -> Tensor:
         """(samples,): at least the magnitude of each number, without the radius."""
-        flat = self.high.flatten(1)
+        flat = by_sample(self.high)
         if flat.shape[1] == 0:
             return flat.new_zeros(len(flat))
         largest: Tensor = torch.linalg.vector_norm(flat, float("inf"), dim=1) * UP

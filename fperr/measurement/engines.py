@@ -1,0 +1,183 @@
+"""The exact network at the samples of a batch, by each of the engines."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fperr.errors import ReferenceNotCertifiedError
+from fperr.exact.arithmetic import Array
+from fperr.exact.certified import Certifier, log2_relative_radius, losses
+from fperr.exact.enclosed import decide_order
+from fperr.exact.graph import Capture
+from fperr.exact.interpreter import ForwardRun, Interpreter, Readings
+from fperr.exact.pool import Balls
+from fperr.exact.routing import Decisions, decisions_of
+from fperr.measurement.maps import LinearMap, Products, linear_map, map_of_rows
+from fperr.measurement.vectors import MpVectors, Vectors
+
+_LARGEST_RAISE = 8  # a sample whose decisions are undecided at this many times the start is marked
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The exact network at one sample.
+
+    Attributes:
+        z: the K logits, of mpmath.
+        log2_radius: log2 of a bound on the error of each of them; -inf where it is not looked at.
+        readings: what the backward half uses.
+        map: v -> J^T v.
+        interpreter: what computed it.
+        logits: (1, K) of the interpreter's arithmetic.
+        rows: J (K, entries) of that arithmetic, where all rows were computed.
+        decisions: which way ReLUs and poolings decided.
+        is_proved: its errors are bounds, and not differences between two precisions.
+        coarser: the same map with fewer bits, where products with too wide a bound are compared.
+    """
+
+    z: list[Any]
+    log2_radius: float
+    readings: Readings
+    map: LinearMap
+    interpreter: Interpreter
+    logits: Array
+    rows: Array | None
+    decisions: tuple[Decisions, ...]
+    is_proved: bool
+    coarser: "CoarserMap | None" = None
+
+
+class CoarserMap(LinearMap):
+    """A map with fewer bits."""
+
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether it left a decision open, so that nothing can be said."""
+
+
+class Engine(ABC):
+    """A captured network that is run exactly."""
+
+    @abstractmethod
+    def pieces(self, samples: int) -> Iterator[slice]:
+        """A batch in pieces that are computed together."""
+
+    @abstractmethod
+    def states(self, x: Tensor) -> list[State | None]:
+        """The network at each sample of a piece x; None where it cannot be certified."""
+
+    @abstractmethod
+    def maps(self, states: Sequence[State], readings: Sequence[Readings]) -> list[LinearMap]:
+        """The maps that other readings define, for the samples that the states belong to."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name and precision."""
+
+
+class SampleEngine(Engine):
+    """An engine that takes one sample at a time."""
+
+    def __init__(self, vectors: Vectors, *, by_rows: bool) -> None:
+        self._vectors, self._by_rows = vectors, by_rows
+
+    @abstractmethod
+    def state(self, x: Tensor) -> State:
+        """The network at x (1, *shape).
+
+        Raises:
+            ReferenceNotCertifiedError: it cannot be proved to the digits that were asked for.
+        """
+
+    def pieces(self, samples: int) -> Iterator[slice]:
+        """See `Engine`."""
+        return (slice(i, i + 1) for i in range(samples))
+
+    def states(self, x: Tensor) -> list[State | None]:
+        """See `Engine`."""
+        return [self.state_or_none(x[i : i + 1]) for i in range(len(x))]
+
+    def state_or_none(self, x: Tensor) -> State | None:
+        """The network at x (1, *shape); None where it cannot be certified."""
+        try:
+            return self.state(x)
+        except ReferenceNotCertifiedError:
+            return None
+
+    def maps(self, states: Sequence[State], readings: Sequence[Readings]) -> list[LinearMap]:
+        """See `Engine`."""
+        return [
+            linear_map(state.interpreter, read, self._vectors, by_rows=state.rows is not None)
+            for state, read in zip(states, readings, strict=True)
+        ]
+
+    def _state(self, interpreter: Interpreter, run: ForwardRun, *, is_proved: bool) -> State:
+        rows = interpreter.jacobian(run.readings) if self._by_rows else None
+        products = Products(interpreter, run.readings, self._vectors)
+        return State(
+            list(self._vectors.numbers(self._vectors.of_engine(run.logits))[0]),
+            -math.inf,
+            run.readings,
+            products if rows is None else map_of_rows(rows, self._vectors),
+            interpreter,
+            run.logits,
+            rows,
+            decisions_of(interpreter.capture, run, interpreter.arithmetic),
+            is_proved,
+        )
+
+
+class MpmathEngine(SampleEngine):
+    """Everything in mpmath, at one precision."""
+
+    def __init__(self, capture: Capture, vectors: MpVectors, *, by_rows: bool) -> None:
+        super().__init__(vectors, by_rows=by_rows)
+        self.interpreter = Interpreter(capture, vectors.arithmetic)
+
+    @property
+    def name(self) -> str:
+        """See `Engine`."""
+        return self.interpreter.arithmetic.name
+
+    def state(self, x: Tensor) -> State:
+        """See `SampleEngine`."""
+        return self._state(self.interpreter, self.interpreter.forward(x), is_proved=False)
+
+
+class BallEngine(SampleEngine):
+    """Everything in ball arithmetic, at the precision that proves `bits` bits."""
+
+    def __init__(self, capture: Capture, vectors: Vectors, bits: int, *, by_rows: bool) -> None:
+        super().__init__(vectors, by_rows=by_rows)
+        self._certifier = Certifier(capture, bits)
+        self._certifier.largest = _LARGEST_RAISE * self._certifier.start
+        self._highest = self._certifier.start
+
+    @property
+    def name(self) -> str:
+        """See `Engine`; the highest precision that a sample has needed."""
+        return f"Arb balls, {self._highest} bits"
+
+    def state(self, x: Tensor) -> State:
+        """See `SampleEngine`."""
+
+        def attempt(interpreter: Interpreter) -> State:
+            run = interpreter.forward(x)
+            decide_order(run.logits)
+            return self._state(interpreter, run, is_proved=True)
+
+        def proved(state: State) -> float:
+            if not isinstance(state.rows, Balls):
+                return -log2_relative_radius(state.logits)
+            rows = [Balls(state.rows.pool, index[None]) for index in state.rows.index]
+            return -max(map(log2_relative_radius, rows))
+
+        found, bits = self._certifier.raised(attempt, proved, lambda i: losses(i, x, None))
+        self._highest = max(self._highest, bits)
+        return found
