@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 demo: .venv/core.stamp
 	$(BIN)/fperr measure fashion_adversarial fashion_standard fashion_saturated \
-	    --n 30 --scenarios all --out out/demo --overwrite
+	    --n 100 --scenarios all --out out/demo --overwrite
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest -m "not slow"

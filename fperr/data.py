@@ -17,6 +17,7 @@ from torch import Tensor
 from fperr.errors import MissingDataError
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+CIFAR_SHA256 = "f5a3dc75b0bdbf6afc29053a04b746395539702ce68c7a371a1ee72281bd2d8f"
 FASHION_REMEDY = (
     "the Fashion-MNIST files (train-images-idx3-ubyte.gz, ...). Install Debian's package "
     "dataset-fashion-mnist, or name the folder that holds them with --data DIR"
@@ -153,6 +154,23 @@ def mnist_test() -> Images:
     return _idx_pair("mnist_test", folder, "t10k", MNIST_SHA256, remedy)
 
 
+def cifar10_test_800() -> Images:
+    """The first 800 test images of CIFAR-10, from `cifar10/` under FPERR_DATA.
+
+    Raises:
+        MissingDataError: they are not there.
+        ValueError: the file is another one.
+    """
+    what = "the first 800 images of CIFAR-10's test batch, from cs.toronto.edu/~kriz/cifar.html"
+    path = fperr_data("cifar10/cifar10_test_first800.npz", what)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != CIFAR_SHA256:
+        raise ValueError(f"{path}: SHA-256 {found}, expected {CIFAR_SHA256}: it is not {what}")
+    with np.load(path) as arrays:
+        pixels, labels = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+    return Images("cifar10_test_800", pixels.float() / 255, labels.long())
+
+
 def from_npz(path: Path) -> Images:
     """Images `x` (n, ...) and labels `y` (n,) of a NumPy archive.
 
@@ -189,6 +207,7 @@ def from_npz(path: Path) -> Images:
 DATASETS: dict[str, Callable[[], Images]] = {
     "fashion_mnist_1000": fashion_mnist_1000,
     "mnist_test": mnist_test,
+    "cifar10_test_800": cifar10_test_800,
 }
 
 

@@ -1,14 +1,16 @@
 """`make bench-exact`: what an exact gradient costs, by engine; ratios measured in one run.
 
-One thread. A gradient is one forward run and one vector-Jacobian product of one sample, weights
-prepared. mpmath is measured twice: with its own products and sums (what its `fdot` does) on the
-entries that are not zero, and as this package runs it, on common grids of integers.
+One thread where nothing else is said. A gradient is one forward run and one vector-Jacobian
+product of one sample, weights prepared. mpmath is measured twice: with its own products and sums
+(what its `fdot` does) on the entries that are not zero, and as this package runs it, on common
+grids of integers. Pairs of float64 are measured on batches, against the plain float64 gradient.
 """
 
 import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from operator import itemgetter
 
 import torch
@@ -20,6 +22,7 @@ from fperr.exact import BallArithmetic, Capture, Interpreter, MpArithmetic
 from fperr.exact.arithmetic import Arithmetic
 from fperr.exact.certified import Certifier
 from tests.bench import seconds, show
+from tests.bench_words import BATCH, against_plain, all_large, products
 from tests.conftest import normal, seeded
 
 BITS = 128
@@ -61,8 +64,12 @@ def gradient(capture: Capture, A: Arithmetic, x: Tensor, v: Tensor) -> Callable[
     return work
 
 
-def engines(name: str, model: nn.Module, x: Tensor) -> None:
-    """Each engine's time for a gradient at each of the samples x, and ratios to balls."""
+def engines(name: str, model: nn.Module, x: Tensor) -> float:
+    """Each engine's time for a gradient at each of the samples x, and ratios to balls.
+
+    Returns:
+        Seconds of mpmath's `fdot` for a gradient.
+    """
     capture = exact.capture(model, x[:1])
     v = normal(1, capture.shapes[capture.results[0].name][1]).double()
     certifier = Certifier(capture, BITS)
@@ -87,6 +94,7 @@ def engines(name: str, model: nn.Module, x: Tensor) -> None:
     show("  bits proved, fewest", min(proved))
     show("mpmath fdot ÷ balls", by_fdot / by_balls, "≥ 15 (4-conv net)")
     show("mpmath on integer grids ÷ balls", by_grids / by_balls)
+    return by_fdot
 
 
 def lenet() -> nn.Module:
@@ -115,13 +123,18 @@ def main() -> None:
     print(f"{platform.machine()}, {capability}, one thread, torch {torch.__version__}")
     fashion = data.fashion_mnist_1000().x
     engines("LeNet, random weights, Fashion-MNIST", lenet(), fashion[:3])
-    engines("fashion_standard", zoo.load("fashion_standard"), fashion[:3])
+    by_fdot = engines("fashion_standard", zoo.load("fashion_standard"), fashion[:3])
+    against_plain(lambda: zoo.load("fashion_standard"), fashion[:BATCH], by_fdot)
+    print()
+    products()
+    all_large()
     if not os.environ.get("FPERR_DATA"):
         print("\nleft out: published MNIST networks, which FPERR_DATA would hold")
         return
     mnist = data.mnist_test().x
     for name in ("mnist_lenet5_clntrained", "mnist_levelsets_eps0.4"):
-        engines(name, zoo.load(name), mnist[:5])
+        by_fdot = engines(name, zoo.load(name), mnist[:5])
+        against_plain(partial(zoo.load, name), mnist[:BATCH], by_fdot)
 
 
 if __name__ == "__main__":

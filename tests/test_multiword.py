@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import fperr
 from fperr import data, exact, zoo
 from fperr.errors import InexactProductError
 from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
@@ -416,3 +417,30 @@ def test_wide_vectors_are_those_of_mpmath(a, b, low, high):
             assert float(apart.abs().max()) <= 2.0**-50 + 2.0 ** min(lost - scale, 0)
     for mine, numbers in zip(found, lists, strict=True):
         assert words.sign(mine).tolist() == [int(n > 0) - int(n < 0) for n in numbers]
+
+
+@pytest.mark.parametrize("name", ["fashion_standard", "fashion_adversarial", "fashion_saturated"])
+def test_the_same_relative_errors_as_with_balls(name):
+    model, x = zoo.load(name), data.fashion_mnist_1000().x[:2]
+    balls = fperr.measure(model, x, reference="ball").frame
+    words = fperr.measure(model, x, reference="multiword")
+    assert next(iter(words.provenance.values()))["reference"]["engine"].endswith("106 bits")
+    assert words.frame["is_proved"].all()
+    assert np.isclose(words.frame["delta"], balls["delta"], 1e-10, 0).all()
+    for column in ("sign_error_rate", "is_dead", "flips_by_layer", "pooling_flips", "tie_flips"):
+        assert words.frame[column].equals(balls[column]), column
+    half = fperr.measure(model, x, reference="multiword", formats=["float16"])
+    assert next(iter(half.provenance.values()))["reference"]["engine"].endswith("63 bits")
+    wanted = balls.loc[balls["format"] == "float16", "delta"]
+    assert np.isclose(half.frame["delta"], wanted, 1e-8, 0).all()
+
+
+def test_routing_of_poolings_is_that_of_balls(fperr_data):
+    model, x = zoo.load("mnist_lenet5_advtrained"), data.mnist_test().x[:3]
+    options = {"losses": ["mifpe"], "formats": ["float16", "float32"]}
+    words, balls = (fperr.measure(model, x, reference=e, **options) for e in ("multiword", "ball"))
+    assert words.frame["flips_by_layer"].equals(balls.frame["flips_by_layer"])
+    assert words.routing().equals(balls.routing())
+    assert words.frame["pooling_flips"].sum() > 0
+    for column in ("delta", "delta_frozen", "stage_backward", "stage_cast"):
+        assert np.isclose(words.frame[column], balls.frame[column], 1e-10, 1e-20).all(), column

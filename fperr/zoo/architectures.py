@@ -1,6 +1,23 @@
 """The small networks of the zoo, as plain `nn.Sequential`s: images in, logits out."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std for each channel of images (batch, channels, height, width)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The images, normalised."""
+        return (x - self.mean) / self.std
 
 
 def conv_small(channels: int = 1, size: int = 28) -> nn.Sequential:
@@ -19,6 +36,13 @@ def conv_small(channels: int = 1, size: int = 28) -> nn.Sequential:
         nn.Linear(32 * (size // 4) ** 2, 100),
         nn.ReLU(),
         nn.Linear(100, 10),
+    )
+
+
+def conv_small_cifar() -> nn.Sequential:
+    """ConvSmall for 3x32x32 images in [0, 1], which it normalises: 2.6 million multiply-adds."""
+    return nn.Sequential(
+        Normalise((0.485, 0.456, 0.406), (0.225, 0.225, 0.225)), *conv_small(3, 32)
     )
 
 

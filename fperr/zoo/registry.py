@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fperr import data
-from fperr.zoo.architectures import conv_small, lenet5, small_cnn
+from fperr.zoo.architectures import conv_small, conv_small_cifar, lenet5, small_cnn
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Entry:
         source: where the weights come from.
         checkpoint: path below FPERR_DATA, or None for a packaged safetensors file.
         sha256: digest of the checkpoint file; None for a packaged one.
-        key: the entry of the checkpoint that holds the weights, or None for the whole of it.
+        keys: where in the checkpoint the weights are, from the outside in.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Entry:
     source: str
     checkpoint: str | None = None
     sha256: str | None = None
-    key: str | None = None
+    keys: tuple[str | int, ...] = ()
 
 
 _LEVELSETS = "github.com/matanatz/ControllingNeuralLevelsets, evaluation/mnist"
@@ -68,7 +68,7 @@ _ENTRIES = (
         f"{_LEVELSETS}/ours/eps0.4/200.pth (Atzmon et al., NeurIPS 2019)",
         "checkpoints/mnist_levelsets_eps0.4.pth",
         "0a1e2307851134d93b8ee6fd3e3183b0d01115e5fec019669e8fcf1ba305b308",
-        "model_state_dict",
+        ("model_state_dict",),
     ),
     Entry(
         "mnist_levelsets_xent",
@@ -77,7 +77,7 @@ _ENTRIES = (
         f"{_LEVELSETS}/xent/200.pth (Atzmon et al., NeurIPS 2019)",
         "checkpoints/mnist_levelsets_xent.pth",
         "93eed7e2157bd8b8d459e7186889922af88afc3d75e08269dbf33c3d88ec19a4",
-        "model_state_dict",
+        ("model_state_dict",),
     ),
     Entry(
         "mnist_fastat_pgd",
@@ -102,6 +102,16 @@ _ENTRIES = (
         f"{_ADVERTORCH}/mnist_lenet5_advtrained.pt",
         "checkpoints/mnist_lenet5_advtrained.pt",
         "b89abfcfe8b33235fe8f8e964188d82a97c56a12ffe25132eaba197e40ac7658",
+    ),
+    Entry(
+        "cifar_wong_kolter_small_8px",
+        conv_small_cifar,
+        "cifar10_test_800",
+        "github.com/locuslab/convex_adversarial, models_scaled/cifar_small_8px.pth (MIT licence): "
+        "the first of its cascade",
+        "checkpoints/cifar_wong_kolter_small_8px.pth",
+        "f07c615f58616cbc7667974f146c4baa851bf0e71df8431a150abea8b7901f37",
+        ("state_dict", 0),
     ),
     Entry(
         "mnist_lenet5_clntrained",
@@ -187,6 +197,8 @@ def _checkpoint(found: Entry) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: SHA-256 {sha256}, expected {found.sha256}: it is not {what}. Get it again"
         )
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    weights: dict[str, Tensor] = content if found.key is None else content[found.key]
-    return weights
+    weights: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for key in found.keys:
+        weights = weights[key]
+    content: dict[str, Tensor] = weights
+    return content
