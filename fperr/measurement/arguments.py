@@ -29,7 +29,7 @@ from fperr.theory.scenarios import SCENARIOS, Scenario
 # neither pixels in [0, 1] nor standardised ones come near it; pixels of 0..255 do
 UNUSUAL_INPUT = 20.0
 # Default digits: pairs of float64 prove about 25 on ordinary networks, and half formats need fewer.
-DIGITS, WORD_DIGITS, WORD_DIGITS_OF_HALF = 50, 20, 12
+DIGITS, WORD_DIGITS, WORD_DIGITS_OF_HALF = 50, 20, 10
 MOST_WORD_DIGITS = 24
 
 

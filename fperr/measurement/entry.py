@@ -63,7 +63,7 @@ def measure(
             timings on this machine.
         digits: correct decimal digits of the reference, in norm: proved by balls, and by pairs of
             float64 where `is_proved`; mpmath is checked against twice as many. By default 50, or
-            20 in pairs of float64 (12 where only half formats are measured).
+            20 in pairs of float64 (10 where only half formats are measured).
         certify: add `delta_lo` and `delta_hi`, a proved interval for delta. Needs balls.
         jacobian: `"rows"`: all K rows of J at each sample, which every loss and scenario combines;
             `"products"`: one vector-Jacobian product for each gradient, for large K; `"auto"`: what

@@ -29,7 +29,7 @@ from fperr.measurement.vectors import MpVectors, Vector, Vectors, WordVectors
 from fperr.measurement.words_engine import WordsEngine
 
 _LOGIT_BITS = 200  # working precision of logit gradients, for words
-_FEW_DIGITS, _FEW_BITS = 12, 63  # up to so many digits, products at so many bits suffice
+_FEW_DIGITS, _FEW_BITS = 10, 63  # up to so many digits, products at so many bits suffice
 
 
 @dataclass(frozen=True, slots=True)
