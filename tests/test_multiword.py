@@ -444,3 +444,22 @@ def test_routing_of_poolings_is_that_of_balls(fperr_data):
     assert words.frame["pooling_flips"].sum() > 0
     for column in ("delta", "delta_frozen", "stage_backward", "stage_cast"):
         assert np.isclose(words.frame[column], balls.frame[column], 1e-10, 1e-20).all(), column
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_words_meet_the_balls_on_cuda(name):
+    x, cuda = images(3), torch.device("cuda")
+    with torch.no_grad():
+        v = normal(3, build(name)(x).shape[1], seed=7).double()
+    balls = exact.gradient(build(name), x, v, bits=BALL_BITS)
+    model = build(name).to(cuda)
+    product, doubt = BatchedNetwork(exact.capture(model, x[:1].to(cuda)), device=cuda).gradient(
+        x.to(cuda), v.to(cuda)
+    )
+    assert not doubt.any()
+    for i in range(3):
+        apart = distance(to_mpmath(product.of(i), WIDE), balls.midpoint[i])
+        assert apart <= product.radius[i].item() + norm(balls.radius[i])
+        assert apart <= norm(balls.midpoint[i]) * 1e-25

@@ -84,7 +84,7 @@ def where(mask: Choice, a: Words, b: Words) -> Words:
 def _places(index: Choice, device: torch.device) -> Tensor:
     """(1 or samples, *shape of the index)."""
     if isinstance(index, Tensor):
-        return index
+        return index.to(device)
     return torch.from_numpy(np.ascontiguousarray(index)).to(device)[None]
 
 
