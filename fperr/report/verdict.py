@@ -67,7 +67,7 @@ class Verdict:
             unseen = 1 - 0.05 ** (1 / self.rows)
             return (
                 f"trustworthy: none of {self.rows} gradients fails (95 % sure that fewer than "
-                f"{unseen:.0%} would); {medians}"
+                f"{unseen:.{0 if unseen >= 0.01 else 1}%} would); {medians}"
             )
         causes = (
             (self.dead, "exactly zero"),
