@@ -135,7 +135,8 @@ def test_an_estimate_is_of_the_right_size():
         estimate(model, x, losses=["xent"])
     larger = estimate(seeded(nn.Linear(600, 100)), normal(4, 600), losses=["ce"])
     assert larger.bytes > 100 * found.bytes
-    assert larger.seconds > found.seconds
+    more = estimate(model, normal(4000, 6), losses=["ce"])  # times differ between calls: 1000 times
+    assert more.seconds > found.seconds
 
 
 def readme_example():

@@ -44,6 +44,7 @@ class BatchedNetwork:
         bits: accuracy of the products of matrices: 32 to 106.
         device: where to compute.
         memory: bytes that a piece of a batch may take.
+        is_control: see `MultiwordArithmetic`.
 
     Raises:
         InexactProductError: float64 products on the device are not plain ones.
@@ -55,10 +56,14 @@ class BatchedNetwork:
         bits: int = LARGEST_BITS,
         device: torch.device | str = "cpu",
         memory: int = MEMORY,
+        *,
+        is_control: bool = False,
     ) -> None:
-        self.arithmetic = MultiwordArithmetic(bits, device)
+        self.arithmetic = MultiwordArithmetic(bits, device, is_control=is_control)
         check_device(self.arithmetic.device)
         self.interpreter = Interpreter(capture, self.arithmetic)
+        # what the constants of the network leave open concerns every sample
+        self._is_open = bool(self.arithmetic.in_doubt(1))
         self.at_once = samples_at_once(capture, memory)
 
     def pieces(self, samples: int) -> Iterator[slice]:
@@ -73,7 +78,7 @@ class BatchedNetwork:
 
     def in_doubt(self, samples: int) -> Tensor:
         """(samples,): where a decision has been left open since the last call."""
-        return self.arithmetic.in_doubt(samples)
+        return self.arithmetic.in_doubt(samples) | self._is_open
 
     def pullback(self, readings: Readings, v: Words) -> Words:
         """J^T v of every sample: (entries,) for v (1, K)."""
@@ -109,8 +114,10 @@ def of_all(a: Words, samples: int) -> Words:
 
 def log2_relative_errors(a: Words) -> Tensor:
     """(samples,): log2 of bounds on |error|/|number|; inf where there is none."""
-    least = a.norm() * (1 - 2.0**-20) - a.radius
+    norm = torch.linalg.vector_norm(a.high.reshape(len(a.high), -1), dim=1)
+    least = norm * (1 - 2.0**-20) - a.radius
     relative = torch.where(least > 0, a.radius / least, torch.inf)
+    relative = torch.where(a.radius == 0, 0.0, relative)
     return torch.log2(relative.nan_to_num(nan=math.inf, posinf=math.inf))
 
 

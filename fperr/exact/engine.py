@@ -25,6 +25,7 @@ ENGINES = ("mpmath", "ball", "multiword")
 # For the multiword engine: working bits that prove this many on ordinary networks, and the step
 # down to the run that must agree where the bound proves too few.
 _FEW_BITS, _RUNG = 44, 22
+LEAST_BOUND = -8.0  # log2: where the bound proves less than this, agreement means nothing
 MOST_MULTIWORD_BITS = 96
 _DEFAULT_BITS = {"mpmath": 128, "ball": 128, "multiword": 80}
 # Working precision above the bits that are claimed. Not a bound: the claim is checked.
@@ -176,16 +177,17 @@ def _in_words(
     working = 63 if bits <= _FEW_BITS else LARGEST_BITS
     network = BatchedNetwork(captured, working, x.device)
     found, doubt = network.gradient(x, v)
-    errors = torch.where(doubt, math.inf, log2_relative_errors(found))
-    unproved = (errors > -bits) & ~doubt
+    bounds = torch.where(doubt, math.inf, log2_relative_errors(found))
+    unproved = (bounds > -bits) & (bounds <= LEAST_BOUND)
+    errors = bounds.clone()
     if unproved.any():
-        coarser = BatchedNetwork(captured, working - _RUNG, x.device)
+        coarser = BatchedNetwork(captured, working - _RUNG, x.device, is_control=True)
         errors[unproved] = _agreement(found, coarser, x, v, unproved)
     context = MPContext()
     context.prec = 2 * LARGEST_BITS
     midpoint = to_mpmath(found, context).reshape(x.shape)
     radius = [np.full(x.shape[1:], context.mpf(float(r)), dtype=object) for r in found.radius]
-    by_balls = torch.nonzero(errors > -bits).flatten().tolist()
+    by_balls = torch.nonzero(~(errors <= -bits)).flatten().tolist()
     for i in by_balls:
         proved = certifier.product(x[i : i + 1], v[i : i + 1])
         midpoint[i] = proved.midpoint.reshape(x.shape[1:])
@@ -205,7 +207,8 @@ def _agreement(
     other, doubt = coarser.gradient(x[chosen], v[chosen])
     mine = replace(found.moved(lambda t: t[chosen]), radius=found.radius[chosen])
     difference = coarser.arithmetic.sub(mine, other)
-    return torch.where(doubt, math.inf, torch.log2(difference.norm() / mine.norm()))
+    apart = torch.log2(difference.norm() / mine.norm()).nan_to_num(nan=math.inf)
+    return torch.where(doubt, math.inf, apart)
 
 
 def _samples(interpreter: Interpreter, x: Tensor, v: Tensor) -> Any:

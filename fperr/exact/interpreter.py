@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fperr.errors import UndecidedError
+from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array
 from fperr.exact.columns import Columns
 from fperr.exact.graph import Capture, Node
@@ -211,7 +212,7 @@ class Interpreter:
         """A value of the forward half as the backward half, with its columns, takes it."""
         if isinstance(value, tuple | list):
             return [self._lift(part) for part in value]
-        plain = value is None or (isinstance(value, np.ndarray) and value.dtype != object)
+        plain = value is None or choices.is_choice(value)
         return value if plain else self._columns.lifted(value)
 
     def converted(self, value: Any) -> Any:

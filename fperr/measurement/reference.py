@@ -14,7 +14,7 @@ from fperr.exact.ball import BallArithmetic, log2_upper
 from fperr.exact.batched import log2_relative_errors
 from fperr.exact.certified import arb_of, log2_relative_radius, midpoints, norms
 from fperr.exact.enclosed import logit_gradient_balls
-from fperr.exact.engine import GUARD_BITS, log2_difference
+from fperr.exact.engine import GUARD_BITS, LEAST_BOUND, log2_difference
 from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.logit_gradient import cross_entropy, logit_gradient
@@ -137,7 +137,8 @@ class ExactSample:
         errors = [float(log2_relative_errors(part.words)) for part in (v, g)]
         found = ExactRow(v, g, max(errors), self.state.is_proved, None)
         coarser = self.state.coarser
-        if coarser is None or self._reference.certifies(found) or coarser.is_open:
+        settled = self._reference.certifies(found) or not errors[1] <= LEAST_BOUND
+        if coarser is None or settled or coarser.is_open:
             return found
         apart = scaled(A, A.sub(g, coarser.product(v))).log2_norm - scaled(A, g).log2_norm
         return replace(found, log2_error=max(errors[0], apart), is_proved=False)

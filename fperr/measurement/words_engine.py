@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.exact import choices
 from fperr.exact.batched import BatchedNetwork, of_all, to_mpmath
+from fperr.exact.engine import LEAST_BOUND
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import ForwardRun, Readings
 from fperr.exact.multiword import Words
 from fperr.exact.multiword.decided import order_in_doubt
+from fperr.exact.multiword.words import euclidean
 from fperr.exact.routing import decisions_of
 from fperr.measurement.engines import BallEngine, CoarserMap, Engine, State
 from fperr.measurement.maps import LinearMap, Products, WordRows
@@ -73,7 +76,7 @@ class WordsEngine(Engine):
     ) -> None:
         device = vectors.arithmetic.device
         self._network = BatchedNetwork(capture, working_bits, device)
-        self._coarser = BatchedNetwork(capture, working_bits - _RUNG, device)
+        self._coarser = BatchedNetwork(capture, working_bits - _RUNG, device, is_control=True)
         self._vectors, self._balls, self._by_rows = vectors, balls, by_rows
         self._largest = -bits - _GUARD_BITS
         self._classes = capture.shapes[capture.results[0].name][1]
@@ -101,7 +104,10 @@ class WordsEngine(Engine):
         run, logits, rows, doubt = self._run(self._network, x)
         doubt |= order_in_doubt(logits)
         errors = [logits, *rows]
-        wide = ~doubt & (_worst(errors) > self._largest)
+        bounds = _worst(errors)
+        vacuous = ~(bounds <= LEAST_BOUND + _MORE_OF_LOGITS)
+        doubt |= vacuous  # agreement means nothing there
+        wide = ~doubt & (bounds > self._largest)
         if wide.any():
             errors, doubtful = self._by_difference(errors, x, wide)
             doubt |= doubtful | (wide & (_worst(errors) > self._largest))
@@ -172,7 +178,7 @@ class WordsEngine(Engine):
         decisions = decisions_of(interpreter.capture, run, interpreter.arithmetic)
         self._network.arithmetic.forget_doubts()
         return State(
-            list(to_mpmath(logits, self._vectors.context).reshape(-1)),
+            _one_for_equal(to_mpmath(logits, self._vectors.context), logits),
             math.log2(radius) if radius else -math.inf,
             run.readings,
             Products(interpreter, run.readings, self._vectors)
@@ -224,11 +230,18 @@ def _joined(values: list[Any]) -> Any:
     return [_joined(list(parts)) for parts in zip(*values, strict=True)]
 
 
+def _one_for_equal(numbers: NDArray[np.object_], logits: Words) -> list[Any]:
+    """The numbers, with the first of those that are equal by construction for all of them."""
+    assert logits.label is not None
+    first: dict[int, Any] = {}
+    pairs = zip(logits.label.reshape(-1).tolist(), numbers.reshape(-1), strict=True)
+    return [first.setdefault(label, number) for label, number in pairs]
+
+
 def _matrix(rows: list[Words]) -> Words:
     """The rows (entries,) of one sample as (K, entries)."""
     high, low = (torch.stack([getattr(r, n) for r in rows], 1) for n in ("high", "low"))
-    radius = torch.stack([r.radius for r in rows]).square().sum(0).sqrt() * (1 + 2.0**-40)
-    return Words(high, low, radius, None)
+    return Words(high, low, euclidean(torch.stack([r.radius for r in rows]), 0), None)
 
 
 def _worst(arrays: list[Words]) -> Tensor:
@@ -239,7 +252,7 @@ def _worst(arrays: list[Words]) -> Tensor:
     logits, *rows = arrays
     found = logits.radius / logits.norm() * 2.0**_MORE_OF_LOGITS
     if rows:
-        radius = torch.stack([r.radius for r in rows]).square().sum(0)
-        size = torch.stack([r.norm() for r in rows]).square().sum(0)
-        found = torch.maximum(found, (radius / size).sqrt())
+        radius = euclidean(torch.stack([r.radius for r in rows]), 0)
+        size = torch.linalg.vector_norm(torch.stack([r.norm() for r in rows]), dim=0)
+        found = torch.maximum(found, radius / size)
     return torch.log2(found.nan_to_num(nan=math.inf, posinf=math.inf))

@@ -21,13 +21,22 @@ from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, Sh
 from fperr.exact.choices import Choice
 from fperr.exact.multiword import decided, labels, moves, products
 from fperr.exact.multiword.elementary import ELEMENTARY, constant_pi
+from fperr.exact.multiword.radii import LARGEST, SMALLEST, aligned, checked, crossed
 from fperr.exact.multiword.sliced import Right
 from fperr.exact.multiword.slices import by_sample, width_of_sum
-from fperr.exact.multiword.words import SQUARE, UP, Words, add, divide, multiply, spread_of
+from fperr.exact.multiword.words import (
+    SQUARE,
+    UP,
+    Words,
+    add,
+    divide,
+    multiply,
+    shortened,
+    spread_of,
+    total,
+)
 
 SMALLEST_BITS, LARGEST_BITS = 32, 106
-_LARGEST = 2.0**300  # beyond, Dekker's products may overflow
-_SMALLEST = 2.0**-960  # far more than what underflow can do to one of them
 
 
 class MultiwordArithmetic(Arithmetic, Convolving):
@@ -36,18 +45,27 @@ class MultiwordArithmetic(Arithmetic, Convolving):
     Args:
         bits: accuracy of products, relative to the largest entries: 32 to 106.
         device: of the tensors.
+        is_control: round every other result to `bits`, too, so that what is computed differs from
+            a run with more bits by what rounding does to the network.
 
     Raises:
         ValueError: other bits.
     """
 
-    def __init__(self, bits: int = LARGEST_BITS, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        bits: int = LARGEST_BITS,
+        device: torch.device | str = "cpu",
+        *,
+        is_control: bool = False,
+    ) -> None:
         if not SMALLEST_BITS <= bits <= LARGEST_BITS:
             raise ValueError(
                 f"bits={bits}: pairs of float64 have {SMALLEST_BITS} to {LARGEST_BITS}"
             )
         self.bits = bits
         self.device = torch.device(device)
+        self._is_control = is_control
         self._doubts: list[Tensor] = []
 
     @property
@@ -103,7 +121,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         return self._sum(a, self._operand(b), -1)
 
     def _sum(self, a: Words, b: Words, sign: int) -> Words:
-        a, b = _aligned(a, b)
+        a, b = aligned(a, b)
         label = labels.total(a.label, b.label, sign)
         if sign < 0:
             b = Words(-b.high, -b.low, b.radius, None)
@@ -112,33 +130,36 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         for part in (a, b):
             own = part.radius + 4 * SQUARE * part.norm()
             radius = radius + own * spread_of(part, tuple(high.shape[1:]))
-        return Words(high, low, (radius * UP).expand(len(high)), label)
+        return self._ended(Words(high, low, (radius * UP).expand(len(high)), label))
 
     def mul(self, a: Words, b: Words | float) -> Words:
-        if isinstance(b, int | float) and abs(math.frexp(b)[0]) == 0.5 and abs(b) < _LARGEST:
+        if isinstance(b, int | float) and abs(math.frexp(b)[0]) == 0.5 and abs(b) < LARGEST:
             return self._times_power_of_two(a, float(b))
-        a, b = _aligned(a, self._operand(b))
+        a, b = aligned(a, self._operand(b))
         high, low = multiply(a, b)
         result = Words(high, low, a.radius, labels.times(a.label, b.label))
-        return _checked(result, 12 * SQUARE * result.norm() + _crossed(a, b, result.shape))
+        radius = 12 * SQUARE * result.norm() + crossed(a, b, result.shape)
+        return self._ended(checked(result, radius))
 
     def _times_power_of_two(self, a: Words, factor: float) -> Words:
         label = a.label
         if label is not None:
             known = labels.of_floats(torch.tensor(factor, dtype=torch.float64)).to(self.device)
             label = -label if factor == -1.0 else labels.times(label, known)
-        return Words(a.high * factor, a.low * factor, a.radius * abs(factor), label)
+        lost = SMALLEST if abs(factor) < 1 else 0.0
+        return Words(a.high * factor, a.low * factor, a.radius * abs(factor) + lost, label)
 
     def div(self, a: Words, b: Words | float) -> Words:
-        a, b = _aligned(a, self._operand(b))
+        a, b = aligned(a, self._operand(b))
         high, low = divide(a, b)
         inverse = labels.of_function("inverse", b.label, keeps_zero=False)
         result = Words(high, low, a.radius, labels.times(a.label, inverse))
         least = by_sample(b.high).abs().amin(1) / UP - b.radius
         widened = a.radius * spread_of(a, result.shape)
         across = b.radius * spread_of(b, result.shape)
-        radius = (widened + result.largest() * across) / least + 24 * SQUARE * result.norm()
-        return _checked(result, torch.where(least > 0, radius, torch.inf))
+        radius = (widened + result.largest() * across + SMALLEST) / least
+        radius = radius + 24 * SQUARE * result.norm()
+        return self._ended(checked(result, torch.where(least > 0, radius, torch.inf)))
 
     def rsqrt(self, a: Words) -> Words:
         return self._elementary("rsqrt", a)
@@ -171,7 +192,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         slack = flat.abs().amax(1) * (UP - 1) + a.radius
         slope = function.slope(flat.amin(1) - slack, flat.amax(1) + slack)
         inherited = torch.where(a.radius > 0, slope * a.radius, 0.0)
-        return _checked(result, inherited + 4 * SQUARE * result.norm())
+        return self._ended(checked(result, inherited + 4 * SQUARE * result.norm()))
 
     def matmul(self, a: Words, b: Words) -> Words:
         if b.samples > 1:
@@ -211,16 +232,9 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         label = None if rows.label is None else rows.label.sum(-1)
         rounding = 4 * SQUARE * math.ceil(math.log2(max(length, 2))) * a.norm()
         radius = (a.radius + rounding) * width_of_sum(length) * UP
-        while rows.high.shape[-1] > 1:
-            half = rows.high.shape[-1] // 2
-            left = rows.moved(lambda t, h=half: t[..., :h])  # type: ignore[misc]
-            right = rows.moved(lambda t, h=half: t[..., h : 2 * h])  # type: ignore[misc]
-            high, low = add(left, right)
-            odd = rows.high[..., 2 * half :], rows.low[..., 2 * half :]
-            high, low = torch.cat([high, odd[0]], -1), torch.cat([low, odd[1]], -1)
-            rows = Words(high, low, rows.radius, None)
-        total = Words(rows.high[..., 0], rows.low[..., 0], radius, label)
-        return total.moved(lambda t: t.reshape(len(t), *shape))
+        high, low = total(rows.high, rows.low)
+        found = self._ended(Words(high, low, radius, label))
+        return found.moved(lambda t: t.reshape(len(t), *shape))
 
     def reshape(self, a: Words, shape: Shape) -> Words:
         return a.moved(lambda t: t.reshape(len(t), *shape))
@@ -242,7 +256,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         return moves.scatter_add(a, index, shape)
 
     def where(self, mask: Choice, a: Words, b: Words) -> Words:
-        return moves.where(mask, *_aligned(a, b))
+        return moves.where(mask, *aligned(a, b))
 
     def exceeds(self, a: Words, threshold: float) -> Tensor:
         above, doubt = decided.exceeds(a, threshold)
@@ -257,7 +271,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         return self._noted(place, doubt)
 
     def same(self, a: Words, b: Words) -> Tensor:
-        alike, doubt = decided.same(*_aligned(a, b))
+        alike, doubt = decided.same(*aligned(a, b))
         return self._noted(alike, doubt)
 
     def values(self, a: Words) -> Indices:
@@ -274,6 +288,14 @@ class MultiwordArithmetic(Arithmetic, Convolving):
             and torch.equal(a.low, b.low)
         )
 
+    def _ended(self, a: Words) -> Words:
+        """The result of an operation, in a control run rounded to its bits."""
+        if not self._is_control:
+            return a
+        high, low = shortened(a.high, a.low, self.bits)
+        radius = a.radius + a.norm() * 2.0 ** (1 - self.bits)
+        return Words(high, low, radius * UP, a.label)
+
     def _operand(self, b: Words | float) -> Words:
         if isinstance(b, Words):
             return b
@@ -282,26 +304,3 @@ class MultiwordArithmetic(Arithmetic, Convolving):
     def _noted(self, choice: Tensor, doubt: Tensor) -> Tensor:
         self._doubts.append(by_sample(doubt).any(1))
         return choice
-
-
-def _aligned(a: Words, b: Words) -> tuple[Words, Words]:
-    """Both with as many dimensions, so that those of the samples meet."""
-    rank = max(len(a.shape), len(b.shape))
-    return a.with_rank(rank), b.with_rank(rank)
-
-
-def _crossed(a: Words, b: Words, shape: tuple[int, ...]) -> Tensor:
-    """A bound on |(a + da)(b + db) - a b| where |da|, |db| are the radii, broadcast to `shape`."""
-    bound = a.radius * b.radius * spread_of(b, shape)
-    for one, other in ((a, b), (b, a)):
-        widened = one.radius * spread_of(one, shape)
-        whole = one.radius * (other.norm() * spread_of(other, shape))
-        bound = bound + torch.minimum(other.largest() * widened, whole)
-    return bound
-
-
-def _checked(result: Words, radius: Tensor) -> Words:
-    """The result with that radius, rounded up; without a bound where it may have overflowed."""
-    radius = radius * UP + _SMALLEST
-    radius = torch.where(result.largest() < _LARGEST, radius, torch.inf)
-    return Words(result.high, result.low, radius, result.label)

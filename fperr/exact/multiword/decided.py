@@ -15,17 +15,12 @@ _OF_TWO = 1.4143  # errors of two numbers of one array: at most sqrt(2) times th
 
 def exceeds(a: Words, threshold: float) -> tuple[Tensor, Tensor]:
     """Whether the numbers exceed the threshold, and where that is left open."""
-    if threshold == 0:
-        distance = a.high
-    else:
-        above, rest = two_sum(a.high, torch.full_like(a.high, -threshold))
-        distance = above + (rest + a.low)
-    radius = _beside(a.radius, a.high)
-    doubt = ~(distance.abs() * _DOWN > radius) & ~((radius == 0) & (distance == 0))
-    if a.label is not None:
-        known = torch.tensor(threshold, dtype=torch.float64, device=a.high.device)
-        doubt &= a.label != labels.of_floats(known)
-    return distance > 0, doubt
+    other = torch.full_like(a.high, threshold)
+    distance = _difference(a.high, a.low, other, torch.zeros_like(other))
+    known = torch.tensor(threshold, dtype=torch.float64, device=a.high.device)
+    label = None if a.label is None else a.label == labels.of_floats(known)
+    alike, doubt = _alike(distance, _beside(a.radius, a.high), label)
+    return (distance > 0) & ~alike, doubt
 
 
 def first_argmax(a: Words, valid: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
@@ -34,25 +29,41 @@ def first_argmax(a: Words, valid: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
     high = torch.where(known, a.high, -torch.inf)
     candidates = high == high.amax(-1, keepdim=True)
     best = torch.where(candidates, a.low, -torch.inf).argmax(-1, keepdim=True)
-    behind = (high.gather(-1, best) - high) + (a.low.gather(-1, best) - a.low)
-    radius = _beside(a.radius, a.high)
-    apart = behind * _DOWN > radius * _OF_TWO
-    alike = (behind == 0) & (radius == 0)
-    if a.label is not None:
-        alike |= a.label == a.label.gather(-1, best)
-    alike &= known
-    first = alike.to(torch.uint8).argmax(-1)
-    return first, (known & ~apart & ~alike).any(-1)
+    top = a.high.gather(-1, best), a.low.gather(-1, best)
+    behind = _difference(*top, a.high, a.low)
+    label = None if a.label is None else a.label == a.label.gather(-1, best)
+    alike, doubt = _alike(behind, _beside(a.radius, a.high) * _OF_TWO, label)
+    first = (alike & known).to(torch.uint8).argmax(-1)
+    return first, (known & doubt).any(-1)
 
 
 def same(a: Words, b: Words) -> tuple[Tensor, Tensor]:
     """Where the numbers are equal, and where that is left open."""
-    distance = ((a.high - b.high) + (a.low - b.low)).abs()
-    radius = _beside(a.radius + b.radius, distance)
+    distance = _difference(a.high, a.low, b.high, b.low)
+    label = None if a.label is None or b.label is None else a.label == b.label
+    return _alike(distance, _beside(a.radius + b.radius, distance), label)
+
+
+def _alike(distance: Tensor, radius: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where numbers at that distance are equal, and where that is left open.
+
+    Labels speak only where the radius does not: equal ones of numbers that are apart are a
+    collision.
+    """
+    apart = distance.abs() * _DOWN > radius
     alike = (distance == 0) & (radius == 0)
-    if a.label is not None and b.label is not None:
-        alike = alike | (a.label == b.label)
-    return alike, ~alike & ~(distance * _DOWN > radius)
+    if label is None:
+        return alike, ~alike & ~apart
+    alike = alike | (label & ~apart)
+    return alike, (~alike & ~apart) | (label & apart)
+
+
+def _difference(high: Tensor, low: Tensor, other_high: Tensor, other_low: Tensor) -> Tensor:
+    """The difference of two pairs, nearly to float64's relative precision."""
+    first, rest = two_sum(high, -other_high)
+    second, least = two_sum(low, -other_low)
+    total, error = two_sum(first, second)
+    return total + (error + (rest + least))
 
 
 def _beside(radius: Tensor, numbers: Tensor) -> Tensor:

@@ -56,52 +56,58 @@ def times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return None if a is None or b is None else mixed(a * b)
 
 
-def of_product(left: Tensor | None, right: Tensor | None, columns: int) -> Tensor | None:
-    """The labels (samples, m, n) of products with one matrix that is the same for all.
+def of_product(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    """The labels (samples, m, n) of matrix products.
 
     Args:
         left: (samples, m, k).
-        right: (samples, k, n), which where it is one and the same matrix is not looked at.
-        columns: n.
+        right: (samples or 1, k, n).
     """
     if left is None or right is None:
         return None
     of_rows = mixed((left * factors(left.shape[-1], 0, left.device)).sum(-1, keepdim=True))
-    if len(right) == 1:
-        return of_rows * factors(columns, 1, left.device)
-    across = factors(right.shape[-2], 2, right.device)[:, None]
+    across = factors(right.shape[-2], 1, right.device)[:, None]
     return of_rows * mixed((right * across).sum(-2, keepdim=True))
 
 
-def of_convolution(label: Tensor | None, index: Tensor, groups: int, out: int) -> Tensor | None:
+def of_convolution(
+    label: Tensor | None, weight: Tensor | None, index: Tensor, groups: int
+) -> Tensor | None:
     """The labels (samples, rows, out, windows) of a convolution.
 
     Args:
         label: (samples, rows, channels, *size).
+        weight: (1, out, channels / groups, *kernel).
         index: (windows, taps), flat positions in one channel; -1 for padding.
         groups: of channels.
-        out: channels.
     """
-    if label is None:
+    if label is None or weight is None:
         return None
     samples, rows, channels = label.shape[:3]
     flat = label.reshape(samples, rows, groups, channels // groups, -1)
     across = factors(channels // groups, 3, label.device)[:, None]
     mixture = (flat * across).sum(3)
     padded = torch.cat([mixture, torch.zeros_like(mixture[..., :1])], -1)
-    seen = (padded[..., index] * factors(index.shape[1], 4, label.device)).sum(-1)
-    each = factors(out // groups, 5, label.device)[:, None]
-    return (mixed(seen)[:, :, :, None] * each).reshape(samples, rows, out, -1)
+    seen = torch.zeros_like(padded[..., index[:, 0]])
+    for tap, factor in enumerate(factors(index.shape[1], 4, label.device)):
+        seen += padded[..., index[:, tap]] * factor
+    each = _of_weights(weight[0].flatten(1)).reshape(groups, -1, 1)
+    return (mixed(seen)[:, :, :, None] * each).reshape(samples, rows, weight.shape[1], -1)
 
 
-def of_transpose(label: Tensor, index: Tensor, groups: int, width: int, size: int) -> Tensor:
+def _of_weights(weight: Tensor) -> Tensor:
+    """One label for each row of weights (outputs, terms)."""
+    return mixed((weight * factors(weight.shape[1], 5, weight.device)).sum(1))
+
+
+def of_transpose(label: Tensor, weight: Tensor, index: Tensor, groups: int, size: int) -> Tensor:
     """The labels (samples, rows, groups * width, size) of a convolution's transpose.
 
     Args:
         label: (samples, rows, out, *windows).
+        weight: (1, out, width, *kernel).
         index: (windows, taps), flat positions in one channel of the result; -1 for padding.
         groups: of channels.
-        width: channels of a group in the result.
         size: positions of one channel in the result.
     """
     samples, rows, out = label.shape[:3]
@@ -111,6 +117,8 @@ def of_transpose(label: Tensor, index: Tensor, groups: int, width: int, size: in
     received = torch.zeros(samples, rows, groups, size + 1, dtype=torch.int64, device=label.device)
     places = torch.where(index < 0, size, index).reshape(-1)
     received.index_add_(-1, places, sent.flatten(-2))
-    each = factors(width, 5, label.device)[:, None]
+    width = weight.shape[2]
+    by_group = weight[0].reshape(groups, out // groups, width, -1).transpose(1, 2)
+    each = _of_weights(by_group.reshape(groups * width, -1)).reshape(groups, width, 1)
     of_positions = mixed(received[..., :-1])[:, :, :, None]
     return (of_positions * each).reshape(samples, rows, groups * width, size)

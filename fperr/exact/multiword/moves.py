@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fperr.exact.choices import Choice
 from fperr.exact.multiword.slices import by_sample, width_of_sum
-from fperr.exact.multiword.words import SQUARE, UP, Words, add
+from fperr.exact.multiword.words import SQUARE, UP, Words, add, euclidean
 
 
 def concatenate(arrays: Sequence[Words], dim: int) -> Words:
@@ -19,7 +19,7 @@ def concatenate(arrays: Sequence[Words], dim: int) -> Words:
     high, low = (torch.cat([getattr(a, n) for a in whole], dim + 1) for n in ("high", "low"))
     known = [a.label for a in whole if a.label is not None]
     label = torch.cat(known, dim + 1) if len(known) == len(whole) else None
-    radius = torch.stack([a.radius.expand(samples) for a in arrays]).square().sum(0).sqrt() * UP
+    radius = euclidean(torch.stack([a.radius.expand(samples) for a in arrays]), 0)
     return Words(high, low, radius, label)
 
 

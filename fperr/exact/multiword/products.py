@@ -33,7 +33,7 @@ def prepared_matrix(b: Words, bits: int, *, tight: bool) -> Right:
 def matrix_product(a: Words, b: Words, right: Right) -> Words:
     """The product of (m, k) of every sample with the prepared (k, n)."""
     high, low, error = sliced_product(a.high, a.low, right, torch.matmul, _CHANNELS)
-    label = labels.of_product(a.label, b.label, b.shape[1])
+    label = labels.of_product(a.label, b.label)
     across = (a.norm() + a.radius) * b.radius if b.radius.any() else 0.0
     return Words(high, low, (a.radius * right.norm + error + across) * UP, label)
 
@@ -46,7 +46,7 @@ def products_by_sample(a: Words, b: Words, bits: int) -> Words:
         one = b.of(i)
         found.append(matrix_product(a.of(i), one, prepared_matrix(one, bits, tight=False)))
     parts = [torch.cat([getattr(f, n) for f in found]) for n in ("high", "low", "radius")]
-    label = labels.of_product(a.label, b.label, b.shape[1])
+    label = labels.of_product(a.label, b.label)
     return Words(parts[0], parts[1], parts[2], label)
 
 
@@ -73,7 +73,7 @@ def prepared_convolution(
 def correlated(x: Words, weight: Words, geometry: Geometry, right: Right) -> Words:
     """Cross-correlation of (rows, channels, *size) of every sample with the weight."""
     rows, _, *size = x.shape
-    out, _, *kernel = weight.shape
+    _, _, *kernel = weight.shape
     settings = geometry.over(len(size))
 
     def run(part: Tensor, filters: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def correlated(x: Words, weight: Words, geometry: Geometry, right: Right) -> Wor
         x.high, x.low, right, _by_slices(run, geometry, right), _CHANNELS
     )
     index = torch.from_numpy(windows(size, kernel, *settings)).to(x.high.device)
-    label = labels.of_convolution(x.label, index, geometry.groups, out)
+    label = labels.of_convolution(x.label, weight.label, index, geometry.groups)
     if label is not None:
         label = label.reshape(*label.shape[:3], *output_size(size, kernel, *settings))
     return _with_radius(x, weight, geometry, right, Words(high, low, error, label))
@@ -148,11 +148,11 @@ def _with_radius(
 def _spread_labels(
     label: Tensor | None, weight: Words, shape: Sequence[int], geometry: Geometry
 ) -> Tensor | None:
-    if label is None:
+    if label is None or weight.label is None:
         return None
     rows, channels, *size = shape
-    _, width, *kernel = weight.shape
+    _, _, *kernel = weight.shape
     index = torch.from_numpy(windows(size, kernel, *geometry.over(len(size)))).to(label.device)
     return labels.of_transpose(
-        label, index, geometry.groups, width, torch.Size(size).numel()
+        label, weight.label, index, geometry.groups, torch.Size(size).numel()
     ).reshape(len(label), rows, channels, *size)

@@ -5,6 +5,7 @@ its layers, much less than bounds on single numbers do.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,11 +28,12 @@ from fperr.exact.multiword.slices import (
     two_sum,
     width_of_sum,
 )
-from fperr.exact.multiword.words import SQUARE, UNIT_ROUNDOFF, UP
+from fperr.exact.multiword.words import SQUARE, UNIT_ROUNDOFF, UP, euclidean
 
 # Offsets below which a product of slices is added with its rounding error kept.
 _KEPT = 52
 _CHECKED_EVERY = 256  # products
+_ABOVE_ZERO = 2.0**-1000  # so that nothing times infinity is infinite
 Multiply = Callable[[Tensor, Tensor], Tensor]
 NormOf = Callable[[Tensor, bool], float]
 
@@ -96,22 +98,28 @@ def prepare_right(
         along: a dimension of outputs.
         norm: at least the operator's norm for such an operand; tight or cheap.
 
+    Nothing is known of products with an operand that has entries beyond 2^400, or columns without
+    one above its inverse: its `left_out` is infinite.
+
     Raises:
-        ValueError: entries beyond 2^400, or sums too long.
+        ValueError: sums too long.
     """
     top = top_exponents(high, over)
-    if bool((top.abs() > EXPONENT_LIMIT)[high.abs().amax(over, keepdim=True) > 0].any()):
-        raise ValueError(f"weights beyond 2^{EXPONENT_LIMIT} or all below its inverse")
+    usable = (top.abs() <= EXPONENT_LIMIT) & high.isfinite().all(over, keepdim=True)
+    high, low = (torch.where(usable, part, 0.0) for part in (high, low))
+    top = torch.where(usable, top, 0)
     chosen = plan(terms, bits_below(high, low, over, bits + 4), bits)
     slices = cut(high, low, top, chosen.right_width, chosen.right_count)
-    rest = high
+    rest, is_exact = high, True
     for part in slices:
-        rest = rest - part  # exact but for the last bits, which `left_out` bounds
+        rest, error = two_sum(rest, -part)
+        is_exact = is_exact and not bool(error.any())
+    is_exact = is_exact and bool((rest == -low).all())
     left = left_out(top, chosen.right_width, len(slices)).expand_as(high)
     whole = norm(high, True) + norm(low, False)
     norms = [whole + norm(high - slices[0], False), *(norm(part, False) for part in slices[1:])]
-    exact = not bool(rest.any()) and not bool(low.any())
-    return Right(chosen, slices, along, whole, norms, 0.0 if exact else norm(left, False) * UP)
+    outside = 0.0 if is_exact else norm(left, False) * UP
+    return Right(chosen, slices, along, whole, norms, outside if bool(usable.all()) else math.inf)
 
 
 def sliced_product(
@@ -133,16 +141,17 @@ def sliced_product(
     """
     chosen, every = right.plan, tuple(range(1, high.ndim))
     top = top_exponents(high, every)
-    usable = (top.abs() <= EXPONENT_LIMIT).reshape(-1)
-    top = top.clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
+    usable = (top.abs() <= EXPONENT_LIMIT) & high.isfinite().all(every, keepdim=True)
+    high, low = (torch.where(usable, part, 0.0) for part in (high, low))
+    top, usable = torch.where(usable, top, 0), usable.reshape(-1)
     parts = cut(high, low, top, chosen.left_width, chosen.left_count)
     first, last = _summed(parts, right, multiply, outputs)
     entries = width_of_sum(high[0].numel())
-    size = torch.linalg.vector_norm(by_sample(high), dim=1) * UP
+    size = euclidean(by_sample(high), 1)
     tops = power_of_two(top).reshape(-1)
     bound = _error(chosen, right, size, tops, entries)
     outside = left_out(top, chosen.left_width, chosen.left_count).reshape(-1)
-    bound = bound + outside * entries * right.norm + size * right.left_out
+    bound = bound + outside * entries * right.norm + size.clamp_min(_ABOVE_ZERO) * right.left_out
     return first, last, torch.where(usable, bound * UP, torch.inf)
 
 

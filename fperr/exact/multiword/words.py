@@ -11,6 +11,8 @@ from fperr.exact.multiword.slices import by_sample, fast_two_sum, two_sum, width
 UNIT_ROUNDOFF = 2.0**-53
 SQUARE = UNIT_ROUNDOFF**2
 UP = 1 + 2.0**-28  # rounds up float64 sums and products of up to 2^24 non-negative numbers
+_ROOT = 2.0**-510  # squares of smaller numbers may underflow
+_SIGNIFICAND = 53
 _SPLITTER = 2.0**27 + 1
 
 
@@ -64,8 +66,7 @@ class Words:
 
     def norm(self) -> Tensor:
         """(samples,): at least the Euclidean norm of each sample's numbers, without the radius."""
-        norm: Tensor = torch.linalg.vector_norm(by_sample(self.high), dim=1) * UP
-        return norm
+        return euclidean(by_sample(self.high), 1)
 
     def largest(self) -> Tensor:
         """(samples,): at least the magnitude of each number, without the radius."""
@@ -76,16 +77,38 @@ class Words:
         return largest
 
 
+def euclidean(t: Tensor, dim: int) -> Tensor:
+    """At least the Euclidean norm along `dim`, of numbers whose squares underflow, too."""
+    norm: Tensor = torch.linalg.vector_norm(t, dim=dim) * UP
+    return torch.where(t.any(dim), norm + width_of_sum(max(t.shape[dim], 1)) * _ROOT, 0.0)
+
+
 def spread_of(a: Words, shape: tuple[int, ...]) -> float:
     """By how much the norm of `a` grows when it is broadcast to `shape`, that of one sample."""
     count = max(a.high[0].numel(), 1)
     return width_of_sum(max(1, torch.Size(shape).numel() // count))
 
 
+def shortened(high: Tensor, low: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The pairs rounded to that many bits, each of them."""
+    if bits > _SIGNIFICAND:
+        return high, _rounded(low, bits - _SIGNIFICAND)
+    return _rounded(high, bits), torch.zeros_like(low)
+
+
+def _rounded(a: Tensor, bits: int) -> Tensor:
+    carried = a * (2.0 ** (_SIGNIFICAND - bits) + 1)
+    return carried - (carried - a)
+
+
 def add(a: Words, b: Words) -> tuple[Tensor, Tensor]:
     """a + b, off by at most 4 u^2 (|a| + |b|): one sum of the low words (Joldes et al. 2017)."""
-    high, rest = two_sum(a.high, b.high)
-    rest += a.low + b.low
+    return _added(a.high, a.low, b.high, b.low)
+
+
+def _added(a_high: Tensor, a_low: Tensor, b_high: Tensor, b_low: Tensor) -> tuple[Tensor, Tensor]:
+    high, rest = two_sum(a_high, b_high)
+    rest += a_low + b_low
     return fast_two_sum(high, rest)
 
 
@@ -121,3 +144,15 @@ def _halves(a: Tensor) -> tuple[Tensor, Tensor]:
     carried = a * _SPLITTER
     top = carried - (carried - a)
     return top, a - top
+
+
+def total(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums along the last dimension, in pairs, then pairs of those, and so on."""
+    while high.shape[-1] > 1:
+        half = high.shape[-1] // 2
+        first, last = _added(
+            high[..., :half], low[..., :half], high[..., half : 2 * half], low[..., half : 2 * half]
+        )
+        high = torch.cat([first, high[..., 2 * half :]], -1)
+        low = torch.cat([last, low[..., 2 * half :]], -1)
+    return high[..., 0], low[..., 0]
