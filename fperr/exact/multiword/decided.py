@@ -15,8 +15,10 @@ _OF_TWO = 1.4143  # errors of two numbers of one array: at most sqrt(2) times th
 
 def exceeds(a: Words, threshold: float) -> tuple[Tensor, Tensor]:
     """Whether the numbers exceed the threshold, and where that is left open."""
-    other = torch.full_like(a.high, threshold)
-    distance = _difference(a.high, a.low, other, torch.zeros_like(other))
+    distance = a.high  # pairs are normalised
+    if threshold:
+        other = torch.full_like(a.high, threshold)
+        distance = _difference(a.high, a.low, other, torch.zeros_like(other))
     known = torch.tensor(threshold, dtype=torch.float64, device=a.high.device)
     label = None if a.label is None else a.label == labels.of_floats(known)
     alike, doubt = _alike(distance, _beside(a.radius, a.high), label)

@@ -142,8 +142,9 @@ def sliced_product(
     chosen, every = right.plan, tuple(range(1, high.ndim))
     top = top_exponents(high, every)
     usable = (top.abs() <= EXPONENT_LIMIT) & high.isfinite().all(every, keepdim=True)
-    high, low = (torch.where(usable, part, 0.0) for part in (high, low))
-    top, usable = torch.where(usable, top, 0), usable.reshape(-1)
+    if not bool(usable.all()):
+        high, low, top = (torch.where(usable, part, 0) for part in (high, low, top))
+    usable = usable.reshape(-1)
     parts = cut(high, low, top, chosen.left_width, chosen.left_count)
     first, last = _summed(parts, right, multiply, outputs)
     entries = width_of_sum(high[0].numel())
