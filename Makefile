@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench bench-exact clean
+.PHONY: demo test test-slow lint validate bench bench-exact clean
 
 demo: .venv/core.stamp
 	$(BIN)/fperr measure fashion_adversarial fashion_standard fashion_saturated \
@@ -19,6 +19,10 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict fperr
 	$(BIN)/lint-imports
+
+validate: .venv/core.stamp
+	$(BIN)/fperr validate kernels
+	$(BIN)/fperr validate bounds --cases 1000000 --out out/bounds
 
 bench: .venv/test.stamp
 	$(BIN)/python -m tests.bench

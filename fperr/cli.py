@@ -1,4 +1,4 @@
-"""The command line: `fperr measure`, `fperr layers`, `fperr report`, `fperr zoo`."""
+"""The command line: `fperr measure`, `layers`, `report`, `validate` and `zoo`."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor, nn
 
-from fperr import data, user_model, zoo
+from fperr import cli_validate, data, user_model, zoo
 from fperr.errors import FperrError
 from fperr.measurement import estimate, measure, trace_layers
 from fperr.measurement.models import Accessor
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="How much of an adversarial-attack result is floating-point error?",
 )
+app.add_typer(cli_validate.app, name="validate")
 
 
 @app.command("measure")

@@ -19,6 +19,11 @@ MP.dps = 50
 HALF_FORMATS_TO_DOUBLE = (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)
 
 
+def scaled(logits, label, T, fmt, loss_scale=1.0):
+    wanted = scaling.temperature(logits, label, T, fmt.storage_unit_roundoff)
+    return scaling.scale(logits, wanted, fmt, loss_scale)
+
+
 def from_ratios(*ratios):
     """Logits with Delta = 1 whose gaps to the top are `ratios`."""
     return -torch.tensor([[0.0, *ratios]], dtype=torch.float64)
@@ -122,7 +127,7 @@ def test_no_host_synchronisation():
     """On the meta device there are no values: anything that asks for one raises."""
     logits = torch.empty(5, 10, device="meta")
     label = torch.zeros(5, dtype=torch.int64, device="meta")
-    found = scaling.scale(logits, label, None, FLOAT32)
+    found = scaled(logits, label, None, FLOAT32)
     assert found.T.shape == found.c.shape == (5,)
     with pytest.raises(RuntimeError):
         bool(logits[0, 0] > 0)
@@ -181,7 +186,7 @@ def test_capped_scales_keep_every_gradient_finite(fmt, T, magnitude):
     logits[10:15] = logits[10:15, :1]  # everything tied
     label = torch.arange(30) % 7
     for loss_scale in (1.0, 1024.0):
-        found = scaling.scale(logits, label, T, fmt, loss_scale)
+        found = scaled(logits, label, T, fmt, loss_scale)
         leaf = logits.clone().requires_grad_()
         loss = torch.nn.functional.cross_entropy(found.c[:, None] * leaf, label, reduction="none")
         (v,) = torch.autograd.grad(loss.sum() * loss_scale, leaf)
@@ -196,7 +201,7 @@ def test_an_uncapped_scale_does_overflow():
     logits = torch.tensor([[1e-7, 0.0, 0.0]]).to(torch.float16)
     c = (1.0 / scaling.margin(logits)).to(torch.float16)
     assert not c.isfinite().all()
-    assert scaling.scale(logits, torch.tensor([0]), 1.0, FLOAT16).is_capped.all()
+    assert scaled(logits, torch.tensor([0]), 1.0, FLOAT16).is_capped.all()
 
 
 def test_the_cap_is_a_power_of_two_below_its_limit():
@@ -213,6 +218,6 @@ def test_the_cap_is_a_power_of_two_below_its_limit():
 
 def test_scale_follows_the_scenario():
     logits = torch.tensor([[3.0, 1.0, 0.0]] * 2)
-    found = scaling.scale(logits, torch.tensor([0, 1]), None, FLOAT32)
+    found = scaled(logits, torch.tensor([0, 1]), None, FLOAT32)
     assert found.T[0] == pytest.approx(float(scaling.t_star(logits)[0]), rel=2**-24)
     assert found.T[1] == pytest.approx(math.log(2 / 2**-24), rel=2**-24)

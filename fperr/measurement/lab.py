@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fperr.bounds.cross_entropy import Bound
 from fperr.errors import CaptureAuditError
 from fperr.exact.graph import probe
 from fperr.exact.readings import FloatRun
 from fperr.exact.routing import Decisions
 from fperr.formats import FLOAT64, of_dtype
 from fperr.measurement.arguments import Job
+from fperr.measurement.bounded import logit_bound
 from fperr.measurement.cases import Case, cases_of
 from fperr.measurement.format_reference import FormatReference, FormatSample
 from fperr.measurement.model_checks import check_function_of_sample
@@ -40,6 +42,7 @@ class _FormatRun:
 
     reference: FormatReference
     gradients: dict[tuple[Loss, int], FloatGradient]
+    bounds: dict[tuple[Loss, int], Bound | None]
     left_behind: FloatRun
     frozen: dict[tuple[Loss, int], Tensor | None]
 
@@ -122,15 +125,15 @@ class Lab:
         return {self.job.name: found}
 
     def _run(self, fmt: FormatReference, x: Tensor, cases: list[Case]) -> _FormatRun:
-        gradients = {}
+        gradients, bounds = {}, {}
         for number, case in enumerate(cases):
             context = Context(case.targeted, case.y, self.job.loss_scale)
             for loss in self.job.losses:
-                gradients[loss, number] = fmt.network.gradient(
-                    x, case.label, loss, context, mean=self.job.mean
-                )
+                found = fmt.network.gradient(x, case.label, loss, context, mean=self.job.mean)
+                gradients[loss, number] = found
+                bounds[loss, number] = logit_bound(found, case.label, loss)
         v = probe(next(iter(gradients.values())).logits)
-        return _FormatRun(fmt, gradients, fmt.run(x, v), {})
+        return _FormatRun(fmt, gradients, bounds, fmt.run(x, v), {})
 
     def _frozen(
         self,
@@ -183,7 +186,10 @@ class Lab:
                     else:
                         gradient = run.gradients[loss, number]
                         frozen = self._frozen(run, (loss, number), x, sample, routes)
-                        situation = Situation(start + i, i, loss, fmt, case, gradient, frozen)
+                        bound = run.bounds[loss, number]
+                        situation = Situation(
+                            start + i, i, loss, fmt, case, gradient, frozen, bound
+                        )
                         if exact is None or sample is None or context is None:
                             finite = bool(x[i].isfinite().all())
                             row = unmeasured_row(situation, is_certified=False if finite else None)

@@ -1,6 +1,10 @@
 """J^T of one state of the network at one sample, as rows of J or as products on demand."""
 
+import math
 from abc import ABC, abstractmethod
+from functools import cached_property
+
+import torch
 
 from fperr.exact.arithmetic import Array
 from fperr.exact.ball import BallArithmetic
@@ -28,13 +32,26 @@ class Rows(LinearMap):
 
     rows: list[Vector]
 
+    def __init__(self, rows: list[Vector], scaler: Vectors) -> None:
+        self.rows, self._scaler = rows, scaler
+
+    @cached_property
+    def log2_norms(self) -> list[float]:
+        """log2 of the Euclidean norm of each row; -inf for a zero row."""
+        found = []
+        for row in self.rows:
+            values, exponent = self._scaler.to_scaled(row)
+            norm = float(torch.linalg.vector_norm(values))
+            found.append(math.log2(norm) + exponent if norm else -math.inf)
+        return found
+
 
 class MpRows(Rows):
     """In mpmath."""
 
     def __init__(self, rows: Array, vectors: MpVectors) -> None:
+        super().__init__([rows[k : k + 1] for k in range(len(rows))], vectors)
         self._matrix, self._vectors = rows, vectors
-        self.rows = [rows[k : k + 1] for k in range(len(rows))]
 
     def product(self, v: Vector) -> Vector:
         """See `LinearMap`."""
@@ -45,13 +62,14 @@ class WordRows(Rows):
     """In pairs of float64."""
 
     def __init__(self, rows: Words, vectors: WordVectors) -> None:
-        self._matrix, self._vectors = rows, vectors
-        self._prepared = prepared_matrix(rows, vectors.arithmetic.bits, tight=False)
         exact = rows.radius  # of all rows together: a bound for each
-        self.rows = [
+        apart = [
             Wide(Words(rows.high[:, k : k + 1], rows.low[:, k : k + 1], exact, None), 0)
             for k in range(rows.shape[0])
         ]
+        super().__init__(apart, vectors)
+        self._matrix = rows
+        self._prepared = prepared_matrix(rows, vectors.arithmetic.bits, tight=False)
 
     def product(self, v: Wide) -> Wide:
         """See `LinearMap`."""

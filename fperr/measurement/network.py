@@ -28,6 +28,7 @@ class FloatGradient:
         scale: T and c that the loss used.
         factor: (loss scale, number that the losses were divided by: the batch size of a mean, or
             1); both gradients carry their quotient.
+        is_autocast: the loss was computed under `torch.autocast`.
     """
 
     logits: Tensor
@@ -35,6 +36,7 @@ class FloatGradient:
     gradient: Tensor
     scale: Scale
     factor: tuple[float, int]
+    is_autocast: bool
 
 
 class FormatNetwork:
@@ -140,7 +142,7 @@ class FormatNetwork:
             v, g = torch.autograd.grad(objective, (logits, leaf))
             scale = loss.scale(logits, label, context)
         factor = context.loss_scale, len(x) if mean else 1
-        return FloatGradient(logits.detach(), v, g, scale, factor)
+        return FloatGradient(logits.detach(), v, g, scale, factor, self._autocast)
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -90,11 +90,11 @@ class ExactSample:
         """The logits (1, K), rounded to float64."""
         return torch.tensor([[float(value) for value in self.z]], dtype=torch.float64)
 
-    @cached_property
+    @property
     def row_log2_norms(self) -> list[float]:
         """log2 of the norms of the rows of J, all of which must have been computed."""
         assert isinstance(self.state.map, Rows)
-        return [scaled(self._reference.vectors, r).log2_norm for r in self.state.map.rows]
+        return self.state.map.log2_norms
 
     def gradient(self, loss: LossAt) -> ExactRow | None:
         """The exact gradient of the loss; None where it is undefined."""

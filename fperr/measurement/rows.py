@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from fperr.bounds.cross_entropy import Bound
+from fperr.bounds.papers import log2_delta_sup_input, log2_delta_sup_logit
 from fperr.exact.ball import BallArithmetic
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.formats import Format, of_dtype
+from fperr.measurement.bounded import bound_columns
 from fperr.measurement.cases import Case
 from fperr.measurement.enclosures import delta_interval
 from fperr.measurement.format_reference import FormatSample
@@ -25,9 +28,8 @@ from fperr.measurement.stages import (
     split,
 )
 from fperr.measurement.vectors import Vector, Vectors
-from fperr.theory.bounds import log2_delta_sup_input, log2_delta_sup_logit
 from fperr.theory.losses import Loss
-from fperr.theory.scaling import log2_G, temperature
+from fperr.theory.scaling import log2_G
 from fperr.theory.scenarios import SCENARIOS, Scenario, classify, ranked
 
 Row = dict[str, object]
@@ -44,6 +46,7 @@ class Situation:
         float_gradient: what the format computed for the batch.
         frozen: the same with the exact network's decisions, (batch, *shape); None where they could
             not be put in place; the gradient itself where none differ.
+        bound: on the error of the batch's logit gradients; None where there is none.
     """
 
     sample: int
@@ -53,6 +56,7 @@ class Situation:
     case: Case
     float_gradient: FloatGradient
     frozen: torch.Tensor | None
+    bound: Bound | None
 
     @property
     def label(self) -> int:
@@ -128,6 +132,7 @@ def measured_row(
         result |= _certified_columns(situation, exact, found)
     result["p_underflow_rate"] = _underflow_rate(situation, v, arithmetic)
     result["logit_delta"] = _logit_delta(v, arithmetic)
+    result |= bound_columns(situation.bound, situation.i, cast.data, parts.gradient.log2_norm)
     return result
 
 
@@ -185,8 +190,8 @@ def _scale_columns(s: Situation, exact: ExactSample) -> Row:
         "log2_delta_sup_logit": float(log2_delta_sup_logit(log2_g, s.format.unit_roundoff)),
     }
     if s.loss.is_scaled:
-        stored_in = of_dtype(f.logits.dtype).storage_unit_roundoff
-        wanted = temperature(exact.logits, label, s.loss.T, stored_in)
+        stored_in = of_dtype(f.logits.dtype)
+        wanted = s.loss.temperature(exact.logits, label, stored_in, f.factor[0])
         exact_c = float(wanted) / margin if margin else math.inf
         result["c_error"] = abs(float(c) / exact_c - 1) if exact_c < math.inf else math.nan
     return result

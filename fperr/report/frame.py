@@ -15,7 +15,7 @@ from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
 from fperr.report.verdict import Thresholds, judge
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 DEFAULT_THRESHOLDS = Thresholds()
 _METADATA_KEY = b"fperr"
 
@@ -51,6 +51,7 @@ COLUMNS: dict[str, str] = {
     "flip_rate": "float64",
     "zero_rate": "float64",
     "logit_delta": "float64",
+    "logit_delta_bound": "float64",
     "is_finite": "boolean",
     "is_defined": "boolean",
     "is_dead": "boolean",
@@ -62,6 +63,7 @@ COLUMNS: dict[str, str] = {
     "log2_delta_sup_input": "float64",
     "stage_backward": "float64",
     "stage_loss": "float64",
+    "stage_loss_bound": "float64",
     "stage_forward": "float64",
     "stage_cast": "float64",
     "share_backward": "float64",

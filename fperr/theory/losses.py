@@ -5,15 +5,16 @@ logits is what the lab measures. The scale c is detached: a constant under diffe
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fperr.formats import of_dtype
-from fperr.theory.scaling import Scale, margin, scale
+from fperr.formats import Format, of_dtype
+from fperr.theory.optimum import format_aware_T
+from fperr.theory.scaling import Scale, margin, scale, temperature
 from fperr.theory.scenarios import ranked
 
 Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr"]
@@ -44,6 +45,7 @@ class Loss:
         T: temperature of a scaled cross-entropy; None: the optimal one. Used if `is_scaled`.
         is_scaled: the logits are multiplied by c = T/Delta.
         is_shifted: the (detached) largest logit is subtracted before scaling.
+        units: C of the format-aware temperature, which takes the place of T; None: not used.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Loss:
     T: float | None = None
     is_scaled: bool = False
     is_shifted: bool = False
+    units: float | None = None
 
     @property
     def has_scale(self) -> bool:
@@ -73,7 +76,17 @@ class Loss:
         if not self.is_scaled:
             one = torch.ones(len(logits), dtype=logits.dtype, device=logits.device)
             return Scale(margin(logits), one, torch.zeros_like(one, dtype=torch.bool))
-        return scale(logits, label, self.T, of_dtype(logits.dtype), context.loss_scale)
+        fmt = of_dtype(logits.dtype)
+        wanted = self.temperature(logits, label, fmt, context.loss_scale)
+        return scale(logits, wanted, fmt, context.loss_scale)
+
+    def temperature(
+        self, logits: Tensor, label: Tensor, fmt: Format, loss_scale: float = 1.0
+    ) -> Tensor:
+        """The T (batch,), float64, that it asks for: fixed, t*, or the format-aware one."""
+        if self.units is not None:
+            return format_aware_T(logits, label, fmt, self.units, loss_scale)
+        return temperature(logits, label, self.T, fmt.storage_unit_roundoff)
 
     def __call__(self, logits: Tensor, label: Tensor, context: Context) -> Tensor:
         """The loss of each sample, (batch,), in the dtype of the logits; an attack ascends it.
@@ -155,28 +168,35 @@ _FIXED = {
         Loss("mifpe_shifted", "cross_entropy", 1.0, is_scaled=True, is_shifted=True),
         Loss("tmifpe", "cross_entropy", None, is_scaled=True),
         Loss("tmifpe_shifted", "cross_entropy", None, is_scaled=True, is_shifted=True),
+        Loss("pmifpe", "cross_entropy", None, is_scaled=True, units=1.0),
         Loss("cw", "cw"),
         Loss("dlr", "dlr"),
     )
 }
-LOSS_NAMES = (*_FIXED, "mifpe:T=<number>", "mifpe_shifted:T=<number>")
+LOSS_NAMES = (*_FIXED, "mifpe:T=<number>", "mifpe_shifted:T=<number>", "pmifpe:C=<number>")
+_PARAMETERS = {"mifpe": "T", "mifpe_shifted": "T", "pmifpe": "C"}
 
 
 def named(name: str) -> Loss:
-    """The loss called `name`, e.g. `"ce"`, `"tmifpe"`, `"mifpe:T=4"`.
+    """The loss called `name`, e.g. `"ce"`, `"tmifpe"`, `"mifpe:T=4"`, `"pmifpe:C=1000"`.
 
     Raises:
-        ValueError: no such loss (lists the known ones), or T is not a positive number.
+        ValueError: no such loss (lists the known ones), or its number is not a positive one.
     """
     if name in _FIXED:
         return _FIXED[name]
-    base, separator, number = name.partition(":T=")
-    if not separator or base not in ("mifpe", "mifpe_shifted"):
+    base, _, assignment = name.partition(":")
+    parameter, separator, text = assignment.partition("=")
+    if not separator or _PARAMETERS.get(base) != parameter:
         raise ValueError(f"unknown loss {name!r}: expected one of {', '.join(LOSS_NAMES)}")
     try:
-        T = float(number)
+        number = float(text)
     except ValueError:
-        T = math.nan
-    if not (0 < T < math.inf):
-        raise ValueError(f"loss {name!r}: T must be a positive finite number, got {number!r}")
-    return Loss(name, "cross_entropy", T, is_scaled=True, is_shifted=base == "mifpe_shifted")
+        number = math.nan
+    if not (0 < number < math.inf):
+        raise ValueError(
+            f"loss {name!r}: {parameter} must be a positive finite number, got {text!r}"
+        )
+    if parameter == "T":
+        return replace(_FIXED[base], name=name, T=number)
+    return replace(_FIXED[base], name=name, units=number)

@@ -126,20 +126,16 @@ def temperature(logits: Tensor, label: Tensor, T: float | None, unit_roundoff: f
     return torch.where(ranked(logits)[:, 0] == label, t_star(logits), saturated)
 
 
-def scale(
-    logits: Tensor, label: Tensor, T: float | None, fmt: Format, loss_scale: float = 1.0
-) -> Scale:
+def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Scale:
     """The scale c = min(T/Delta, c_max) that a (T-)MIFPE loss puts on `logits`.
 
     Args:
         logits: (batch, K), in the format.
-        label: (batch,), the class that the loss uses.
-        T: see `temperature`.
+        wanted: (batch,), T in float64.
         fmt: the format of the logits.
         loss_scale: a, the factor on the loss.
     """
     delta = margin(logits)
-    wanted = temperature(logits, label, T, fmt.storage_unit_roundoff)
     cap = largest_scale(logits, fmt, loss_scale)
     exact = wanted / delta
     is_capped = exact > cap

@@ -1,0 +1,22 @@
+"""Bounds on the error of a loss's gradient: the papers', ours, and what follows for an attack."""
+
+from fperr.bounds.backward import backward_units
+from fperr.bounds.check import check
+from fperr.bounds.cross_entropy import logit_gradient
+from fperr.bounds.kernels import KERNELS, Accuracy, Kernel, accuracy
+from fperr.bounds.papers import log2_input_gradient, paper
+from fperr.bounds.stable import stable_ce_logit_gradient, stable_ce_relative_error
+
+__all__ = [
+    "KERNELS",
+    "Accuracy",
+    "Kernel",
+    "accuracy",
+    "backward_units",
+    "check",
+    "log2_input_gradient",
+    "logit_gradient",
+    "paper",
+    "stable_ce_logit_gradient",
+    "stable_ce_relative_error",
+]

@@ -1,0 +1,107 @@
+"""For logits without a network: is the cross-entropy gradient there any good?"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fperr.bounds import cross_entropy, stable
+from fperr.bounds.cross_entropy import Bound
+from fperr.formats import Format
+from fperr.formats import named as format_named
+from fperr.theory.losses import Context, named
+from fperr.theory.scaling import log2_G, margin
+from fperr.theory.scenarios import classify, ranked
+
+ALTERNATIVES = ("mifpe", "tmifpe", "stable_ce")
+
+
+def check(
+    logits: Tensor,
+    labels: Tensor,
+    format: Format | str = "float16",
+    *,
+    targeted: bool = False,
+    kernel: str = "cpu",
+    largest_error: float = 0.1,
+    alternatives: Sequence[str] = ALTERNATIVES,
+) -> pd.DataFrame:
+    """Which samples have a dead or misdirected cross-entropy gradient, and what to use instead.
+
+    PyTorch's gradient with respect to the logits, in the format, is compared with the true one at
+    the same (rounded) logits. The network's own part of the error is for `fperr.measure` to see.
+
+    Args:
+        logits: (batch, K), any floating-point dtype; rounded to the format.
+        labels: (batch,) int64: true labels, or targets.
+        format: name or `Format`.
+        targeted: the labels are targets.
+        kernel: whose model the bounds use, see `logit_gradient`.
+        largest_error: relative error from which a gradient counts as misdirected.
+        alternatives: losses to look at, in the order of preference.
+
+    Returns:
+        One row a sample: `sample`, `scenario`, `margin`, `log2_G` (the size of the gradient is 2
+        G), `status`, `relative_error` (|v_hat - v|_1 / |v|_1, measured), `bound` (proved, on it),
+        `use_instead`: the first alternative whose bound is below `largest_error`, or the format to
+        leave; None where the gradient is fine. `status` is `"fine"`, `"at risk"` (measured fine,
+        but the bound allows more than `largest_error`), `"misdirected"` or `"dead"` (exactly zero).
+
+    Raises:
+        ValueError: shapes, labels or numbers that do not fit; logits that overflow the format.
+    """
+    fmt = format_named(format) if isinstance(format, str) else format
+    z = logits.detach().to(fmt.dtype)
+    bound = cross_entropy.enclosed(z, labels, 1.0, fmt, kernel=kernel)
+    context = Context(targeted)
+    leaf = z.clone().requires_grad_()
+    (found,) = torch.autograd.grad(named("ce")(leaf, labels, context).sum(), leaf)
+    mine = torch.zeros_like(found, dtype=torch.bool).scatter(1, labels[:, None], value=True)
+    direction = torch.where(mine, -1.0, 1.0) * (-1.0 if targeted else 1.0)
+    size = bound.exact.sum(1)
+    error = (found.to(torch.float64) - direction * bound.exact).abs().sum(1) / size
+    limits = bound.error.sum(1) / size
+    is_dead = ~found.any(1)
+    others = [(name, _limit(name, z, labels, fmt, kernel, context)) for name in alternatives]
+    status, instead = [], []
+    for i in range(len(z)):
+        status.append(_status(is_dead[i], error[i] > largest_error, limits[i] > largest_error))
+        better = [name for name, limit in others if bool(limit[i] <= largest_error)]
+        needed = status[-1] != "fine"
+        instead.append((better[0] if better else "a wider format") if needed else None)
+    return pd.DataFrame(
+        {
+            "sample": range(len(z)),
+            "scenario": [s.name for s in classify(ranked(z), labels, targeted=targeted)],
+            "margin": margin(z).tolist(),
+            "log2_G": log2_G(z, labels, torch.ones(len(z), device=z.device)).tolist(),
+            "status": status,
+            "relative_error": error.tolist(),
+            "bound": limits.tolist(),
+            "use_instead": instead,
+        }
+    )
+
+
+def _status(is_dead: Tensor, is_wrong: Tensor, is_open: Tensor) -> str:
+    if is_dead:
+        return "dead"
+    if is_wrong:
+        return "misdirected"
+    return "at risk" if is_open else "fine"
+
+
+def _limit(
+    name: str, z: Tensor, labels: Tensor, fmt: Format, kernel: str, context: Context
+) -> Tensor:
+    """A bound (batch,) on |v_hat - v|_1 / |v|_1 of that loss."""
+    loss = named(name)
+    if loss.kind == "stable_ce":
+        found: Bound = stable.enclosed(z, labels, fmt, kernel=kernel)
+    elif loss.kind == "cross_entropy":
+        c = loss.scale(z, labels, context).c.to(torch.float64)
+        found = cross_entropy.enclosed(z, labels, c, fmt, kernel=kernel, shifted=loss.is_shifted)
+    else:
+        raise ValueError(f"no bound is known for loss {name!r}: leave it out of the alternatives")
+    return found.error.sum(1) / found.exact.sum(1)

@@ -1,0 +1,39 @@
+"""What one rounding to nearest can do."""
+
+import torch
+from torch import Tensor
+
+from fperr.formats import Format
+
+# Sums and products of up to 2^10 positive float64 numbers are off by far less than one part in 2^40
+UP = 1 + 2.0**-40
+# Half float64's smallest subnormal number is none, and below 2^-1060 float64 cannot compute bounds
+_LEAST = 2.0**-1060
+
+
+def half_ulp(size: Tensor, fmt: Format, *, underflow: float = 1.0) -> Tensor:
+    """Half a unit in the last place: bounds the rounding of every number of at most that size.
+
+    Args:
+        size: float64, non-negative, any shape.
+        fmt: the format that is rounded to.
+        underflow: factor on half the smallest subnormal number, which is the least.
+    """
+    exponent = torch.frexp(size * UP).exponent - 1
+    spacing = torch.ldexp(torch.full_like(size, fmt.storage_unit_roundoff), exponent)
+    spacing = torch.where(size > 0, spacing, 0.0)  # frexp of 0 has exponent 0
+    return spacing.clamp_min(underflow * max(fmt.smallest_subnormal / 2, _LEAST))
+
+
+def known_rounding(rounded: Tensor, exact: Tensor, fmt: Format) -> Tensor:
+    """The error of `rounded`, where the exact result of the operation is known.
+
+    Args:
+        rounded: (any shape), in the format's dtype.
+        exact: float64, the exact result, or its float64 rounding.
+        fmt: the format. In float64 itself the error is only bounded.
+    """
+    found = rounded.to(torch.float64)
+    if fmt.storage_unit_roundoff > 2.0**-53:
+        return (found - exact).abs() + 2.0**-53 * exact.abs()
+    return torch.where(found == 0, 0.0, half_ulp(exact.abs(), fmt))

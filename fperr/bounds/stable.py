@@ -1,0 +1,104 @@
+"""Stable cross-entropy: the relative error of its gradient is O(K u) in every format.
+
+v_i = softmax over the classes other than the label, v_label = -+1. With e_i = e^(s_i) and S the sum
+of K - 1 of them, p_i = e_i / S is off by at most
+
+    p_i (u |s_i| + 2 kappa u + (K - 2) u + sum_j p_j u |s_j| + 2 u)      (first order)
+
+and sum_j p_j |s_j| = H(p) - log S <= log(K - 1), for the entropy H of K - 1 classes is at most
+that and S >= 1. Since v_label is exact and |v|_2 >= 1,
+
+    |v_hat - v|_2 / |v|_2 <= |v_hat - v|_1 <= u (2 log(K - 1) + K + 2 kappa) + ...
+
+whatever the margin: nothing is subtracted from a number near 1.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fperr.bounds import kernels
+from fperr.bounds.cross_entropy import Bound, checked, shifted_logits, sum_of_exponentials
+from fperr.bounds.kernels import Accuracy, Kernel
+from fperr.bounds.roundings import UP, half_ulp
+from fperr.formats import Format
+
+_DIVISIONS = 2  # by S, or times its rounded inverse
+
+
+def stable_ce_logit_gradient(
+    z: Tensor,
+    label: Tensor,
+    format: Format | str | None = None,
+    *,
+    kernel: str | Kernel = "cpu",
+    upstream: float = 1.0,
+    accuracy: Accuracy | None = None,
+) -> Tensor:
+    """A bound on |v_hat - v|, componentwise, for the gradient v of the lab's stable cross-entropy.
+
+    Args and errors are those of `logit_gradient`, without a scale.
+
+    Returns:
+        (batch, K) float64; 0 at the label where `upstream` is 1.
+    """
+    return enclosed(z, label, format, kernel=kernel, upstream=upstream, accuracy=accuracy).error
+
+
+def enclosed(
+    z: Tensor,
+    label: Tensor,
+    format: Format | str | None = None,
+    *,
+    kernel: str | Kernel = "cpu",
+    upstream: float = 1.0,
+    accuracy: Accuracy | None = None,
+) -> Bound:
+    """`stable_ce_logit_gradient` with |v|."""
+    stored, one, z = checked(z, label, 1.0, format)
+    if z.shape[1] == 2:
+        v = torch.ones_like(z, dtype=torch.float64)
+        return Bound(torch.zeros_like(v), abs(upstream) * v, torch.zeros_like(v, dtype=torch.bool))
+    k, a = kernels.named(kernel), abs(upstream)
+    worked = kernels.working_format(stored)
+    known = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
+    others = torch.arange(z.shape[1], device=z.device).expand_as(z)
+    others = others[others != label[:, None]].reshape(len(z), -1)
+    d = shifted_logits(z.gather(1, others), one, stored, k)
+    e, e_error, S, S_error = sum_of_exponentials(d, worked, k, known)
+    p = e / S
+    least = S - S_error
+    error = torch.where(least > 0, (e_error + p * S_error) / least, torch.inf)
+    error = torch.minimum(error, torch.maximum(p, 1 - p))
+    error = error + _DIVISIONS * half_ulp(p + error, worked)
+    if worked != stored:
+        error = error + half_ulp(p + error, stored)
+    error = a * error
+    if a != 1.0:
+        error = error + half_ulp(a * p + error, stored)
+    spread = torch.zeros_like(z, dtype=torch.float64)
+    whole = torch.full_like(spread, a).scatter(1, others, a * p)
+    return Bound(
+        spread.scatter(1, others, error * UP), whole, torch.zeros_like(z, dtype=torch.bool)
+    )
+
+
+def stable_ce_relative_error(K: int, format: Format, accuracy: Accuracy | None = None) -> float:
+    """The largest |v_hat - v|_2 / |v|_2 that K classes allow, whatever the logits.
+
+    (1 + 2 u C) u C + u_s (1 + u C) + 4 K eta with C = 2 log(K - 1) + K + 4 + 6 kappa, u of the
+    format that is computed in and u_s, eta of the one that is stored (u_s only for the half
+    formats): the remainder of a product of (1 + x_i) with sum x_i = y <= 1/2 is below 2 y^2.
+
+    Raises:
+        ValueError: u C exceeds 1/2: too many classes.
+    """
+    worked = kernels.working_format(format)
+    u = worked.storage_unit_roundoff
+    known = kernels.DOCUMENTED if accuracy is None else accuracy
+    first = u * (2 * math.log(max(K - 1, 2)) + K + 4 + 6 * 2 * known.exp_ulps)
+    if first > 0.5:
+        raise ValueError(f"{K} classes are too many for {format.name}")
+    stored = format.storage_unit_roundoff if worked != format else 0.0
+    return (1 + 2 * first) * first + stored * (1 + first) + 4 * K * format.smallest_subnormal

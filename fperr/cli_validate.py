@@ -1,0 +1,88 @@
+"""The command line of the validation: `fperr validate kernels`, `fperr validate bounds`."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from torch import Tensor
+
+from fperr import data, zoo
+from fperr.bounds import kernels
+from fperr.errors import FperrError
+from fperr.validation import falsify, summary, sweep, truth
+
+app = typer.Typer(no_args_is_help=True, help="Check what the bounds assume; try to refute them.")
+_IMAGES = 1000
+
+
+@app.command("kernels")
+def kernels_command(
+    device: Annotated[str, typer.Option(help="where the kernels run")] = "cpu",
+    stride: Annotated[int, typer.Option(help="try one float32 in so many, and keep nothing")] = 1,
+) -> None:
+    """Sweep every float32 through this machine's exp and log, and keep the largest errors."""
+    found, ways = sweep(device, stride=stride, progress=True)
+    frame = pd.DataFrame(
+        [(s.path, s.way, f"{s.numbers:,}", f"{s.ulps:.4f}", f"{s.at:.9g}") for s in ways],
+        columns=["function", "way", "numbers", "largest error, ulps", "at"],
+    )
+    typer.echo(frame.to_string(index=False))
+    for name, each in found.items():
+        typer.echo(f"{name}: exp {each.exp_ulps:.4f}, log {each.log_ulps:.4f} ulps; {each.source}")
+    if stride == 1:
+        typer.echo(f"Kept: {kernels.keep(found, torch.device(device))}")
+
+
+@app.command("bounds")
+def bounds_command(
+    cases: Annotated[int, typer.Option(help="logit vectors for each format")] = 100_000,
+    formats: Annotated[str, typer.Option(help="names, comma-separated")] = (
+        "float16,bfloat16,float32,float64"
+    ),
+    kernel: Annotated[str, typer.Option(help="cpu or cpu_strided")] = "cpu",
+    seed: Annotated[int, typer.Option(help="of the random numbers")] = 0,
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/bounds"),
+) -> None:
+    """Try to refute the bounds on the logit gradient, at random and by search."""
+    out.mkdir(parents=True, exist_ok=True)
+    trials = falsify(
+        [name.strip() for name in formats.split(",")],
+        cases,
+        logits=torch.cat(list(_real_logits())),
+        kernel=kernel,
+        computed=partial(truth.computed, strided=kernel == "cpu_strided"),
+        seed=seed,
+        progress=True,
+    )
+    found, tight = summary.table(trials), summary.tightness(trials)
+    found.to_csv(out / "bounds.csv", index=False)
+    tight.to_csv(out / "tightness.csv", index=False)
+    summary.figure(trials).savefig(out / "bounds.png", dpi=150)
+    typer.echo(found.to_string(index=False, float_format="{:.4g}".format))
+    typer.echo("\nMedian of bound/error, cross-entropy at c = 1 below saturation:\n")
+    typer.echo(tight.to_string(index=False, float_format="{:.3g}".format))
+    typer.echo("")
+    for line in summary.sentences(trials):
+        typer.echo(line)
+    typer.echo(f"Written: {out / 'bounds.csv'}, {out / 'tightness.csv'}, {out / 'bounds.png'}")
+    if (trials["ratio"] > 1).any():
+        raise FperrError("the proved bound is violated: see the table")
+
+
+def _real_logits() -> Iterator[Tensor]:
+    """Of the packaged networks, and of the published ones where FPERR_DATA holds them."""
+    for entry in zoo.REGISTRY.values():
+        is_packaged = entry.dataset == "fashion_mnist_1000"
+        if entry.dataset == "mnist_test" and os.environ.get("FPERR_DATA"):
+            images = data.mnist_test().first(_IMAGES)
+        elif is_packaged:
+            images = data.named(entry.dataset).first(_IMAGES)
+        else:
+            continue
+        with torch.no_grad():
+            yield zoo.load(entry.name)(images.x).to(torch.float64)

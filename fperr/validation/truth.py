@@ -1,0 +1,76 @@
+"""Logit gradients: what PyTorch computes, and what is true."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fperr.exact.multiword import MultiwordArithmetic, Words
+from fperr.validation.cases import Cases
+
+
+def computed(cases: Cases, *, strided: bool = False) -> Tensor:
+    """v_hat (batch, K) in the format, of PyTorch's own kernels.
+
+    Args:
+        cases: the logits and the rest.
+        strided: with the classes in the middle of three dimensions.
+    """
+    z = cases.z.clone().requires_grad_()
+    x = z - z.detach().amax(1, keepdim=True) if cases.is_shifted else z
+    if bool((cases.c != 1).any()):
+        x = cases.c.to(z.dtype)[:, None] * x
+    sign = torch.where(cases.targeted, -1.0, 1.0).to(z.dtype)
+    if strided:
+        loss = cross_entropy(
+            torch.stack([x, x], 2), torch.stack([cases.label] * 2, 1), reduction="none"
+        )[:, 0]
+    else:
+        loss = cross_entropy(x, cases.label, reduction="none")
+    (gradient,) = torch.autograd.grad((sign * loss).sum() * cases.upstream, z)
+    return gradient
+
+
+def absolute_error(cases: Cases, found: Tensor) -> tuple[Tensor, Tensor]:
+    """|v_hat - v| and |v|, (batch, K) float64, the former less what the truth may be off.
+
+    In pairs of float64 for float64 (100 bits), in float64 for the narrower formats (44 bits).
+    """
+    sign = torch.where(cases.targeted, -1.0, 1.0)[:, None]
+    mine = torch.zeros_like(found, dtype=torch.bool).scatter(1, cases.label[:, None], value=True)
+    factor = abs(cases.upstream) * cases.c[:, None]
+    wide = cases.z.to(torch.float64)
+    if found.dtype == torch.float64:
+        size, low = _in_pairs(wide, cases.c[:, None], abs(cases.upstream), mine)
+        accuracy, lost = 2.0**-95, 2.0**-1000  # low words of tiny numbers underflow
+    else:
+        e = (cases.c[:, None] * (wide - wide.amax(1, keepdim=True))).exp()
+        p = e / e.sum(1, keepdim=True)
+        others = torch.where(mine, 0.0, p).sum(1, keepdim=True)
+        size, low = factor * torch.where(mine, others, p), torch.zeros_like(p)
+        accuracy, lost = 2.0**-44, 0.0
+    direction = torch.where(mine, -1.0, 1.0) * sign
+    apart = (found.to(torch.float64) - direction * size) - direction * low
+    return (apart.abs() - accuracy * size - lost * factor).clamp_min(0.0), size
+
+
+def _in_pairs(z: Tensor, c: Tensor, upstream: float, mine: Tensor) -> tuple[Tensor, Tensor]:
+    """|v| as a pair: high and low words; numbers below 2^-960 are good to 2^-1020 only."""
+    A = MultiwordArithmetic()
+    top = z.amax(1, keepdim=True)
+
+    def row(t: Tensor) -> Words:
+        return A.from_samples(t)
+
+    s = A.mul(A.sub(row(z), row(top)), row(c.expand_as(z)))
+    kept = s.high > -700.0
+    e = A.exp(Words(s.high.clamp_min(-700.0), torch.where(kept, s.low, 0.0), s.radius, None))
+    e = Words(torch.where(kept, e.high, 0.0), torch.where(kept, e.low, 0.0), e.radius, None)
+    total = A.sum(e, [0])
+    others = A.sum(
+        Words(torch.where(mine, 0.0, e.high), torch.where(mine, 0.0, e.low), e.radius, None), [0]
+    )
+    high = torch.where(mine, others.high, e.high)
+    low = torch.where(mine, others.low, e.low)
+    p = A.div(Words(high, low, e.radius, None), Words(total.high, total.low, total.radius, None))
+    v = A.mul(A.mul(Words(p.high, p.low, p.radius, None), row(c.expand_as(z))), upstream)
+    return v.high, v.low
