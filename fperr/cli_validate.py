@@ -14,7 +14,7 @@ from torch import Tensor
 from fperr import data, zoo
 from fperr.bounds import kernels
 from fperr.errors import FperrError
-from fperr.validation import falsify, summary, sweep, truth
+from fperr.validation import assumption, falsify, summary, sweep, truth
 
 app = typer.Typer(no_args_is_help=True, help="Check what the bounds assume; try to refute them.")
 _IMAGES = 1000
@@ -72,6 +72,25 @@ def bounds_command(
     typer.echo(f"Written: {out / 'bounds.csv'}, {out / 'tightness.csv'}, {out / 'bounds.png'}")
     if (trials["ratio"] > 1).any():
         raise FperrError("the proved bound is violated: see the table")
+
+
+@app.command("assumption")
+def assumption_command(
+    networks: Annotated[list[str], typer.Argument(help="names that `fperr zoo` lists")],
+    n: Annotated[int, typer.Option(help="the first n images")] = 40,
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/assumption"),
+) -> None:
+    """Is the size of the gradient G(t) times a constant, as maximising G takes for granted?"""
+    found = {
+        name: assumption.lengths(zoo.load(name), data.named(zoo.entry(name).dataset).first(n).x)
+        for name in networks
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    assumption.figure(found).savefig(out / "assumption.png", dpi=150)
+    lines = assumption.summary(found)
+    lines.to_csv(out / "assumption.csv", index=False)
+    typer.echo(lines.to_string(index=False, float_format="{:.3g}".format))
+    typer.echo(f"Written: {out / 'assumption.png'}, {out / 'assumption.csv'}")
 
 
 def _real_logits() -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """Bounds on the error of a loss's gradient: the papers', ours, and what follows for an attack."""
 
 from fperr.bounds.backward import backward_units
-from fperr.bounds.check import check
+from fperr.bounds.checking import check
 from fperr.bounds.cross_entropy import logit_gradient
 from fperr.bounds.kernels import KERNELS, Accuracy, Kernel, accuracy
 from fperr.bounds.papers import log2_input_gradient, paper

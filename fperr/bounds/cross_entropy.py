@@ -194,7 +194,8 @@ def sum_of_exponentials(
 
     A rounding error of a sum a + b is at most half an ulp of it, and at most a and at most b, for
     those are numbers of the format. Along the way of the largest summand to the root each other
-    one is added once; among themselves the others are added K - 2 times.
+    one is added once; among themselves the others are added K - 2 times. Ties with the largest are
+    exact ones: an addition is never off by more than the summands below them, R together, come to.
     """
     classes = d.exact.shape[1]
     e = d.exact.exp()
@@ -209,6 +210,8 @@ def sum_of_exponentials(
     inner = half_ulp(others.sum(1, keepdim=True) * grown, worked)
     onto_top = torch.minimum(others, spacing).sum(1, keepdim=True)
     added = torch.minimum((classes - 1) * spacing, onto_top + (classes - 2) * inner)
+    below_ties = torch.where(d.exact == 0, 0.0, largest).sum(1, keepdim=True) * grown
+    added = torch.minimum(added, (classes - 1) * below_ties)
     S_error = error.sum(1, keepdim=True) + k.add * added
     return e, error, e.sum(1, keepdim=True), S_error
 

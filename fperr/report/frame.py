@@ -113,7 +113,7 @@ class Report:
 
     @property
     def plot(self) -> Plots:
-        """Figures: `report.plot.relative_error()`, `.sign_errors()`, `.stages()`."""
+        """Figures: `report.plot.relative_error()`, `.sign_errors()`, `.stages()`, `.bounds()`."""
         return Plots(self.frame)
 
     def summary(

@@ -27,6 +27,7 @@ _LOSSES = {
     "tmifpe": "T-MIFPE",
     "mifpe_shifted": "Shifted MIFPE",
     "tmifpe_shifted": "Shifted T-MIFPE",
+    "pmifpe": "Format-aware MIFPE",
     "cw": "C&W",
     "dlr": "DLR",
 }
@@ -50,6 +51,12 @@ _CAPTIONS = {
         "mend: a large loss stage is mended by another loss or scale, a large backward stage by "
         "a loss scale or a wider format, cast and forward by a wider format only. "
         "What is below 10⁻¹⁸ is not drawn.",
+    ),
+    "bounds": (
+        "What the loss can do at worst",
+        "One dot is one image: the error that the loss stage made, and the proved bound on it. No "
+        "dot may lie above the line. Dots far below it: the bound allows for worse than happened. "
+        "Losses without a bound (C&W, DLR) are left out.",
     ),
 }
 
@@ -128,6 +135,9 @@ def _figures(name: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
         "sign_errors": [("scenario", s) for s in scenarios],
         "stages": [("loss", loss) for loss in frame["loss"].unique()],
     }
+    bounded = frame[frame["stage_loss_bound"].notna()]
+    if len(bounded):
+        groups["bounds"] = [("format", fmt) for fmt in bounded["format"].unique()]
     figures = []
     for kind, panels in groups.items():
         title, caption = _CAPTIONS[kind]
@@ -152,6 +162,14 @@ def _alt(kind: str, name: str, panel: str, rows: pd.DataFrame) -> str:
             for fmt, group in rows.groupby("format", sort=False)
         ]
         return f"Size of the error's stages for {panel} on {name}, medians. {'; '.join(shown)}."
+    if kind == "bounds":
+        both = rows[rows["stage_loss_bound"].notna()].groupby("loss", sort=False)
+        medians = both[["stage_loss", "stage_loss_bound"]].median()
+        listed = "; ".join(
+            f"{loss}: measured {measured:.1g}, bound {bound:.1g}"
+            for loss, measured, bound in medians.itertuples()
+        )
+        return f"Error of the loss stage on {name} in {panel}, medians. {listed}."
     column = "delta" if kind == "relative_error" else "sign_error_rate"
     medians = rows.groupby(["loss", "format"], sort=False)[column].median()
     what = "Relative error of the gradient" if kind == "relative_error" else "Share of wrong signs"

@@ -11,10 +11,21 @@ from matplotlib.lines import Line2D
 
 Colour = tuple[float, float, float]
 # one colour for a loss or a stage, everywhere (seaborn's colour-blind-safe palette)
-_LOSSES = ("ce", "mifpe", "tmifpe", "stable_ce", "cw", "dlr", "mifpe_shifted", "tmifpe_shifted")
+_LOSSES = (
+    "ce",
+    "mifpe",
+    "tmifpe",
+    "stable_ce",
+    "cw",
+    "dlr",
+    "mifpe_shifted",
+    "tmifpe_shifted",
+    "pmifpe",
+)
 # the same scale in every picture; below float64's last place there is nothing to see
 _LOG_LIMITS = (1e-18, 1e2)  # the upper one gives way to larger errors
 _SHARE_LIMITS = (-0.04, 1.04)
+_BOUND_LIMITS = (1e-20, 1e4)
 STAGES = ("cast", "forward", "loss", "backward")
 
 
@@ -59,6 +70,50 @@ class Plots:
             log=True,
             legend="stage",
         )
+
+    def bounds(self) -> Figure:
+        """The loss stage against the proved bound on it, one panel for each format.
+
+        Errors below the scale, 0 among them, are drawn at its lower end.
+        """
+        shown = self.frame[~self.frame["is_sign_twin"] & self.frame["stage_loss_bound"].notna()]
+        shown = shown[shown["stage_loss"].notna()]
+        names = list(dict.fromkeys(shown["format"]))
+        width = 3.2 * max(1, len(names)) + 1.6
+        figure = Figure(figsize=(width, 3.9), layout="constrained")
+        hues = _ordered(shown["loss"])
+        for axis, name in zip(
+            figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False
+        ):
+            rows = shown[shown["format"] == name]
+            values = rows[["stage_loss", "stage_loss_bound"]].clip(*_BOUND_LIMITS)
+            sns.scatterplot(
+                x=values["stage_loss_bound"],
+                y=values["stage_loss"],
+                hue=rows["loss"],
+                hue_order=hues,
+                palette=_colours(hues),
+                s=14,
+                alpha=0.7,
+                linewidth=0,
+                legend=False,
+                ax=axis,
+            )
+            above = int((rows["stage_loss"] > rows["stage_loss_bound"]).sum())
+            axis.plot(_BOUND_LIMITS, _BOUND_LIMITS, color="black", linewidth=1)
+            axis.set(
+                xscale="log",
+                yscale="log",
+                xlim=_BOUND_LIMITS,
+                ylim=_BOUND_LIMITS,
+                title=f"{name}: {above} of {len(rows)} above",
+                xlabel="proved bound",
+                ylabel="loss stage ‖J̃ᵀ(v̂ − v)‖₂ / ‖g‖₂",
+            )
+            axis.grid(alpha=0.3)
+        _legend(figure, hues, "loss")
+        figure.suptitle("Error of the loss stage against its bound (on the line: equal)")
+        return figure
 
     def _by_scenario(self, column: str) -> pd.DataFrame:
         frame = self.frame
@@ -119,13 +174,17 @@ def _strips(
             axis.set(title=heading, xlabel="", ylabel=label)
             axis.grid(axis="y", alpha=0.3)
             axis.set_ylim(*limits)
+    _legend(figure, hues, legend)
+    figure.suptitle(title)
+    return figure
+
+
+def _legend(figure: Figure, hues: list[str], title: str) -> None:
     handles = [
         Line2D([], [], color=colour, marker="o", linestyle="", label=name)
         for name, colour in _colours(hues).items()
     ]
-    figure.legend(handles=handles, title=legend, loc="outside right upper", frameon=False)
-    figure.suptitle(title)
-    return figure
+    figure.legend(handles=handles, title=title, loc="outside right upper", frameon=False)
 
 
 def _ordered(names: pd.Series) -> list[str]:

@@ -34,6 +34,16 @@ class Cases:
     def __len__(self) -> int:
         return len(self.z)
 
+    def of(self, places: Tensor) -> "Cases":
+        """Some of these cases."""
+        return replace(
+            self,
+            z=self.z[places],
+            label=self.label[places],
+            c=self.c[places],
+            targeted=self.targeted[places],
+        )
+
     def where(self, chosen: Tensor, other: "Cases") -> "Cases":
         """These cases where `chosen` (batch,), those of `other` elsewhere."""
         return replace(

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -24,7 +23,7 @@ FORMATS = ("float16", "bfloat16", "float32", "float64")
 # Nine, so that in turn with four or five kinds of logits every pair comes up
 _CLASSES = (2, 3, 5, 10, 10, 10, 30, 100, 1000)
 _NUMBERS, _MOST, _FEWEST = 160_000, 4000, 100
-_SEARCHED, _STEPS = 256, 60
+_SEARCHED, _STEPS, _SEARCH_EVERY = 256, 60, 3
 Computed = Callable[[Cases], Tensor]
 
 
@@ -92,25 +91,21 @@ def _trials(
         error, _ = truth.absolute_error(cases, computed(cases))
         return _ratio(error, _bound(cases, fmt, k, known).error)
 
-    for turn in itertools.count():
+    def drawn(turn: int) -> tuple[str, Cases]:
         name, kind = kinds[turn % len(kinds)]
-        classes = _CLASSES[turn % len(_CLASSES)]
-        K = kind.shape[1] if isinstance(kind, Tensor) else classes
-        cases = draw(kind, min(largest, _NUMBERS // K), K, fmt, generator)
-        drawn = tried(cases, fmt, k, known, computed)
-        yield drawn.assign(kind=_constant(name, drawn), is_searched=False)
-        worst = torch.tensor(drawn["ratio"].to_numpy()).argsort(descending=True)
-        best = worst[: max(8, min(_SEARCHED, largest // 10) // (1 + K // 50))]
-        start = replace(
-            cases,
-            z=cases.z[best],
-            label=cases.label[best],
-            c=cases.c[best],
-            targeted=cases.targeted[best],
-        )
-        climbed = climb(start, ratio, fmt, _STEPS, generator)
-        frame = tried(climbed, fmt, k, known, computed)
-        yield frame.assign(kind=_constant(name, frame), is_searched=True)
+        K = kind.shape[1] if isinstance(kind, Tensor) else _CLASSES[turn % len(_CLASSES)]
+        return name, draw(kind, min(largest, _NUMBERS // K), K, fmt, generator)
+
+    for turn in itertools.count():
+        name, cases = drawn(turn)
+        frame = tried(cases, fmt, k, known, computed)
+        yield frame.assign(kind=_constant(name, frame), is_searched=False)
+        if turn % _SEARCH_EVERY == 0:
+            name, cases = drawn(turn // _SEARCH_EVERY)
+            best = ratio(cases).argsort(descending=True)[: min(_SEARCHED, largest // 10)]
+            climbed = climb(cases.of(best), ratio, fmt, _STEPS, generator)
+            frame = tried(climbed, fmt, k, known, computed)
+            yield frame.assign(kind=_constant(name, frame), is_searched=True)
 
 
 def _constant(kind: str, frame: pd.DataFrame) -> pd.Categorical:

@@ -1,0 +1,146 @@
+"""The assumption behind maximising G: that |g(t)| is G(t) times a constant of the sample.
+
+With g = c sum_i p_i grad(z_i - z_l), |g| is proportional to G = c (1 - p_l) if the gradients of the
+logit differences have one length and one direction, or if only one class counts. At a fixed input
+they do not depend on t at all; whether they are alike across i is a question to the network.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from fperr.theory.scaling import log2_G, margin, t_star
+from fperr.theory.scenarios import ranked
+
+_LARGEST_T = 30.0
+_POINTS = 60
+
+
+def lengths(model: nn.Module, x: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Lengths of the gradients of logit differences, and of g(t), for samples that are not ties.
+
+    In float64; l = pi_1, the untargeted attack that has not succeeded.
+
+    Args:
+        model: in evaluation mode, of any floating-point dtype; left as it is.
+        x: (batch, *shape).
+
+    Returns:
+        By sample and rank i = 2 ... K: `length`, |grad(z_i - z_pi1)| over its mean across i, and
+        `cosine` of the angle with that of rank 2. By sample and T: `ratio`, |g(T)|/G(T) over its
+        value at t*, and `log2_G` over its maximum.
+    """
+    state = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    by_rank, by_T = [], []
+    for sample in range(len(x)):
+        leaf = x[sample : sample + 1].double().requires_grad_()
+        z = torch.func.functional_call(model, state, (leaf,))
+        rows = torch.stack([torch.autograd.grad(k, leaf, retain_graph=True)[0] for k in z[0]])
+        z = z.detach()
+        delta = margin(z)
+        if not float(delta) > 0:
+            continue
+        order = ranked(z)[0]
+        J = rows.flatten(1)[order]
+        differences = J[1:] - J[0]
+        norms = torch.linalg.vector_norm(differences, dim=1)
+        cosines = torch.nn.functional.cosine_similarity(differences, differences[:1], dim=1)
+        by_rank.append(
+            pd.DataFrame(
+                {
+                    "sample": sample,
+                    "rank": range(2, len(order) + 1),
+                    "length": (norms / norms.mean()).tolist(),
+                    "cosine": cosines.tolist(),
+                }
+            )
+        )
+        T = torch.logspace(-2, math.log10(_LARGEST_T), _POINTS, dtype=torch.float64)
+        c = torch.cat([T, t_star(z)]) / delta
+        label = order[:1].expand(len(c))
+        p = (c[:, None] * (z - z.amax())).softmax(1)[:, order]
+        size = log2_G(z.expand(len(c), -1), label, c)
+        g = torch.linalg.vector_norm((c[:, None] * p[:, 1:]) @ differences, dim=1)
+        ratio = (g.log2() - size - (g[-1].log2() - size[-1])).exp2()
+        by_T.append(
+            pd.DataFrame(
+                {
+                    "sample": sample,
+                    "T": T.tolist(),
+                    "ratio": ratio[:-1].tolist(),
+                    "log2_G": (size - size[-1])[:-1].tolist(),
+                }
+            )
+        )
+    return pd.concat(by_rank, ignore_index=True), pd.concat(by_T, ignore_index=True)
+
+
+def summary(found: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFrame:
+    """For each network: how unlike the lengths are, and how far |g|/G moves with T.
+
+    Columns: quartiles of the length of rank 3 and beyond over the mean; the median over samples of
+    the largest over the smallest length; the median cosine; and the medians over samples of
+    |g|/G at T = 0.1, 4 and 16 over that at t*.
+    """
+    lines = []
+    for name, (by_rank, by_T) in found.items():
+        spread = by_rank.groupby("sample")["length"].agg(lambda v: v.max() / v.min())
+        at = {
+            f"|g|/G at T = {T:g}": by_T.iloc[(by_T["T"] - T).abs().argsort(kind="stable")][
+                : by_T["sample"].nunique()
+            ]["ratio"].median()
+            for T in (0.1, 4.0, 16.0)
+        }
+        lines.append(
+            {
+                "network": name,
+                "longest/shortest": spread.median(),
+                "cosine": by_rank.loc[by_rank["rank"] > 2, "cosine"].median(),
+                **at,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def figure(found: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
+    """Left: lengths by rank; right: |g(T)|/G(T) over T, median and quartiles."""
+    plot = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = plot.subplots(1, 2)
+    palette = dict(zip(found, sns.color_palette("colorblind", len(found)), strict=True))
+    ranks = pd.concat([r.assign(network=n) for n, (r, _) in found.items()], ignore_index=True)
+    sns.pointplot(
+        ranks, x="rank", y="length", hue="network", palette=palette, estimator="median",
+        errorbar=("pi", 50), dodge=0.5, linestyle="none", markersize=4, err_kws={"linewidth": 1.5},
+        legend=False, ax=left,
+    )  # fmt: skip
+    left.axhline(1.0, color="black", linewidth=1)
+    left.set(
+        title="Lengths across classes (alike: all on the line)",
+        xlabel="rank i of the class by its logit",
+        ylabel="‖∇(z_i − z_π1)‖₂ over its mean across i,\nmedian and quartiles over images",
+    )
+    left.set_ylim(bottom=0)
+    for name, (_, by_T) in found.items():
+        quartiles = by_T.groupby("T")["ratio"].quantile([0.25, 0.5, 0.75]).unstack()
+        T = quartiles.index.to_numpy(dtype=np.float64)
+        right.plot(T, quartiles[0.5], color=palette[name], label=name)
+        right.fill_between(T, quartiles[0.25], quartiles[0.75], color=palette[name], alpha=0.2)
+    right.axhline(1.0, color="black", linewidth=1)
+    right.set(
+        xscale="log",
+        title="‖g(T)‖ over G(T), 1 at t* (assumed: constant)",
+        xlabel="T",
+        ylabel="median and quartiles over images",
+    )
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    plot.suptitle("Is the gradient's size G times a constant?")
+    return plot
