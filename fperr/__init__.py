@@ -1,6 +1,6 @@
 """fperr tells how much of an adversarial-attack result is floating-point error."""
 
-from fperr import errors, exact, zoo
+from fperr import bounds, errors, exact, formats, zoo
 from fperr.errors import FperrError
 from fperr.measurement import measure, trace_layers
 from fperr.report.frame import Report
@@ -12,8 +12,10 @@ __all__ = [
     "LayerReport",
     "Report",
     "Thresholds",
+    "bounds",
     "errors",
     "exact",
+    "formats",
     "measure",
     "trace_layers",
     "zoo",
