@@ -180,6 +180,24 @@ def test_the_bound_stops_at_what_is_possible():
     assert found.error[found.is_capped].min() >= c / 2
 
 
+def test_logits_that_scaling_makes_equal():
+    """Neighbours in bfloat16 whose multiples round to one number: e^-1e18 is computed as 1.
+
+    Found by the search, when the bound still took the exponential of a known underflow for 0.
+    """
+    significand = torch.arange(128.0, 255.0)
+    first, c = torch.meshgrid(significand, significand, indexing="ij")
+    z = torch.stack([first.ravel() + 1, first.ravel(), first.ravel() - 40], 1).bfloat16()
+    c = c.ravel().double() * 2.0**54
+    label = torch.zeros(len(c), dtype=torch.int64)
+    cases = Cases(z, label, c, torch.zeros(len(c), dtype=torch.bool), 1.0, is_shifted=False)
+    found = truth.computed(cases)
+    assert (found[:, 1].double().abs() == c / 2).any()
+    error, _ = truth.absolute_error(cases, found)
+    assert error.max() >= 2.0**60
+    assert (error <= bounds.logit_gradient(z, label, c, accuracy=DOCUMENTED)).all()
+
+
 def test_rounding_half_an_ulp():
     sizes = torch.tensor([0.0, 1.0, 1.5, 2.0, 2.0**-140, 2.0**-149]).double()
     expected = [2.0**-150, 2.0**-24, 2.0**-24, 2.0**-23, 2.0**-150, 2.0**-150]

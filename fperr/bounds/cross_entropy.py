@@ -117,7 +117,7 @@ def enclosed(
     if is_half:
         o_error = o_error + k.store_output * stored_ulp(size + o_error)
     p = e / S
-    p_error = _product(p, torch.expm1(o_error))
+    p_error = exponential_error(p, d.exact - log_S, o_error)
     p_error = p_error + 2 * k.exp * known.exp_ulps * worked_ulp(p + p_error)
     rest = p.scatter(1, mine, 0.0).sum(1, keepdim=True)  # 1 - p_label without cancellation
     largest = torch.maximum(p, 1 - p).scatter(1, mine, torch.maximum(p.gather(1, mine), rest))
@@ -199,7 +199,7 @@ def sum_of_exponentials(
     """
     classes = d.exact.shape[1]
     e = d.exact.exp()
-    error = _product(e, torch.expm1(d.error))
+    error = exponential_error(e, d.exact, d.error)
     error = error + 2 * k.exp * known.exp_ulps * half_ulp(e + error, worked, underflow=k.underflow)
     error = torch.where(d.exact == 0, 0.0, error)  # exp(0) = 1
     grown = 1 + 2 * classes * worked.unit_roundoff
@@ -251,6 +251,13 @@ def _is_power_of_two(c: Tensor) -> Tensor:
     return torch.frexp(c).mantissa == 0.5
 
 
-def _product(size: Tensor, factor: Tensor) -> Tensor:
-    """Size times factor, where 0 times infinity is 0."""
-    return torch.where(size > 0, size * factor, 0.0)
+def exponential_error(value: Tensor, exponent: Tensor, error: Tensor) -> Tensor:
+    """At least |e^(x + t) - e^x| for all |t| <= error with x + t <= 0, where e^x may underflow.
+
+    Args:
+        value: e^x.
+        exponent: x, not positive.
+        error: a bound on |t|; may be infinite.
+    """
+    near = value * torch.expm1(error.clamp(max=1.0))
+    return torch.where(error <= 1, near, (exponent + error).clamp(max=0.0).exp())

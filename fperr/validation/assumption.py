@@ -116,8 +116,8 @@ def figure(found: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
     ranks = pd.concat([r.assign(network=n) for n, (r, _) in found.items()], ignore_index=True)
     sns.pointplot(
         ranks, x="rank", y="length", hue="network", palette=palette, estimator="median",
-        errorbar=("pi", 50), dodge=0.5 if len(found) > 1 else False, linestyle="none", markersize=4, err_kws={"linewidth": 1.5},
-        legend=False, ax=left,
+        errorbar=("pi", 50), dodge=0.5 if len(found) > 1 else False, linestyle="none",
+        markersize=4, err_kws={"linewidth": 1.5}, legend=False, ax=left,
     )  # fmt: skip
     left.axhline(1.0, color="black", linewidth=1)
     left.set(
