@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint validate bench bench-exact clean
+.PHONY: demo test test-slow lint validate notebooks bench bench-exact clean
 
 demo: .venv/core.stamp
 	$(BIN)/fperr measure fashion_adversarial fashion_standard fashion_saturated \
@@ -23,6 +23,9 @@ lint: .venv/test.stamp
 validate: .venv/core.stamp
 	$(BIN)/fperr validate kernels
 	$(BIN)/fperr validate bounds --cases 1000000 --out out/bounds
+
+notebooks: .venv/test.stamp
+	$(BIN)/jupyter execute notebooks/*.ipynb
 
 bench: .venv/test.stamp
 	$(BIN)/python -m tests.bench
