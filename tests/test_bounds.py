@@ -211,6 +211,11 @@ def test_rounding_half_an_ulp():
         ({"label": torch.tensor([0, 3])}, "between 0 and 2"),
         ({"label": torch.tensor([0, 1], dtype=torch.int32)}, "int64"),
         ({"c": 0.1}, "round it first"),
+        ({"c": torch.ones(3)}, "number or"),
+        ({"c": math.inf}, "finite"),
+        ({"upstream": 1 / 3}, "upstream must be held"),
+        ({"upstream": 0.0}, "other than 0"),
+        ({"upstream": 2.0**100, "c": 2.0**60}, "overflows"),
         ({"c": -1.0}, "positive"),
         ({"format": "float16"}, "round it first"),
         ({"z": torch.full((2, 3), math.nan)}, "finite"),
@@ -319,10 +324,12 @@ def test_the_format_aware_temperature_minimises_its_bound(fmt, units, loss_scale
         T = optimum.format_aware_T(z, label, fmt, units, loss_scale)
         options = (z, label, fmt, units, loss_scale)
         dense = torch.linspace(math.log(0.01), math.log(30), 3000).double().expand(20, -1)
-        heights = optimum.relative_bound(dense, *options)
+        heights = optimum.relative_error_model(dense, *options)
         saturated = dense.exp() > math.log(9 / fmt.storage_unit_roundoff)
         best = torch.where(saturated, math.inf, heights).amin(1)
-        assert (optimum.relative_bound(T.log()[:, None], *options)[:, 0] <= best * 1.001).all()
+        assert (
+            optimum.relative_error_model(T.log()[:, None], *options)[:, 0] <= best * 1.001
+        ).all()
 
 
 def test_underflow_alone_gives_t_star():
@@ -344,21 +351,43 @@ def test_pmifpe_by_name():
 
 
 def test_backward_units_follow_absolute_weights():
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([-2.0, 1.0, 0.5]))
     x = normal(3, 4)
-    found = bounds.backward_units(model, x)
-    first, last = model[0].weight.detach(), model[2].weight.detach()
-    hidden = model[0](x) > 0
-    worst = (1.0 * hidden.float()) @ first.abs() + 1  # one unit behind each linear layer
-    leaf = x.clone().requires_grad_()
-    z = model(leaf)
+    first, last = model[0].weight.detach().double(), model[3].weight.detach().double()
+    gamma = model[1].weight.detach().double() / (1 + model[1].eps) ** 0.5
+    hidden = (model[1](model[0](x)) > 0).double()
+    z = model(x)
     label = z.argmax(1)
-    direction = last[1 - label] - last[label]
-    g = (direction * hidden) @ first  # the gradient of unit G for two classes
-    expected = 0.5 * worst.norm(dim=1) / g.norm(dim=1)
-    assert torch.allclose(found, expected.double(), rtol=1e-4)
-    with pytest.raises(ModelError, match=r"no nn\.Conv or nn\.Linear"):
+    g = ((last[1 - label] - last[label]) * hidden * gamma) @ first  # of unit G for two classes
+    for format, units in (("float16", (1, 1, 1)), ("float32", (3, 1, 2))):
+        behind = (units[2] * hidden * gamma.abs() + units[1]) @ first.abs() + units[0]
+        found = bounds.backward_units(model, x, format)
+        assert torch.allclose(found, 0.5 * behind.norm(dim=1) / g.norm(dim=1), rtol=1e-6)
+    with pytest.raises(ModelError, match=r"parameters of none of them"):
         bounds.backward_units(nn.Flatten(), x)
+    with pytest.raises(ModelError, match=r"parameters of LayerNorm"):
+        bounds.backward_units(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)), x)
+
+
+def test_a_stored_sum_that_overflows():
+    """The kernel keeps the sum of exponentials in float16: 65,520 ties are infinitely many."""
+    z, label = torch.zeros(1, 65_520).half(), torch.tensor([0])
+    cases = Cases(z, label, torch.ones(1).double(), torch.tensor([False]), 1.0, is_shifted=False)
+    error, _ = truth.absolute_error(cases, truth.computed(cases))
+    assert (error <= bounds.logit_gradient(z, label, accuracy=DOCUMENTED)).all()
+    assert error.max() > 1e-5
+
+
+def test_flushing_to_zero_is_refused():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormal numbers")
+    try:
+        with pytest.raises(ValueError, match=r"gradual underflow"):
+            bounds.logit_gradient(normal(2, 3), torch.tensor([0, 1]))
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_logits_of_others_in_three_dimensions():

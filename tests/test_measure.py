@@ -387,7 +387,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("fperr.report.frame.SCHEMA_VERSION", 99)
     report.to_parquet(tmp_path / "new.parquet")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has schema version 99, this fperr reads 4"):
+    with pytest.raises(ValueError, match="has schema version 99, this fperr reads 5"):
         fperr.Report.from_parquet(tmp_path / "new.parquet")
     with pytest.raises(ValueError, match="unknown columns"):
         fperr.Report.from_rows([{"detla": 1.0}], {})

@@ -196,10 +196,16 @@ def test_the_loss_stage_is_bounded_on_published_networks(name, fperr_data):
 
 
 @pytest.mark.parametrize(
-    "options", [{"reduction": "mean"}, {"loss_scale": 1024.0}, {"loss_scale": 3.0}]
+    "options",
+    [
+        {"reduction": "mean"},
+        {"loss_scale": 1024.0},
+        {"loss_scale": 3.0},
+        {"reduction": "mean", "loss_scale": 1 / 3},
+    ],
 )
 def test_the_bound_knows_means_and_loss_scales(options):
-    model, x = seeded(tiny_mlp()), normal(7, 6)
+    model, x = seeded(tiny_mlp()), normal(11, 6)
     found = fperr.measure(model, x, losses=LOSSES, formats=FORMATS, scenarios="all", **options)
     assert_bounded(found.frame)
 

@@ -3,8 +3,9 @@
 from fperr.bounds.backward import backward_units
 from fperr.bounds.checking import check
 from fperr.bounds.cross_entropy import logit_gradient
+from fperr.bounds.inputs import log2_input_gradient
 from fperr.bounds.kernels import KERNELS, Accuracy, Kernel, accuracy
-from fperr.bounds.papers import log2_input_gradient, paper
+from fperr.bounds.papers import paper
 from fperr.bounds.stable import stable_ce_logit_gradient, stable_ce_relative_error
 
 __all__ = [

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fperr.bounds import kernels
+from fperr.bounds.arguments import checked
 from fperr.bounds.kernels import Accuracy, Kernel
-from fperr.bounds.roundings import UP, half_ulp, known_rounding
-from fperr.formats import Format, of_dtype
-from fperr.formats import named as format_named
+from fperr.bounds.roundings import UNIT, UP, half_ulp
+from fperr.bounds.steps import exponential_error, shifted_logits, sum_of_exponentials
+from fperr.formats import Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Bound:
 
     Attributes:
         error: (batch, K) float64, at least |v_hat - v|.
-        exact: (batch, K) float64, |v|, to about 12 digits.
+        exact: (batch, K) float64, |v|, to about 12 digits; 0 below float64's range.
         is_capped: (batch, K) bool: rounding alone allows more than the range of p_hat does.
     """
 
@@ -48,8 +49,9 @@ def logit_gradient(
     """A bound on |v_hat - v|, componentwise, for v = a c (softmax(c z) - onehot(label)).
 
     It holds for what PyTorch computes for the gradient of a * cross_entropy(c * z, label) with
-    respect to z, whatever the margin: hard labels, no weights, summed over the batch. c and a are
-    the numbers that the format holds.
+    respect to z, whatever the margin: hard labels, no weights, summed over the batch, gradual
+    underflow. c and a are the numbers that the format holds; for a mean that is the 1/N that
+    autograd computes in the format.
 
     Args:
         z: (batch, K), the logits in the format, finite.
@@ -66,7 +68,8 @@ def logit_gradient(
         (batch, K) float64.
 
     Raises:
-        ValueError: shapes, dtypes or numbers that do not fit.
+        TypeError, ValueError: shapes, dtypes or numbers that do not fit; products that overflow;
+            subnormal numbers that are flushed to zero.
     """
     del targeted  # the sign of every intermediate from p - onehot on changes, no size does
     return enclosed(
@@ -86,7 +89,7 @@ def enclosed(
     accuracy: Accuracy | None = None,
 ) -> Bound:
     """`logit_gradient` with |v| and where the bound is at its cap."""
-    stored, c, z = checked(z, label, c, format)
+    stored, c, z = checked(z, label, c, upstream, format)
     k, a = kernels.named(kernel), abs(upstream)
     worked = kernels.working_format(stored)
     known = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
@@ -104,9 +107,12 @@ def enclosed(
     log_S = e.scatter(1, d.top, 0.0).sum(1, keepdim=True).log1p()
     if is_half:
         S_error = S_error + k.store_sum * stored_ulp(S + S_error)
+        overflows = k.store_sum * (S + S_error) >= stored.largest
+        S_error = torch.where(overflows, torch.inf, S_error)
     relative = S_error / S
-    l_error = torch.where(relative < 1, -torch.log1p(-relative.clamp(max=0.999999)), torch.inf)
-    l_error = l_error + 2 * k.log * known.log_ulps * worked_ulp(log_S + l_error)
+    l_error = torch.where(relative < 1, -torch.log1p(-relative.clamp(max=1 - UNIT)), torch.inf)
+    log_ulps = known.log_of(z.shape[1])
+    l_error = l_error + 2 * k.log * log_ulps * worked_ulp(log_S + l_error)
     if is_half:
         l_error = l_error + k.store_log * stored_ulp(log_S + l_error)
     size = (d.exact - log_S).abs()
@@ -137,127 +143,3 @@ def enclosed(
     error = c * error
     error = error + torch.where(c == 1, 0.0, k.rescale * stored_ulp(v + error))
     return Bound(error * UP, v, is_capped)
-
-
-@dataclass(frozen=True, slots=True)
-class Shifted:
-    """D = c z - max c z.
-
-    Attributes:
-        exact: (batch, K) float64, to 2^-52 of each.
-        error: (batch, K) float64, at least |d_hat - d|.
-        top: (batch, 1), where it is 0.
-    """
-
-    exact: Tensor
-    error: Tensor
-    top: Tensor
-
-
-def shifted_logits(
-    z: Tensor, c: Tensor, stored: Format, k: Kernel, *, is_shifted: bool = False
-) -> Shifted:
-    """What scaling and shifting make of the logits: both roundings are known, not only bounded.
-
-    Args:
-        z: (batch, K), in the format.
-        c: (batch, 1), float64.
-        stored: the format of z.
-        k: the kernel.
-        is_shifted: max z is subtracted before scaling, too.
-    """
-    top = z.argmax(1, keepdim=True)
-    wide = z.to(torch.float64)
-    exact = c * (wide - wide.gather(1, top))
-    error = torch.zeros_like(wide)
-    if is_shifted:
-        moved = z - z.gather(1, top)
-        error = k.shift * c * known_rounding(moved, wide - wide.gather(1, top), stored)
-        z, wide = moved, moved.to(torch.float64)
-    x = c.to(z.dtype) * z
-    scaled = torch.where(_is_power_of_two(c) & (x != 0), c * wide, x.to(torch.float64))
-    rounding = k.scale * known_rounding(x, c * wide, stored)
-    lost = x.to(torch.float64) == scaled
-    error = error + torch.where(_is_power_of_two(c) & lost, 0.0, rounding)
-    working = x.to(kernels.working_format(stored).dtype)
-    difference = working - working.gather(1, top)
-    wide = x.to(torch.float64)
-    shift = known_rounding(difference, wide - wide.gather(1, top), of_dtype(working.dtype))
-    error = error + error.gather(1, top) + k.shift * shift
-    return Shifted(exact, torch.where(exact == 0, 0.0, error), top)
-
-
-def sum_of_exponentials(
-    d: Shifted, worked: Format, k: Kernel, known: Accuracy
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """e^d and S = sum e^d, each with a bound on the error.
-
-    A rounding error of a sum a + b is at most half an ulp of it, and at most a and at most b, for
-    those are numbers of the format. Along the way of the largest summand to the root each other
-    one is added once; among themselves the others are added K - 2 times. Ties with the largest are
-    exact ones: an addition is never off by more than the summands below them, R together, come to.
-    """
-    classes = d.exact.shape[1]
-    e = d.exact.exp()
-    error = exponential_error(e, d.exact, d.error)
-    error = error + 2 * k.exp * known.exp_ulps * half_ulp(e + error, worked, underflow=k.underflow)
-    error = torch.where(d.exact == 0, 0.0, error)  # exp(0) = 1
-    grown = 1 + 2 * classes * worked.unit_roundoff
-    largest = (e + error) * grown
-    others = largest.scatter(1, d.top, 0.0)
-    total = largest.sum(1, keepdim=True) * grown
-    spacing = half_ulp(total, worked)
-    inner = half_ulp(others.sum(1, keepdim=True) * grown, worked)
-    onto_top = torch.minimum(others, spacing).sum(1, keepdim=True)
-    added = torch.minimum((classes - 1) * spacing, onto_top + (classes - 2) * inner)
-    below_ties = torch.where(d.exact == 0, 0.0, largest).sum(1, keepdim=True) * grown
-    added = torch.minimum(added, (classes - 1) * below_ties)
-    S_error = error.sum(1, keepdim=True) + k.add * added
-    return e, error, e.sum(1, keepdim=True), S_error
-
-
-def checked(
-    z: Tensor, label: Tensor, c: Tensor | float, format: Format | str | None
-) -> tuple[Format, Tensor, Tensor]:
-    """The format, c as (batch, 1) float64, and z without a graph.
-
-    Raises:
-        ValueError: they do not fit together.
-    """
-    stored = of_dtype(z.dtype)
-    asked = format_named(format) if isinstance(format, str) else format
-    if asked is not None and asked.dtype != z.dtype:
-        raise ValueError(
-            f"format {asked.name} stores {asked.dtype}, but z is {z.dtype}: round it first, as in "
-            f"z.to({asked.dtype})"
-        )
-    if z.ndim != 2 or z.shape[1] < 2 or label.shape != z.shape[:1]:
-        raise ValueError(
-            "z must be (batch, K) with K >= 2 and label (batch,), got "
-            f"{tuple(z.shape)} and {tuple(label.shape)}"
-        )
-    if label.dtype != torch.int64 or bool(((label < 0) | (label >= z.shape[1])).any()):
-        raise ValueError(f"label must be int64 between 0 and {z.shape[1] - 1}")
-    scale = torch.as_tensor(c, dtype=torch.float64, device=z.device).expand(len(z))[:, None]
-    if not bool((scale > 0).all()) or bool((scale.to(z.dtype).to(torch.float64) != scale).any()):
-        raise ValueError(f"c must hold positive numbers of {stored.name}: round it first")
-    z = z.detach()
-    if not bool(z.isfinite().all()) or bool((scale * z.abs() > stored.largest / 4).any()):
-        raise ValueError(f"z must be finite, and c z below a quarter of {stored.largest:.3g}")
-    return stored, scale, z
-
-
-def _is_power_of_two(c: Tensor) -> Tensor:
-    return torch.frexp(c).mantissa == 0.5
-
-
-def exponential_error(value: Tensor, exponent: Tensor, error: Tensor) -> Tensor:
-    """At least |e^(x + t) - e^x| for all |t| <= error with x + t <= 0, where e^x may underflow.
-
-    Args:
-        value: e^x.
-        exponent: x, not positive.
-        error: a bound on |t|; may be infinite.
-    """
-    near = value * torch.expm1(error.clamp(max=1.0))
-    return torch.where(error <= 1, near, (exponent + error).clamp(max=0.0).exp())

@@ -77,6 +77,11 @@ class Accuracy:
     is_exhaustive: bool
     source: str
 
+    def log_of(self, classes: int) -> float:
+        """`log_ulps`, or the documented ones where sums may exceed what was looked at."""
+        is_known = 2 * classes <= self.largest_log
+        return self.log_ulps if is_known else max(self.log_ulps, DOCUMENTED.log_ulps)
+
 
 # SLEEF's u10 functions (x86, Arm) and CUDA's expf, logf, exp and log. The kernels of log_softmax
 # may use others: only a sweep through them can tell.

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fperr.bounds.arguments import check_labels, format_of
+from fperr.bounds.inputs import log2_input_gradient
 from fperr.formats import FLOAT32, Format
-from fperr.formats import named as format_named
 from fperr.theory.scaling import log2_G
 
 
@@ -41,9 +42,15 @@ def paper(
 
     Returns:
         (batch,) float64; logarithms, because G may be e^-1000.
+
+    Raises:
+        TypeError, ValueError: shapes, labels or an epsilon_max that make no sense.
     """
-    fmt = format_named(format) if isinstance(format, str) else format
+    check_labels(logits, label)
+    fmt = format_of(format)
     size = fmt.unit_roundoff if epsilon_max is None else epsilon_max
+    if not size > 0:
+        raise ValueError(f"epsilon_max must be positive, got {epsilon_max!r}")
     scale = torch.as_tensor(c, dtype=torch.float64, device=logits.device).expand(len(logits))
     factor = logits.shape[1] / 2 if per_class else 1.0
     return log2_delta_sup_logit(log2_G(logits, label, scale), size * factor)
@@ -72,18 +79,3 @@ def log2_delta_sup_input(
     return log2_input_gradient([epsilon_max] * len(log2_row_norms), log2_row_norms) - (
         log2_gradient_norm
     )
-
-
-def log2_input_gradient(errors: Sequence[float], log2_row_norms: Sequence[float]) -> float:
-    """log2 of sum_i |v_hat - v|_i |grad z_i|_2: bounds |J^T v_hat - J^T v|_2.
-
-    Args:
-        errors: K numbers, bounds on |v_hat - v|.
-        log2_row_norms: K numbers, log2 of the norms of the rows of J.
-    """
-    pairs = zip(errors, log2_row_norms, strict=True)
-    logs = [math.log2(e) + norm for e, norm in pairs if e > 0 and norm > -math.inf]
-    if not logs:
-        return -math.inf
-    natural = torch.tensor(logs, dtype=torch.float64) * math.log(2)
-    return float(torch.logsumexp(natural, 0)) / math.log(2)

@@ -7,6 +7,7 @@ from fperr.formats import Format
 
 # Sums and products of up to 2^10 positive float64 numbers are off by far less than one part in 2^40
 UP = 1 + 2.0**-40
+UNIT = 2.0**-53
 # Half float64's smallest subnormal number is none, and below 2^-1060 float64 cannot compute bounds
 _LEAST = 2.0**-1060
 
@@ -34,6 +35,6 @@ def known_rounding(rounded: Tensor, exact: Tensor, fmt: Format) -> Tensor:
         fmt: the format. In float64 itself the error is only bounded.
     """
     found = rounded.to(torch.float64)
-    if fmt.storage_unit_roundoff > 2.0**-53:
-        return (found - exact).abs() + 2.0**-53 * exact.abs()
+    if fmt.storage_unit_roundoff > UNIT:
+        return (found - exact).abs() + UNIT * exact.abs()
     return torch.where(found == 0, 0.0, half_ulp(exact.abs(), fmt))

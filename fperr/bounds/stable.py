@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from fperr.bounds import kernels
-from fperr.bounds.cross_entropy import Bound, checked, shifted_logits, sum_of_exponentials
+from fperr.bounds.arguments import checked, format_of
+from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.bounds.roundings import UP, half_ulp
+from fperr.bounds.steps import shifted_logits, sum_of_exponentials
 from fperr.formats import Format
 
-_DIVISIONS = 2  # by S, or times its rounded inverse
+_DIVISIONS = 3  # half ulps: of a quotient 1; of a product with the rounded inverse of S 3 at most
 
 
 def stable_ce_logit_gradient(
@@ -56,7 +58,7 @@ def enclosed(
     accuracy: Accuracy | None = None,
 ) -> Bound:
     """`stable_ce_logit_gradient` with |v|."""
-    stored, one, z = checked(z, label, 1.0, format)
+    stored, one, z = checked(z, label, 1.0, upstream, format)
     if z.shape[1] == 2:
         v = torch.ones_like(z, dtype=torch.float64)
         return Bound(torch.zeros_like(v), abs(upstream) * v, torch.zeros_like(v, dtype=torch.bool))
@@ -84,9 +86,14 @@ def enclosed(
     )
 
 
-def stable_ce_relative_error(K: int, format: Format, accuracy: Accuracy | None = None) -> float:
+def stable_ce_relative_error(
+    K: int,
+    format: Format | str,
+    accuracy: Accuracy | None = None,
+) -> float:
     """The largest |v_hat - v|_2 / |v|_2 that K classes allow, whatever the logits.
 
+    For an upstream factor of 1 (or a power of two, without underflow); others round once more.
     (1 + 2 u C) u C + u_s (1 + u C) + 4 K eta with C = 2 log(K - 1) + K + 4 + 6 kappa, u of the
     format that is computed in and u_s, eta of the one that is stored (u_s only for the half
     formats): the remainder of a product of (1 + x_i) with sum x_i = y <= 1/2 is below 2 y^2.
@@ -94,11 +101,12 @@ def stable_ce_relative_error(K: int, format: Format, accuracy: Accuracy | None =
     Raises:
         ValueError: u C exceeds 1/2: too many classes.
     """
-    worked = kernels.working_format(format)
+    fmt = format_of(format)
+    worked = kernels.working_format(fmt)
     u = worked.storage_unit_roundoff
     known = kernels.DOCUMENTED if accuracy is None else accuracy
     first = u * (2 * math.log(max(K - 1, 2)) + K + 4 + 6 * 2 * known.exp_ulps)
     if first > 0.5:
-        raise ValueError(f"{K} classes are too many for {format.name}")
-    stored = format.storage_unit_roundoff if worked != format else 0.0
-    return (1 + 2 * first) * first + stored * (1 + first) + 4 * K * format.smallest_subnormal
+        raise ValueError(f"{K} classes are too many for {fmt.name}")
+    stored = fmt.storage_unit_roundoff if worked != fmt else 0.0
+    return (1 + 2 * first) * first + stored * (1 + first) + 4 * K * fmt.smallest_subnormal

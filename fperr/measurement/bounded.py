@@ -1,13 +1,14 @@
 """The proved bound on the loss stage, beside what was measured."""
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from fperr.bounds import cross_entropy, stable
 from fperr.bounds.cross_entropy import Bound
-from fperr.bounds.papers import log2_input_gradient
+from fperr.bounds.inputs import log2_input_gradient
 from fperr.formats import of_dtype
 from fperr.measurement.maps import LinearMap, Rows
 from fperr.measurement.network import FloatGradient
@@ -28,13 +29,16 @@ def logit_bound(f: FloatGradient, label: Tensor, loss: Loss) -> Bound | None:
     if f.is_autocast or loss.kind not in ("cross_entropy", "stable_ce"):
         return None
     fmt = of_dtype(f.logits.dtype)
+    upstream = _upstream(f)
     loss_scale, count = f.factor
-    exact = loss_scale / count
-    upstream = float(torch.tensor(exact, dtype=fmt.dtype))
+    exact = Fraction(loss_scale) / count  # what is divided out
+    off = float(abs(Fraction(upstream) / exact - 1)) * (1 + 2.0**-50)
     kernel = "cuda" if f.logits.device.type == "cuda" else "cpu"
     c = f.scale.c.to(torch.float64)
     reach = c[:, None] * f.logits.to(torch.float64).abs()
-    usable = ((c > 0) & (reach <= fmt.largest / 4).all(1))[:, None]
+    fits = (reach <= fmt.largest / 4).all(1) & (upstream * c.clamp_min(1) <= fmt.largest)
+    usable = ((c > 0) & fits & (0 < upstream <= fmt.largest))[:, None]
+    upstream = upstream if 0 < upstream <= fmt.largest else 1.0
     z, scale = torch.where(usable, f.logits, 0.0), torch.where(usable[:, 0], c, 1.0)
     if loss.kind == "stable_ce":
         found = stable.enclosed(z, label, fmt, kernel=kernel, upstream=upstream)
@@ -44,8 +48,19 @@ def logit_bound(f: FloatGradient, label: Tensor, loss: Loss) -> Bound | None:
         )
     size = found.exact / upstream
     # the factor that the format holds, and the one that is divided out
-    error = found.error / exact + abs(upstream / exact - 1) * size
+    error = found.error / float(exact) * (1 + 2.0**-50) + off * size
     return Bound(torch.where(usable, error, math.nan), size, found.is_capped)
+
+
+def _upstream(f: FloatGradient) -> float:
+    """The factor that reaches each loss, as autograd computes it in the format."""
+    loss_scale, count = f.factor
+    losses = f.logits.new_zeros(count).requires_grad_()
+    objective = losses.mean() if count > 1 else losses.sum()
+    if loss_scale != 1.0:
+        objective = objective * loss_scale
+    (factor,) = torch.autograd.grad(objective, losses)
+    return float(factor[0])
 
 
 def bound_columns(

@@ -1,15 +1,16 @@
-"""The T that minimises the whole error bound of a format, and not its underflow part alone.
+"""The T that minimises a model of the whole error in a format, not its underflow part alone.
 
 To first order, with l the class that the loss uses, p = softmax(c z)_l and G = c (1 - p), the
 relative error of the logit gradient of scaled cross-entropy, and what the backward pass loses to
-underflow, are at most (`fperr.bounds.logit_gradient` without its second-order terms)
+underflow, are modelled by
 
-    r(t) = A(t) / (2 (1 - p)) + u c R + C eta / (a G),    c = t / Delta
+    r(t) = A(t) / (2 (1 - p)) + 2 u c R + C eta / (a G),    c = t / Delta
 
     A(t) = u_w (K + 1 + log S) + u_s (1 + log S + |log p|)
 
 with u_w of the format computed in, u_s of a half format that the kernel's sum, logarithm and
-output are stored in (else 0), R = max |z| and a the loss scale. t* minimises the last term only.
+output are stored in (else 0), R = max |z| and a the loss scale: the leading terms of the bound
+`fperr.bounds.logit_gradient`, no bound themselves. t* minimises the last term only.
 """
 
 import math
@@ -24,7 +25,7 @@ _POINTS = 48
 _REFINEMENTS = 2
 
 
-def relative_bound(
+def relative_error_model(
     log_t: Tensor, logits: Tensor, label: Tensor, fmt: Format, units: float, loss_scale: float
 ) -> Tensor:
     """r(t), (batch, points) float64.
@@ -50,7 +51,7 @@ def relative_bound(
     worked = (FLOAT32 if is_half else fmt).storage_unit_roundoff
     stored = fmt.storage_unit_roundoff if is_half else 0.0
     A = worked * (z.shape[1] + 1 + log_S) + stored * (1 + log_S - log_p)
-    scaling = fmt.storage_unit_roundoff * c * z.abs().amax(1, keepdim=True)
+    scaling = 2 * fmt.storage_unit_roundoff * c * z.abs().amax(1, keepdim=True)
     lost = units * fmt.smallest_subnormal / loss_scale / c
     return (A / 2 + lost) * (-log_rest).exp() + scaling
 
@@ -60,7 +61,7 @@ def format_aware_T(  # noqa: N802
 ) -> Tensor:
     """The minimiser (batch,) float64 of r between 0.01 and the saturation, to 1 % of itself.
 
-    Arguments are those of `relative_bound`.
+    Arguments are those of `relative_error_model`.
     """
     K = logits.shape[1]
     saturation = math.log(max(K - 1, 2) / fmt.storage_unit_roundoff)
@@ -70,7 +71,7 @@ def format_aware_T(  # noqa: N802
     width = ends[1] - ends[0]
     for _ in range(_REFINEMENTS):
         log_t = low + width * unit
-        heights = relative_bound(log_t, logits, label, fmt, units, loss_scale)
+        heights = relative_error_model(log_t, logits, label, fmt, units, loss_scale)
         best = log_t.gather(1, heights.argmin(1, keepdim=True))
         width = 2 * width / (_POINTS - 1)
         low = (best - width / 2).clamp(ends[0], ends[1] - width)

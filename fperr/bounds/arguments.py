@@ -1,0 +1,84 @@
+"""What a bound is asked about, checked: a fault raises at once and says what to do."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fperr.formats import Format, of_dtype
+from fperr.formats import named as format_named
+from fperr.precision import keeps_subnormals
+
+
+def format_of(format: Format | str) -> Format:
+    """The format called so, or itself.
+
+    Raises:
+        TypeError: neither a name nor a `Format`.
+        ValueError: no such format.
+    """
+    if isinstance(format, str):
+        return format_named(format)
+    if not isinstance(format, Format):
+        raise TypeError(f"format must be a name or a fperr.formats.Format, got {format!r}")
+    return format
+
+
+def check_labels(z: Tensor, label: Tensor, name: str = "label") -> None:
+    """Raise unless z is (batch, K), K >= 2, and label (batch,) int64 in range.
+
+    Raises:
+        TypeError: no tensors.
+        ValueError: other shapes, dtypes or numbers.
+    """
+    for what, value in (("z", z), (name, label)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{what} must be a torch.Tensor, got {type(value).__name__}")
+    if z.ndim != 2 or z.shape[1] < 2 or label.shape != z.shape[:1]:
+        raise ValueError(
+            f"z must be (batch, K) with K >= 2 and {name} (batch,), got "
+            f"{tuple(z.shape)} and {tuple(label.shape)}"
+        )
+    if label.dtype != torch.int64 or bool(((label < 0) | (label >= z.shape[1])).any()):
+        raise ValueError(f"{name} must be int64 between 0 and {z.shape[1] - 1}")
+
+
+def checked(
+    z: Tensor, label: Tensor, c: Tensor | float, upstream: float, format: Format | str | None
+) -> tuple[Format, Tensor, Tensor]:
+    """The format, c as (batch, 1) float64, and z without a graph.
+
+    Raises:
+        TypeError: wrong types.
+        ValueError: they do not fit together, or subnormal numbers are flushed to zero.
+    """
+    check_labels(z, label)
+    stored = of_dtype(z.dtype)
+    asked = None if format is None else format_of(format)
+    if asked is not None and asked.dtype != z.dtype:
+        raise ValueError(
+            f"format {asked.name} stores {asked.dtype}, but z is {z.dtype}: round it first, as in "
+            f"z.to({asked.dtype})"
+        )
+    if not keeps_subnormals(z.device):
+        raise ValueError(
+            "subnormal numbers are flushed to zero, and the bound counts on gradual underflow: "
+            "undo torch.set_flush_denormal(True)"
+        )
+    scale = torch.as_tensor(c, dtype=torch.float64, device=z.device)
+    if scale.shape not in ((), (len(z),)):
+        raise ValueError(f"c must be a number or ({len(z)},), got {tuple(scale.shape)}")
+    if not bool(((scale > 0) & scale.isfinite()).all()):
+        raise ValueError("c must hold positive finite numbers")
+    a = abs(upstream)
+    for name, number in (("c", scale), ("upstream", torch.tensor(a, dtype=torch.float64))):
+        if bool((number.to(z.dtype).to(torch.float64) != number).any()):
+            raise ValueError(f"{name} must be held by {stored.name} exactly: round it first")
+    if not 0 < a < math.inf:
+        raise ValueError(f"upstream must be a finite number other than 0, got {upstream!r}")
+    z, scale = z.detach(), scale.expand(len(z))[:, None]
+    if not bool(z.isfinite().all()) or bool((scale * z.abs() > stored.largest / 4).any()):
+        raise ValueError(f"z must be finite, and c z below a quarter of {stored.largest:.3g}")
+    if len(z) and a * max(1.0, float(scale.max())) > stored.largest:
+        raise ValueError(f"upstream * c overflows {stored.name}: the gradient may be infinite")
+    return stored, scale, z

@@ -1,0 +1,105 @@
+"""What cross-entropy and stable cross-entropy share: shifted logits, exponentials, their sum."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fperr.bounds import kernels
+from fperr.bounds.kernels import Accuracy, Kernel
+from fperr.bounds.roundings import half_ulp, known_rounding
+from fperr.formats import FLOAT64, Format, of_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """D = c z - max c z.
+
+    Attributes:
+        exact: (batch, K) float64, to 2^-52 of each.
+        error: (batch, K) float64, at least |d_hat - d|.
+        top: (batch, 1), where it is 0.
+    """
+
+    exact: Tensor
+    error: Tensor
+    top: Tensor
+
+
+def shifted_logits(
+    z: Tensor, c: Tensor, stored: Format, k: Kernel, *, is_shifted: bool = False
+) -> Shifted:
+    """What scaling and shifting make of the logits: both roundings are known, not only bounded.
+
+    Args:
+        z: (batch, K), in the format.
+        c: (batch, 1), float64.
+        stored: the format of z.
+        k: the kernel.
+        is_shifted: max z is subtracted before scaling, too.
+    """
+    top = z.argmax(1, keepdim=True)
+    wide = z.to(torch.float64)
+    exact = c * (wide - wide.gather(1, top))
+    error = torch.zeros_like(wide)
+    if is_shifted:
+        moved = z - z.gather(1, top)
+        error = k.shift * c * known_rounding(moved, wide - wide.gather(1, top), stored)
+        z, wide = moved, moved.to(torch.float64)
+    x = c.to(z.dtype) * z
+    rounding = k.scale * known_rounding(x, c * wide, stored)
+    if stored == FLOAT64:  # its own roundings are only bounded, but for these products
+        is_exact = _is_power_of_two(c) & ((x.abs() >= stored.smallest_normal) | (z == 0))
+        rounding = torch.where(is_exact, 0.0, rounding)
+    error = error + rounding
+    working = x.to(kernels.working_format(stored).dtype)
+    difference = working - working.gather(1, top)
+    wide = x.to(torch.float64)
+    shift = known_rounding(difference, wide - wide.gather(1, top), of_dtype(working.dtype))
+    error = error + error.gather(1, top) + k.shift * shift
+    return Shifted(exact, torch.where(exact == 0, 0.0, error), top)
+
+
+def sum_of_exponentials(
+    d: Shifted, worked: Format, k: Kernel, known: Accuracy
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """e^d and S = sum e^d, each with a bound on the error.
+
+    A rounding error of a sum a + b is at most half an ulp of it, and at most a and at most b, for
+    those are numbers of the format. Along the way of the largest summand to the root each other
+    one is added once; among themselves the others are added K - 2 times. Ties with the largest are
+    exact ones: an addition is never off by more than the summands below them, R together, come to.
+    """
+    classes = d.exact.shape[1]
+    e = d.exact.exp()
+    error = exponential_error(e, d.exact, d.error)
+    error = error + 2 * k.exp * known.exp_ulps * half_ulp(e + error, worked, underflow=k.underflow)
+    error = torch.where(d.exact == 0, 0.0, error)  # exp(0) = 1
+    grown = 1 + 2 * classes * worked.unit_roundoff
+    largest = (e + error) * grown
+    others = largest.scatter(1, d.top, 0.0)
+    total = largest.sum(1, keepdim=True) * grown
+    spacing = half_ulp(total, worked)
+    inner = half_ulp(others.sum(1, keepdim=True) * grown, worked)
+    onto_top = torch.minimum(others, spacing).sum(1, keepdim=True)
+    added = torch.minimum((classes - 1) * spacing, onto_top + (classes - 2) * inner)
+    below_ties = torch.where(d.exact == 0, 0.0, largest).sum(1, keepdim=True) * grown
+    added = torch.minimum(added, (classes - 1) * below_ties)
+    S_error = error.sum(1, keepdim=True) + k.add * added
+    return e, error, e.sum(1, keepdim=True), S_error
+
+
+def _is_power_of_two(c: Tensor) -> Tensor:
+    return torch.frexp(c).mantissa == 0.5
+
+
+def exponential_error(value: Tensor, exponent: Tensor, error: Tensor) -> Tensor:
+    """At least |e^(x + t) - e^x| for all |t| <= error with x + t <= 0, where e^x may underflow.
+
+    Args:
+        value: e^x.
+        exponent: x, not positive.
+        error: a bound on |t|; may be infinite.
+    """
+    near = value * torch.expm1(error.clamp(max=1.0))
+    return torch.where(error <= 1, near, (exponent + error).clamp(max=0.0).exp())
