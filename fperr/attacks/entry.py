@@ -1,0 +1,233 @@
+"""`fperr.attack`: gradient attacks whose loss and arithmetic are arguments."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fperr import formats
+from fperr.attacks.goal import Goal
+from fperr.attacks.gradients import ExactSource, FloatSource, Source
+from fperr.attacks.pgd import OnStep, Schedule, Steps, descend, descend_adaptively
+from fperr.attacks.progress import Progress
+from fperr.attacks.region import Norm, Region
+from fperr.measurement.models import usable_model
+from fperr.measurement.network import device_and_dtype
+from fperr.theory.losses import named
+
+ARITHMETICS = (*formats.FORMATS, "exact")
+METHODS = ("pgd", "fgsm", "apgd")
+_MOMENTUM = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class AttackResult:
+    """What an attack found.
+
+    Attributes:
+        adversarial: (batch, *shape): the first point that reached the goal; where none did, the
+            one that came nearest.
+        success: (batch,) bool, clean errors included.
+        first_success_step: (batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1
+            never.
+        best_margin: (batch,) float64: the smallest of z_y - max_{i != y} z_i (targeted: of
+            max_{i != t} z_i - z_t) that was seen.
+        is_finite: (batch,) bool: every gradient was; where one was not, the sample did not move.
+        excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) the point lies outside
+            the ball: never above 0 with the exact projection.
+    """
+
+    adversarial: Tensor
+    success: Tensor
+    first_success_step: Tensor
+    best_margin: Tensor
+    is_finite: Tensor
+    excess_ulps: Tensor
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of samples that withstood."""
+        return 1.0 - float(self.success.double().mean())
+
+
+def attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    radius: float,
+    method: str = "pgd",
+    loss: str = "tmifpe",
+    norm: Norm = "linf",
+    steps: int = 100,
+    targets: Tensor | None = None,
+    arithmetic: str = "float32",
+    seed: int = 0,
+    restarts: int = 1,
+    schedule: Schedule = "cosine",
+    step_size: float | None = None,
+    momentum: float = _MOMENTUM,
+    random_start: bool = True,
+    reduction: Literal["sum", "mean"] = "sum",
+    projection: Literal["exact", "library"] = "exact",
+    box: tuple[float, float] = (0.0, 1.0),
+    on_step: OnStep | None = None,
+) -> AttackResult:
+    """Attack every sample, in one batch.
+
+    The default is the recipe of the MIFPE papers' code: a random start on the ball's surface,
+    steps of 2 radius cos(pi i / 2N), momentum 0.75; samples that have succeeded stay put.
+
+    Args:
+        model: x to logits (batch, K), in evaluation mode; any device.
+        x: (batch, *shape), float16 to float64, within the box. Points stay in its format.
+        y: (batch,) int64, the true labels.
+        radius: of the ball.
+        method: `"pgd"`, `"fgsm"` (one step of size radius from x, no random start) or `"apgd"`.
+        loss: a name of the registry, ascended; `fperr.measure` lists them.
+        norm: `"linf"` or `"l2"`.
+        steps: gradients in each run.
+        targets: (batch,) int64: classes to reach; success then is the prediction of the target.
+        arithmetic: of the gradient: `"float16"`, `"bfloat16"`, `"tf32"`, `"float32"`, `"float64"`
+            (the network is cast), or `"exact"`: the network's gradient in exact arithmetic.
+        seed: of the starts. A sample's start depends on its numbers, not on its neighbours.
+        restarts: runs from other starts.
+        schedule: `"cosine"`, `"linear"` or `"constant"` step sizes.
+        step_size: the first one; None: 2 radius.
+        momentum: weight of the last move.
+        random_start: else from x.
+        reduction: how a batch's losses are put together before differentiation.
+        projection: `"exact"`: no point is outside, in exact arithmetic; `"library"`: the usual
+            clamps, which may leave the ball by a rounding.
+        box: where inputs live.
+        on_step: called with the step's number, points, logits and gradients of every step.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; says what to do.
+        ModelError: no gradient reaches x.
+    """
+    goal, source = _checked(model, x, y, radius, method, loss, norm, steps, targets, arithmetic)
+    _check_options(restarts, schedule, step_size, momentum, reduction, projection, box, x)
+    goal = Goal(goal.loss, goal.y, goal.target, reduction == "mean")
+    x = x.detach()
+    region = Region.around(x, norm, radius, box, is_exact=projection == "exact")
+    progress = Progress.at(x, source.logits(x), goal)
+    is_single = method == "fgsm"
+    plan = Steps(
+        1 if is_single else steps,
+        "constant" if is_single else schedule,
+        radius if is_single else (2 * radius if step_size is None else step_size),
+        momentum,
+    )
+    run = descend_adaptively if method == "apgd" else descend
+    for restart in range(restarts):
+        first = region.start(seed, restart) if random_start and not is_single else x
+        first = torch.where(progress.success.reshape(-1, *[1] * (x.ndim - 1)), x, first)
+        offset = 1 + restart * (plan.count + 1)
+        progress = run(source, region, goal, plan, first, progress, offset, on_step)
+    return AttackResult(
+        progress.x,
+        progress.success,
+        progress.first_success_step,
+        progress.best_margin,
+        progress.is_finite,
+        region.excess(progress.x),
+    )
+
+
+def _checked(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    radius: float,
+    method: str,
+    loss: str,
+    norm: str,
+    steps: int,
+    targets: Tensor | None,
+    arithmetic: str,
+) -> tuple[Goal, Source]:
+    """The goal and the source of gradients."""
+    if not 0 < radius < math.inf:
+        raise ValueError(f"radius must be a positive finite number, got {radius!r}")
+    if steps < 1 or int(steps) != steps:
+        raise ValueError(f"steps must be a whole number from 1 on, got {steps!r}")
+    for name, value, known in (
+        ("method", method, METHODS),
+        ("norm", norm, ("linf", "l2")),
+        ("arithmetic", arithmetic, ARITHMETICS),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not len(x):
+        raise ValueError("x must be a floating-point tensor (batch, *shape) with samples in it")
+    model = usable_model(model, None, None)
+    device, dtype = device_and_dtype(model)
+    if device != x.device:
+        raise ValueError(f"the model is on {device} and x on {x.device}: move one of them")
+    chosen = named(loss)
+    if arithmetic == "exact":
+        if dtype != x.dtype:
+            raise ValueError(f"the model is {dtype} and x {x.dtype}: exact needs them alike")
+        source: Source = ExactSource(model, x)
+    else:
+        source = FloatSource(model, formats.named(arithmetic))
+    classes = _classes(source.logits(x[:1]))
+    _check_labels("y", y, x, classes)
+    if targets is not None:
+        _check_labels("targets", targets, x, classes)
+        if bool((targets == y).any()):
+            raise ValueError("targets must differ from y: a sample's own class is no target")
+    needed = chosen.smallest_K(targeted=targets is not None)
+    if classes < needed:
+        raise ValueError(f"loss {loss!r} needs at least {needed} classes, the model has {classes}")
+    return Goal(chosen, y, targets, is_mean=False), source
+
+
+def _classes(logits: Tensor) -> int:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"the model must return logits (batch, K), got {tuple(logits.shape)}")
+    return logits.shape[1]
+
+
+def _check_labels(name: str, labels: Tensor, x: Tensor, classes: int) -> None:
+    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"{name} must be ({len(x)},) int64, got {tuple(labels.shape)} {labels.dtype}"
+        )
+    if labels.device != x.device:
+        raise ValueError(f"{name} is on {labels.device} and x on {x.device}: move one of them")
+    if bool(((labels < 0) | (labels >= classes)).any()):
+        raise ValueError(f"{name} must be between 0 and {classes - 1}")
+
+
+def _check_options(
+    restarts: int,
+    schedule: str,
+    step_size: float | None,
+    momentum: float,
+    reduction: str,
+    projection: str,
+    box: tuple[float, float],
+    x: Tensor,
+) -> None:
+    for name, value, known in (
+        ("schedule", schedule, ("cosine", "linear", "constant")),
+        ("reduction", reduction, ("sum", "mean")),
+        ("projection", projection, ("exact", "library")),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
+    if restarts < 1:
+        raise ValueError(f"restarts must be at least 1, got {restarts!r}")
+    if step_size is not None and not 0 < step_size < math.inf:
+        raise ValueError(f"step_size must be a positive finite number, got {step_size!r}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be from 0 to below 1, got {momentum!r}")
+    if not bool(((x >= box[0]) & (x <= box[1])).all()):
+        raise ValueError(
+            f"x must lie in the box {box}, got {float(x.min())} to {float(x.max())}: scale it, or "
+            "give box=(lowest, highest)"
+        )

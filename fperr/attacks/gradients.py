@@ -1,0 +1,141 @@
+"""The gradient that an attack follows: in a floating-point format, or exact."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fperr.attacks.goal import Goal
+from fperr.errors import ModelError, ReferenceNotCertifiedError
+from fperr.exact.batched import BatchedNetwork, to_mpmath
+from fperr.exact.logit_gradient import logit_gradient
+from fperr.exact.multiword import Words
+from fperr.exact.multiword.decided import order_in_doubt
+from fperr.formats import Format, of_dtype
+from fperr.measurement.network import FormatNetwork
+from fperr.measurement.reference import LossAt, Reference
+from fperr.measurement.vectors import WordVectors
+from fperr.theory.losses import Context
+
+_SMALL = 2.0**-44  # relative error of the exact gradient
+_DIGITS = 14
+_WORKING = 106
+
+
+class Source(ABC):
+    """Logits and gradients at points x."""
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """(batch, K), by which success is judged."""
+
+    @abstractmethod
+    def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """Logits, and the gradient of the goal's objective, like x in shape."""
+
+
+class FloatSource(Source):
+    """The network in a format, as it would be attacked there.
+
+    Args:
+        model: in evaluation mode.
+        fmt: the format; its dtype need not be that of x, which is rounded to it.
+    """
+
+    def __init__(self, model: nn.Module, fmt: Format) -> None:
+        self._network = FormatNetwork(model, fmt, autocast=False)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """See `Source`."""
+        return self._network.logits(x)
+
+    def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """See `Source`.
+
+        Raises:
+            ModelError: no gradient reaches x.
+        """
+        with self._network.running(), torch.enable_grad():
+            leaf = self._network.cast(x).detach().requires_grad_()
+            logits = self._network.model(leaf)
+            if not logits.requires_grad:
+                raise ModelError(
+                    "no gradient reaches the input: the model detaches its graph, or runs under "
+                    "torch.no_grad(); expected logits that depend on x"
+                )
+            (gradient,) = torch.autograd.grad(goal.objective(logits), leaf)
+        return logits.detach(), gradient
+
+
+class ExactSource(Source):
+    """Exact gradients at exact logits; success is judged by the network in the input's format.
+
+    Pairs of float64 whose bound proves 2^-44; balls for the samples where it does not.
+
+    Args:
+        model: in evaluation mode.
+        x: (batch, *shape), the shape of the inputs.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        own = FormatNetwork(model, of_dtype(x.dtype), autocast=False)
+        self._own = FloatSource(model, of_dtype(x.dtype))
+        self._network = BatchedNetwork(own.capture(x[:1]), _WORKING, x.device)
+        self._balls = Reference(own, x[:1], _DIGITS, "ball", by_rows=False)
+        self._vectors = WordVectors(x.device)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """See `Source`."""
+        return self._own.logits(x)
+
+    def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """See `Source`: a gradient in float64, each sample's times some power of two."""
+        found = [self._piece(x[piece], goal, piece.start) for piece in self._network.pieces(len(x))]
+        return self._own.logits(x), torch.cat(found).reshape(x.shape)
+
+    def _piece(self, x: Tensor, goal: Goal, first: int) -> Tensor:
+        self._network.arithmetic.forget_doubts()
+        forward = self._network.forward(x).run
+        doubt = order_in_doubt(forward.logits)
+        z = to_mpmath(forward.logits, self._vectors.context).reshape(len(x), -1)
+        parts = []
+        for i, radius in enumerate(forward.logits.radius.tolist()):
+            asked = self._asked(z[i], goal, first + i)
+            v = logit_gradient(
+                asked.kind, self._vectors.context, list(z[i]), asked.label, c=asked.c,
+                targeted=asked.targeted, y=asked.y,
+            )  # fmt: skip
+            # a logit is off by the radius at most, a difference by twice that, a ratio of two
+            # probabilities by four times it in the exponent
+            known = v is not None and 4 * float(asked.c) * radius < _SMALL
+            doubt[i] |= not known or goal.loss.kind == "dlr"
+            parts.append(self._vectors.array(v if known else [0] * z.shape[1]).words)
+        high, low, radius = (
+            torch.cat([getattr(p, name) for p in parts]) for name in ("high", "low", "radius")
+        )
+        g = self._network.pullback(forward.readings, Words(high, low, radius, None))
+        length = torch.linalg.vector_norm(g.high.flatten(1), dim=1)
+        doubt |= self._network.in_doubt(len(x)) | ~(g.radius <= length * _SMALL)
+        gradient = (g.high + g.low).flatten(1)
+        for i in torch.nonzero(doubt).flatten().tolist():
+            gradient[i] = self._by_balls(x[i : i + 1], goal, first + i)
+        return gradient
+
+    def _asked(self, z: Any, goal: Goal, i: int) -> LossAt:
+        """The loss of sample i with the scale that float64 computes for its exact logits."""
+        logits = torch.tensor([[float(value) for value in z]], dtype=torch.float64)
+        one = slice(i, i + 1)
+        label, context = goal.label[one].cpu(), Context(goal.target is not None, goal.y[one].cpu())
+        c = self._vectors.context.mpf(float(goal.loss.scale(logits, label, context).c))
+        return LossAt(goal.loss.kind, int(label), c, goal.target is not None, int(goal.y[i]))
+
+    def _by_balls(self, x: Tensor, goal: Goal, i: int) -> Tensor:
+        sample = next(iter(self._balls.samples(x, lambda: None)))
+        if sample is None:
+            raise ReferenceNotCertifiedError(f"sample {i}: its exact gradient cannot be proved")
+        found = sample.gradient(self._asked(sample.z, goal, i))
+        if found is None:  # undefined, as DLR's where its denominator is 0
+            return torch.zeros(x[0].numel(), dtype=torch.float64, device=x.device)
+        values, _ = self._balls.vectors.to_scaled(found.gradient)
+        return values.reshape(-1).to(x.device)

@@ -1,0 +1,143 @@
+"""Projected gradient descent, FGSM among it, and APGD (Croce and Hein, ICML 2020)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fperr.attacks.goal import Goal
+from fperr.attacks.gradients import Source
+from fperr.attacks.progress import Progress
+from fperr.attacks.region import Region
+
+Schedule = Literal["cosine", "linear", "constant"]
+OnStep = Callable[[int, Tensor, Tensor, Tensor], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How far an attack goes in each step.
+
+    Attributes:
+        count: how many.
+        schedule: of the sizes.
+        size: the first one.
+        momentum: weight of the last move: x + (1 - m)(w - x) + m (x - x_last), 0 in step 1.
+    """
+
+    count: int
+    schedule: Schedule
+    size: float
+    momentum: float
+
+    def at(self, i: int) -> float:
+        """The size of step i = 0, 1, ..."""
+        if self.schedule == "cosine":
+            return self.size * math.cos(math.pi * i / (2 * self.count))
+        return self.size * (1 - i / self.count) if self.schedule == "linear" else self.size
+
+
+def descend(
+    source: Source,
+    region: Region,
+    goal: Goal,
+    steps: Steps,
+    start: Tensor,
+    progress: Progress,
+    offset: int,
+    on_step: OnStep | None,
+) -> Progress:
+    """PGD from `start`; samples that have succeeded stay where they are.
+
+    Args:
+        source: of logits and gradients.
+        region: where to stay.
+        goal: what to reach.
+        steps: how far.
+        start: (batch, *shape).
+        progress: so far.
+        offset: the number of the start, in `first_success_step`.
+        on_step: called with the step's number, points, logits and gradients.
+    """
+    x = last = start
+    for i in range(steps.count):
+        logits, gradient = source.both(x, goal)
+        progress = progress.seen(x, logits, goal, offset + i)
+        progress, usable = progress.checked(gradient)
+        if on_step is not None:
+            on_step(offset + i, x, logits, gradient)
+        moved = region.moved(x, usable, steps.at(i))
+        moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
+        x, last = torch.where(_like(progress.success, x), x, moved), x
+    return progress.seen(x, source.logits(x), goal, offset + steps.count)
+
+
+def descend_adaptively(
+    source: Source,
+    region: Region,
+    goal: Goal,
+    steps: Steps,
+    start: Tensor,
+    progress: Progress,
+    offset: int,
+    on_step: OnStep | None,
+) -> Progress:
+    """APGD from `start`: step sizes halve, and points return to the best, where progress stalls.
+
+    As in the authors' code: momentum 0.75; checkpoints after 22 % of the steps, then windows that
+    shrink by 3 % to 6 %; a step is halved where at most 75 % of a window's steps raised the value,
+    or where the window before did not halve it and the best value has not changed since. Unlike
+    it, the first window counts its own steps only, and samples that have succeeded stay put. A
+    point that returns keeps its last move as momentum, as there.
+    """
+    count = steps.count
+    size = torch.full_like(progress.best_margin, steps.size)
+    window, least = max(int(0.22 * count), 1), max(int(0.06 * count), 1)
+    shrink = max(int(0.03 * count), 1)
+    x = last = best = start
+    logits, gradient = source.both(x, goal)
+    progress, gradient = progress.seen(x, logits, goal, offset).checked(gradient)
+    value = best_value = at_checkpoint = goal.value(logits)
+    best_gradient = gradient
+    rises = torch.zeros_like(value)
+    was_halved = torch.ones_like(progress.success)
+    since = 0
+    for i in range(count):
+        if on_step is not None:
+            on_step(offset + i, x, logits, gradient)
+        moved = region.moved(x, gradient, _like(size, x).to(x.dtype))
+        moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
+        x, last = torch.where(_like(progress.success, x), x, moved), x
+        logits, gradient = source.both(x, goal)
+        progress, gradient = progress.seen(x, logits, goal, offset + i + 1).checked(gradient)
+        before, value = value, goal.value(logits)
+        rises = rises + (value > before)
+        is_better = value > best_value
+        best_value = torch.where(is_better, value, best_value)
+        best = torch.where(_like(is_better, x), x, best)
+        best_gradient = torch.where(_like(is_better, x), gradient, best_gradient)
+        since += 1
+        if since == window:
+            stalls = (rises <= 0.75 * window) | (~was_halved & (at_checkpoint >= best_value))
+            size = torch.where(stalls, size / 2, size)
+            x = torch.where(_like(stalls, x), best, x)
+            gradient = torch.where(_like(stalls, x), best_gradient, gradient)
+            value = torch.where(stalls, best_value, value)
+            was_halved, at_checkpoint, rises = stalls, best_value, torch.zeros_like(rises)
+            since, window = 0, max(window - shrink, least)
+    return progress
+
+
+def _with_momentum(
+    region: Region, x: Tensor, moved: Tensor, last: Tensor, momentum: float
+) -> Tensor:
+    if momentum == 0.0:
+        return moved
+    return region.project(x + (1 - momentum) * (moved - x) + momentum * (x - last))
+
+
+def _like(each: Tensor, x: Tensor) -> Tensor:
+    return each.reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,59 @@
+"""What an attack has reached so far, sample by sample; nothing here waits for the device."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fperr.attacks.goal import Goal
+
+NEVER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The best of what an attack has met.
+
+    Attributes:
+        x: (batch, *shape): the first point at which the goal was reached, else the one with the
+            smallest margin.
+        success: (batch,) bool.
+        first_success_step: (batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1
+            never. Steps of later restarts count on.
+        best_margin: (batch,) float64, the smallest seen.
+        is_finite: (batch,) bool: every gradient so far was.
+    """
+
+    x: Tensor
+    success: Tensor
+    first_success_step: Tensor
+    best_margin: Tensor
+    is_finite: Tensor
+
+    @classmethod
+    def at(cls, x: Tensor, logits: Tensor, goal: Goal) -> "Progress":
+        """Of the clean inputs."""
+        success = goal.is_reached(logits)
+        step = torch.where(success, 0, NEVER)
+        margin = goal.margin(logits).nan_to_num(nan=torch.inf)
+        return cls(x, success, step, margin, torch.ones_like(success))
+
+    def seen(self, x: Tensor, logits: Tensor, goal: Goal, step: int) -> "Progress":
+        """After the points x (batch, *shape) with these logits."""
+        success, margin = goal.is_reached(logits), goal.margin(logits).nan_to_num(nan=torch.inf)
+        is_new = success & ~self.success
+        is_better = ~self.success & ~success & (margin < self.best_margin)
+        taken = (is_new | is_better).reshape(-1, *[1] * (x.ndim - 1))
+        return replace(
+            self,
+            x=torch.where(taken, x, self.x),
+            success=self.success | success,
+            first_success_step=torch.where(is_new, step, self.first_success_step),
+            best_margin=torch.minimum(margin, self.best_margin),
+        )
+
+    def checked(self, gradient: Tensor) -> "tuple[Progress, Tensor]":
+        """With what the gradient shows, and the gradient, 0 where it is not finite."""
+        finite = gradient.flatten(1).isfinite().all(1)
+        wide = finite.reshape(-1, *[1] * (gradient.ndim - 1))
+        return replace(self, is_finite=self.is_finite & finite), torch.where(wide, gradient, 0.0)

@@ -1,0 +1,136 @@
+"""Where an attack may go: a ball around the input, within a box, exactly, in the input's format."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Norm = Literal["linf", "l2"]
+_INSIDE = 1 - 2.0**-40  # float64's rounding of a norm of up to 2^24 numbers is less
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The points within `radius` of `centre` and inside the box.
+
+    Attributes:
+        centre: (batch, *shape), in the box.
+        norm: `"linf"` or `"l2"`.
+        radius: of the ball, positive.
+        lower, upper: (batch, *shape): the smallest and largest number of the format that is in the
+            box and, for `"linf"`, in the ball.
+        is_exact: project to what is inside in exact arithmetic; else clamp as libraries do, whose
+            x0 + radius may be rounded outwards.
+        box: the box's ends.
+    """
+
+    centre: Tensor
+    norm: Norm
+    radius: float
+    lower: Tensor
+    upper: Tensor
+    is_exact: bool
+    box: tuple[float, float]
+
+    @classmethod
+    def around(
+        cls, x: Tensor, norm: Norm, radius: float, box: tuple[float, float], *, is_exact: bool
+    ) -> "Region":
+        """The region around x, which lies in the box."""
+        ends = [torch.tensor(end, dtype=torch.float64, device=x.device) for end in box]
+        low, high = (_inside(torch.zeros_like(x).double(), end, x.dtype) for end in ends)
+        if norm == "linf":
+            wide = x.to(torch.float64)
+            reach = torch.tensor(radius, dtype=torch.float64, device=x.device)
+            low = torch.maximum(low, _inside(wide, -reach, x.dtype))
+            high = torch.minimum(high, _inside(wide, reach, x.dtype))
+        return cls(x, norm, radius, low, high, is_exact, box)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The points of x, or those of the region that stand for them."""
+        if not self.is_exact:
+            return self._as_libraries_do(x)
+        if self.norm == "l2":
+            x = self._towards_centre(x)
+        return torch.minimum(torch.maximum(x, self.lower), self.upper)
+
+    def excess(self, x: Tensor) -> Tensor:
+        """(batch,): by how many float64 ulps of the radius x is outside; at most 0 inside."""
+        apart = (x.to(torch.float64) - self.centre.to(torch.float64)).flatten(1)
+        order = torch.inf if self.norm == "linf" else 2
+        distance = torch.linalg.vector_norm(apart, order, dim=1)
+        found: Tensor = (distance - self.radius) / (self.radius * 2.0**-52)
+        return found
+
+    def start(self, seed: int, restart: int) -> Tensor:
+        """A random point on the sphere, brought into the box.
+
+        It depends on the seed, the restart and the sample's own numbers, and on no other sample.
+        """
+        noise = torch.stack([_noise(x, seed, restart, self.norm) for x in self.centre])
+        step = self.radius * noise.to(self.centre.device)
+        return self.project((self.centre.to(torch.float64) + step).to(self.centre.dtype))
+
+    def moved(self, x: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:
+        """x after a step of that size up the gradient: its sign, or its direction; 0 stays put."""
+        if self.norm == "linf":
+            return self.project(x + size * gradient.sign().to(x.dtype))
+        flat = gradient.to(torch.float64).flatten(1)
+        length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        direction = torch.where(length > 0, flat / length, 0.0).reshape(gradient.shape)
+        return self.project(x + (size * direction).to(x.dtype))
+
+    def _towards_centre(self, x: Tensor) -> Tensor:
+        """x where it is in the ball; else what its ray meets, rounded towards the centre."""
+        wide = self.centre.to(torch.float64)
+        apart = x.to(torch.float64) - wide
+        length = torch.linalg.vector_norm(apart.flatten(1), dim=1)
+        factor = (self.radius * _INSIDE / length).clamp(max=1.0)
+        factor = factor.reshape(-1, *[1] * (x.ndim - 1))
+        wanted = apart * factor
+        found = (wide + wanted).to(x.dtype)
+        too_far = (found.to(torch.float64) - wide).abs() > wanted.abs()
+        inwards = torch.nextafter(found, self.centre)
+        return torch.where(factor < 1, torch.where(too_far, inwards, found), x)
+
+    def _as_libraries_do(self, x: Tensor) -> Tensor:
+        apart = x - self.centre
+        if self.norm == "linf":
+            apart = apart.clamp(-self.radius, self.radius)
+        else:
+            length = torch.linalg.vector_norm(apart.flatten(1), dim=1)
+            factor = (self.radius / length).clamp(max=1.0)
+            apart = apart * factor.reshape(-1, *[1] * (x.ndim - 1))
+        return (self.centre + apart).clamp(*self.box)
+
+
+def _inside(centre: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """The number of the format nearest to centre + offset that is not beyond it.
+
+    The sum of two float64 numbers is a rounded sum and what it lost, exactly (Knuth).
+    """
+    total = centre + offset
+    part = total - centre
+    lost = (centre - (total - part)) + (offset - part)
+    found = total.to(dtype)
+    over = found.to(torch.float64) - total
+    if bool(offset >= 0):
+        beyond, towards = (over > 0) | ((over == 0) & (lost < 0)), -torch.inf
+    else:
+        beyond, towards = (over < 0) | ((over == 0) & (lost > 0)), torch.inf
+    return torch.where(beyond, torch.nextafter(found, torch.full_like(found, towards)), found)
+
+
+def _noise(x: Tensor, seed: int, restart: int, norm: Norm) -> Tensor:
+    """A random direction of length 1 in the norm, float64, from the sample's own numbers."""
+    content = x.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
+    digest = hashlib.sha256(f"{seed}/{restart}/".encode() + content).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    if norm == "linf":
+        u = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 1
+        return u / u.abs().max()
+    u = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    found: Tensor = u / torch.linalg.vector_norm(u)
+    return found

@@ -1,0 +1,260 @@
+"""Our attacks: where they may go, what they reach, in which arithmetic."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+import fperr
+from fperr import attacks, zoo
+from fperr.attacks.region import Region
+from fperr.errors import ModelError
+from tests.conftest import normal, tiny_mlp
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def uniform(*shape, dtype=torch.float32, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
+
+
+def outside(x, centre, radius):
+    """Whether |x - centre| > radius in exact arithmetic, for each component."""
+    pairs = zip(x.double().ravel().tolist(), centre.double().ravel().tolist(), strict=True)
+    return [abs(Fraction(a) - Fraction(b)) > Fraction(radius) for a, b in pairs]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("radius", [0.3, 8 / 255, 0.1, 1e-3])
+def test_no_point_leaves_ball_or_box(dtype, radius):
+    centre = uniform(4, 600, dtype=dtype)
+    region = Region.around(centre, "linf", radius, (0.0, 1.0), is_exact=True)
+    far = (centre.double() + 3 * radius * normal(4, 600).double()).to(dtype)
+    for x in (region.project(far), region.start(0, 0), region.moved(centre, normal(4, 600), 9.0)):
+        assert x.dtype == dtype
+        assert not any(outside(x, centre, radius))
+        assert bool(((x >= 0) & (x <= 1)).all())
+        assert (region.excess(x) <= 0).all()
+    # and no smaller than it has to be: the next number is outside, or the box ends there
+    beyond = torch.nextafter(region.upper, torch.full_like(region.upper, 2.0))
+    at_box = region.upper == torch.tensor(1.0, dtype=dtype)
+    found = torch.tensor(outside(beyond, centre, radius)).reshape(centre.shape)
+    assert bool((found | at_box).all())
+
+
+def test_libraries_leave_the_ball():
+    centre = uniform(4, 5000)
+    region = Region.around(centre, "linf", 0.3, (0.0, 1.0), is_exact=False)
+    x = region.project(centre + 1)
+    assert any(outside(x, centre, 0.3))
+    assert region.excess(x).max() > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_euclidean_ball_is_not_left(dtype):
+    centre = uniform(8, 300, dtype=dtype)
+    region = Region.around(centre, "l2", 0.7, (0.0, 1.0), is_exact=True)
+    far = (centre.double() + normal(8, 300).double()).to(dtype)
+    for x in (region.project(far), region.start(1, 0), region.moved(centre, normal(8, 300), 3.0)):
+        for mine, own in zip(x, centre, strict=True):
+            pairs = zip(mine.double().tolist(), own.double().tolist(), strict=True)
+            squares = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in pairs)
+            assert squares <= Fraction(0.7) ** 2
+            assert squares >= Fraction(0.1) ** 2
+    still = region.moved(centre, torch.zeros(8, 300), 1.0)
+    assert torch.equal(still, centre)  # no direction: no NaN
+
+
+def test_starts_belong_to_samples():
+    centre = uniform(6, 3, 4)
+    whole = Region.around(centre, "linf", 0.1, (0.0, 1.0), is_exact=True).start(3, 1)
+    order = torch.tensor([4, 0, 2])
+    part = Region.around(centre[order], "linf", 0.1, (0.0, 1.0), is_exact=True)
+    assert torch.equal(part.start(3, 1), whole[order])
+    assert not torch.equal(part.start(4, 1), whole[order])
+    assert not torch.equal(part.start(3, 0), whole[order])
+
+
+def by_hand(model, x, y, radius, size, steps):
+    """Madry's PGD from x, as every library writes it: mean reduction, no momentum."""
+    adversarial = x.clone()
+    for _ in range(steps):
+        adversarial.requires_grad_()
+        loss = nn.functional.cross_entropy(model(adversarial), y)
+        (gradient,) = torch.autograd.grad(loss, adversarial)
+        adversarial = adversarial.detach() + size * gradient.sign()
+        delta = torch.clamp(adversarial - x, min=-radius, max=radius)
+        adversarial = torch.clamp(x + delta, min=0, max=1).detach()
+    return adversarial
+
+
+def test_the_iterates_of_libraries_bit_by_bit(fashion):
+    model, images = zoo.load("fashion_adversarial"), fashion.first(16)
+    x = images.x
+    points = {}
+    attacks.attack(
+        model, x, images.y, loss="ce", radius=0.02, steps=5, step_size=0.005, momentum=0.0,
+        schedule="constant", random_start=False, reduction="mean", projection="library",
+        on_step=lambda step, point, *_: points.__setitem__(step, point),
+    )  # fmt: skip
+    with torch.no_grad():
+        still = model(points[5]).argmax(1) == images.y
+    expected = by_hand(model, x, images.y, 0.02, 0.005, 4)
+    moving = torch.stack([model(points[k]).argmax(1) == images.y for k in points]).all(0)
+    assert moving.sum() >= 8  # others have succeeded, and stay put
+    assert still[moving].all()
+    assert torch.equal(points[5][moving], expected[moving])
+
+
+def test_results_say_what_they_are(fashion):
+    model, images = zoo.load("fashion_standard"), fashion.first(40)
+    found = fperr.attack(model, images.x, images.y, radius=0.02, steps=10)
+    with torch.no_grad():
+        logits = model(found.adversarial).double()
+        clean = model(images.x).argmax(1) != images.y
+    wrong = logits.argmax(1) != images.y
+    assert torch.equal(found.success, wrong)
+    assert (found.first_success_step[clean] == 0).all()
+    assert torch.equal(found.adversarial[clean], images.x[clean])
+    assert ((found.first_success_step >= 0) == found.success).all()
+    assert found.first_success_step.max() <= 11
+    assert (found.excess_ulps <= 0).all()
+    margin = logits.gather(1, images.y[:, None])[:, 0] - logits.scatter(
+        1, images.y[:, None], -torch.inf
+    ).amax(1)
+    assert torch.equal(found.best_margin[~found.success], margin[~found.success])
+    assert found.robust_accuracy == 1 - wrong.double().mean()
+    assert 0 < found.robust_accuracy < 0.6
+    more = fperr.attack(model, images.x, images.y, radius=0.02, steps=10, restarts=2)
+    assert (more.success | ~found.success).all()
+
+
+def test_cross_entropy_is_blind_where_stable_cross_entropy_is_not(fashion):
+    model, images = zoo.load("fashion_saturated"), fashion.first(100)
+    robust = {
+        loss: fperr.attack(
+            model, images.x, images.y, radius=0.05, steps=10, loss=loss
+        ).robust_accuracy
+        for loss in ("ce", "stable_ce", "tmifpe")
+    }
+    assert robust["ce"] > robust["stable_ce"] + 0.3
+    assert robust["ce"] > robust["tmifpe"] + 0.3
+
+
+def test_exact_gradients_tell_floating_point_from_geometry(fashion):
+    """Cross-entropy's gradient, exact, does what stable cross-entropy does: the loss was right."""
+    model, images = zoo.load("fashion_saturated"), fashion.first(12)
+    options = {"radius": 0.05, "steps": 6}
+    exact = fperr.attack(model, images.x, images.y, loss="ce", arithmetic="exact", **options)
+    stable = fperr.attack(model, images.x, images.y, loss="stable_ce", **options)
+    blind = fperr.attack(model, images.x, images.y, loss="ce", **options)
+    assert torch.equal(exact.success, stable.success)
+    assert exact.success.sum() > blind.success.sum() + 3
+
+
+@pytest.mark.parametrize("arithmetic", ["float16", "bfloat16", "float64"])
+def test_every_arithmetic_attacks(arithmetic, fashion):
+    model, images = zoo.load("fashion_adversarial"), fashion.first(8)
+    found = fperr.attack(
+        model, images.x, images.y, radius=0.1, steps=5, loss="mifpe", arithmetic=arithmetic
+    )
+    assert found.adversarial.dtype == torch.float32
+    assert found.success.any()
+    assert found.is_finite.all()
+
+
+def test_targets_are_reached_or_not(fashion):
+    model, images = zoo.load("fashion_standard"), fashion.first(20)
+    with torch.no_grad():
+        second = model(images.x).topk(2).indices
+    targets = torch.where(second[:, 0] == images.y, second[:, 1], second[:, 0])
+    found = fperr.attack(model, images.x, images.y, radius=0.05, steps=10, targets=targets)
+    with torch.no_grad():
+        reached = model(found.adversarial).argmax(1) == targets
+    assert torch.equal(found.success, reached)
+    assert found.success.sum() > 10
+
+
+@pytest.mark.parametrize("loss", ["ce", "tmifpe", "dlr"])
+def test_apgd_beats_fgsm(loss, fashion):
+    model, images = zoo.load("fashion_adversarial"), fashion.first(100)
+    robust = {
+        method: fperr.attack(
+            model, images.x, images.y, radius=0.05, steps=20, loss=loss, method=method
+        ).robust_accuracy
+        for method in ("fgsm", "apgd", "pgd")
+    }
+    assert robust["apgd"] <= robust["fgsm"]
+    assert abs(robust["apgd"] - robust["pgd"]) <= 0.03
+
+
+def test_euclidean_attacks(fashion):
+    model, images = zoo.load("fashion_standard"), fashion.first(20)
+    found = fperr.attack(model, images.x, images.y, radius=1.0, steps=10, norm="l2")
+    assert found.success.sum() > 10
+    assert (found.excess_ulps <= 0).all()
+
+
+class Poisoned(nn.Module):
+    """Infinite gradients for samples whose first number is above 1/2."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny_mlp()
+
+    def forward(self, x):
+        bad = (x[:, :1] > 0.5).float()
+        return self.inner(x) + bad * (x[:, :1] - x[:, :1].detach() + 1 - bad).sqrt()
+
+
+def test_gradients_that_are_not_finite_mark_their_sample_only():
+    x = uniform(6, 6)
+    x[:, 0] = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3, 0.7])
+    with torch.no_grad():
+        y = Poisoned().eval()(x).argmax(1)
+    found = fperr.attack(Poisoned().eval(), x, y, radius=0.01, steps=3, random_start=False)
+    assert found.is_finite.tolist() == [True, False] * 3
+    assert found.adversarial.isfinite().all()
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny_mlp()
+
+    def forward(self, x):
+        return self.inner(x).detach()
+
+
+def test_a_model_without_a_graph_is_refused():
+    with pytest.raises(ModelError, match="detaches its graph"):
+        fperr.attack(Detached().eval(), uniform(2, 6), torch.tensor([0, 1]), radius=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"radius": 0.0}, "radius must be"),
+        ({"radius": -1.0}, "radius must be"),
+        ({"steps": 0}, "steps must be"),
+        ({"x": 2 * uniform(3, 6)}, "box"),
+        ({"targets": torch.tensor([0, 1, 2])}, "targets must differ"),
+        ({"targets": torch.tensor([1, 2, 9])}, "between 0 and 3"),
+        ({"y": torch.tensor([0, 1])}, r"y must be \(3,\)"),
+        ({"method": "cw"}, "pgd, fgsm, apgd"),
+        ({"arithmetic": "float8"}, "exact"),
+        ({"norm": "l1"}, "linf, l2"),
+        ({"schedule": "step"}, "cosine"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"restarts": 0}, "restarts"),
+        ({"loss": "xent"}, "unknown loss"),
+    ],
+)
+def test_bad_input_says_what_to_do(change, match):
+    arguments = {"x": uniform(3, 6), "y": torch.tensor([0, 1, 2]), "radius": 0.1, **change}
+    x, y = arguments.pop("x"), arguments.pop("y")
+    with pytest.raises(ValueError, match=match):
+        fperr.attack(tiny_mlp(), x, y, **arguments)
