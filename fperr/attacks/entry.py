@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fperr import formats
 from fperr.attacks.goal import Goal
 from fperr.attacks.gradients import ExactSource, FloatSource, Source
-from fperr.attacks.pgd import OnStep, Schedule, Steps, descend, descend_adaptively
+from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_adaptively
 from fperr.attacks.progress import Progress
 from fperr.attacks.region import Norm, Region
 from fperr.measurement.models import usable_model
@@ -121,12 +121,13 @@ def attack(
         radius if is_single else (2 * radius if step_size is None else step_size),
         momentum,
     )
-    run = descend_adaptively if method == "apgd" else descend
+    run = Run(source, region, goal, plan, on_step)
+    way = descend_adaptively if method == "apgd" else descend
     for restart in range(restarts):
         first = region.start(seed, restart) if random_start and not is_single else x
         first = torch.where(progress.success.reshape(-1, *[1] * (x.ndim - 1)), x, first)
         offset = 1 + restart * (plan.count + 1)
-        progress = run(source, region, goal, plan, first, progress, offset, on_step)
+        progress = way(run, first, progress, offset)
     return AttackResult(
         progress.x,
         progress.success,

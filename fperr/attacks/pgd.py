@@ -40,51 +40,49 @@ class Steps:
         return self.size * (1 - i / self.count) if self.schedule == "linear" else self.size
 
 
-def descend(
-    source: Source,
-    region: Region,
-    goal: Goal,
-    steps: Steps,
-    start: Tensor,
-    progress: Progress,
-    offset: int,
-    on_step: OnStep | None,
-) -> Progress:
-    """PGD from `start`; samples that have succeeded stay where they are.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An attack at work.
 
-    Args:
+    Attributes:
         source: of logits and gradients.
         region: where to stay.
         goal: what to reach.
-        steps: how far.
+        steps: how far to go.
+        on_step: called with the step's number, points, logits and gradients.
+    """
+
+    source: Source
+    region: Region
+    goal: Goal
+    steps: Steps
+    on_step: OnStep | None
+
+
+def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progress:
+    """PGD from `start`; samples that have succeeded stay where they are.
+
+    Args:
+        run: the attack.
         start: (batch, *shape).
         progress: so far.
         offset: the number of the start, in `first_success_step`.
-        on_step: called with the step's number, points, logits and gradients.
     """
+    source, region, goal, steps = run.source, run.region, run.goal, run.steps
     x = last = start
     for i in range(steps.count):
         logits, gradient = source.both(x, goal)
         progress = progress.seen(x, logits, goal, offset + i)
         progress, usable = progress.checked(gradient)
-        if on_step is not None:
-            on_step(offset + i, x, logits, gradient)
+        if run.on_step is not None:
+            run.on_step(offset + i, x, logits, gradient)
         moved = region.moved(x, usable, steps.at(i))
         moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
         x, last = torch.where(_like(progress.success, x), x, moved), x
     return progress.seen(x, source.logits(x), goal, offset + steps.count)
 
 
-def descend_adaptively(
-    source: Source,
-    region: Region,
-    goal: Goal,
-    steps: Steps,
-    start: Tensor,
-    progress: Progress,
-    offset: int,
-    on_step: OnStep | None,
-) -> Progress:
+def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int) -> Progress:
     """APGD from `start`: step sizes halve, and points return to the best, where progress stalls.
 
     As in the authors' code: momentum 0.75; checkpoints after 22 % of the steps, then windows that
@@ -93,6 +91,7 @@ def descend_adaptively(
     it, the first window counts its own steps only, and samples that have succeeded stay put. A
     point that returns keeps its last move as momentum, as there.
     """
+    source, region, goal, steps = run.source, run.region, run.goal, run.steps
     count = steps.count
     size = torch.full_like(progress.best_margin, steps.size)
     window, least = max(int(0.22 * count), 1), max(int(0.06 * count), 1)
@@ -106,8 +105,8 @@ def descend_adaptively(
     was_halved = torch.ones_like(progress.success)
     since = 0
     for i in range(count):
-        if on_step is not None:
-            on_step(offset + i, x, logits, gradient)
+        if run.on_step is not None:
+            run.on_step(offset + i, x, logits, gradient)
         moved = region.moved(x, gradient, _like(size, x).to(x.dtype))
         moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
         x, last = torch.where(_like(progress.success, x), x, moved), x
