@@ -5,7 +5,7 @@ from fperr.bounds.checking import check
 from fperr.bounds.cross_entropy import logit_gradient
 from fperr.bounds.inputs import log2_input_gradient
 from fperr.bounds.kernels import KERNELS, Accuracy, Kernel, accuracy
-from fperr.bounds.papers import paper
+from fperr.bounds.papers import log2_delta_sup_input, paper
 from fperr.bounds.stable import stable_ce_logit_gradient, stable_ce_relative_error
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "accuracy",
     "backward_units",
     "check",
+    "log2_delta_sup_input",
     "log2_input_gradient",
     "logit_gradient",
     "paper",
