@@ -12,10 +12,10 @@ from fperr.attacks.goal import Goal
 from fperr.attacks.gradients import ExactSource, FloatSource, Source
 from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_adaptively
 from fperr.attacks.progress import Progress
-from fperr.attacks.region import Norm, Region
+from fperr.attacks.region import Norm, Region, by_sample
 from fperr.measurement.models import usable_model
 from fperr.measurement.network import device_and_dtype
-from fperr.theory.losses import named
+from fperr.theory.losses import Loss, named
 
 ARITHMETICS = (*formats.FORMATS, "exact")
 METHODS = ("pgd", "fgsm", "apgd")
@@ -34,7 +34,7 @@ class AttackResult:
             never.
         best_margin: (batch,) float64: the smallest of z_y - max_{i != y} z_i (targeted: of
             max_{i != t} z_i - z_t) that was seen.
-        is_finite: (batch,) bool: every gradient was; where one was not, the sample did not move.
+        is_finite: (batch,) bool: every gradient was; one that was not counts as 0.
         excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) the point lies outside
             the ball: never above 0 with the exact projection.
     """
@@ -94,7 +94,7 @@ def attack(
             (the network is cast), or `"exact"`: the network's gradient in exact arithmetic.
         seed: of the starts. A sample's start depends on its numbers, not on its neighbours.
         restarts: runs from other starts.
-        schedule: `"cosine"`, `"linear"` or `"constant"` step sizes.
+        schedule: `"cosine"`, `"linear"` or `"constant"` step sizes; APGD halves them instead.
         step_size: the first one; None: 2 radius.
         momentum: weight of the last move.
         random_start: else from x.
@@ -108,9 +108,9 @@ def attack(
         ValueError, TypeError: an argument is wrong; says what to do.
         ModelError: no gradient reaches x.
     """
-    goal, source = _checked(model, x, y, radius, method, loss, norm, steps, targets, arithmetic)
+    chosen, source = _checked(model, x, y, radius, method, loss, norm, steps, targets, arithmetic)
     _check_options(restarts, schedule, step_size, momentum, reduction, projection, box, x)
-    goal = Goal(goal.loss, goal.y, goal.target, reduction == "mean")
+    goal = Goal(chosen, y, targets, is_mean=reduction == "mean")
     x = x.detach()
     region = Region.around(x, norm, radius, box, is_exact=projection == "exact")
     progress = Progress.at(x, source.logits(x), goal)
@@ -125,7 +125,7 @@ def attack(
     way = descend_adaptively if method == "apgd" else descend
     for restart in range(restarts):
         first = region.start(seed, restart) if random_start and not is_single else x
-        first = torch.where(progress.success.reshape(-1, *[1] * (x.ndim - 1)), x, first)
+        first = torch.where(by_sample(progress.success, x), x, first)
         offset = 1 + restart * (plan.count + 1)
         progress = way(run, first, progress, offset)
     return AttackResult(
@@ -149,8 +149,8 @@ def _checked(
     steps: int,
     targets: Tensor | None,
     arithmetic: str,
-) -> tuple[Goal, Source]:
-    """The goal and the source of gradients."""
+) -> tuple[Loss, Source]:
+    """The loss and the source of gradients."""
     if not 0 < radius < math.inf:
         raise ValueError(f"radius must be a positive finite number, got {radius!r}")
     if steps < 1 or int(steps) != steps:
@@ -184,7 +184,7 @@ def _checked(
     needed = chosen.smallest_K(targeted=targets is not None)
     if classes < needed:
         raise ValueError(f"loss {loss!r} needs at least {needed} classes, the model has {classes}")
-    return Goal(chosen, y, targets, is_mean=False), source
+    return chosen, source
 
 
 def _classes(logits: Tensor) -> int:

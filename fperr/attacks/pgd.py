@@ -11,7 +11,7 @@ from torch import Tensor
 from fperr.attacks.goal import Goal
 from fperr.attacks.gradients import Source
 from fperr.attacks.progress import Progress
-from fperr.attacks.region import Region
+from fperr.attacks.region import Region, by_sample
 
 Schedule = Literal["cosine", "linear", "constant"]
 OnStep = Callable[[int, Tensor, Tensor, Tensor], object]
@@ -78,7 +78,7 @@ def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progres
             run.on_step(offset + i, x, logits, gradient)
         moved = region.moved(x, usable, steps.at(i))
         moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
-        x, last = torch.where(_like(progress.success, x), x, moved), x
+        x, last = torch.where(by_sample(progress.success, x), x, moved), x
     return progress.seen(x, source.logits(x), goal, offset + steps.count)
 
 
@@ -88,8 +88,8 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
     As in the authors' code: momentum 0.75; checkpoints after 22 % of the steps, then windows that
     shrink by 3 % to 6 %; a step is halved where at most 75 % of a window's steps raised the value,
     or where the window before did not halve it and the best value has not changed since. Unlike
-    it, the first window counts its own steps only, and samples that have succeeded stay put. A
-    point that returns keeps its last move as momentum, as there.
+    it, the first window counts its own steps only, and samples that have succeeded do not step. A
+    point that returns keeps its last move as momentum, as there. The schedule is not used.
     """
     source, region, goal, steps = run.source, run.region, run.goal, run.steps
     count = steps.count
@@ -107,23 +107,23 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
     for i in range(count):
         if run.on_step is not None:
             run.on_step(offset + i, x, logits, gradient)
-        moved = region.moved(x, gradient, _like(size, x).to(x.dtype))
+        moved = region.moved(x, gradient, by_sample(size, x).to(x.dtype))
         moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
-        x, last = torch.where(_like(progress.success, x), x, moved), x
+        x, last = torch.where(by_sample(progress.success, x), x, moved), x
         logits, gradient = source.both(x, goal)
         progress, gradient = progress.seen(x, logits, goal, offset + i + 1).checked(gradient)
         before, value = value, goal.value(logits)
         rises = rises + (value > before)
         is_better = value > best_value
         best_value = torch.where(is_better, value, best_value)
-        best = torch.where(_like(is_better, x), x, best)
-        best_gradient = torch.where(_like(is_better, x), gradient, best_gradient)
+        best = torch.where(by_sample(is_better, x), x, best)
+        best_gradient = torch.where(by_sample(is_better, x), gradient, best_gradient)
         since += 1
         if since == window:
             stalls = (rises <= 0.75 * window) | (~was_halved & (at_checkpoint >= best_value))
             size = torch.where(stalls, size / 2, size)
-            x = torch.where(_like(stalls, x), best, x)
-            gradient = torch.where(_like(stalls, x), best_gradient, gradient)
+            x = torch.where(by_sample(stalls, x), best, x)
+            gradient = torch.where(by_sample(stalls, x), best_gradient, gradient)
             value = torch.where(stalls, best_value, value)
             was_halved, at_checkpoint, rises = stalls, best_value, torch.zeros_like(rises)
             since, window = 0, max(window - shrink, least)
@@ -136,7 +136,3 @@ def _with_momentum(
     if momentum == 0.0:
         return moved
     return region.project(x + (1 - momentum) * (moved - x) + momentum * (x - last))
-
-
-def _like(each: Tensor, x: Tensor) -> Tensor:
-    return each.reshape(-1, *[1] * (x.ndim - 1))

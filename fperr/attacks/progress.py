@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fperr.attacks.goal import Goal
+from fperr.attacks.region import by_sample
 
 NEVER = -1
 
@@ -43,7 +44,7 @@ class Progress:
         success, margin = goal.is_reached(logits), goal.margin(logits).nan_to_num(nan=torch.inf)
         is_new = success & ~self.success
         is_better = ~self.success & ~success & (margin < self.best_margin)
-        taken = (is_new | is_better).reshape(-1, *[1] * (x.ndim - 1))
+        taken = by_sample(is_new | is_better, x)
         return replace(
             self,
             x=torch.where(taken, x, self.x),
@@ -55,5 +56,5 @@ class Progress:
     def checked(self, gradient: Tensor) -> "tuple[Progress, Tensor]":
         """With what the gradient shows, and the gradient, 0 where it is not finite."""
         finite = gradient.flatten(1).isfinite().all(1)
-        wide = finite.reshape(-1, *[1] * (gradient.ndim - 1))
-        return replace(self, is_finite=self.is_finite & finite), torch.where(wide, gradient, 0.0)
+        kept = torch.where(by_sample(finite, gradient), gradient, 0.0)
+        return replace(self, is_finite=self.is_finite & finite), kept

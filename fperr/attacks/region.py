@@ -88,7 +88,7 @@ class Region:
         apart = x.to(torch.float64) - wide
         length = torch.linalg.vector_norm(apart.flatten(1), dim=1)
         factor = (self.radius * _INSIDE / length).clamp(max=1.0)
-        factor = factor.reshape(-1, *[1] * (x.ndim - 1))
+        factor = by_sample(factor, x)
         wanted = apart * factor
         found = (wide + wanted).to(x.dtype)
         too_far = (found.to(torch.float64) - wide).abs() > wanted.abs()
@@ -102,8 +102,13 @@ class Region:
         else:
             length = torch.linalg.vector_norm(apart.flatten(1), dim=1)
             factor = (self.radius / length).clamp(max=1.0)
-            apart = apart * factor.reshape(-1, *[1] * (x.ndim - 1))
+            apart = apart * by_sample(factor, x)
         return (self.centre + apart).clamp(*self.box)
+
+
+def by_sample(each: Tensor, x: Tensor) -> Tensor:
+    """A number (batch,) for each sample, in a shape that meets x (batch, *shape)."""
+    return each.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _inside(centre: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:

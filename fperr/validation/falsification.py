@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fperr import formats
 from fperr.bounds import kernels
 from fperr.bounds.cross_entropy import Bound, enclosed
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.formats import Format
+from fperr.formats import named as format_named
 from fperr.theory.scaling import log2_G
 from fperr.theory.scenarios import SCENARIOS, classify, ranked
 from fperr.validation import truth
@@ -28,7 +28,7 @@ Computed = Callable[[Cases], Tensor]
 
 
 def falsify(
-    fmts: Sequence[str] = FORMATS,
+    formats: Sequence[str] = FORMATS,
     cases: int = 100_000,
     *,
     logits: Tensor | None = None,
@@ -41,7 +41,7 @@ def falsify(
     """Try the bounds on at least so many logit vectors a format.
 
     Args:
-        fmts: names of formats.
+        formats: names.
         cases: how many for each of them, those of the search included.
         logits: (any, K), of real networks, as a fifth kind.
         kernel: the model of the kernel, e.g. `"cpu"`.
@@ -59,14 +59,16 @@ def falsify(
     """
     k, batch = kernels.named(kernel), max(_FEWEST, min(_MOST, cases // 60))
     found = []
-    with tqdm(total=cases * len(fmts), disable=not progress, unit="case") as bar:
-        for name in fmts:
-            fmt = formats.named(name)
+    with tqdm(total=cases * len(formats), disable=not progress, unit="case") as bar:
+        for name in formats:
+            fmt = format_named(name)
             known = kernels.accuracy(fmt, torch.device("cpu")) if accuracy is None else accuracy
             done, trials = 0, _trials(fmt, logits, k, known, computed, seed, batch)
             while done < cases:
                 trial = next(trials)
-                found.append(trial.assign(format=pd.Categorical([name] * len(trial), list(fmts))))
+                found.append(
+                    trial.assign(format=pd.Categorical([name] * len(trial), list(formats)))
+                )
                 done += len(trial)
                 bar.update(len(trial))
     return pd.concat(found, ignore_index=True)
