@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from typer.testing import CliRunner
 
 import fperr
@@ -219,6 +220,9 @@ def test_the_scatter_shows_every_bounded_row():
     assert np.array_equal(points[:, 1], rows["stage_loss"].clip(1e-20, 1e4))
     assert "0 of" in figure.axes[0].get_title()
     assert "What the loss can do at worst" in found.to_html()
+    FigureCanvasAgg(figure).draw()
+    title, legend = figure._suptitle.get_window_extent(), figure.legends[0].get_window_extent()
+    assert 0 <= title.x0 < title.x1 <= legend.x0  # one panel, as on the page: nothing is clipped
 
 
 def test_no_bound_under_autocast():

@@ -112,7 +112,7 @@ class Plots:
             )
             axis.grid(alpha=0.3)
         _legend(figure, hues, "loss")
-        figure.suptitle("Error of the loss stage against its bound (on the line: equal)")
+        figure.suptitle("Loss stage against its bound")
         return figure
 
     def _by_scenario(self, column: str) -> pd.DataFrame:
