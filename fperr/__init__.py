@@ -4,6 +4,7 @@ from fperr import bounds, errors, exact, formats, zoo
 from fperr.attacks import AttackResult, attack
 from fperr.errors import FperrError
 from fperr.measurement import measure, trace_layers
+from fperr.recording import Trace, record
 from fperr.report.frame import Report
 from fperr.report.layers import LayerReport
 from fperr.report.verdict import Thresholds
@@ -14,12 +15,14 @@ __all__ = [
     "LayerReport",
     "Report",
     "Thresholds",
+    "Trace",
     "attack",
     "bounds",
     "errors",
     "exact",
     "formats",
     "measure",
+    "record",
     "trace_layers",
     "zoo",
 ]

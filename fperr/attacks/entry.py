@@ -19,7 +19,7 @@ from fperr.theory.losses import Loss, named
 
 ARITHMETICS = (*formats.FORMATS, "exact")
 METHODS = ("pgd", "fgsm", "apgd")
-_MOMENTUM = 0.75
+_MOMENTUM = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def attack(
     """Attack every sample, in one batch.
 
     The default is the recipe of the MIFPE papers' code: a random start on the ball's surface,
-    steps of 2 radius cos(pi i / 2N), momentum 0.75; samples that have succeeded stay put.
+    steps of 2 radius cos(pi i / 2N), momentum 0.25; samples that have succeeded stay put.
 
     Args:
         model: x to logits (batch, K), in evaluation mode; any device.
@@ -96,7 +96,8 @@ def attack(
         restarts: runs from other starts.
         schedule: `"cosine"`, `"linear"` or `"constant"` step sizes; APGD halves them instead.
         step_size: the first one; None: 2 radius.
-        momentum: weight of the last move.
+        momentum: weight m of the last move, and 1 - m of the step: 0.25 is the alpha = 0.75 of
+            Croce and Hein.
         random_start: else from x.
         reduction: how a batch's losses are put together before differentiation.
         projection: `"exact"`: no point is outside, in exact arithmetic; `"library"`: the usual

@@ -85,11 +85,12 @@ def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progres
 def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int) -> Progress:
     """APGD from `start`: step sizes halve, and points return to the best, where progress stalls.
 
-    As in the authors' code: momentum 0.75; checkpoints after 22 % of the steps, then windows that
-    shrink by 3 % to 6 %; a step is halved where at most 75 % of a window's steps raised the value,
-    or where the window before did not halve it and the best value has not changed since. Unlike
-    it, the first window counts its own steps only, and samples that have succeeded do not step. A
-    point that returns keeps its last move as momentum, as there. The schedule is not used.
+    As in the authors' code: the last move has weight 0.25; checkpoints after 22 % of the steps,
+    then windows that shrink by 3 % to 6 %; a step is halved where at most 75 % of a window's steps
+    raised the value, or where the window before did not halve it and the best value has not changed
+    since. Unlike it, the first window counts its own steps only, and samples that have succeeded do
+    not step. A point that returns keeps its last move as momentum, as there. The schedule is not
+    used.
     """
     source, region, goal, steps = run.source, run.region, run.goal, run.steps
     count = steps.count

@@ -55,11 +55,12 @@ def logit_bound(f: FloatGradient, label: Tensor, loss: Loss) -> Bound | None:
 def _upstream(f: FloatGradient) -> float:
     """The factor that reaches each loss, as autograd computes it in the format."""
     loss_scale, count = f.factor
-    losses = f.logits.new_zeros(count).requires_grad_()
-    objective = losses.mean() if count > 1 else losses.sum()
-    if loss_scale != 1.0:
-        objective = objective * loss_scale
-    (factor,) = torch.autograd.grad(objective, losses)
+    with torch.enable_grad():
+        losses = f.logits.new_zeros(count).requires_grad_()
+        objective = losses.mean() if count > 1 else losses.sum()
+        if loss_scale != 1.0:
+            objective = objective * loss_scale
+        (factor,) = torch.autograd.grad(objective, losses)
     return float(factor[0])
 
 

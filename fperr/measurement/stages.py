@@ -11,7 +11,7 @@ with weights and input rounded to the format:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -115,13 +115,19 @@ def split(
         "forward": _difference(A, forward, cast_gradient),
         "cast": _difference(A, cast_gradient, gradient),
     }
+    stages = {name: _optional(A, vector) for name, vector in vectors.items()}
+    return replace(compared(A, computed, gradient), stages=stages)
+
+
+def compared(A: Vectors, computed: Vector | None, gradient: Vector) -> Split:
+    """The error of a computed gradient, without its stages."""
     return Split(
         scaled(A, gradient),
         _optional(A, computed),
         A.sign(gradient),
         None if computed is None else A.sign(computed),
         _optional(A, _difference(A, computed, gradient)),
-        {name: _optional(A, vector) for name, vector in vectors.items()},
+        {},
     )
 
 

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fperr.report.plots import STAGES
+from fperr.report.style import STAGES
 
 COLUMNS = {
     "sample": "int64",

@@ -1,32 +1,18 @@
 """Figures of a report: data frame in, matplotlib Figure out; nothing is measured here."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-Colour = tuple[float, float, float]
-# one colour for a loss or a stage, everywhere (seaborn's colour-blind-safe palette)
-_LOSSES = (
-    "ce",
-    "mifpe",
-    "tmifpe",
-    "stable_ce",
-    "cw",
-    "dlr",
-    "mifpe_shifted",
-    "tmifpe_shifted",
-    "pmifpe",
-)
+from fperr.report.style import STAGES, colours, legend, ordered
+
 # the same scale in every picture; below float64's last place there is nothing to see
 _LOG_LIMITS = (1e-18, 1e2)  # the upper one gives way to larger errors
 _SHARE_LIMITS = (-0.04, 1.04)
 _BOUND_LIMITS = (1e-20, 1e4)
-STAGES = ("cast", "forward", "loss", "backward")
 
 
 @dataclass(frozen=True)
@@ -68,7 +54,7 @@ class Plots:
             "Where the error of the gradient arises",
             "‖stage‖₂ / ‖g‖₂",
             log=True,
-            legend="stage",
+            legend_title="stage",
         )
 
     def bounds(self) -> Figure:
@@ -81,7 +67,7 @@ class Plots:
         names = list(dict.fromkeys(shown["format"]))
         width = 3.2 * max(1, len(names)) + 1.6
         figure = Figure(figsize=(width, 3.9), layout="constrained")
-        hues = _ordered(shown["loss"])
+        hues = ordered(shown["loss"])
         for axis, name in zip(
             figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False
         ):
@@ -92,7 +78,7 @@ class Plots:
                 y=values["stage_loss"],
                 hue=rows["loss"],
                 hue_order=hues,
-                palette=_colours(hues),
+                palette=colours(hues),
                 s=14,
                 alpha=0.7,
                 linewidth=0,
@@ -111,7 +97,7 @@ class Plots:
                 ylabel="loss stage ‖J̃ᵀ(v̂ − v)‖₂ / ‖g‖₂",
             )
             axis.grid(alpha=0.3)
-        _legend(figure, hues, "loss")
+        legend(figure, hues, "loss")
         figure.suptitle("Loss stage against its bound")
         return figure
 
@@ -138,14 +124,14 @@ class Plots:
 
 
 def _strips(
-    frame: pd.DataFrame, title: str, label: str, *, log: bool, legend: str = "loss"
+    frame: pd.DataFrame, title: str, label: str, *, log: bool, legend_title: str = "loss"
 ) -> Figure:
     """One dot for each row: columns `network`, `panel`, `format`, `hue`, `value`."""
     shown = frame[frame["value"].notna() & ((frame["value"] > 0) | (not log))]
     networks, panels, formats = (
         list(dict.fromkeys(shown[name])) for name in ("network", "panel", "format")
     )
-    hues = _ordered(shown["hue"])
+    hues = ordered(shown["hue"])
     finite = shown["value"][shown["value"] < math.inf]
     top = max(_LOG_LIMITS[1], 3 * finite.max()) if len(finite) else _LOG_LIMITS[1]
     limits = (_LOG_LIMITS[0], top) if log else _SHARE_LIMITS
@@ -161,7 +147,7 @@ def _strips(
                 hue="hue",
                 order=formats,
                 hue_order=hues,
-                palette=_colours(hues),
+                palette=colours(hues),
                 dodge=True,
                 jitter=0.2,
                 size=4,
@@ -174,28 +160,6 @@ def _strips(
             axis.set(title=heading, xlabel="", ylabel=label)
             axis.grid(axis="y", alpha=0.3)
             axis.set_ylim(*limits)
-    _legend(figure, hues, legend)
+    legend(figure, hues, legend_title)
     figure.suptitle(title)
     return figure
-
-
-def _legend(figure: Figure, hues: list[str], title: str) -> None:
-    handles = [
-        Line2D([], [], color=colour, marker="o", linestyle="", label=name)
-        for name, colour in _colours(hues).items()
-    ]
-    figure.legend(handles=handles, title=title, loc="outside right upper", frameon=False)
-
-
-def _ordered(names: pd.Series) -> list[str]:
-    found = list(dict.fromkeys(names))
-    known = [name for name in (*_LOSSES, *STAGES) if name in found]
-    return known + [name for name in found if name not in known]
-
-
-def _colours(names: Sequence[str]) -> dict[str, Colour]:
-    palette = sns.color_palette("colorblind", 10)
-    family = STAGES if set(names) <= set(STAGES) else _LOSSES
-    others = [name for name in names if name not in family]
-    places = {name: i for i, name in enumerate((*family, *others))}
-    return {name: palette[places[name] % 10] for name in names}

@@ -1,0 +1,171 @@
+"""Hooks on a model that see every forward pass and every gradient, and change none of them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+_MOST_OPEN = 64  # forward passes that wait for a backward pass: older ones are given up
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward pass that somebody may differentiate.
+
+    Attributes:
+        number: of the forward passes under gradient mode, from 0.
+        logits: (batch, K), a copy.
+        note: what the receiver made of its input.
+    """
+
+    number: int
+    logits: Tensor
+    note: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """What one backward pass brought.
+
+    Attributes:
+        number: of the backward passes, from 0.
+        of: the forward pass.
+        logit_gradient: (batch, K), a copy.
+        gradient: (batch, *shape), a copy; None where several forward passes of one input were
+            differentiated together, for then it belongs to none of them.
+    """
+
+    number: int
+    of: Pass
+    logit_gradient: Tensor
+    gradient: Tensor | None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was seen: forward passes, with and without gradient mode, and gradients."""
+
+    forwards: int = 0
+    differentiable: int = 0
+    gradients: int = 0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A forward pass whose backward passes are awaited."""
+
+    known: Pass
+    x: Tensor
+    pending: Tensor | None = None
+    is_used: bool = False
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+@contextmanager
+def tapped(
+    model: nn.Module,
+    seen: Callable[[Tensor, bool], Any],
+    received: Callable[[Gradient], None],
+) -> Iterator[Counts]:
+    """Inside, the model's passes are reported; the tensors of the attack are left alone.
+
+    A `Sequential` is watched at its ends, because some libraries call its children in turn.
+
+    Args:
+        model: what the attack calls.
+        seen: called after each forward pass with its input and whether it may be differentiated;
+            what it returns becomes the pass's `note`.
+        received: called after each backward pass that reaches logits and input.
+
+    Raises:
+        ValueError: the first or last child of a `Sequential` occurs in it twice.
+    """
+    entrance, leaving = _ends(model)
+    counts, waiting, inputs = Counts(), list[_Open](), list[Tensor]()
+
+    # plain functions: a copy of the model, made by somebody inside, keeps reporting here
+    def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        inputs[:] = arguments[:1]
+
+    def leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        if not inputs or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+            raise ValueError(
+                "the recorded model must be called as model(x) and return logits, got "
+                f"{[type(a).__name__ for a in inputs]} and {type(output).__name__}: record a "
+                "module that does"
+            )
+        x = inputs.pop()
+        counts.forwards += 1
+        is_open = torch.is_grad_enabled() and x.requires_grad and output.requires_grad
+        note = seen(x, is_open)
+        if not is_open:
+            return
+        _forget(waiting)
+        known = Pass(counts.differentiable, output.detach().clone(), note)
+        counts.differentiable += 1
+        entry = _Open(known, x)
+        waiting.append(entry)
+        entry.handles = [
+            output.register_hook(lambda v: _pend(entry, v)),
+            x.register_hook(lambda g: _emit(entry, g, waiting, counts, received)),
+        ]
+
+    handles = [entrance.register_forward_pre_hook(enter), leaving.register_forward_hook(leave)]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+        for entry in waiting:
+            entry.close()
+
+
+def _ends(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    if not isinstance(model, nn.Sequential) or not len(model):
+        return model, model
+    parts = [m for _, m in model.named_modules(remove_duplicate=False)]
+    first, last = model[0], model[-1]
+    if sum(m is first for m in parts) > 1 or sum(m is last for m in parts) > 1:
+        raise ValueError(
+            "the first or last module of the Sequential occurs in it twice, so its passes cannot "
+            "be told apart: give the attack and the recorder a module that holds the Sequential"
+        )
+    return first, last
+
+
+def _forget(waiting: list[_Open]) -> None:
+    """Close what has been differentiated, and what has waited too long."""
+    done = [e for e in waiting if e.is_used and e.pending is None]
+    done += [e for e in waiting if e not in done][: -_MOST_OPEN + 1]
+    for entry in done:
+        entry.close()
+    waiting[:] = [e for e in waiting if all(e is not d for d in done)]
+
+
+def _pend(entry: _Open, v: Tensor) -> None:
+    entry.pending = v.detach().clone()
+
+
+def _emit(
+    entry: _Open,
+    g: Tensor,
+    waiting: list[_Open],
+    counts: Counts,
+    received: Callable[[Gradient], None],
+) -> None:
+    """Report the passes of this input that the backward pass went through."""
+    together = [e for e in waiting if e.x is entry.x and e.pending is not None]
+    whole = g.detach().clone() if len(together) == 1 else None
+    for one in together:
+        assert one.pending is not None
+        received(Gradient(counts.gradients, one.known, one.pending, whole))
+        counts.gradients += 1
+        one.pending, one.is_used = None, True
