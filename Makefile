@@ -40,6 +40,7 @@ bench-exact: .venv/test.stamp
 
 .venv/test.stamp: .venv/core.stamp
 	$(INSTALL) --config-settings editable_mode=compat -e '.[test]'
+	$(INSTALL) --no-deps torchattacks adv-lib  # their pins of requests and visdom fit nothing else
 	touch $@
 
 clean:

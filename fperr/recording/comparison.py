@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fperr.exact.batched import log2_relative_errors
 from fperr.formats import Format, of_dtype
 from fperr.measurement.metrics import NAMES, error_metrics
-from fperr.measurement.network import FloatGradient, FormatNetwork
+from fperr.measurement.network import FloatGradient, FormatNetwork, device_and_dtype
 from fperr.measurement.reference import ExactSample, LossAt, Reference
 from fperr.measurement.stages import compared
 from fperr.measurement.vectors import Vector, Wide
@@ -77,6 +77,7 @@ class Comparison:
         self, model: nn.Module, losses: Sequence[Loss], formats: Sequence[Format], digits: int
     ) -> None:
         self._model, self._losses, self._digits = model, losses, digits
+        self._dtype = device_and_dtype(model)[1]
         self._networks = [FormatNetwork(model, f, autocast=False) for f in formats]
         self._reference: Reference | None = None
         self._pass = -1
@@ -93,7 +94,7 @@ class Comparison:
             known: its loss.
             y: (batch,), the true labels.
         """
-        x = chosen.x[chosen.places]
+        x = chosen.x[chosen.places].to(self._dtype)  # of a copy in a smaller format: exactly
         found: list[Row] = []
         is_new = event.of.number != self._pass
         if is_new:
@@ -126,7 +127,7 @@ class Comparison:
 
     def _reference_for(self, x: Tensor, event: Gradient) -> Reference:
         if self._reference is None:
-            own = FormatNetwork(self._model, of_dtype(x.dtype), autocast=False)
+            own = FormatNetwork(self._model, of_dtype(self._dtype), autocast=False)
             products = 1 + len(self._losses) * len(self._networks)
             by_rows = event.of.logits.shape[1] <= products
             self._reference = Reference(own, x, self._digits, "multiword", by_rows=by_rows)
@@ -152,7 +153,7 @@ class Comparison:
             if c is None or known.loss is None:
                 found = None if exact is None else self._product(exact, v[place])
             else:
-                row["c"] = float(c[place])
+                row["c"] = float(c[place]) if known.loss.has_scale else None
                 asked = self._asked(known.loss, known, place, float(c[place]), y)
                 found = None if exact is None else self._gradient(exact, asked)
             rows.append(row | self._metrics(mine, known.factor, found))
@@ -174,8 +175,8 @@ class Comparison:
         for i, place in enumerate(chosen.places):
             row = self._row(f.logits[i], known, int(label[i]), chosen.samples[i])
             c, exact = float(f.scale.c[i]), self._exact[i]
-            row |= {"loss": loss.name, "format": network.format.name, "is_own": False, "c": c}
-            row["compared_with"] = "loss"
+            row |= {"loss": loss.name, "format": network.format.name, "is_own": False}
+            row |= {"compared_with": "loss", "c": c if loss.has_scale else None}
             asked = self._asked(loss, known, place, c, y)
             found = None if exact is None else self._gradient(exact, asked)
             rows.append(row | self._metrics(f.gradient[i], 1.0, found))
@@ -239,7 +240,7 @@ class Comparison:
         Where not, the attack's objective has terms beside the network, or its kernels vary.
         """
         g, z = event.gradient, event.of.logits
-        if g is None or chosen.x.dtype != z.dtype:
+        if g is None or {chosen.x.dtype, z.dtype} != {self._dtype}:
             return None
         with torch.enable_grad():
             leaf = chosen.x.clone().requires_grad_()

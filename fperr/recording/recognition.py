@@ -134,10 +134,13 @@ def _tried(candidate: _Candidate, step: _Step) -> tuple[Recognised, float] | Non
     exact, tolerance = _exact(loss, step.logits, v, label, Context(targeted, step.y), count)
     factor = sign / count
     if candidate.reduction == "scaled":
-        factor = float((v[rows].double() * exact[rows]).sum() / exact[rows].square().sum())
-        tolerance = 2 * tolerance  # the factor carries the rounding of the rows, too
+        squares = exact[rows].square().sum()
+        factor = float((v[rows].double() * exact[rows]).sum() / squares)
         if not (factor * sign > 0 and math.isfinite(factor)):
             return None
+        # by Cauchy and Schwarz, the fitted factor is off by as much as all rows are together
+        off = tolerance[rows].square().sum().sqrt() / squares.sqrt()
+        tolerance = tolerance + off * (exact.abs() + tolerance)
     error = (v.to(torch.float64) / factor - exact).abs()
     if not bool((error <= tolerance)[rows].all()):
         return None

@@ -1,6 +1,7 @@
 """Matrix products and convolutions of `Words` through slices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def _by_slices(
     """A convolution without cuDNN, whose algorithms may round; in groups, slices one by one."""
 
     def multiply(part: Tensor, filters: Tensor) -> Tensor:
-        with torch.backends.cudnn.flags(enabled=False):
+        with _without_cudnn():
             if geometry.groups == 1:
                 return run(part, filters)
             width = right.slices[0].shape[right.along]
@@ -130,6 +131,17 @@ def _by_slices(
             return torch.cat([run(part, piece.contiguous()) for piece in pieces], _CHANNELS)
 
     return multiply
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """`torch.backends.cudnn.flags` reads every flag, and some settings of TF32 forbid that."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def _with_radius(

@@ -1,0 +1,67 @@
+"""Other people's attacks, called as their users call them: (model, x, y) -> adversarial inputs."""
+
+import sys
+import types
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+for _name in ("torchvision", "torchvision.models", "visdom"):
+    # adv_lib and torchattacks need the names alone; torchvision has no build for a CPU-only torch
+    sys.modules.setdefault(_name, types.ModuleType(_name))
+sys.modules["torchvision"].models = sys.modules["torchvision.models"]
+
+import foolbox  # noqa: E402
+import torchattacks  # noqa: E402
+from adv_lib.attacks import apgd, pgd_linf  # noqa: E402
+from art.attacks.evasion import (  # noqa: E402
+    AutoProjectedGradientDescent,
+    ProjectedGradientDescent,
+)
+from art.estimators.classification import PyTorchClassifier  # noqa: E402
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted  # noqa: E402
+from pyautoattack.fab_pt import FABAttack_PT  # noqa: E402
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def attacks(radius: float, steps: int = 10) -> dict[str, Attack]:
+    """By name, in the maximum norm."""
+    pyauto = {"norm": "Linf", "eps": radius, "seed": 0, "device": "cpu"}
+
+    def by_art(kind: type, **options: object) -> Attack:
+        def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            shape, loss = tuple(x.shape[1:]), nn.CrossEntropyLoss()
+            known = PyTorchClassifier(
+                model, loss, shape, 10, clip_values=(0.0, 1.0), device_type="cpu"
+            )
+            attack = kind(
+                known, eps=radius, eps_step=radius / 4, max_iter=steps, verbose=False, **options
+            )
+            return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+
+        return attack
+
+    def by_foolbox(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        return foolbox.attacks.LinfPGD(steps=steps)(wrapped, x, y, epsilons=radius)[1]
+
+    return {
+        "pyautoattack APGD-CE": lambda m, x, y: APGDAttack(
+            m, n_iter=steps, loss="ce", **pyauto
+        ).perturb(x, y),
+        "pyautoattack APGD-T": lambda m, x, y: APGDAttack_targeted(
+            m, n_iter=steps, n_target_classes=2, **pyauto
+        ).perturb(x, y),
+        "pyautoattack FAB": lambda m, x, y: FABAttack_PT(m, n_iter=3, **pyauto).perturb(x, y),
+        "torchattacks PGD": lambda m, x, y: torchattacks.PGD(
+            m, eps=radius, alpha=radius / 4, steps=steps
+        )(x, y),
+        "torchattacks APGD": lambda m, x, y: torchattacks.APGD(m, eps=radius, steps=steps)(x, y),
+        "foolbox LinfPGD": by_foolbox,
+        "ART PGD": by_art(ProjectedGradientDescent),
+        "ART APGD": by_art(AutoProjectedGradientDescent, nb_random_init=1),
+        "adv_lib PGD": lambda m, x, y: pgd_linf(m, x, y, ε=radius, steps=steps),
+        "adv_lib APGD": lambda m, x, y: apgd(m, x, y, radius, norm=float("inf"), n_iter=steps),
+    }

@@ -1,0 +1,405 @@
+"""The recorder: real attacks of five libraries, unchanged, described, compared with the truth."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import fperr
+from fperr import zoo
+from fperr.errors import MissingDataError
+from fperr.recording import entry
+from fperr.recording.identity import Identities
+from fperr.recording.recognition import recognise
+from fperr.theory.losses import Context, named
+from tests.conftest import normal, tiny_mlp
+from tests.libraries import attacks
+from tests.test_attacks import uniform
+
+RADIUS = 0.02
+# forward passes, gradients, loss and reduction of 10 steps (FAB: 3) on samples not yet fooled
+WANTED = {
+    "pyautoattack APGD-CE": (12, 11, "ce", "sum"),
+    "pyautoattack APGD-T": (25, 22, "dlr", "sum"),
+    "pyautoattack FAB": (9, 30, "logit", "sum"),
+    "torchattacks PGD": (10, 10, "ce", "mean"),
+    "torchattacks APGD": (12, 11, "ce", "sum"),
+    "foolbox LinfPGD": (11, 10, "ce", "sum"),
+    "ART PGD": (12, 10, "ce", "mean"),
+    "ART APGD": (24, 10, "ce", "mean"),
+    "adv_lib PGD": (10, 10, "ce", "sum"),
+    "adv_lib APGD": (11, 11, "dlr", "sum"),
+}
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def run(attack, model, x, y):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    return attack(model, x, y)
+
+
+def descent(model, x, y, loss=cross_entropy, steps=3, size=0.01):
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        (g,) = torch.autograd.grad(loss(model(x), y), x)
+        x = (x + size * g.sign()).clamp(0, 1)
+    return x.detach()
+
+
+@pytest.fixture
+def vandal(monkeypatch):
+    """After it has been written, whatever the recorder holds is destroyed in place."""
+    drain = entry._Recorder.drain
+
+    def drain_and_destroy(self):
+        held = list(self.waiting)
+        drain(self)
+        for event in held:
+            chosen = event.of.note.chosen
+            parts = event.of.logits, event.logit_gradient, event.gradient
+            for part in (*parts, None if chosen is None else chosen.x):
+                if part is not None:
+                    part.fill_(torch.nan)
+
+    monkeypatch.setattr(entry._Recorder, "drain", drain_and_destroy)
+
+
+@pytest.mark.parametrize("is_sequential", [True, False])
+@pytest.mark.parametrize("name", WANTED)
+def test_attacks_of_libraries(name, is_sequential, fashion, vandal):
+    images = fashion.first(12)
+    model = zoo.load("fashion_adversarial")
+    model = model if is_sequential else Wrapped(model).eval()
+    assert isinstance(model, nn.Sequential) == is_sequential
+    attack = attacks(RADIUS)[name]
+    alone = run(attack, model, images.x, images.y)
+    samples = 1 if name in ("torchattacks PGD", "pyautoattack FAB") else 0
+    with fperr.record(model, images.y, x=images.x, samples=samples) as trace:
+        recorded = run(attack, model, images.x, images.y)
+    assert torch.equal(alone, recorded)
+    forwards, gradients, loss, reduction = WANTED[name]
+    assert (trace.about["forwards"], trace.about["gradients"]) == (forwards, gradients)
+    steps = trace.steps()
+    assert len(steps) == gradients * 12
+    assert set(steps["loss"]) == {loss}
+    assert set(steps["reduction"]) == {reduction}
+    targeted = name == "pyautoattack APGD-T"
+    kinds = {str(s).startswith("targeted") for s in steps["scenario"]}
+    assert kinds == {targeted}
+    assert not [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks) if h]
+
+
+def test_survivors_keep_their_numbers(fashion):
+    """AutoAttack's own loop: batches, of which it attacks what still resists."""
+    images = fashion.first(40)
+    model = zoo.load("fashion_adversarial")
+    attack = attacks(RADIUS)["pyautoattack APGD-CE"]
+    with torch.no_grad():
+        resists = model(images.x).argmax(1) == images.y
+    assert 0 < int((~resists).sum()) < 40
+    with fperr.record(model, images.y, x=images.x, samples=[int(resists.nonzero()[-1])]) as trace:
+        for part in (slice(0, 15), slice(15, 40)):
+            mine = resists[part]
+            run(attack, model, images.x[part][mine], images.y[part][mine])
+    found = trace.steps(["step", "sample", "label"])
+    for step, rows in found.groupby("step"):
+        part = range(15) if step < 11 else range(15, 40)
+        assert list(rows["sample"]) == [i for i in part if resists[i]]
+        assert list(rows["label"]) == images.y[list(rows["sample"])].tolist()
+    assert set(trace.errors()["sample"]) == {int(resists.nonzero()[-1])}
+
+
+def test_parts_of_a_batch_need_the_inputs(fashion):
+    images = fashion.first(6)
+    model = zoo.load("fashion_adversarial")
+    with (
+        pytest.raises(ValueError, match=r"record\(model, y, x=x\)"),
+        fperr.record(model, images.y, samples=0),
+    ):
+        descent(model, images.x[:3], images.y[:3])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_identities_are_those_of_the_nearest_input(seed):
+    originals = uniform(30, 20, seed=seed)
+    known = Identities(30, originals)
+    generator = torch.Generator().manual_seed(seed)
+    for size in (0.0, 0.05, 0.2, 0.5, 2.0):
+        for _ in range(4):  # repeated lengths meet what is kept from the call before
+            chosen = torch.randperm(30, generator=generator)[:7]
+            x = originals[chosen] + size * (uniform(7, 20, seed=seed + 9) - 0.5)
+            nearest = torch.cdist(x, originals, p=torch.inf).argmin(1)
+            assert torch.equal(known.rows(x), nearest)
+
+
+def test_errors_are_those_of_measure(fashion):
+    """Two ways to the same numbers: the recorder along an attack, measure at its points."""
+    images = fashion.first(4)
+    model = zoo.load("fashion_standard")
+    losses, formats = ["ce", "stable_ce", "tmifpe"], ["float16", "float32", "float64"]
+    with fperr.record(model, images.y, losses=losses, formats=formats, every=1, samples=4) as trace:
+        descent(model, images.x, images.y, steps=2)
+    errors = trace.errors()
+    points = trace.points()
+    assert len(errors) == 2 * 4 * (1 + len(losses) * len(formats))
+    assert bool(errors["is_certified"].all())
+    for step in (0, 1):
+        x = torch.tensor(np.stack(points[points["step"] == step]["x"]))
+        x = x.float().reshape(images.x.shape)
+        report = fperr.measure(model, x, images.y, losses=losses, formats=formats)
+        keys = ["sample", "loss", "format"]
+        mine = errors[(errors["step"] == step) & ~errors["is_own"]].set_index(keys).sort_index()
+        theirs = report.frame.set_index(keys).sort_index()
+        assert list(mine["scenario"]) == list(theirs["format_scenario"])
+        for column in ("delta", "sign_error_rate", "zero_rate", "cosine_distance", "c"):
+            # references of 20 and of more digits, against errors of 1e-17 and more
+            np.testing.assert_allclose(mine[column], theirs[column], rtol=1e-3, atol=0)
+        own = errors[(errors["step"] == step) & errors["is_own"]].set_index("sample")
+        mean = fperr.measure(
+            model, x, images.y, losses=["ce"], formats=["float32"], reduction="mean"
+        ).frame.set_index("sample")
+        assert set(own["loss"]) == {"ce"}
+        assert bool(own["is_rerun_equal"].all())
+        np.testing.assert_allclose(own["delta"], mean["delta"], rtol=1e-3)
+
+
+LOGITS = normal(9, 6) * 4
+LABELS = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2])
+
+
+def logit_gradient(objective):
+    z = LOGITS.clone().requires_grad_()
+    return torch.autograd.grad(objective(z), z)[0]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(
+    "name", ["ce", "stable_ce", "cw", "dlr", "mifpe", "tmifpe", "mifpe:T=4", "pmifpe"]
+)
+def test_losses_are_recognised(name, targeted, sign, reduction):
+    loss, targets = named(name), (LABELS + 2) % 6
+    label = targets if targeted else LABELS
+
+    def objective(z):
+        values = loss(z, label, Context(targeted, LABELS))
+        return sign * (values.sum() if reduction == "sum" else values.mean())
+
+    v = logit_gradient(objective)
+    found = recognise(LOGITS, v, LABELS, targets if targeted else None, [name])
+    assert (found.name, found.reduction, found.sign) == (name, reduction, sign)
+    assert found.targeted == targeted
+    scaled = recognise(LOGITS, 1024 * v, LABELS, targets if targeted else None, [name])
+    assert (scaled.name, scaled.reduction) == (name, "scaled")
+    assert scaled.factor == pytest.approx(1024 * found.factor, rel=1e-5)
+    wrong = v * torch.linspace(1, 1.01, 9)[:, None]  # no common factor: another loss
+    assert recognise(LOGITS, wrong, LABELS, targets if targeted else None, [name]).name == "unknown"
+
+
+def test_targets_show_in_the_logit_gradient():
+    targets = (LABELS + 2) % 6
+    v = logit_gradient(lambda z: cross_entropy(z, targets))  # to be descended
+    found = recognise(LOGITS, v, LABELS, None, [])
+    assert (found.name, found.targeted, found.sign, found.reduction) == ("ce", True, -1, "mean")
+    assert torch.equal(found.label, targets)
+
+
+def test_other_losses_are_not():
+    smoothed = logit_gradient(lambda z: cross_entropy(z, LABELS, label_smoothing=0.01))
+    assert recognise(LOGITS, smoothed, LABELS, None, []).name == "unknown"
+    assert recognise(LOGITS, smoothed * torch.nan, LABELS, None, []).name == "unknown"
+    nothing = torch.zeros_like(smoothed)
+    assert recognise(LOGITS * 1e4, nothing, (LOGITS).argmax(1), None, []).reduction == "unknown"
+
+
+def test_what_is_not_the_networks_own_is_told_apart():
+    model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
+
+    def penalised():
+        leaf = x.clone().requires_grad_()
+        (cross_entropy(model(leaf), y) + leaf.square().sum()).backward()
+
+    def plain():
+        leaf = x.clone().requires_grad_()
+        cross_entropy(model(leaf), y).backward()
+
+    def expected():
+        leaf = x.clone().requires_grad_()
+        (cross_entropy(model(leaf), y) + cross_entropy(model(leaf), y)).backward()
+
+    for attack, equal, count in (
+        (plain, {True}, 1),
+        (penalised, {False}, 1),
+        (expected, {None}, 2),
+    ):
+        with fperr.record(model, y, every=1, losses=["ce"], formats=["float32"]) as trace:
+            attack()
+        errors = trace.errors()
+        own = errors[errors["is_own"]]
+        assert trace.gradients == count
+        assert set(own["is_rerun_equal"]) == equal
+        assert bool(own["delta"].isna().all()) == (attack is expected)
+    # an unknown loss: the exact gradient is that of its own logit gradient
+    with fperr.record(model, y, every=1, losses=[], formats=[]) as trace:
+        descent(model, x, y, lambda z, y: cross_entropy(z, y, label_smoothing=0.1))
+    own = trace.errors()
+    assert set(own["loss"]) == {"unknown"}
+    assert set(own["compared_with"]) == {"logit gradient"}
+    assert own["delta"].between(1e-9, 1e-5).all()
+
+
+def test_our_own_attacks_and_copies_of_the_model(fashion):
+    """float16 attacks run on a copy of the network: its hooks report, too."""
+    images = fashion.first(3)
+    model = zoo.load("fashion_adversarial")
+    with fperr.record(model, images.y, every=4, samples=1, formats=["float16"]) as trace:
+        fperr.attack(
+            model, images.x, images.y, radius=RADIUS, steps=5, loss="tmifpe", arithmetic="float16"
+        )
+    steps = trace.steps()
+    assert set(steps["format"]) == {"float16"}
+    assert set(steps["loss"]) == {"tmifpe"}
+    assert trace.gradients == 5
+    own = trace.errors()[lambda e: e["is_own"]]
+    assert own["delta"].between(1e-5, 1e-1).all()
+
+
+def test_a_trace_survives_a_kill(tmp_path):
+    code = """
+        import os, sys, torch, fperr
+        from fperr.recording import store
+        from tests.conftest import tiny_mlp
+        from tests.test_attacks import uniform
+        store._SECONDS = 0.0
+        model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
+        with fperr.record(model, y, out=sys.argv[1], every=2, formats=["float32"]):
+            for i in range(7):
+                if i == 6:
+                    model(x)  # what came before is written when the model is called again
+                    os.kill(os.getpid(), 9)
+                leaf = x.clone().requires_grad_()
+                model(leaf).sum().backward()
+    """
+    folder = tmp_path / "trace"
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(folder)], check=False)
+    assert done.returncode == -9
+    trace = fperr.Trace(folder)
+    assert not trace.about["is_complete"]
+    assert "not complete" in repr(trace)
+    assert trace.gradients == 6
+    assert sorted(set(trace.errors(["step"])["step"])) == [0, 2, 4]
+    with (
+        pytest.raises(ValueError, match="not an empty folder"),
+        fperr.record(tiny_mlp().eval(), torch.zeros(2, dtype=torch.int64), out=folder),
+    ):
+        pass
+
+
+def test_figures_draw_what_the_tables_hold(fashion):
+    images = fashion.first(6)
+    model = zoo.load("fashion_standard")
+    with fperr.record(model, images.y, every=1, samples=3) as trace:
+        descent(model, images.x, images.y, steps=4)
+    figure = trace.plot.relative_error()
+    errors = trace.errors()
+    for axis in figure.axes:
+        rows = errors[(errors["format"] == axis.get_title()) & ~errors["is_own"]]
+        medians = rows.groupby(["loss", "step"])["delta"].median()
+        drawn = [line.get_ydata() for line in axis.get_lines() if len(line.get_ydata())]
+        for loss in ("ce", "stable_ce", "mifpe", "tmifpe"):
+            wanted = medians[loss].to_numpy()
+            assert any(len(d) == 4 and np.allclose(d, wanted, rtol=1e-12) for d in drawn)
+    for name, column in (
+        ("margins", "label_margin"),
+        ("t_star", "t_star"),
+        ("zeros", "zero_share"),
+    ):
+        axis = getattr(trace.plot, name)().axes[0]
+        wanted = trace.steps().groupby("step")[column].median().to_numpy()
+        np.testing.assert_allclose(axis.get_lines()[0].get_ydata(), wanted, rtol=1e-12)
+
+
+def test_nothing_recorded_is_said():
+    model, y = tiny_mlp().eval(), torch.zeros(2, dtype=torch.int64)
+    with (
+        pytest.warns(UserWarning, match="no gradient was recorded in 1 forward passes"),
+        fperr.record(model, y),
+        torch.no_grad(),
+    ):
+        model(uniform(2, 6))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"y": torch.zeros(2)}, "int64"),
+        ({"targets": torch.zeros(3, dtype=torch.int64)}, "as many as y"),
+        ({"x": uniform(3, 6)}, "one length"),
+        ({"every": 0}, "every"),
+        ({"samples": [2]}, "between 0 and 1"),
+        ({"samples": -1}, "between 0 and 1"),
+        ({"losses": ["what"]}, "unknown loss"),
+        ({"formats": ["what"]}, "unknown format"),
+        ({"formats": ["tf32"]}, "CUDA"),
+        ({"model": tiny_mlp().train()}, "evaluation mode"),
+        ({"model": len}, "nn.Module"),
+    ],
+)
+def test_bad_input_says_what_to_do(change, match):
+    request = {"model": tiny_mlp().eval(), "y": torch.zeros(2, dtype=torch.int64)} | change
+    with pytest.raises((ValueError, TypeError), match=match), fperr.record(**request):
+        pass
+
+
+def test_models_that_cannot_be_recorded():
+    relu = nn.ReLU()
+    twice = nn.Sequential(relu, nn.Linear(6, 4), relu).eval()
+    y = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="occurs in it twice"), fperr.record(twice, y):
+        pass
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    pair = Pair().eval()
+    with pytest.raises(ValueError, match="return logits"), fperr.record(pair, y, samples=0):
+        pair(uniform(2, 6))
+
+
+def test_no_trace_there(tmp_path):
+    with pytest.raises(MissingDataError, match=r"trace\.json is missing"):
+        fperr.Trace(tmp_path)
+
+
+@pytest.mark.gpu
+def test_the_whole_path_on_a_device(fashion):
+    """Attack, record, measure on CUDA."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    images = fashion.first(4)
+    x, y = images.x.cuda(), images.y.cuda()
+    model = zoo.load("fashion_standard").cuda()
+    with fperr.record(model, y, x=x, every=5, samples=2) as trace:
+        result = fperr.attack(model, x, y, radius=0.05, steps=10)
+    assert trace.gradients == 10
+    assert set(trace.steps()["loss"]) == {"tmifpe"}
+    errors = trace.errors()
+    assert bool(errors["is_certified"].all())
+    report = fperr.measure(model, result.adversarial, y, losses=["tmifpe"], formats=["float32"])
+    assert report.frame["delta"].max() < 1e-4
