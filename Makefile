@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint validate notebooks bench bench-exact clean
+.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-exact clean
 
 demo: .venv/core.stamp
 	$(BIN)/fperr measure fashion_adversarial fashion_standard fashion_saturated \
@@ -29,6 +29,9 @@ notebooks: .venv/test.stamp
 
 bench: .venv/test.stamp
 	$(BIN)/python -m tests.bench
+
+bench-attack: .venv/test.stamp
+	$(BIN)/python -m tests.bench_attack
 
 bench-exact: .venv/test.stamp
 	$(BIN)/python -m tests.bench_exact

@@ -1,18 +1,16 @@
-"""The command line: `fperr measure`, `layers`, `report`, `validate` and `zoo`."""
+"""The command line: `fperr measure`, `attack`, `layers`, `report`, `validate` and `zoo`."""
 
-import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import Tensor, nn
 
-from fperr import cli_validate, data, user_model, zoo
+from fperr import cli_attack, cli_validate, zoo
+from fperr.cli_subjects import Subject, check_folder, subject_of
 from fperr.errors import FperrError
 from fperr.measurement import estimate, measure, trace_layers
-from fperr.measurement.models import Accessor
 from fperr.report.frame import Report
 from fperr.report.summary import advice, headline, overview
 from fperr.report.verdict import Thresholds
@@ -24,6 +22,7 @@ app = typer.Typer(
     help="How much of an adversarial-attack result is floating-point error?",
 )
 app.add_typer(cli_validate.app, name="validate")
+app.command("attack")(cli_attack.attack_command)
 
 
 @app.command("measure")
@@ -73,7 +72,7 @@ def measure_command(
     ] = False,
 ) -> None:
     """Measure the floating-point error of the gradients of networks on real images."""
-    subjects = [_subject(name, checkpoint, logits, dataset, n) for name in networks]
+    subjects = [subject_of(name, checkpoint, logits, dataset, n) for name in networks]
     subjects = _named_apart(subjects, networks)
     assigned = None if scenarios == "observed" else scenarios
     request: dict[str, Any] = {
@@ -92,7 +91,7 @@ def measure_command(
             typer.echo(estimate(model, x, y, **subject.options, **request).describe())
         return
     folder = out or Path("out") / subjects[0].name
-    _check_folder(folder, overwrite=overwrite)
+    check_folder(folder, overwrite=overwrite)
     report = _measured(subjects, assigned, request, folder)
     _show(report)
     _write(report, folder)
@@ -116,9 +115,9 @@ def layers_command(
     ] = False,
 ) -> None:
     """Show where along a network the error of its gradient arises."""
-    subject = _subject(network, checkpoint, None, dataset, n)
+    subject = subject_of(network, checkpoint, None, dataset, n)
     folder = out or Path("out") / f"{subject.name}-layers"
-    _check_folder(folder, overwrite=overwrite)
+    check_folder(folder, overwrite=overwrite)
     report = trace_layers(
         subject.model, subject.images.x, subject.images.y, loss=loss, format=format
     )
@@ -151,27 +150,8 @@ def zoo_command() -> None:
         typer.echo(f"{entry.name:26} {entry.dataset:20} {entry.source}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    """A network to measure, and on what."""
-
-    name: str
-    model: nn.Module
-    logits: Accessor | None
-    images: data.Images
-
-    def arguments(self, assigned: str | None) -> tuple[nn.Module, Tensor, Tensor | None]:
-        """Model, images, and the labels, unless labels are assigned."""
-        return self.model, self.images.x, self.images.y if assigned is None else None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What belongs to this network among the options of `measure`."""
-        return {"name": self.name, "logits": self.logits}
-
-
 def _measured(
-    subjects: list[_Subject], assigned: str | None, request: dict[str, Any], folder: Path
+    subjects: list[Subject], assigned: str | None, request: dict[str, Any], folder: Path
 ) -> Report:
     """The reports of all networks in one; what is finished is written if a fault ends it."""
     reports: list[Report] = []
@@ -193,41 +173,11 @@ def _measured(
     return Report.merged(reports)
 
 
-def _subject(
-    source: str, checkpoint: Path | None, logits: str | None, dataset: str | None, n: int | None
-) -> _Subject:
-    if source.endswith(".py"):
-        raise ValueError(f"{source} names no function: expected e.g. {source}:build")
-    if ":" not in source:
-        if checkpoint or logits:
-            raise ValueError(
-                f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}"
-            )
-        images = _images(dataset or zoo.entry(source).dataset, n)
-        return _Subject(source, zoo.load(source), None, images)
-    if dataset is None:
-        raise ValueError(
-            f"{source} needs --data: a .npz file with x (floating point) and y (integers)"
-        )
-    model = user_model.load(source, checkpoint)
-    if checkpoint is None:
-        typer.echo(f"{source}: no --checkpoint, the weights are those that the factory makes")
-    path, _, factory = source.rpartition(":")
-    accessor = user_model.attribute(user_model.module(Path(path)), logits, path) if logits else None
-    return _Subject(factory, model, accessor, _images(dataset, n))
-
-
-def _images(name: str, n: int | None) -> data.Images:
-    folder = Path(name)
-    images = data.fashion_mnist("t10k", folder) if folder.is_dir() else data.named(name)
-    return images.first(min(40, len(images.x)) if n is None else n)
-
-
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",")]
 
 
-def _named_apart(subjects: list[_Subject], networks: list[str]) -> list[_Subject]:
+def _named_apart(subjects: list[Subject], networks: list[str]) -> list[Subject]:
     """Two factories of the same name are called by their modules too."""
     names = [subject.name for subject in subjects]
     if len(set(names)) == len(names):
@@ -235,19 +185,6 @@ def _named_apart(subjects: list[_Subject], networks: list[str]) -> list[_Subject
     if len(set(networks)) < len(networks):
         raise ValueError(f"networks must be different, got {', '.join(networks)}")
     return [replace(s, name=source) for s, source in zip(subjects, networks, strict=True)]
-
-
-def _check_folder(folder: Path, *, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give --out a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(
-            f"{folder} is not empty: give another folder with --out, or write into it with "
-            "--overwrite"
-        )
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"{folder} cannot be made, {existing} is no folder that can be written to")
 
 
 def _show(report: Report) -> None:

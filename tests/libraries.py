@@ -1,5 +1,6 @@
 """Other people's attacks, called as their users call them: (model, x, y) -> adversarial inputs."""
 
+import importlib.util
 import sys
 import types
 from collections.abc import Callable
@@ -7,21 +8,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-for _name in ("torchvision", "torchvision.models", "visdom"):
-    # adv_lib and torchattacks need the names alone; torchvision has no build for a CPU-only torch
-    sys.modules.setdefault(_name, types.ModuleType(_name))
-sys.modules["torchvision"].models = sys.modules["torchvision.models"]
+# adv_lib and torchattacks need these names alone, and torchvision has no build for a CPU-only torch
+if importlib.util.find_spec("torchvision") is None:
+    sys.modules["torchvision"] = types.ModuleType("torchvision")
+    sys.modules["torchvision"].models = types.ModuleType("torchvision.models")
+    sys.modules["torchvision.models"] = sys.modules["torchvision"].models
+if importlib.util.find_spec("visdom") is None:
+    sys.modules["visdom"] = types.ModuleType("visdom")
 
-import foolbox  # noqa: E402
-import torchattacks  # noqa: E402
-from adv_lib.attacks import apgd, pgd_linf  # noqa: E402
-from art.attacks.evasion import (  # noqa: E402
+import foolbox
+import torchattacks
+from adv_lib.attacks import apgd, pgd_linf
+from art.attacks.evasion import (
     AutoProjectedGradientDescent,
     ProjectedGradientDescent,
 )
-from art.estimators.classification import PyTorchClassifier  # noqa: E402
-from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted  # noqa: E402
-from pyautoattack.fab_pt import FABAttack_PT  # noqa: E402
+from art.estimators.classification import PyTorchClassifier
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 

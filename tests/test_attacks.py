@@ -33,7 +33,11 @@ def test_no_point_leaves_ball_or_box(dtype, radius):
     centre = uniform(4, 600, dtype=dtype)
     region = Region.around(centre, "linf", radius, (0.0, 1.0), is_exact=True)
     far = (centre.double() + 3 * radius * normal(4, 600).double()).to(dtype)
-    for x in (region.project(far), region.start(0, 0), region.moved(centre, normal(4, 600), 9.0)):
+    for x in (
+        region.project(far),
+        region.start(0, 0),
+        region.moved(centre, normal(4, 600), torch.full((4,), 9.0)),
+    ):
         assert x.dtype == dtype
         assert not any(outside(x, centre, radius))
         assert bool(((x >= 0) & (x <= 1)).all())
@@ -58,13 +62,17 @@ def test_the_euclidean_ball_is_not_left(dtype):
     centre = uniform(8, 300, dtype=dtype)
     region = Region.around(centre, "l2", 0.7, (0.0, 1.0), is_exact=True)
     far = (centre.double() + normal(8, 300).double()).to(dtype)
-    for x in (region.project(far), region.start(1, 0), region.moved(centre, normal(8, 300), 3.0)):
+    for x in (
+        region.project(far),
+        region.start(1, 0),
+        region.moved(centre, normal(8, 300), torch.full((8,), 3.0)),
+    ):
         for mine, own in zip(x, centre, strict=True):
             pairs = zip(mine.double().tolist(), own.double().tolist(), strict=True)
             squares = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in pairs)
             assert squares <= Fraction(0.7) ** 2
             assert squares >= Fraction(0.1) ** 2
-    still = region.moved(centre, torch.zeros(8, 300), 1.0)
+    still = region.moved(centre, torch.zeros(8, 300), torch.ones(8))
     assert torch.equal(still, centre)  # no direction: no NaN
 
 

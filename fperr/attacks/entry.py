@@ -12,7 +12,7 @@ from fperr.attacks.goal import Goal
 from fperr.attacks.gradients import ExactSource, FloatSource, Source
 from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_adaptively
 from fperr.attacks.progress import Progress
-from fperr.attacks.region import Norm, Region, by_sample
+from fperr.attacks.region import Norm, Region
 from fperr.measurement.models import usable_model
 from fperr.measurement.network import device_and_dtype
 from fperr.theory.losses import Loss, named
@@ -64,12 +64,14 @@ def attack(
     steps: int = 100,
     targets: Tensor | None = None,
     arithmetic: str = "float32",
+    scenario: str | None = None,
     seed: int = 0,
     restarts: int = 1,
     schedule: Schedule = "cosine",
     step_size: float | None = None,
     momentum: float = _MOMENTUM,
     random_start: bool = True,
+    freeze: bool = True,
     reduction: Literal["sum", "mean"] = "sum",
     projection: Literal["exact", "library"] = "exact",
     box: tuple[float, float] = (0.0, 1.0),
@@ -92,6 +94,8 @@ def attack(
         targets: (batch,) int64: classes to reach; success then is the prediction of the target.
         arithmetic: of the gradient: `"float16"`, `"bfloat16"`, `"tf32"`, `"float32"`, `"float64"`
             (the network is cast), or `"exact"`: the network's gradient in exact arithmetic.
+        scenario: forced on T-MIFPE, which otherwise sees in the logits whether an attack has
+            succeeded: what a misdetected phase costs. Makes no difference to MIFPE's fixed T.
         seed: of the starts. A sample's start depends on its numbers, not on its neighbours.
         restarts: runs from other starts.
         schedule: `"cosine"`, `"linear"` or `"constant"` step sizes; APGD halves them instead.
@@ -99,6 +103,7 @@ def attack(
         momentum: weight m of the last move, and 1 - m of the step: 0.25 is the alpha = 0.75 of
             Croce and Hein.
         random_start: else from x.
+        freeze: samples that have succeeded stay where they are.
         reduction: how a batch's losses are put together before differentiation.
         projection: `"exact"`: no point is outside, in exact arithmetic; `"library"`: the usual
             clamps, which may leave the ball by a rounding.
@@ -109,12 +114,15 @@ def attack(
         ValueError, TypeError: an argument is wrong; says what to do.
         ModelError: no gradient reaches x.
     """
-    chosen, source = _checked(model, x, y, radius, method, loss, norm, steps, targets, arithmetic)
+    loss = _forced(loss, scenario, is_targeted=targets is not None)
+    chosen, source, clean = _checked(
+        model, x, y, radius, method, loss, norm, steps, targets, arithmetic
+    )
     _check_options(restarts, schedule, step_size, momentum, reduction, projection, box, x)
-    goal = Goal(chosen, y, targets, is_mean=reduction == "mean")
     x = x.detach()
+    goal = Goal(chosen, y, targets, reduction == "mean", clean.to(torch.float64).softmax(1))
     region = Region.around(x, norm, radius, box, is_exact=projection == "exact")
-    progress = Progress.at(x, source.logits(x), goal)
+    progress = Progress.at(x, clean, goal)
     is_single = method == "fgsm"
     plan = Steps(
         1 if is_single else steps,
@@ -122,13 +130,14 @@ def attack(
         radius if is_single else (2 * radius if step_size is None else step_size),
         momentum,
     )
-    run = Run(source, region, goal, plan, on_step)
+    run = Run(source, region, goal, plan, on_step, freeze)
     way = descend_adaptively if method == "apgd" else descend
     for restart in range(restarts):
         first = region.start(seed, restart) if random_start and not is_single else x
-        first = torch.where(by_sample(progress.success, x), x, first)
+        first = run.kept(progress.success, x, first)
         offset = 1 + restart * (plan.count + 1)
-        progress = way(run, first, progress, offset)
+        with source.running():
+            progress = way(run, first, progress, offset)
     return AttackResult(
         progress.x,
         progress.success,
@@ -137,6 +146,19 @@ def attack(
         progress.is_finite,
         region.excess(progress.x),
     )
+
+
+def _forced(loss: str, scenario: str | None, *, is_targeted: bool) -> str:
+    """The name of the loss with its scenario; a fixed T is the same in every one."""
+    if scenario is None:
+        return loss
+    if not named(loss).is_scaled or ":scenario" in loss:
+        raise ValueError(f"scenario= belongs to (T-)MIFPE losses, got loss {loss!r}: leave it out")
+    forced = named(f"tmifpe:scenario={scenario}").forced
+    if forced is not None and forced.targeted != is_targeted:
+        kind = "targeted" if is_targeted else "untargeted"
+        raise ValueError(f"scenario {scenario!r} is none of a {kind} attack")
+    return f"{loss}:scenario={scenario}" if loss.startswith("tmifpe") else loss
 
 
 def _checked(
@@ -150,8 +172,8 @@ def _checked(
     steps: int,
     targets: Tensor | None,
     arithmetic: str,
-) -> tuple[Loss, Source]:
-    """The loss and the source of gradients."""
+) -> tuple[Loss, Source, Tensor]:
+    """The loss, the source of gradients, and the clean logits."""
     if not 0 < radius < math.inf:
         raise ValueError(f"radius must be a positive finite number, got {radius!r}")
     if steps < 1 or int(steps) != steps:
@@ -171,12 +193,15 @@ def _checked(
         raise ValueError(f"the model is on {device} and x on {x.device}: move one of them")
     chosen = named(loss)
     if arithmetic == "exact":
+        if chosen.kind == "gama":
+            raise ValueError("loss 'gama' has no exact gradient here: choose another loss")
         if dtype != x.dtype:
             raise ValueError(f"the model is {dtype} and x {x.dtype}: exact needs them alike")
         source: Source = ExactSource(model, x)
     else:
         source = FloatSource(model, formats.named(arithmetic))
-    classes = _classes(source.logits(x[:1]))
+    clean = source.logits(x.detach())
+    classes = _classes(clean)
     _check_labels("y", y, x, classes)
     if targets is not None:
         _check_labels("targets", targets, x, classes)
@@ -185,7 +210,7 @@ def _checked(
     needed = chosen.smallest_K(targeted=targets is not None)
     if classes < needed:
         raise ValueError(f"loss {loss!r} needs at least {needed} classes, the model has {classes}")
-    return chosen, source
+    return chosen, source, clean
 
 
 def _classes(logits: Tensor) -> int:

@@ -1,6 +1,6 @@
 """What an attack wants: another class than y, or the target; and what its loss is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,12 +17,22 @@ class Goal:
         y: (batch,) the true label.
         target: (batch,), or None.
         is_mean: the losses are averaged over the batch, not added.
+        clean: (batch, K), the probabilities at the clean inputs.
+        weight: of GAMA's distance to them.
     """
 
     loss: Loss
     y: Tensor
     target: Tensor | None
     is_mean: bool
+    clean: Tensor
+    weight: float = 0.0
+
+    def at(self, part: float) -> "Goal":
+        """The goal when `part` of the steps are done: GAMA's weight falls to 0 in a quarter."""
+        if self.loss.kind != "gama":
+            return self
+        return replace(self, weight=self.loss.weight * max(0.0, 1 - 4 * part))
 
     @property
     def label(self) -> Tensor:
@@ -32,7 +42,7 @@ class Goal:
     @property
     def context(self) -> Context:
         """Of the loss."""
-        return Context(self.target is not None, self.y)
+        return Context(self.target is not None, self.y, clean=self.clean, weight=self.weight)
 
     def objective(self, logits: Tensor) -> Tensor:
         """A number whose gradient the attack follows."""
@@ -44,25 +54,30 @@ class Goal:
 
         z_y - max_{i != y} z_i, or max_{i != t} z_i - z_t. NaN where logits are.
         """
-        wide = logits.detach().to(torch.float64)
-        mine = wide.gather(1, self.label[:, None])[:, 0]
-        rest = wide.scatter(1, self.label[:, None], -torch.inf).amax(1)
+        z, label = logits.detach(), self.label[:, None]
+        mine = z.gather(1, label)[:, 0].to(torch.float64)
+        rest = z.scatter(1, label, -torch.inf).amax(1).to(torch.float64)
         return mine - rest if self.target is None else rest - mine
 
-    def is_reached(self, logits: Tensor) -> Tensor:
-        """(batch,): the prediction (the lower index of a tie) is not y, or is the target."""
+    def reached(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch,): whether the prediction is not y, or is the target; and the margin.
+
+        The prediction is the lower index of a tie. Not where the logits are not finite: the margin
+        is infinite there.
+        """
+        margin = self.margin(logits)
         prediction = logits.detach().argmax(1)
-        finite = logits.detach().isfinite().all(1)
         hit = prediction != self.y if self.target is None else prediction == self.target
-        return hit & finite
+        finite = margin.abs() < torch.inf  # false for NaN
+        return hit & finite, torch.where(finite, margin, torch.inf)
 
     def value(self, logits: Tensor) -> Tensor:
         """(batch,) float64: how good a point is, for attacks that compare points.
 
-        The loss itself; for scaled cross-entropy, whose value says nothing because its scale
-        follows the margin, the negative margin.
+        The loss itself; the negative margin for scaled cross-entropy, whose value says nothing
+        because its scale follows the margin, and for GAMA, whose weight changes.
         """
-        if self.loss.is_scaled:
+        if not self.loss.has_value:
             return -self.margin(logits)
         with torch.no_grad():
             return self.loss(logits.detach(), self.label, self.context).to(torch.float64)

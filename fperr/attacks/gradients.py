@@ -1,6 +1,7 @@
 """The gradient that an attack follows: in a floating-point format, or exact."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ class Source(ABC):
         """(batch, K), by which success is judged."""
 
     @abstractmethod
+    def running(self) -> AbstractContextManager[object]:
+        """Inside, `both` computes as the format asks; entered once, because that takes time."""
+
+    @abstractmethod
     def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """Logits, and the gradient of the goal's objective, like x in shape."""
 
@@ -50,13 +55,17 @@ class FloatSource(Source):
         """See `Source`."""
         return self._network.logits(x)
 
+    def running(self) -> AbstractContextManager[object]:
+        """See `Source`."""
+        return self._network.running()
+
     def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """See `Source`.
 
         Raises:
             ModelError: no gradient reaches x.
         """
-        with self._network.running(), torch.enable_grad():
+        with torch.enable_grad():
             leaf = self._network.cast(x).detach().requires_grad_()
             logits = self._network.model(leaf)
             if not logits.requires_grad:
@@ -88,6 +97,10 @@ class ExactSource(Source):
     def logits(self, x: Tensor) -> Tensor:
         """See `Source`."""
         return self._own.logits(x)
+
+    def running(self) -> AbstractContextManager[object]:
+        """See `Source`."""
+        return self._own.running()
 
     def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """See `Source`: a gradient in float64, each sample's times some power of two."""

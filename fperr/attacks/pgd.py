@@ -50,6 +50,7 @@ class Run:
         goal: what to reach.
         steps: how far to go.
         on_step: called with the step's number, points, logits and gradients.
+        freeze: samples that have succeeded stay where they are.
     """
 
     source: Source
@@ -57,10 +58,15 @@ class Run:
     goal: Goal
     steps: Steps
     on_step: OnStep | None
+    freeze: bool
+
+    def kept(self, success: Tensor, x: Tensor, moved: Tensor) -> Tensor:
+        """`moved`, and x for the samples that stay put."""
+        return torch.where(by_sample(success, x), x, moved) if self.freeze else moved
 
 
 def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progress:
-    """PGD from `start`; samples that have succeeded stay where they are.
+    """PGD from `start`.
 
     Args:
         run: the attack.
@@ -71,14 +77,14 @@ def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progres
     source, region, goal, steps = run.source, run.region, run.goal, run.steps
     x = last = start
     for i in range(steps.count):
-        logits, gradient = source.both(x, goal)
+        logits, gradient = source.both(x, goal.at(i / steps.count))
         progress = progress.seen(x, logits, goal, offset + i)
         progress, usable = progress.checked(gradient)
         if run.on_step is not None:
             run.on_step(offset + i, x, logits, gradient)
-        moved = region.moved(x, usable, steps.at(i))
+        moved = region.moved(x, gradient, usable.to(x.dtype) * steps.at(i))
         moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
-        x, last = torch.where(by_sample(progress.success, x), x, moved), x
+        x, last = run.kept(progress.success, x, moved), x
     return progress.seen(x, source.logits(x), goal, offset + steps.count)
 
 
@@ -88,9 +94,8 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
     As in the authors' code: the last move has weight 0.25; checkpoints after 22 % of the steps,
     then windows that shrink by 3 % to 6 %; a step is halved where at most 75 % of a window's steps
     raised the value, or where the window before did not halve it and the best value has not changed
-    since. Unlike it, the first window counts its own steps only, and samples that have succeeded do
-    not step. A point that returns keeps its last move as momentum, as there. The schedule is not
-    used.
+    since. Unlike it, the first window counts its own steps only, and frozen samples do not step. A
+    point that returns keeps its last move as momentum, as there. The schedule is not used.
     """
     source, region, goal, steps = run.source, run.region, run.goal, run.steps
     count = steps.count
@@ -98,33 +103,35 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
     window, least = max(int(0.22 * count), 1), max(int(0.06 * count), 1)
     shrink = max(int(0.03 * count), 1)
     x = last = best = start
-    logits, gradient = source.both(x, goal)
-    progress, gradient = progress.seen(x, logits, goal, offset).checked(gradient)
+    logits, gradient = source.both(x, goal.at(0.0))
+    progress, usable = progress.seen(x, logits, goal, offset).checked(gradient)
     value = best_value = at_checkpoint = goal.value(logits)
-    best_gradient = gradient
+    best_gradient, best_usable = gradient, usable
     rises = torch.zeros_like(value)
     was_halved = torch.ones_like(progress.success)
     since = 0
     for i in range(count):
         if run.on_step is not None:
             run.on_step(offset + i, x, logits, gradient)
-        moved = region.moved(x, gradient, by_sample(size, x).to(x.dtype))
+        moved = region.moved(x, gradient, usable * size)
         moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
-        x, last = torch.where(by_sample(progress.success, x), x, moved), x
-        logits, gradient = source.both(x, goal)
-        progress, gradient = progress.seen(x, logits, goal, offset + i + 1).checked(gradient)
+        x, last = run.kept(progress.success, x, moved), x
+        logits, gradient = source.both(x, goal.at((i + 1) / count))
+        progress, usable = progress.seen(x, logits, goal, offset + i + 1).checked(gradient)
         before, value = value, goal.value(logits)
         rises = rises + (value > before)
         is_better = value > best_value
         best_value = torch.where(is_better, value, best_value)
         best = torch.where(by_sample(is_better, x), x, best)
         best_gradient = torch.where(by_sample(is_better, x), gradient, best_gradient)
+        best_usable = torch.where(is_better, usable, best_usable)
         since += 1
         if since == window:
             stalls = (rises <= 0.75 * window) | (~was_halved & (at_checkpoint >= best_value))
             size = torch.where(stalls, size / 2, size)
             x = torch.where(by_sample(stalls, x), best, x)
             gradient = torch.where(by_sample(stalls, x), best_gradient, gradient)
+            usable = torch.where(stalls, best_usable, usable)
             value = torch.where(stalls, best_value, value)
             was_halved, at_checkpoint, rises = stalls, best_value, torch.zeros_like(rises)
             since, window = 0, max(window - shrink, least)

@@ -34,17 +34,16 @@ class Progress:
     @classmethod
     def at(cls, x: Tensor, logits: Tensor, goal: Goal) -> "Progress":
         """Of the clean inputs."""
-        success = goal.is_reached(logits)
+        success, margin = goal.reached(logits)
         step = torch.where(success, 0, NEVER)
-        margin = goal.margin(logits).nan_to_num(nan=torch.inf)
         return cls(x, success, step, margin, torch.ones_like(success))
 
     def seen(self, x: Tensor, logits: Tensor, goal: Goal, step: int) -> "Progress":
         """After the points x (batch, *shape) with these logits."""
-        success, margin = goal.is_reached(logits), goal.margin(logits).nan_to_num(nan=torch.inf)
-        is_new = success & ~self.success
-        is_better = ~self.success & ~success & (margin < self.best_margin)
-        taken = by_sample(is_new | is_better, x)
+        success, margin = goal.reached(logits)
+        open = ~self.success
+        is_new = success & open
+        taken = by_sample(is_new | (open & (margin < self.best_margin)), x)
         return replace(
             self,
             x=torch.where(taken, x, self.x),
@@ -54,7 +53,7 @@ class Progress:
         )
 
     def checked(self, gradient: Tensor) -> "tuple[Progress, Tensor]":
-        """With what the gradient shows, and the gradient, 0 where it is not finite."""
-        finite = gradient.flatten(1).isfinite().all(1)
-        kept = torch.where(by_sample(finite, gradient), gradient, 0.0)
-        return replace(self, is_finite=self.is_finite & finite), kept
+        """With what the gradient shows, and (batch,) whether it is finite."""
+        flat = gradient.flatten(1)
+        finite = (flat.amax(1) < torch.inf) & (flat.amin(1) > -torch.inf)  # false for NaN
+        return replace(self, is_finite=self.is_finite & finite), finite

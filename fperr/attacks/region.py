@@ -54,7 +54,7 @@ class Region:
             return self._as_libraries_do(x)
         if self.norm == "l2":
             x = self._towards_centre(x)
-        return torch.minimum(torch.maximum(x, self.lower), self.upper)
+        return torch.clamp(x, self.lower, self.upper)
 
     def excess(self, x: Tensor) -> Tensor:
         """(batch,): by how many float64 ulps of the radius x is outside; at most 0 inside."""
@@ -73,14 +73,22 @@ class Region:
         step = self.radius * noise.to(self.centre.device)
         return self.project((self.centre.to(torch.float64) + step).to(self.centre.dtype))
 
-    def moved(self, x: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:
-        """x after a step of that size up the gradient: its sign, or its direction; 0 stays put."""
+    def moved(self, x: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
+        """x after a step up the gradient: its sign, or its direction; 0 stays put.
+
+        Args:
+            x: (batch, *shape).
+            gradient: as large; where it is not finite, size must be 0.
+            size: (batch,), of the step.
+        """
         if self.norm == "linf":
-            return self.project(x + size * gradient.sign().to(x.dtype))
-        flat = gradient.to(torch.float64).flatten(1)
-        length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-        direction = torch.where(length > 0, flat / length, 0.0).reshape(gradient.shape)
-        return self.project(x + (size * direction).to(x.dtype))
+            direction = gradient.sign().to(x.dtype)
+        else:
+            flat = gradient.to(torch.float64).flatten(1)
+            length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+            flat = torch.where((length > 0) & (length < torch.inf), flat / length, 0.0)
+            direction = flat.reshape(gradient.shape).to(x.dtype)
+        return self.project(torch.addcmul(x, direction, by_sample(size, x).to(x.dtype)))
 
     def _towards_centre(self, x: Tensor) -> Tensor:
         """x where it is in the ball; else what its ray meets, rounded towards the centre."""

@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from fperr.formats import Format, of_dtype
 from fperr.theory.optimum import format_aware_T
 from fperr.theory.scaling import Scale, margin, scale, temperature
-from fperr.theory.scenarios import ranked
+from fperr.theory.scenarios import SCENARIOS, Scenario, ranked
 
-Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr"]
+Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr", "gama"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,15 @@ class Context:
         targeted: `label` is a target class, to be approached.
         y: (batch,), the true label; targeted DLR needs it.
         loss_scale: a, the factor on the loss: it lowers the cap on c.
+        clean: (batch, K), the probabilities at the clean inputs; GAMA needs them.
+        weight: of GAMA's distance to them.
     """
 
     targeted: bool = False
     y: Tensor | None = None
     loss_scale: float = 1.0
+    clean: Tensor | None = None
+    weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,9 @@ class Loss:
         is_scaled: the logits are multiplied by c = T/Delta.
         is_shifted: the (detached) largest logit is subtracted before scaling.
         units: C of the format-aware temperature, which takes the place of T; None: not used.
+        forced: the scenario that the optimal T is chosen for, whatever the logits say; None: the
+            one that they show.
+        weight: of GAMA's distance term in the first step.
     """
 
     name: str
@@ -54,6 +61,13 @@ class Loss:
     is_scaled: bool = False
     is_shifted: bool = False
     units: float | None = None
+    forced: Scenario | None = None
+    weight: float = 0.0
+
+    @property
+    def has_value(self) -> bool:
+        """Its value says how good a point is: not where scale or weight change as it goes."""
+        return not self.is_scaled and self.kind != "gama"
 
     @property
     def has_scale(self) -> bool:
@@ -86,7 +100,8 @@ class Loss:
         """The T (batch,), float64, that it asks for: fixed, t*, or the format-aware one."""
         if self.units is not None:
             return format_aware_T(logits, label, fmt, self.units, loss_scale)
-        return temperature(logits, label, self.T, fmt.storage_unit_roundoff)
+        leads = None if self.forced is None else self.forced.label_leads
+        return temperature(logits, label, self.T, fmt.storage_unit_roundoff, leads)
 
     def __call__(self, logits: Tensor, label: Tensor, context: Context) -> Tensor:
         """The loss of each sample, (batch,), in the dtype of the logits; an attack ascends it.
@@ -112,7 +127,9 @@ class Loss:
         if self.kind == "cw":
             gap = _gather(logits, _best_other(logits, label)) - _gather(logits, label)
             return -gap if context.targeted else gap
-        return _dlr(logits, label, context)
+        return (
+            _gama(logits, label, context) if self.kind == "gama" else _dlr(logits, label, context)
+        )
 
     def _scaled_cross_entropy(self, logits: Tensor, label: Tensor, context: Context) -> Tensor:
         z = logits
@@ -159,6 +176,19 @@ def _dlr(logits: Tensor, label: Tensor, context: Context) -> Tensor:
     return rise / (top[0] - (top[2] + top[3]) / 2)
 
 
+def _gama(logits: Tensor, label: Tensor, context: Context) -> Tensor:
+    """GAMA (Sriramanan et al., NeurIPS 2020), anchored on the clean image as in the paper.
+
+    max_{i != y} p_i - p_y (targeted: p_t - max_{i != t} p_i) + weight |p - p_clean|_2^2.
+    """
+    if context.clean is None:
+        raise ValueError("'gama' needs the probabilities at the clean inputs: use fperr.attack")
+    p = logits.softmax(1)
+    gap = _gather(p, _best_other(logits, label)) - _gather(p, label)
+    apart = (p - context.clean.to(p.dtype)).square().sum(1)
+    return (-gap if context.targeted else gap) + context.weight * apart
+
+
 _FIXED = {
     loss.name: loss
     for loss in (
@@ -171,17 +201,25 @@ _FIXED = {
         Loss("pmifpe", "cross_entropy", None, is_scaled=True, units=1.0),
         Loss("cw", "cw"),
         Loss("dlr", "dlr"),
+        Loss("gama", "gama", weight=50.0),
     )
 }
-LOSS_NAMES = (*_FIXED, "mifpe:T=<number>", "mifpe_shifted:T=<number>", "pmifpe:C=<number>")
-_PARAMETERS = {"mifpe": "T", "mifpe_shifted": "T", "pmifpe": "C"}
+_PARAMETERS = {
+    "mifpe": "T",
+    "mifpe_shifted": "T",
+    "pmifpe": "C",
+    "tmifpe": "scenario",
+    "tmifpe_shifted": "scenario",
+    "gama": "weight",
+}
+LOSS_NAMES = (*_FIXED, *(f"{name}:{parameter}=..." for name, parameter in _PARAMETERS.items()))
 
 
 def named(name: str) -> Loss:
-    """The loss called `name`, e.g. `"ce"`, `"tmifpe"`, `"mifpe:T=4"`, `"pmifpe:C=1000"`.
+    """The loss called `name`, e.g. `"ce"`, `"mifpe:T=4"`, `"tmifpe:scenario=targeted_successful"`.
 
     Raises:
-        ValueError: no such loss (lists the known ones), or its number is not a positive one.
+        ValueError: no such loss (lists the known ones), or what follows = is not usable.
     """
     if name in _FIXED:
         return _FIXED[name]
@@ -189,6 +227,11 @@ def named(name: str) -> Loss:
     parameter, separator, text = assignment.partition("=")
     if not separator or _PARAMETERS.get(base) != parameter:
         raise ValueError(f"unknown loss {name!r}: expected one of {', '.join(LOSS_NAMES)}")
+    found = replace(_FIXED[base], name=name)
+    if parameter == "scenario":
+        if text not in SCENARIOS:
+            raise ValueError(f"loss {name!r}: scenario must be one of {', '.join(SCENARIOS)}")
+        return replace(found, forced=SCENARIOS[text])
     try:
         number = float(text)
     except ValueError:
@@ -198,5 +241,5 @@ def named(name: str) -> Loss:
             f"loss {name!r}: {parameter} must be a positive finite number, got {text!r}"
         )
     if parameter == "T":
-        return replace(_FIXED[base], name=name, T=number)
-    return replace(_FIXED[base], name=name, units=number)
+        return replace(found, T=number)
+    return replace(found, units=number) if parameter == "C" else replace(found, weight=number)

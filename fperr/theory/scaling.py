@@ -19,12 +19,14 @@ from fperr.theory.scenarios import ranked
 # below t. So t* > W(1/e) = 0.27846...
 _SMALLEST_T_STAR = 0.2784
 # At a maximum, the second derivative of log G with respect to log t is at least -(1 + S), and
-# 1 + S is at most about log K there: on this grid a peak loses less than 1e-2 of its height
-# between two points for any K up to 1e6, and the best three peaks are refined.
-_GRID_POINTS = 64
+# 1 + S at most the upper bound of t*: between two points of a grid in t whose steps are those of
+# `_grid`, a peak loses less than 1e-2 of its height. The best three peaks are refined.
+_LOSS_OF_HEIGHT = 1e-2
 _PEAKS = 3
 # exp(-t a) is 0 in float64 for every t in the bracket
 _LARGEST_RATIO = 1e5
+_LAST_STEPS = 3
+_NUMBERS = 1 << 18  # ratios at once: their exponentials on a grid take up to 100 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +72,21 @@ def t_star(logits: Tensor) -> Tensor:
 
     Source: arXiv 2507.22428, scenarios i and iv.
     """
-    top = logits.detach().to(torch.float64).sort(dim=1, descending=True).values
-    gaps = top[:, :1] - top[:, 1:]
-    ratios = torch.where(gaps[:, :1] > 0, gaps / gaps[:, :1], 1.0).clamp(max=_LARGEST_RATIO)
-    ends = math.log(_SMALLEST_T_STAR), math.log(largest_t_star(top.shape[1])) + 1e-3
-    grid = torch.linspace(*ends, _GRID_POINTS, dtype=torch.float64, device=top.device)
-    heights = torch.stack([_log_height(log_t.expand(len(top), 1), ratios) for log_t in grid], dim=2)
-    lower, upper = _brackets(heights.squeeze(1), grid)
-    log_t = _refine(lower, upper, ratios)
-    best = _log_height(log_t, ratios).argmax(dim=1, keepdim=True)
-    return log_t.gather(1, best).squeeze(1).exp()
+    z = logits.detach().to(torch.float64)
+    top = z.topk(2, dim=1)
+    delta = top.values[:, :1] - top.values[:, 1:]
+    ratios = torch.where(delta > 0, (top.values[:, :1] - z) / delta, 1.0)
+    ratios.clamp_(max=_LARGEST_RATIO)
+    ratios.scatter_(1, top.indices[:, :1], _LARGEST_RATIO)  # the largest itself is no runner-up
+    parts = [_peaks(part) for part in torch.split(ratios, max(1, _NUMBERS // ratios.shape[1]))]
+    t, lower, upper = (torch.cat(three) for three in zip(*parts, strict=True))
+    t, lower, upper, _ = _improved(t, lower, upper, ratios)
+    t, lower, upper, heights = _improved(t, lower, upper, ratios)
+    best = heights.argmax(1, keepdim=True)
+    t, lower, upper = (part.gather(1, best) for part in (t, lower, upper))
+    for _ in range(_LAST_STEPS):
+        t, lower, upper, _ = _improved(t, lower, upper, ratios)
+    return t[:, 0]
 
 
 def log2_G(logits: Tensor, label: Tensor, c: Tensor) -> Tensor:  # noqa: N802 (G is the papers')
@@ -110,7 +117,13 @@ def largest_scale(logits: Tensor, fmt: Format, loss_scale: float) -> Tensor:
     return limit / mantissa / 2
 
 
-def temperature(logits: Tensor, label: Tensor, T: float | None, unit_roundoff: float) -> Tensor:
+def temperature(
+    logits: Tensor,
+    label: Tensor,
+    T: float | None,
+    unit_roundoff: float,
+    label_leads: bool | None = None,
+) -> Tensor:
     """The T (batch,), float64, that a (T-)MIFPE loss asks for.
 
     Args:
@@ -119,11 +132,16 @@ def temperature(logits: Tensor, label: Tensor, T: float | None, unit_roundoff: f
         T: a fixed temperature, or None for the optimal one: t* where `label` is the prediction,
             the saturation ln((K - 1)/u) elsewhere (G has no maximum there).
         unit_roundoff: u of the format in which the logit gradient is stored.
+        label_leads: take `label` for the prediction, or not, whatever it is.
     """
     if T is not None:
         return torch.full(logits.shape[:1], T, dtype=torch.float64, device=logits.device)
     saturated = saturation(logits.shape[1], unit_roundoff)
-    return torch.where(ranked(logits)[:, 0] == label, t_star(logits), saturated)
+    if label_leads is None:
+        return torch.where(ranked(logits)[:, 0] == label, t_star(logits), saturated)
+    if label_leads:
+        return t_star(logits)
+    return torch.full(logits.shape[:1], saturated, dtype=torch.float64, device=logits.device)
 
 
 def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Scale:
@@ -144,55 +162,67 @@ def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) 
     return Scale(torch.where(is_capped, c.to(torch.float64) * delta, rounded), c, is_capped)
 
 
-def _sums(log_t: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """S, and the mean m and variance of t a_i under the weights exp(-t a_i)/S.
+def _grid(classes: int) -> tuple[float, int, int]:
+    """The step of the grid in t, and two numbers of points whose product covers the bracket."""
+    end = largest_t_star(classes)
+    step = _SMALLEST_T_STAR * math.sqrt(8 * _LOSS_OF_HEIGHT / end)
+    points = math.ceil((end - _SMALLEST_T_STAR) / step) + 2
+    side = math.ceil(math.sqrt(points))
+    return step, math.ceil(points / side), side
 
-    Args:
-        log_t: (batch, points).
-        ratios: (batch, K - 1), the a_i.
+
+def _peaks(ratios: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest local maxima of G on a grid of t, and the ends of the intervals around them.
+
+    exp(-t a) on the grid are products of few powers: a product of matrices sums them.
 
     Returns:
-        Three tensors (batch, points).
+        Three tensors (batch, peaks).
     """
-    products = log_t.exp()[:, :, None] * ratios[:, None, :]
-    weights = (-products).exp()
+    step, coarse, fine = _grid(ratios.shape[1])
+    first = torch.exp(-_SMALLEST_T_STAR * ratios)
+    far = _powers(torch.exp(-step * fine * ratios), coarse) * first[:, None]
+    S = (far @ _powers(torch.exp(-step * ratios), fine).mT).flatten(1)
+    t = torch.arange(S.shape[1], dtype=torch.float64, device=S.device) * step + _SMALLEST_T_STAR
+    heights = t * S / (1 + S)
+    left, middle, right = heights[:, :-2], heights[:, 1:-1], heights[:, 2:]
+    is_peak = middle >= torch.maximum(left, right)
+    index = (middle * is_peak).topk(_PEAKS, dim=1).indices
+    left, middle, right = (part.gather(1, index) for part in (left, middle, right))
+    found = t[index + 1]
+    # the vertex of the parabola through three points, where it is one of a maximum
+    bend = left - 2 * middle + right
+    shift = torch.where(bend < 0, (left - right) / (2 * bend), 0.0).clamp(-1, 1)
+    return found + step * shift, found - step, found + step
+
+
+def _powers(base: Tensor, count: int) -> Tensor:
+    """base^0, base^1, ...: (batch, count, K)."""
+    found = base.new_ones(base.shape[0], count, base.shape[1])
+    for k in range(1, count):
+        torch.mul(found[:, k - 1], base, out=found[:, k])
+    return found
+
+
+def _improved(
+    t: Tensor, lower: Tensor, upper: Tensor, ratios: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A guarded Newton step towards the maximum in each bracket; and G Delta before it.
+
+    In log t: the derivative of log G is 1 - m/(1 + S), with S = sum w, w = exp(-t a), and m the
+    mean of t a under the weights w/S.
+    """
+    products = t[:, :, None] * ratios[:, None, :]
+    weights = torch.exp(-products)
     S = weights.sum(2)
-    mean = (weights * products).sum(2) / S
-    return S, mean, (weights * (products - mean[:, :, None]).square()).sum(2) / S
-
-
-def _log_height(log_t: Tensor, ratios: Tensor) -> Tensor:
-    """log(t S/(1 + S)) = log(G Delta), (batch, points)."""
-    S = (-(log_t.exp()[:, :, None] * ratios[:, None, :])).exp().sum(2)
-    return log_t + S.log() - S.log1p()
-
-
-def _brackets(heights: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends (batch, peaks) of the grid intervals around the highest local maxima on the grid."""
-    outside = torch.full_like(heights[:, :1], -math.inf)
-    left = torch.cat([outside, heights[:, :-1]], 1)
-    right = torch.cat([heights[:, 1:], outside], 1)
-    peaks = torch.where((heights >= left) & (heights >= right), heights, -math.inf)
-    index = peaks.topk(_PEAKS, dim=1).indices
-    return grid[(index - 1).clamp(min=0)], grid[(index + 1).clamp(max=len(grid) - 1)]
-
-
-def _refine(lower: Tensor, upper: Tensor, ratios: Tensor) -> Tensor:
-    """The local maximum inside each bracket: bisection to 2**-12 of it, then guarded Newton.
-
-    The derivative of log G with respect to log t is 1 - m/(1 + S).
-    """
-    log_t = (lower + upper) / 2
-    for iteration in range(17):
-        S, mean, variance = _sums(log_t, ratios)
-        slope = 1 - mean / (1 + S)
-        lower = torch.where(slope > 0, log_t, lower)
-        upper = torch.where(slope > 0, upper, log_t)
-        middle = (lower + upper) / 2
-        if iteration < 12:
-            log_t = middle
-        else:
-            curvature = -(mean - variance) / (1 + S) - mean.square() * S / (1 + S).square()
-            newton = log_t - slope / curvature
-            log_t = torch.where((newton >= lower) & (newton <= upper), newton, middle)
-    return log_t
+    weights *= products
+    mean = weights.sum(2) / S
+    weights *= products
+    square = weights.sum(2) / S
+    part = S / (1 + S)
+    slope = 1 - mean / (1 + S)
+    lower, upper = torch.where(slope > 0, t, lower), torch.where(slope > 0, upper, t)
+    curvature = (square - mean.square() - mean) / (1 + S) - (mean / (1 + S)).square() * S
+    newton = t * torch.exp(-slope / curvature)
+    inside = (newton >= lower) & (newton <= upper)
+    return torch.where(inside, newton, (lower + upper) / 2), lower, upper, t * part

@@ -1,0 +1,101 @@
+"""A long attack in batches: written as it goes, resumed where it was cut off."""
+
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fperr.attacks.entry import AttackResult, attack
+from fperr.data import digest
+
+_SETTINGS = "attack.json"
+_COLUMNS = ("success", "first_success_step", "best_margin", "is_finite", "excess_ulps")
+
+
+def attack_in_batches(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    folder: str | Path,
+    *,
+    batch_size: int = 250,
+    advance: Callable[[AttackResult], object] | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """`fperr.attack` on batches; each is on disk before the next begins, and none is done twice.
+
+    Args:
+        model: as for `attack`.
+        x: (n, *shape).
+        y: (n,).
+        folder: new, or of the same attack cut off: `attack.json`, and a file for each batch with
+            the numbers of the samples and their adversarial inputs.
+        batch_size: samples at once.
+        advance: called with the result of each batch, those found on disk among them.
+        options: of `attack`; `targets` are cut into batches, too.
+
+    Returns:
+        A row for each sample: `sample`, `label`, and the columns of `AttackResult`.
+
+    Raises:
+        ValueError: the folder holds another attack; or as `attack` does.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
+    targets = options.pop("targets", None)
+    known = [t for t in (x, y, targets) if t is not None]
+    settings = {
+        "inputs": digest(*known),
+        "model": digest(*model.state_dict().values()),
+        "batch_size": batch_size,
+        "options": {name: str(value) for name, value in sorted(options.items())},
+        "versions": {"fperr": version("fperr"), "torch": torch.__version__},
+    }
+    place = Path(folder)
+    _agree(place, settings)
+    frames = []
+    for start in range(0, len(x), batch_size):
+        part = slice(start, start + batch_size)
+        path = place / f"{start:07d}.safetensors"
+        if not path.exists():
+            some = None if targets is None else targets[part]
+            found = attack(model, x[part], y[part], targets=some, **options)
+            tensors = {n: getattr(found, n).cpu().contiguous() for n in ("adversarial", *_COLUMNS)}
+            partial = path.with_suffix(".partial")
+            save_file(tensors, partial)
+            os.replace(partial, path)
+        found = AttackResult(**load_file(path))
+        numbers = {name: getattr(found, name).numpy() for name in _COLUMNS}
+        samples = range(start, start + len(found.success))
+        frames.append(pd.DataFrame({"sample": samples, "label": y[part].cpu().numpy(), **numbers}))
+        if advance is not None:
+            advance(found)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _agree(folder: Path, settings: dict[str, Any]) -> None:
+    """Begin the folder, or go on with what it holds.
+
+    Raises:
+        ValueError: it is of other settings.
+    """
+    path = folder / _SETTINGS
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} holds something else than an attack: give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1))
+    before = json.loads(path.read_text())
+    different = [name for name in settings if before.get(name) != settings[name]]
+    if different:
+        raise ValueError(
+            f"{folder} holds an attack with other {', '.join(different)}: give another folder, or "
+            "remove it"
+        )

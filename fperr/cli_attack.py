@@ -1,0 +1,84 @@
+"""The command line of the attacks: `fperr attack`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm.auto import tqdm
+
+from fperr.attacks import AttackResult, attack_in_batches
+from fperr.cli_subjects import subject_of
+
+
+def attack_command(
+    network: Annotated[
+        str, typer.Argument(help="a name that `fperr zoo` lists, or path/to/module.py:factory")
+    ],
+    radius: Annotated[float, typer.Option(help="of the ball around each image")],
+    loss: Annotated[str, typer.Option(help="name of the loss that is ascended")] = "tmifpe",
+    n: Annotated[int, typer.Option(help="the first n images")] = 100,
+    method: Annotated[str, typer.Option(help="pgd, apgd or fgsm")] = "pgd",
+    norm: Annotated[str, typer.Option(help="linf or l2")] = "linf",
+    steps: Annotated[int, typer.Option(help="gradients in each run")] = 100,
+    arithmetic: Annotated[
+        str, typer.Option(help="of the gradient: float16 to float64, tf32, or exact")
+    ] = "float32",
+    restarts: Annotated[int, typer.Option(help="runs from other starts")] = 1,
+    seed: Annotated[int, typer.Option(help="of the starts")] = 0,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
+    ] = None,
+    logits: Annotated[
+        str | None, typer.Option(help="function in that module: output of the model -> logits")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="images at once; each batch is written")] = 250,
+    out: Annotated[
+        Path | None, typer.Option(help="folder; the same command goes on [out/NAME-LOSS]")
+    ] = None,
+) -> None:
+    """Attack a network on real images; written as it goes, resumed if it is cut off."""
+    subject = subject_of(network, checkpoint, logits, dataset, n)
+    folder = out or Path("out") / f"{subject.name}-{loss.replace(':', '-')}"
+    x, y = subject.images.x, subject.images.y
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    fooled = [0, 0]
+    with tqdm(total=len(x), desc="attack", bar_format=layout) as bar:
+
+        def advance(found: AttackResult) -> None:
+            fooled[0] += int(found.success.sum())
+            fooled[1] += len(found.success)
+            bar.update(len(found.success))
+            bar.set_postfix_str(f"{fooled[1] - fooled[0]} of {fooled[1]} withstand")
+
+        frame = attack_in_batches(
+            subject.usable,
+            x,
+            y,
+            folder,
+            batch_size=batch_size,
+            advance=advance,
+            radius=radius,
+            loss=loss,
+            method=method,
+            norm=norm,
+            steps=steps,
+            arithmetic=arithmetic,
+            restarts=restarts,
+            seed=seed,
+        )
+    frame.to_parquet(folder / "attack.parquet", index=False)
+    clean = int((frame["first_success_step"] == 0).sum())
+    robust = int((~frame["success"]).sum())
+    where = f"{norm} radius {radius:g}"
+    typer.echo(
+        f"{subject.name}: {100 * robust / len(frame):.2f} % robust accuracy ({robust} of "
+        f"{len(frame)}) against {method} on {loss} in {arithmetic}, {where}, {steps} steps; "
+        f"clean accuracy {100 * (1 - clean / len(frame)):.2f} %"
+    )
+    if not frame["is_finite"].all():
+        typer.echo(f"{int((~frame['is_finite']).sum())} images met gradients that are not finite")
+    typer.echo(f"Written: {folder / 'attack.parquet'}, and the adversarial images beside it")
