@@ -66,14 +66,12 @@ def vandal(monkeypatch):
     drain = entry._Recorder.drain
 
     def drain_and_destroy(self):
-        held = list(self.waiting)
+        held = [part for step in self.waiting for part in (step.logits, step.v)]
+        for _, event in self.compared:
+            held += [event.gradient, event.of.note.chosen.x]
         drain(self)
-        for event in held:
-            chosen = event.of.note.chosen
-            parts = event.of.logits, event.logit_gradient, event.gradient
-            for part in (*parts, None if chosen is None else chosen.x):
-                if part is not None:
-                    part.fill_(torch.nan)
+        for part in held:
+            part.fill_(torch.nan)
 
     monkeypatch.setattr(entry._Recorder, "drain", drain_and_destroy)
 

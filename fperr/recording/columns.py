@@ -1,32 +1,37 @@
-"""What a recorded step says of every sample, without any exact arithmetic."""
+"""What recorded steps say of every sample, without any exact arithmetic."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from fperr.formats import of_dtype
 from fperr.recording.recognition import Recognised
-from fperr.recording.taps import Gradient
+from fperr.recording.steps import Step
 from fperr.theory.losses import Context
 from fperr.theory.scaling import log2_G, margin, t_star
-from fperr.theory.scenarios import classify, ranked
+from fperr.theory.scenarios import SCENARIOS, ranked
 
+_NAME = pa.dictionary(pa.int16(), pa.string())
 STEPS = pa.schema(
     {
         "step": pa.int32(),
         "forward": pa.int32(),
         "sample": pa.int32(),
         "label": pa.int32(),
-        "scenario": pa.dictionary(pa.int8(), pa.string()),
+        "scenario": _NAME,
         "margin": pa.float64(),
         "label_margin": pa.float64(),
         "t_star": pa.float64(),
         "log2_G": pa.float64(),
-        "loss": pa.dictionary(pa.int8(), pa.string()),
-        "reduction": pa.dictionary(pa.int8(), pa.string()),
+        "loss": _NAME,
+        "reduction": _NAME,
         "factor": pa.float64(),
-        "format": pa.dictionary(pa.int8(), pa.string()),
+        "format": _NAME,
         "is_finite": pa.bool_(),
         "is_zero": pa.bool_(),
         "zero_share": pa.float64(),
@@ -37,71 +42,66 @@ STEPS = pa.schema(
 )
 
 
-def step_table(
-    event: Gradient, rows: Tensor, y: Tensor, known: Recognised, format_name: str
-) -> pa.Table:
-    """One row for each sample of a backward pass; the columns are those of `STEPS`.
+def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
+    """One row for each sample of each step, and the columns of `STEPS`.
 
     Args:
-        event: the backward pass.
-        rows: (batch,) int64 on the CPU, which sample each row is.
-        y: (batch,), the true labels.
-        known: the loss that was recognised.
-        format_name: of the attack's logits.
+        steps: of logits of one format and one number of classes.
+        known: the loss of each of them.
     """
-    z, v, g = event.of.logits, event.logit_gradient, event.gradient
-    n = len(z)
+    counts = [len(step.samples) for step in steps]
+    z = torch.cat([step.logits for step in steps])
+    y = torch.cat([step.y for step in steps])
+    label = torch.cat([one.label for one in known])
+    zero_share, norm = (torch.cat([getattr(s, n) for s in steps]) for n in ("zero_share", "norm"))
     wide = z.to(torch.float64)
     mine = wide.gather(1, y[:, None])[:, 0]
-    order = ranked(z)
     numbers = {
+        "label": label,
         "margin": margin(z),
         "label_margin": mine - wide.scatter(1, y[:, None], -math.inf).amax(1),
         "t_star": t_star(z),
-        "log2_G": torch.full_like(mine, math.nan),
-        "zero_share": torch.full_like(mine, math.nan),
-        "gradient_norm": torch.full_like(mine, math.nan),
+        "log2_G": torch.cat([_log2_G(s, one) for s, one in zip(steps, known, strict=True)]),
+        "is_finite": ~norm.isinf() & z.isfinite().all(1),
+        "is_zero": zero_share == 1,
+        "zero_share": zero_share,
+        "gradient_norm": norm.where(norm.isfinite(), math.nan),
+        "leads": ranked(z)[:, 0] == label,
     }
-    if known.loss is not None and known.loss.has_scale:
-        c = known.loss.scale(z, known.label, Context(known.targeted, y)).c
-        numbers["log2_G"] = log2_G(z, known.label, c)
-    flags = {"is_finite": v.isfinite().all(1), "is_zero": ~v.ne(0).any(1)}
-    if g is not None:
-        flat = g.flatten(1)
-        nonzero = torch.count_nonzero(flat, 1)
-        numbers["zero_share"] = 1 - nonzero.to(torch.float64) / flat.shape[1]
-        numbers["gradient_norm"] = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
-        flags = {"is_finite": flags["is_finite"] & flat.isfinite().all(1), "is_zero": nonzero == 0}
-    moved = torch.stack([t.double() for t in (*numbers.values(), *flags.values())]).cpu().numpy()
-    scenarios = classify(order, known.label, targeted=known.targeted)
-    columns = {
-        "step": pa.array([event.number] * n, pa.int32()),
-        "forward": pa.array([event.of.number] * n, pa.int32()),
-        "sample": pa.array(rows.numpy(), pa.int32()),
-        "label": pa.array(known.label.cpu().numpy(), pa.int32()),
-        "scenario": _words([s.name for s in scenarios]),
-        "loss": _words([known.name] * n),
-        "reduction": _words([known.reduction] * n),
-        "factor": pa.array([known.factor] * n, pa.float64()),
-        "format": _words([format_name] * n),
+    moved = torch.stack([t.to(torch.float64) for t in numbers.values()]).cpu().numpy()
+    found: dict[str, Any] = dict(zip(numbers, moved, strict=True))
+    by_lead = {(s.targeted, s.label_leads): s.name for s in SCENARIOS.values()}
+    targeted = np.repeat([one.targeted for one in known], counts)
+    leads = found.pop("leads").astype(bool)
+    names = {
+        "scenario": [by_lead[key] for key in zip(targeted.tolist(), leads.tolist(), strict=True)],
+        "loss": np.repeat([one.name for one in known], counts),
+        "reduction": np.repeat([one.reduction for one in known], counts),
+        "format": np.repeat([of_dtype(z.dtype).name], len(z)),
+    }
+    found |= {name: pa.array(words).dictionary_encode() for name, words in names.items()}
+    found |= {
+        "step": np.repeat([s.number for s in steps], counts),
+        "forward": np.repeat([s.forward for s in steps], counts),
+        "sample": torch.cat([s.samples for s in steps]).numpy(),
+        "factor": np.repeat([one.factor for one in known], counts),
         "logits": _lists(wide),
-        "logit_gradient": _lists(v),
+        "logit_gradient": _lists(torch.cat([s.v for s in steps])),
     }
-    columns |= {name: pa.array(row) for name, row in zip(numbers, moved, strict=False)}
-    columns |= {
-        name: pa.array(row.astype(bool))
-        for name, row in zip(flags, moved[len(numbers) :], strict=True)
-    }
-    return pa.table([columns[name] for name in STEPS.names], schema=STEPS)
+    arrays = [pa.array(found[f.name]).cast(f.type) for f in STEPS]
+    return pa.table(arrays, schema=STEPS)
 
 
-def _words(words: list[str]) -> pa.Array:
-    return pa.array(words).dictionary_encode().cast(pa.dictionary(pa.int8(), pa.string()))
+def _log2_G(step: Step, known: Recognised) -> Tensor:  # noqa: N802 (G is the papers')
+    if known.loss is None or not known.loss.has_scale:
+        return torch.full_like(step.norm, math.nan)
+    context = Context(known.targeted, step.y)
+    scale = known.loss.scale(step.logits, known.label, context)
+    return log2_G(step.logits, known.label, scale.c)
 
 
 def _lists(matrix: Tensor) -> pa.Array:
     """A list for each row (n, m)."""
     n, m = matrix.shape
     values = matrix.detach().to("cpu", torch.float64).contiguous().numpy().reshape(-1)
-    offsets = pa.array(range(0, (n + 1) * m, m) if m else [0] * (n + 1), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(values))
+    return pa.ListArray.from_arrays(np.arange(n + 1, dtype=np.int32) * m, values)

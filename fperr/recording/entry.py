@@ -6,28 +6,29 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fperr import formats as formats_module
-from fperr.formats import TF32, of_dtype
+from fperr.formats import TF32
 from fperr.measurement.models import usable_model
 from fperr.measurement.network import copied, device_and_dtype
 from fperr.recording.columns import step_table
 from fperr.recording.comparison import Chosen, Comparison
 from fperr.recording.identity import Identities
-from fperr.recording.recognition import Recognised, recognise
+from fperr.recording.recognition import Recognised, recognise_all
+from fperr.recording.steps import Step, gradient_summary
 from fperr.recording.store import Writer
 from fperr.recording.taps import Counts, Gradient, tapped
 from fperr.recording.trace import Trace
 from fperr.theory.losses import named
 
 _DIGITS = 20
+_NUMBERS = 1 << 16  # logits that wait to be described: together, because each step is little
 LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
 FORMATS = ("float16", "float32", "float64")
 
@@ -133,7 +134,7 @@ class _Note:
 
 @dataclass(slots=True)
 class _Recorder:
-    """Takes what the hooks bring, and writes it between the attack's steps."""
+    """Takes what the hooks bring, and writes it between the attack's steps, many at a time."""
 
     y: Tensor
     targets: Tensor | None
@@ -144,12 +145,15 @@ class _Recorder:
     comparison: Comparison | None
     writer: Writer
     counts: Counts = field(default_factory=Counts)
-    waiting: list[Gradient] = field(default_factory=list)
+    waiting: list[Step] = field(default_factory=list)
+    compared: list[tuple[int, Gradient]] = field(default_factory=list)
     last: Recognised | None = None
 
     def seen(self, x: Tensor, is_open: bool) -> _Note | None:
         """After a forward pass: whose rows these are."""
-        self.drain()
+        numbers = sum(step.logits.numel() for step in self.waiting)
+        if self.compared or numbers > _NUMBERS or self.writer.is_due:
+            self.drain()
         if not is_open:
             if len(x) == len(self.y):
                 self.identities.rows(x)
@@ -163,28 +167,47 @@ class _Recorder:
         return _Note(rows, Chosen(x.detach().clone(), places, rows[places].tolist()))
 
     def received(self, gradient: Gradient) -> None:
-        """Keep a gradient until the attack calls the model again."""
-        self.waiting.append(gradient)
+        """Keep what a backward pass brought until the attack calls the model again."""
+        note: _Note = gradient.of.note
+        rows = note.rows.to(self.y.device)
+        with torch.no_grad():
+            share, norm = gradient_summary(gradient.gradient, len(rows), self.y.device)
+        if note.chosen is not None:
+            g = gradient.gradient
+            kept = replace(gradient, gradient=None if g is None else g.clone())
+            self.compared.append((len(self.waiting), kept))
+        self.waiting.append(
+            Step(
+                gradient.number,
+                gradient.of.number,
+                note.rows,
+                self.y[rows],
+                None if self.targets is None else self.targets[rows],
+                gradient.of.logits,
+                gradient.logit_gradient,
+                share,
+                norm,
+            )
+        )
 
     def drain(self) -> None:
         """Describe and compare what waits, and hand it to the writer."""
-        waiting, self.waiting = self.waiting, []
+        steps, compared = self.waiting, self.compared
+        self.waiting, self.compared = [], []
+        if not steps:
+            return
         with torch.no_grad(), torch.autocast(self.y.device.type, enabled=False):
-            for event in waiting:
-                self._write(event)
-
-    def _write(self, event: Gradient) -> None:
-        note: Any = event.of.note
-        rows = note.rows.to(self.y.device)
-        y = self.y[rows]
-        targets = None if self.targets is None else self.targets[rows]
-        z = event.of.logits
-        found = recognise(z, event.logit_gradient, y, targets, self.losses, self.last)
-        self.last = found
-        self.writer.add("steps", step_table(event, note.rows, y, found, of_dtype(z.dtype).name))
-        if note.chosen is not None and self.comparison is not None:
-            self.writer.add("points", self.comparison.points(event, note.chosen))
-            self.writer.add("errors", self.comparison.rows(event, note.chosen, found, y))
+            known = recognise_all(steps, self.losses, self.last)
+            self.last = known[-1]
+            self.writer.add("steps", step_table(steps, known))
+            for place, gradient in compared:
+                assert self.comparison is not None
+                note: _Note = gradient.of.note
+                assert note.chosen is not None
+                self.writer.add("points", self.comparison.points(gradient, note.chosen))
+                y = steps[place].y
+                rows = self.comparison.rows(gradient, note.chosen, known[place], y)
+                self.writer.add("errors", rows)
 
 
 def _checked(

@@ -10,6 +10,7 @@ from torch import Tensor
 from fperr.formats import of_dtype
 from fperr.measurement.bounded import logit_bound
 from fperr.measurement.network import FloatGradient
+from fperr.recording.steps import Step
 from fperr.theory.losses import Context, Loss, named
 
 CANDIDATES = ("ce", "stable_ce", "cw", "dlr", "mifpe", "tmifpe", "mifpe_shifted", "tmifpe_shifted")
@@ -45,22 +46,74 @@ class Recognised:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """A backward pass; only `rows` must be explained."""
-
-    logits: Tensor
-    v: Tensor
-    y: Tensor
-    targets: Tensor | None
-    rows: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class _Candidate:
     loss: Loss
     targeted: bool
     reduction: str
     sign: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One or several backward passes, of `batch` rows each; arguments as for `recognise`."""
+
+    logits: Tensor
+    v: Tensor
+    y: Tensor
+    targets: Tensor | None
+    batch: int
+
+    @property
+    def is_finite(self) -> bool:
+        """Logits and their gradient are."""
+        return bool(self.v.isfinite().all()) and bool(self.logits.isfinite().all())
+
+    @property
+    def rows(self) -> Tensor:
+        """(rows,): those that must be explained: all that are not exactly zero, if there are."""
+        nonzero = self.v.ne(0).any(1)
+        return nonzero | ~nonzero.any()
+
+    def tried_again(self, last: Recognised) -> Recognised | None:
+        """What the step before was, if it explains this one, too."""
+        if last.reduction == "unknown" or last.loss is None or not self.is_finite:
+            return None
+        again = _tried(_Candidate(last.loss, last.targeted, last.reduction, last.sign), self)
+        return None if again is None else again[0]
+
+
+def recognise_all(
+    steps: Sequence[Step], losses: Sequence[str], last: Recognised | None
+) -> list[Recognised]:
+    """The losses of several backward passes: `recognise` for each of them, after the one before.
+
+    An attack rarely changes its loss: the last one is tried for all of them at once.
+    """
+    found: list[Recognised] = []
+    is_tried = False
+    for i, s in enumerate(steps):
+        if last is not None and last.reduction != "unknown" and not is_tried:
+            is_tried = True
+            together = _all_as(last, steps[i:])
+            if together is not None:
+                return found + together
+        last = recognise(s.logits, s.v, s.y, s.targets, losses, last)
+        found.append(last)
+    return found
+
+
+def _all_as(last: Recognised, steps: Sequence[Step]) -> list[Recognised] | None:
+    """All of them the same as the one before, if that explains them."""
+    counts = [len(step.samples) for step in steps]
+    if len(set(counts)) > 1:
+        return None
+    logits, v, y = (torch.cat([getattr(s, n) for s in steps]) for n in ("logits", "v", "y"))
+    targets = [s.targets for s in steps if s.targets is not None]
+    whole = _Pass(logits, v, y, torch.cat(targets) if targets else None, counts[0])
+    again = whole.tried_again(last)
+    if again is None:
+        return None
+    return [replace(again, label=label) for label in torch.split(again.label, counts)]
 
 
 def recognise(
@@ -87,24 +140,21 @@ def recognise(
         last: what the step before was.
     """
     unknown = Recognised("unknown", None, y, targets is not None, "unknown", 1.0)
-    if not bool(v.isfinite().all()) or not bool(logits.isfinite().all()):
+    step = _Pass(logits, v, y, targets, len(v))
+    if not step.is_finite:
         return unknown
-    simple = _of_logits(v)
-    if simple is not None:
-        return Recognised(simple, None, y, targets is not None, "sum", 1.0)
-    rows = v.ne(0).any(1)
-    is_zero = not bool(rows.any())
-    step = _Step(logits, v, y, targets, rows | is_zero)
-    if last is not None and last.reduction != "unknown" and last.loss is not None:
-        again = _tried(_Candidate(last.loss, last.targeted, last.reduction, last.sign), step)
-        if again is not None:
-            return again[0]
+    if _is_logit(v):
+        return replace(unknown, name="logit", reduction="sum")
+    again = None if last is None else step.tried_again(last)
+    if again is not None:
+        return again
     for reductions in (("sum", "mean"), ("scaled",)):
         tries = (_tried(c, step) for c in _candidates(losses, targets is not None, reductions))
         found = [one for one in tries if one is not None]
         if found:
             best = min(found, key=lambda one: one[1])[0]
             # of nothing at all, the sum and the mean are the same
+            is_zero = not bool(v.any())
             return replace(best, reduction="unknown", factor=1.0) if is_zero else best
     return unknown
 
@@ -119,7 +169,7 @@ def _candidates(
                     yield _Candidate(named(name), targeted, reduction, sign)
 
 
-def _tried(candidate: _Candidate, step: _Step) -> tuple[Recognised, float] | None:
+def _tried(candidate: _Candidate, step: _Pass) -> tuple[Recognised, float] | None:
     """The candidate, if it explains v, and what it leaves, relative to v."""
     loss, targeted, sign = candidate.loss, candidate.targeted, candidate.sign
     v, rows = step.v, step.rows
@@ -130,7 +180,9 @@ def _tried(candidate: _Candidate, step: _Step) -> tuple[Recognised, float] | Non
             return None
     if step.logits.shape[1] < loss.smallest_K(targeted=targeted):
         return None
-    count = len(v) if candidate.reduction == "mean" else 1
+    if not _has_signs(loss, sign * v, label, targeted=targeted):
+        return None
+    count = step.batch if candidate.reduction == "mean" else 1
     exact, tolerance = _exact(loss, step.logits, v, label, Context(targeted, step.y), count)
     factor = sign / count
     if candidate.reduction == "scaled":
@@ -146,6 +198,15 @@ def _tried(candidate: _Candidate, step: _Step) -> tuple[Recognised, float] | Non
         return None
     left = float(error[rows].sum() / exact[rows].abs().sum())
     return Recognised(loss.name, loss, label, targeted, candidate.reduction, factor), left
+
+
+def _has_signs(loss: Loss, v: Tensor, label: Tensor, *, targeted: bool) -> bool:
+    """The label's entry has one sign and no other entry has it: so for every loss but DLR."""
+    if loss.kind == "dlr":
+        return True
+    away = -v if targeted else v
+    mine = torch.zeros_like(v, dtype=torch.bool).scatter(1, label[:, None], value=True)
+    return bool(torch.where(mine, away <= 0, away >= 0).all())
 
 
 def _exact(
@@ -167,12 +228,6 @@ def _exact(
     return exact, _ROUNDINGS * of_dtype(logits.dtype).unit_roundoff * largest
 
 
-def _of_logits(v: Tensor) -> str | None:
-    """One logit's gradient, or the difference of two logits': 0, 1 and -1 alone."""
-    known = (v == 0) | (v == 1) | (v == -1)
-    if not bool(known.all()) or len(v) == 0:
-        return None
-    counts = {(int(a), int(b)) for a, b in zip((v == 1).sum(1), (v == -1).sum(1), strict=True)}
-    if counts <= {(1, 0), (0, 1)}:
-        return "logit"
-    return None
+def _is_logit(v: Tensor) -> bool:
+    """Each row is the gradient of one logit, or of its negative: FAB takes them one by one."""
+    return bool(((v != 0).sum(1) == 1).all()) and bool((v.abs().sum(1) == 1).all())

@@ -50,8 +50,13 @@ class Writer:
         """Append rows to a table."""
         self._waiting[name].append(rows)
         many = sum(t.num_rows for tables in self._waiting.values() for t in tables) >= _ROWS
-        if many or time.monotonic() - self._since >= _SECONDS:
+        if many or self.is_due:
             self.flush()
+
+    @property
+    def is_due(self) -> bool:
+        """The last writing was long ago."""
+        return time.monotonic() - self._since >= _SECONDS
 
     def flush(self) -> None:
         """Write what waits."""
@@ -59,7 +64,8 @@ class Writer:
             if tables:
                 sink = pa.BufferOutputStream()
                 whole = pa.concat_tables(tables).unify_dictionaries()
-                pq.write_table(whole, sink, compression="zstd")
+                names = [f.name for f in whole.schema if pa.types.is_dictionary(f.type)]
+                pq.write_table(whole, sink, compression="lz4", use_dictionary=names)
                 path = self._folder / name / f"{self._written[name]:06d}.parquet"
                 _replace(path, sink.getvalue())
                 self._written[name] += 1

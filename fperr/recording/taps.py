@@ -35,8 +35,9 @@ class Gradient:
         number: of the backward passes, from 0.
         of: the forward pass.
         logit_gradient: (batch, K), a copy.
-        gradient: (batch, *shape), a copy; None where several forward passes of one input were
-            differentiated together, for then it belongs to none of them.
+        gradient: (batch, *shape), the attack's own tensor, to be copied or left alone; None where
+            several forward passes of one input were differentiated together, for then it belongs
+            to none of them.
     """
 
     number: int
@@ -83,7 +84,7 @@ def tapped(
         model: what the attack calls.
         seen: called after each forward pass with its input and whether it may be differentiated;
             what it returns becomes the pass's `note`.
-        received: called after each backward pass that reaches logits and input.
+        received: called in each backward pass that reaches logits and input.
 
     Raises:
         ValueError: the first or last child of a `Sequential` occurs in it twice.
@@ -163,7 +164,7 @@ def _emit(
 ) -> None:
     """Report the passes of this input that the backward pass went through."""
     together = [e for e in waiting if e.x is entry.x and e.pending is not None]
-    whole = g.detach().clone() if len(together) == 1 else None
+    whole = g.detach() if len(together) == 1 else None
     for one in together:
         assert one.pending is not None
         received(Gradient(counts.gradients, one.known, one.pending, whole))
