@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fperr
 from fperr import attacks, zoo
@@ -206,6 +207,124 @@ def test_euclidean_attacks(fashion):
     assert (found.excess_ulps <= 0).all()
 
 
+def test_samples_that_have_succeeded_go_on_if_they_are_not_frozen(fashion):
+    model, images = zoo.load("fashion_standard"), fashion.first(20)
+    moved = {}
+    for freeze in (True, False):
+        points = []
+        found = fperr.attack(
+            model, images.x, images.y, radius=0.05, steps=6, freeze=freeze,
+            on_step=lambda *step, kept=points: kept.append(step[1]),
+        )  # fmt: skip
+        fooled = (found.first_success_step >= 0) & (found.first_success_step < 5)
+        assert fooled.sum() > 10
+        moved[freeze] = (points[5] != points[4]).flatten(1).any(1)[fooled]
+    assert not moved[True].any()
+    assert moved[False].all()
+
+
+def test_gama_is_anchored_on_the_clean_image_and_lets_go(fashion):
+    model, images = zoo.load("fashion_adversarial"), fashion.first(50)
+    options = {"radius": 0.1, "steps": 8, "schedule": "constant", "step_size": 0.02}
+    weights = []
+    with torch.no_grad():
+        clean = model(images.x).softmax(1)
+
+    def seen(step, x, logits, gradient):
+        """The weight that explains the gradient of the first sample: linear in it."""
+        z = logits.double().requires_grad_()
+        p = z.softmax(1)
+        rest = p.scatter(1, images.y[:, None], 0).amax(1)
+        gap = (rest - p.gather(1, images.y[:, None])[:, 0]).sum()
+        (a,) = torch.autograd.grad(gap, z, retain_graph=True)
+        (b,) = torch.autograd.grad((p - clean).square().sum(), z)
+        leaf = x.clone().requires_grad_()
+        again = model(leaf)
+        g, h = (torch.autograd.grad(again, leaf, v.float(), retain_graph=True)[0] for v in (a, b))
+        part = gradient - g
+        weights.append(float((part * h).sum() / (h * h).sum()))
+
+    found = fperr.attack(model, images.x, images.y, loss="gama:weight=5", on_step=seen, **options)
+    # 5 (1 - 4 i/8) for i = 0, 1, then nothing; logits in float32 give it to 1e-3
+    assert weights == pytest.approx([5.0, 2.5] + 6 * [0.0], abs=5e-3)
+    plain = fperr.attack(model, images.x, images.y, loss="ce", **options)
+    assert abs(found.robust_accuracy - plain.robust_accuracy) <= 0.1
+    assert 0.05 < found.robust_accuracy < 0.95
+    targets = (images.y + 1) % 10
+    fperr.attack(model, images.x, images.y, loss="gama", targets=targets, method="apgd", **options)
+
+
+def test_a_forced_scenario_changes_the_temperature(fashion):
+    model, images = zoo.load("fashion_standard"), fashion.first(12)
+    options = {"radius": 0.02, "steps": 4, "random_start": False}
+
+    def gradients(**more):
+        kept = []
+        fperr.attack(
+            model, images.x, images.y, on_step=lambda *s: kept.append(s[3]), **options, **more
+        )
+        return kept[0]
+
+    plain = gradients(loss="tmifpe")
+    right = gradients(loss="tmifpe", scenario="untargeted_unsuccessful")
+    wrong = gradients(loss="tmifpe", scenario="untargeted_successful")
+    with torch.no_grad():
+        leads = model(images.x).argmax(1) == images.y
+    assert torch.equal(plain[leads], right[leads])
+    assert not torch.equal(plain[leads], wrong[leads])
+    assert torch.equal(plain[~leads], wrong[~leads])
+    fixed = gradients(loss="mifpe"), gradients(loss="mifpe", scenario="untargeted_successful")
+    assert torch.equal(*fixed)
+
+
+class Counting(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers read, shapes that follow data."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.waits = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.waits += any(name in str(function) for name in self.WAITS)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["pgd", "apgd"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("loss", ["ce", "stable_ce", "cw", "dlr", "mifpe", "tmifpe", "gama"])
+def test_no_step_waits_for_the_device(loss, norm, method):
+    """As many waits for 9 steps as for 3; control: a caller that reads a number in each of them."""
+    x, y, model = uniform(4, 6), torch.tensor([0, 1, 2, 3]), tiny_mlp()
+
+    def waits(steps, **more):
+        with Counting() as counting:
+            fperr.attack(
+                model, x, y, radius=0.1, loss=loss, norm=norm, method=method, steps=steps, **more
+            )
+        return counting.waits
+
+    assert waits(9) == waits(3)
+    read = {"on_step": lambda *step: float(step[2].sum())}
+    assert waits(9, **read) == waits(3, **read) + 6
+
+
+@pytest.mark.gpu
+def test_no_step_waits_for_cuda(fashion):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    model, images = zoo.load("fashion_standard").cuda(), fashion.first(8)
+
+    def watch(step, *_):
+        torch.cuda.set_sync_debug_mode("error" if 1 <= step < 8 else "default")
+
+    try:
+        fperr.attack(model, images.x.cuda(), images.y.cuda(), radius=0.05, steps=8, on_step=watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 class Poisoned(nn.Module):
     """Infinite gradients for samples whose first number is above 1/2."""
 
@@ -259,6 +378,12 @@ def test_a_model_without_a_graph_is_refused():
         ({"momentum": 1.0}, "momentum"),
         ({"restarts": 0}, "restarts"),
         ({"loss": "xent"}, "unknown loss"),
+        ({"loss": "gama:weight=-1"}, "positive"),
+        ({"loss": "gama", "arithmetic": "exact"}, "no exact gradient"),
+        ({"loss": "ce", "scenario": "untargeted_successful"}, "MIFPE"),
+        ({"loss": "tmifpe", "scenario": "successful"}, "scenario must be one of"),
+        ({"loss": "tmifpe", "scenario": "targeted_successful"}, "does not occur in a"),
+        ({"x": uniform(3, 6, dtype=torch.float64) * torch.nan}, "box"),
     ],
 )
 def test_bad_input_says_what_to_do(change, match):

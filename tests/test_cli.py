@@ -2,10 +2,11 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 import fperr
-from fperr import cli
+from fperr import cli, data
 
 
 def run(*arguments, cwd=None, **environment):
@@ -47,6 +48,10 @@ def test_the_main_job(tmp_path):
         (["measure", "fashion_standard", "--scenarios", "won"], "unknown scenario 'won'"),
         (["measure", "fashion_standard", "--data", "none.npz"], "none.npz is missing"),
         (["measure", "fashion_standard", "--digits", "3"], "digits must be at least 20"),
+        (["attack", "fashion_standard"], "--radius"),
+        (["attack", "fashion_standard", "--radius", "-1"], "radius must be"),
+        (["attack", "fashion_standard", "--radius", "1", "--loss", "xent"], "unknown loss 'xent'"),
+        (["attack", "fashion_standard", "--radius", "1", "--batch-size", "0"], "batch_size must"),
     ],
 )
 def test_faults_end_with_their_text_and_code_2(arguments, text, tmp_path):
@@ -55,6 +60,33 @@ def test_faults_end_with_their_text_and_code_2(arguments, text, tmp_path):
     assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_attack_is_resumed(tmp_path):
+    """What was cut off goes on; what is there is not done again; other settings are refused."""
+    command = ["attack", "fashion_standard", "--radius", "0.02", "--n", "10", "--steps", "5"]
+    command += ["--batch-size", "4", "--seed", "3"]
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / "fashion_standard-tmifpe"
+    parts = sorted(folder.glob("*.safetensors"))
+    assert [p.name for p in parts] == [f"{i:07d}.safetensors" for i in (0, 4, 8)]
+    whole = pd.read_parquet(folder / "attack.parquet")
+    images = fperr.zoo.load("fashion_standard"), data.fashion_mnist_1000().first(10)
+    found = fperr.attack(images[0], images[1].x, images[1].y, radius=0.02, steps=5, seed=3)
+    assert list(whole["success"]) == found.success.tolist()
+    assert list(whole["sample"]) == list(range(10))
+    assert f"{100 * found.robust_accuracy:.2f} % robust accuracy" in done.stdout
+    before = parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    (folder / "attack.parquet").unlink()
+    again = run(*command, cwd=tmp_path)
+    assert again.stdout == done.stdout
+    assert parts[0].stat().st_mtime_ns == before
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "attack.parquet"), whole)
+    other = run(*command, "--steps", "6", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds another attack (steps 5 there, 6 here)" in other.stderr
 
 
 def test_the_zoo_is_listed():

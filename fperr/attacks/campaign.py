@@ -68,6 +68,7 @@ def attack_in_batches(
             some = None if targets is None else targets[part]
             found = attack(model, x[part], y[part], targets=some, **options)
             tensors = {n: getattr(found, n).cpu().contiguous() for n in ("adversarial", *_COLUMNS)}
+            _begin(place, settings)
             partial = path.with_suffix(".partial")
             save_file(tensors, partial)
             os.replace(partial, path)
@@ -80,22 +81,40 @@ def attack_in_batches(
     return pd.concat(frames, ignore_index=True)
 
 
+def _begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Write what the folder holds, with its first batch: not where an argument is wrong."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _SETTINGS).exists():
+        (folder / _SETTINGS).write_text(json.dumps(settings, indent=1))
+
+
 def _agree(folder: Path, settings: dict[str, Any]) -> None:
-    """Begin the folder, or go on with what it holds.
+    """Refuse a folder with something else in it.
 
     Raises:
-        ValueError: it is of other settings.
+        ValueError: it is no folder, of other settings, or not of an attack.
     """
     path = folder / _SETTINGS
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} holds something else than an attack: give another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1))
+        return
     before = json.loads(path.read_text())
-    different = [name for name in settings if before.get(name) != settings[name]]
+    old, new = _flat(before), _flat(settings)
+    different = [
+        f"{name} {old.get(name)} there, {new.get(name)} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
     if different:
         raise ValueError(
-            f"{folder} holds an attack with other {', '.join(different)}: give another folder, or "
+            f"{folder} holds another attack ({'; '.join(different)}): give another folder, or "
             "remove it"
         )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with those of a group beside the others."""
+    groups = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    rest = {name: value for name, value in settings.items() if name not in groups}
+    return rest | {name: value for group in groups.values() for name, value in group.items()}

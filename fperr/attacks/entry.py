@@ -157,7 +157,7 @@ def _forced(loss: str, scenario: str | None, *, is_targeted: bool) -> str:
     forced = named(f"tmifpe:scenario={scenario}").forced
     if forced is not None and forced.targeted != is_targeted:
         kind = "targeted" if is_targeted else "untargeted"
-        raise ValueError(f"scenario {scenario!r} is none of a {kind} attack")
+        raise ValueError(f"scenario {scenario!r} does not occur in a {kind} attack")
     return f"{loss}:scenario={scenario}" if loss.startswith("tmifpe") else loss
 
 
