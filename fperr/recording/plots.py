@@ -8,10 +8,12 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fperr.report.style import colours, legend, ordered
+from fperr.formats import FORMATS
+from fperr.report.style import OWN, colours, legend, ordered
 
 Table = Callable[[list[str] | None], pd.DataFrame]
 _FLOOR = 1e-18  # below float64's last place: drawn there, 0 among them
+_SHOWN = "median and quartiles of the samples"
 _QUARTILES = ("pi", 50)  # seaborn's name of the range between the quartiles
 
 
@@ -30,8 +32,8 @@ class TracePlots:
         """The relative error of the gradient along the attack, by loss, a panel for each format."""
         frame = self.errors(["step", "loss", "format", "is_own", "delta"])
         own = frame["is_own"]
-        frame = frame.assign(hue=frame["loss"].where(~own, "the attack's own"))
-        formats = list(dict.fromkeys(frame["format"]))
+        frame = frame.assign(hue=frame["loss"].where(~own, OWN))
+        formats = [name for name in FORMATS if name in set(frame["format"])]
         hues = ordered(frame["hue"])
         width = 3.4 * max(1, len(formats)) + 1.8
         figure = Figure(figsize=(width, 3.6), layout="constrained")
@@ -61,19 +63,21 @@ class TracePlots:
             )
             axis.grid(alpha=0.3)
         legend(figure, hues, "loss")
-        figure.suptitle("Error of the gradient along the attack")
+        figure.suptitle(f"Error of the gradient along the attack ({_SHOWN})")
         return figure
 
     def margins(self) -> Figure:
         """z_y − max z_i of the samples along the attack: below 0 it has succeeded."""
-        figure, axis = self._line("label_margin", "margin z_y − max_{i≠y} z_i", "Margin")
+        figure, axis = self._line(
+            "label_margin", r"$z_y - \max_{i \neq y}\, z_i$", "Margin of the label"
+        )
         axis.axhline(0, color="black", linewidth=1)
         axis.set_yscale("symlog")
         return figure
 
     def t_star(self) -> Figure:
         """T*, the T that maximises G, along the attack."""
-        return self._line("t_star", "t*", "The optimal temperature along the attack")[0]
+        return self._line("t_star", "t*", "Optimal temperature")[0]
 
     def zeros(self) -> Figure:
         """The share of components of dL/dx that are exactly zero."""
@@ -93,6 +97,6 @@ class TracePlots:
             errorbar=_QUARTILES,
             ax=axis,
         )
-        axis.set(xlabel="gradient step", ylabel=label, title=title)
+        axis.set(xlabel="gradient step", ylabel=label, title=f"{title}\n({_SHOWN})")
         axis.grid(alpha=0.3)
         return figure, axis

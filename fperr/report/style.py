@@ -19,6 +19,7 @@ _LOSSES = (
     "tmifpe_shifted",
     "pmifpe",
 )
+OWN = "the attack's own"  # gradient, beside those of losses: black
 STAGES = ("cast", "forward", "loss", "backward")
 
 
@@ -44,4 +45,5 @@ def colours(names: Sequence[str]) -> dict[str, Colour]:
     family = STAGES if set(names) <= set(STAGES) else _LOSSES
     others = [name for name in names if name not in family]
     places = {name: i for i, name in enumerate((*family, *others))}
-    return {name: palette[places[name] % 10] for name in names}
+    found = {name: palette[places[name] % 10] for name in names}
+    return found | {OWN: (0.0, 0.0, 0.0)} if OWN in found else found
