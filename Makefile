@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-exact clean
+.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-exact robust-accuracy clean
 
 demo: .venv/core.stamp
 	$(BIN)/fperr measure fashion_adversarial fashion_standard fashion_saturated \
@@ -32,6 +32,9 @@ bench: .venv/test.stamp
 
 bench-attack: .venv/test.stamp
 	$(BIN)/python -m tests.bench_attack
+
+robust-accuracy: .venv/test.stamp
+	$(BIN)/python -m tests.robust_accuracy
 
 bench-exact: .venv/test.stamp
 	$(BIN)/python -m tests.bench_exact
