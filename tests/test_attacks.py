@@ -219,6 +219,13 @@ def test_samples_that_have_succeeded_go_on_if_they_are_not_frozen(fashion):
         fooled = (found.first_success_step >= 0) & (found.first_success_step < 5)
         assert fooled.sum() > 10
         moved[freeze] = (points[5] != points[4]).flatten(1).any(1)[fooled]
+        with torch.no_grad():
+            z = model(found.best).double()
+        margin = z.gather(1, images.y[:, None])[:, 0]
+        margin = margin - z.scatter(1, images.y[:, None], -torch.inf).amax(1)
+        assert torch.equal(margin, found.best_margin)
+        same = (found.best == found.adversarial).flatten(1).all(1)
+        assert bool(same.all()) == freeze
     assert not moved[True].any()
     assert moved[False].all()
 

@@ -67,7 +67,9 @@ def attack_in_batches(
         if not path.exists():
             some = None if targets is None else targets[part]
             found = attack(model, x[part], y[part], targets=some, **options)
-            tensors = {n: getattr(found, n).cpu().contiguous() for n in ("adversarial", *_COLUMNS)}
+            tensors = {
+                n: getattr(found, n).cpu().contiguous() for n in ("adversarial", "best", *_COLUMNS)
+            }
             _begin(place, settings)
             partial = path.with_suffix(".partial")
             save_file(tensors, partial)

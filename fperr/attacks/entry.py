@@ -29,17 +29,20 @@ class AttackResult:
     Attributes:
         adversarial: (batch, *shape): the first point that reached the goal; where none did, the
             one that came nearest.
+        best: (batch, *shape): the point with the smallest margin; another one only with
+            freeze=False, after success.
         success: (batch,) bool, clean errors included.
         first_success_step: (batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1
             never.
         best_margin: (batch,) float64: the smallest of z_y - max_{i != y} z_i (targeted: of
             max_{i != t} z_i - z_t) that was seen.
         is_finite: (batch,) bool: every gradient was; one that was not counts as 0.
-        excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) the point lies outside
+        excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) `adversarial` lies outside
             the ball: never above 0 with the exact projection.
     """
 
     adversarial: Tensor
+    best: Tensor
     success: Tensor
     first_success_step: Tensor
     best_margin: Tensor
@@ -140,6 +143,7 @@ def attack(
             progress = way(run, first, progress, offset)
     return AttackResult(
         progress.x,
+        progress.best,
         progress.success,
         progress.first_success_step,
         progress.best_margin,

@@ -64,6 +64,10 @@ class Run:
         """`moved`, and x for the samples that stay put."""
         return torch.where(by_sample(success, x), x, moved) if self.freeze else moved
 
+    def seen(self, progress: Progress, x: Tensor, logits: Tensor, step: int) -> Progress:
+        """The progress with the points x."""
+        return progress.seen(x, logits, self.goal, step, frozen=self.freeze)
+
 
 def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progress:
     """PGD from `start`.
@@ -78,14 +82,14 @@ def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progres
     x = last = start
     for i in range(steps.count):
         logits, gradient = source.both(x, goal.at(i / steps.count))
-        progress = progress.seen(x, logits, goal, offset + i)
+        progress = run.seen(progress, x, logits, offset + i)
         progress, usable = progress.checked(gradient)
         if run.on_step is not None:
             run.on_step(offset + i, x, logits, gradient)
         moved = region.moved(x, gradient, usable.to(x.dtype) * steps.at(i))
         moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
         x, last = run.kept(progress.success, x, moved), x
-    return progress.seen(x, source.logits(x), goal, offset + steps.count)
+    return run.seen(progress, x, source.logits(x), offset + steps.count)
 
 
 def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int) -> Progress:
@@ -104,7 +108,7 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
     shrink = max(int(0.03 * count), 1)
     x = last = best = start
     logits, gradient = source.both(x, goal.at(0.0))
-    progress, usable = progress.seen(x, logits, goal, offset).checked(gradient)
+    progress, usable = run.seen(progress, x, logits, offset).checked(gradient)
     value = best_value = at_checkpoint = goal.value(logits)
     best_gradient, best_usable = gradient, usable
     rises = torch.zeros_like(value)
@@ -117,7 +121,7 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
         moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
         x, last = run.kept(progress.success, x, moved), x
         logits, gradient = source.both(x, goal.at((i + 1) / count))
-        progress, usable = progress.seen(x, logits, goal, offset + i + 1).checked(gradient)
+        progress, usable = run.seen(progress, x, logits, offset + i + 1).checked(gradient)
         before, value = value, goal.value(logits)
         rises = rises + (value > before)
         is_better = value > best_value

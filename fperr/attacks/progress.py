@@ -18,6 +18,8 @@ class Progress:
     Attributes:
         x: (batch, *shape): the first point at which the goal was reached, else the one with the
             smallest margin.
+        best: (batch, *shape): the point with the smallest margin, before or after success; x
+            itself where samples are frozen then.
         success: (batch,) bool.
         first_success_step: (batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1
             never. Steps of later restarts count on.
@@ -26,6 +28,7 @@ class Progress:
     """
 
     x: Tensor
+    best: Tensor
     success: Tensor
     first_success_step: Tensor
     best_margin: Tensor
@@ -36,17 +39,21 @@ class Progress:
         """Of the clean inputs."""
         success, margin = goal.reached(logits)
         step = torch.where(success, 0, NEVER)
-        return cls(x, success, step, margin, torch.ones_like(success))
+        return cls(x, x, success, step, margin, torch.ones_like(success))
 
-    def seen(self, x: Tensor, logits: Tensor, goal: Goal, step: int) -> "Progress":
-        """After the points x (batch, *shape) with these logits."""
+    def seen(self, x: Tensor, logits: Tensor, goal: Goal, step: int, *, frozen: bool) -> "Progress":
+        """After the points x (batch, *shape) with these logits; frozen after success, or not."""
         success, margin = goal.reached(logits)
-        open = ~self.success
+        open, is_better = ~self.success, margin < self.best_margin
         is_new = success & open
-        taken = by_sample(is_new | (open & (margin < self.best_margin)), x)
+        taken = torch.where(by_sample(is_new | (open & is_better), x), x, self.x)
+        best = taken
+        if not frozen:
+            best = torch.where(by_sample(is_better, x), x, self.best)
         return replace(
             self,
-            x=torch.where(taken, x, self.x),
+            x=taken,
+            best=best,
             success=self.success | success,
             first_success_step=torch.where(is_new, step, self.first_success_step),
             best_margin=torch.minimum(margin, self.best_margin),
