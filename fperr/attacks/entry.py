@@ -37,8 +37,8 @@ class AttackResult:
         best_margin: (batch,) float64: the smallest of z_y - max_{i != y} z_i (targeted: of
             max_{i != t} z_i - z_t) that was seen.
         is_finite: (batch,) bool: every gradient was; one that was not counts as 0.
-        excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) `adversarial` lies outside
-            the ball: never above 0 with the exact projection.
+        excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) `adversarial` lies
+            outside the ball: never above 0 with the exact projection.
     """
 
     adversarial: Tensor
