@@ -67,9 +67,8 @@ def attack_in_batches(
         if not path.exists():
             some = None if targets is None else targets[part]
             found = attack(model, x[part], y[part], targets=some, **options)
-            tensors = {
-                n: getattr(found, n).cpu().contiguous() for n in ("adversarial", "best", *_COLUMNS)
-            }
+            names = ("adversarial", "best", *_COLUMNS)  # cloned: the first two may be one tensor
+            tensors = {name: getattr(found, name).cpu().clone() for name in names}
             _begin(place, settings)
             partial = path.with_suffix(".partial")
             save_file(tensors, partial)
