@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fperr import cli_attack, cli_validate, zoo
+from fperr import cli_attack, cli_figures, cli_validate, zoo
 from fperr.cli_subjects import Subject, check_folder, subject_of
 from fperr.errors import FperrError
 from fperr.measurement import estimate, measure, trace_layers
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_validate.app, name="validate")
 app.command("attack")(cli_attack.attack_command)
+app.command("figures")(cli_figures.figures_command)
 
 
 @app.command("measure")

@@ -74,11 +74,15 @@ def attack_command(
     clean = int((frame["first_success_step"] == 0).sum())
     robust = int((~frame["success"]).sum())
     where = f"{norm} radius {radius:g}"
+    effort = "" if method == "fgsm" else f", {steps} steps"
+    effort += f", {restarts} restarts" if restarts > 1 else ""
     typer.echo(
         f"{subject.name}: {100 * robust / len(frame):.2f} % robust accuracy ({robust} of "
-        f"{len(frame)}) against {method} on {loss} in {arithmetic}, {where}, {steps} steps; "
+        f"{len(frame)}) against {method} on {loss} in {arithmetic}, {where}{effort}; "
         f"clean accuracy {100 * (1 - clean / len(frame)):.2f} %"
     )
     if not frame["is_finite"].all():
-        typer.echo(f"{int((~frame['is_finite']).sum())} images met gradients that are not finite")
+        typer.echo(
+            f"{int((~frame['is_finite']).sum())} images met logits or gradients that are not finite"
+        )
     typer.echo(f"Written: {folder / 'attack.parquet'}, and the adversarial images beside it")

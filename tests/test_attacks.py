@@ -137,7 +137,13 @@ def test_results_say_what_they_are(fashion):
     assert torch.equal(found.best_margin[~found.success], margin[~found.success])
     assert found.robust_accuracy == 1 - wrong.double().mean()
     assert 0 < found.robust_accuracy < 0.6
-    more = fperr.attack(model, images.x, images.y, radius=0.02, steps=10, restarts=2)
+    seen = {}
+    more = fperr.attack(
+        model, images.x, images.y, radius=0.02, steps=10, restarts=2,
+        on_step=lambda *step: seen.__setitem__(step[0], step[1]),
+    )  # fmt: skip
+    # in the second run, samples that fell in the first are where they fell
+    assert torch.equal(seen[15][found.success], found.adversarial[found.success])
     assert (more.success | ~found.success).all()
 
 
@@ -354,6 +360,18 @@ def test_gradients_that_are_not_finite_mark_their_sample_only():
     assert found.adversarial.isfinite().all()
 
 
+def test_logits_that_are_not_finite_are_no_success_and_said():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return tiny_mlp()(x) * torch.where(x[:, :1] > 0.5, torch.nan, 1.0)
+
+    x = uniform(4, 6)
+    x[:, 0] = torch.tensor([0.1, 0.9, 0.2, 0.8])
+    found = fperr.attack(Broken().eval(), x, torch.zeros(4, dtype=torch.int64), radius=0.01)
+    assert found.is_finite.tolist() == [True, False] * 2
+    assert not found.success[1::2].any()
+
+
 class Detached(nn.Module):
     def __init__(self):
         super().__init__()
@@ -388,8 +406,13 @@ def test_a_model_without_a_graph_is_refused():
         ({"loss": "gama:weight=-1"}, "positive"),
         ({"loss": "gama", "arithmetic": "exact"}, "no exact gradient"),
         ({"loss": "ce", "scenario": "untargeted_successful"}, "MIFPE"),
+        ({"loss": "tmifpe:scenario=targeted_successful"}, "none of untargeted attacks"),
+        ({"method": "fgsm", "restarts": 2}, "one step"),
+        ({"restarts": 2.0}, "restarts"),
+        ({"steps": 2.0}, "steps"),
+        ({"box": (1, 0)}, "lowest, highest"),
         ({"loss": "tmifpe", "scenario": "successful"}, "scenario must be one of"),
-        ({"loss": "tmifpe", "scenario": "targeted_successful"}, "does not occur in a"),
+        ({"loss": "tmifpe", "scenario": "targeted_successful"}, "none of untargeted attacks"),
         ({"x": uniform(3, 6, dtype=torch.float64) * torch.nan}, "box"),
     ],
 )

@@ -4,9 +4,11 @@ import sys
 
 import pandas as pd
 import pytest
+from torch import nn
 
 import fperr
 from fperr import cli, data
+from fperr.attacks import attack_in_batches
 
 
 def run(*arguments, cwd=None, **environment):
@@ -84,6 +86,12 @@ def test_an_attack_is_resumed(tmp_path):
     assert again.stdout == done.stdout
     assert parts[0].stat().st_mtime_ns == before
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "attack.parquet"), whole)
+    same = {"radius": 0.02, "steps": 5, "seed": 3, "batch_size": 4, "loss": "tmifpe"}
+    same |= {"method": "pgd", "norm": "linf", "arithmetic": "float32", "restarts": 1}
+    attack_in_batches(images[0], images[1].x, images[1].y, folder, **same)  # defaults spelled out
+    harder = nn.Sequential(images[0], nn.Tanh()).eval()
+    with pytest.raises(ValueError, match="holds another attack"):
+        attack_in_batches(harder, images[1].x, images[1].y, folder, **same)
     other = run(*command, "--steps", "6", cwd=tmp_path)
     assert other.returncode == 2
     assert "holds another attack (steps 5 there, 6 here)" in other.stderr

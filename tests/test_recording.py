@@ -1,5 +1,6 @@
 """The recorder: real attacks of five libraries, unchanged, described, compared with the truth."""
 
+import copy
 import subprocess
 import sys
 import textwrap
@@ -13,9 +14,9 @@ from torch.nn.functional import cross_entropy
 import fperr
 from fperr import zoo
 from fperr.errors import MissingDataError
-from fperr.recording import entry
 from fperr.recording.identity import Identities
 from fperr.recording.recognition import recognise
+from fperr.recording.recorder import Recorder
 from fperr.theory.losses import Context, named
 from tests.conftest import normal, tiny_mlp
 from tests.libraries import attacks
@@ -63,7 +64,7 @@ def descent(model, x, y, loss=cross_entropy, steps=3, size=0.01):
 @pytest.fixture
 def vandal(monkeypatch):
     """After it has been written, whatever the recorder holds is destroyed in place."""
-    drain = entry._Recorder.drain
+    drain = Recorder.drain
 
     def drain_and_destroy(self):
         held = [part for step in self.waiting for part in (step.logits, step.v)]
@@ -73,7 +74,7 @@ def vandal(monkeypatch):
         for part in held:
             part.fill_(torch.nan)
 
-    monkeypatch.setattr(entry._Recorder, "drain", drain_and_destroy)
+    monkeypatch.setattr(Recorder, "drain", drain_and_destroy)
 
 
 @pytest.mark.parametrize("is_sequential", [True, False])
@@ -220,9 +221,49 @@ def test_targets_show_in_the_logit_gradient():
 def test_other_losses_are_not():
     smoothed = logit_gradient(lambda z: cross_entropy(z, LABELS, label_smoothing=0.01))
     assert recognise(LOGITS, smoothed, LABELS, None, []).name == "unknown"
-    assert recognise(LOGITS, smoothed * torch.nan, LABELS, None, []).name == "unknown"
-    nothing = torch.zeros_like(smoothed)
-    assert recognise(LOGITS * 1e4, nothing, (LOGITS).argmax(1), None, []).reduction == "unknown"
+    assert recognise(LOGITS, smoothed * torch.nan, LABELS, None, []).name == "zero"
+    # nothing shows nothing, unless it is said what it is, and that can be nothing there
+    nothing, leading = torch.zeros_like(smoothed), LOGITS.argmax(1)
+    assert recognise(LOGITS * 1e4, nothing, leading, None, []).name == "zero"
+    found = recognise(LOGITS * 1e4, nothing, leading, None, [], hint="ce")
+    assert (found.name, found.reduction) == ("ce", "unknown")
+    assert recognise(LOGITS * 1e4, nothing, leading, None, [], hint="stable_ce").name == "zero"
+    assert recognise(LOGITS, nothing, leading, None, [], hint="ce").name == "zero"
+
+
+def test_two_classes_and_one_row_have_no_factor_of_their_own():
+    z, y = torch.tensor([[0.3, -0.4]]), torch.tensor([1])
+    for c in (0.1, 1 / 3, 10.0):
+        leaf = z.clone().requires_grad_()
+        (v,) = torch.autograd.grad(cross_entropy(c * leaf, y), leaf)
+        assert recognise(z, v, y, None, []).name == "unknown"
+    leaf = z.clone().requires_grad_()
+    (v,) = torch.autograd.grad(cross_entropy(leaf, y), leaf)
+    assert recognise(z, v, y, None, []).name == "ce"
+
+
+def test_masked_rows_and_rows_that_are_not_finite_are_nobodys_error():
+    """Zero on purpose is no floating-point error, and one bad row does not hide the others."""
+    model, x = tiny_mlp().eval(), uniform(6, 6)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 4
+
+    def masked(z, y):
+        return (cross_entropy(z, y, reduction="none") * (z.argmax(1) == y)).sum()
+
+    with fperr.record(model, y, every=1, samples=6, losses=[], formats=[]) as trace:
+        descent(model, x, y, masked, steps=1, size=0.0)
+    own = trace.errors().set_index("sample")
+    assert list(own["loss"]) == 2 * ["unknown"] + 4 * ["ce"]
+    assert own["delta"].isna().tolist() == 2 * [True] + 4 * [False]
+    assert list(trace.steps()["loss"]) == list(own["loss"])
+    z = LOGITS.clone()
+    v = logit_gradient(lambda z: cross_entropy(z, LABELS))
+    z[2, 1], v[2] = torch.nan, torch.nan
+    found = recognise(z, v, LABELS, None, [])
+    assert (found.name, found.reduction) == ("ce", "mean")
+    assert found.explained.tolist() == [i != 2 for i in range(9)]
 
 
 def test_what_is_not_the_networks_own_is_told_apart():
@@ -332,6 +373,95 @@ def test_figures_draw_what_the_tables_hold(fashion):
         np.testing.assert_allclose(axis.get_lines()[0].get_ydata(), wanted, rtol=1e-12)
 
 
+class Normalised(nn.Sequential):
+    """As many write it: a Sequential that does more than its children."""
+
+    def forward(self, x):
+        return super().forward((x - 0.5) / 0.25) / 10
+
+
+def noisy(model, x, y):
+    """An attack that draws random numbers in every step."""
+    for _ in range(3):
+        x = descent(model, (x + 0.01 * torch.randn(x.shape)).clamp(0, 1), y, steps=1)
+        with torch.inference_mode():
+            model(x)
+    return x
+
+
+@pytest.mark.parametrize("kind", ["plain", "hooked", "normalised", "hooks of others"])
+def test_random_numbers_modes_and_models_of_all_kinds(kind):
+    inner, x = tiny_mlp().eval(), uniform(5, 6)
+    model = Normalised(*inner).eval() if kind == "normalised" else inner
+    if kind == "hooks of others":
+        model.register_forward_pre_hook(lambda _, inputs: ((inputs[0] - 0.5) * 2,))
+    y = torch.arange(5) % 4
+    alone = run(noisy, model, x, y)
+    state = torch.get_rng_state()
+    settings = {"every": 1, "samples": 5, "losses": ["mifpe"], "formats": ["float32"]}
+    with fperr.record(model, y, **settings) as trace, torch.autograd.set_detect_anomaly(mode=True):
+        if kind == "hooked":
+            with fperr.record(model, y, **settings) as inside:
+                recorded = run(noisy, model, x, y)
+            assert inside.gradients == 3
+        else:
+            recorded = run(noisy, model, x, y)
+    assert torch.equal(alone, recorded)
+    assert torch.equal(state, torch.get_rng_state())
+    errors = trace.errors()
+    own = errors[errors["is_own"]]
+    assert set(own["loss"]) == {"ce"}
+    assert bool(own["is_rerun_equal"].all())
+    assert bool((errors["delta"] < 1e-4).all())
+
+
+def test_copies_fall_silent_when_it_is_over():
+    model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
+    with fperr.record(model, y, samples=0) as trace:
+        twin = copy.deepcopy(model)
+        descent(twin, x, y, steps=2)
+    count = len(trace.steps())
+    assert count == 10
+    descent(twin, x, y, steps=2)
+    assert len(trace.steps()) == count
+
+
+def test_a_gradient_that_stops_at_the_logits_is_none_of_the_input():
+    model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
+    with fperr.record(model, y, every=1, samples=1, losses=[], formats=[]) as trace:
+        leaf = x.clone().requires_grad_()
+        z = model(leaf)
+        torch.autograd.grad(cross_entropy(z, y), z)
+        z = model(leaf)
+        torch.autograd.grad(cross_entropy(z, y), leaf)
+    assert trace.gradients == 1
+    assert set(trace.steps()["forward"]) == {1}
+    assert trace.errors()["delta"].notna().all()
+
+
+def test_orders_and_uncertain_samples():
+    model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
+    order = torch.tensor([3, 1, 4, 0, 2])
+    with fperr.record(model, y, x=x, samples=0) as trace:
+        descent(model, x[order], y[order], steps=1, size=0.0)
+    assert trace.steps()["sample"].tolist() == order.tolist()
+    with (
+        pytest.warns(UserWarning, match="likely, not certain"),
+        fperr.record(model, y, x=x * 255, samples=0),
+    ):
+        descent(model, x[:3], y[:3], steps=1)
+    with (
+        pytest.raises(ValueError, match="give record"),
+        fperr.record(model, y, x=x[:, :3], samples=0),
+    ):
+        descent(model, x, y)
+    with (
+        pytest.raises(ValueError, match="between 0 and 3"),
+        fperr.record(model, y + 3, samples=0),
+    ):
+        descent(model, x, y)
+
+
 def test_nothing_recorded_is_said():
     model, y = tiny_mlp().eval(), torch.zeros(2, dtype=torch.int64)
     with (
@@ -349,6 +479,12 @@ def test_nothing_recorded_is_said():
         ({"targets": torch.zeros(3, dtype=torch.int64)}, "as many as y"),
         ({"x": uniform(3, 6)}, "one length"),
         ({"every": 0}, "every"),
+        ({"every": 1.5}, "every must be a whole number"),
+        ({"digits": 0}, "digits must be a whole number from 10 to 24"),
+        ({"samples": "all"}, "samples must be a number or a list"),
+        ({"y": [0, 0]}, "y must be a tensor"),
+        ({"targets": torch.zeros(2, dtype=torch.int64)}, "differ from y"),
+        ({"losses": ["gama"]}, "leave it out"),
         ({"samples": [2]}, "between 0 and 1"),
         ({"samples": -1}, "between 0 and 1"),
         ({"losses": ["what"]}, "unknown loss"),

@@ -31,12 +31,14 @@ class AttackResult:
             one that came nearest.
         best: (batch, *shape): the point with the smallest margin; another one only with
             freeze=False, after success.
-        success: (batch,) bool, clean errors included.
+        success: (batch,) bool, clean errors included, as the network predicts in the arithmetic
+            of the attack (`"exact"`: in the input's format).
         first_success_step: (batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1
             never.
         best_margin: (batch,) float64: the smallest of z_y - max_{i != y} z_i (targeted: of
             max_{i != t} z_i - z_t) that was seen.
-        is_finite: (batch,) bool: every gradient was; one that was not counts as 0.
+        is_finite: (batch,) bool: all logits and gradients were; a gradient that was not counts
+            as 0, and logits that are not are no success.
         excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) `adversarial` lies
             outside the ball: never above 0 with the exact projection.
     """
@@ -117,10 +119,12 @@ def attack(
         ValueError, TypeError: an argument is wrong; says what to do.
         ModelError: no gradient reaches x.
     """
-    loss = _forced(loss, scenario, is_targeted=targets is not None)
+    loss = _forced(loss, scenario)
     chosen, source, clean = _checked(
         model, x, y, radius, method, loss, norm, steps, targets, arithmetic
     )
+    if method == "fgsm" and (step_size is not None or restarts != 1):
+        raise ValueError("method 'fgsm' is one step of the radius: leave out step_size, restarts")
     _check_options(restarts, schedule, step_size, momentum, reduction, projection, box, x)
     x = x.detach()
     goal = Goal(chosen, y, targets, reduction == "mean", clean.to(torch.float64).softmax(1))
@@ -137,7 +141,7 @@ def attack(
     way = descend_adaptively if method == "apgd" else descend
     for restart in range(restarts):
         first = region.start(seed, restart) if random_start and not is_single else x
-        first = run.kept(progress.success, x, first)
+        first = run.kept(progress.success, progress.x, first)
         offset = 1 + restart * (plan.count + 1)
         with source.running():
             progress = way(run, first, progress, offset)
@@ -152,16 +156,13 @@ def attack(
     )
 
 
-def _forced(loss: str, scenario: str | None, *, is_targeted: bool) -> str:
+def _forced(loss: str, scenario: str | None) -> str:
     """The name of the loss with its scenario; a fixed T is the same in every one."""
     if scenario is None:
         return loss
     if not named(loss).is_scaled or ":scenario" in loss:
         raise ValueError(f"scenario= belongs to (T-)MIFPE losses, got loss {loss!r}: leave it out")
-    forced = named(f"tmifpe:scenario={scenario}").forced
-    if forced is not None and forced.targeted != is_targeted:
-        kind = "targeted" if is_targeted else "untargeted"
-        raise ValueError(f"scenario {scenario!r} does not occur in a {kind} attack")
+    named(f"tmifpe:scenario={scenario}")  # raises for a name that is none
     return f"{loss}:scenario={scenario}" if loss.startswith("tmifpe") else loss
 
 
@@ -180,7 +181,7 @@ def _checked(
     """The loss, the source of gradients, and the clean logits."""
     if not 0 < radius < math.inf:
         raise ValueError(f"radius must be a positive finite number, got {radius!r}")
-    if steps < 1 or int(steps) != steps:
+    if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number from 1 on, got {steps!r}")
     for name, value, known in (
         ("method", method, METHODS),
@@ -196,6 +197,9 @@ def _checked(
     if device != x.device:
         raise ValueError(f"the model is on {device} and x on {x.device}: move one of them")
     chosen = named(loss)
+    if chosen.forced is not None and chosen.forced.targeted != (targets is not None):
+        kind = "untargeted" if targets is None else "targeted"
+        raise ValueError(f"scenario {chosen.forced.name!r} is none of {kind} attacks")
     if arithmetic == "exact":
         if chosen.kind == "gama":
             raise ValueError("loss 'gama' has no exact gradient here: choose another loss")
@@ -224,6 +228,8 @@ def _classes(logits: Tensor) -> int:
 
 
 def _check_labels(name: str, labels: Tensor, x: Tensor, classes: int) -> None:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(labels).__name__}: torch.tensor(...)")
     if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
             f"{name} must be ({len(x)},) int64, got {tuple(labels.shape)} {labels.dtype}"
@@ -251,8 +257,10 @@ def _check_options(
     ):
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
-    if restarts < 1:
+    if not isinstance(restarts, int) or restarts < 1:
         raise ValueError(f"restarts must be at least 1, got {restarts!r}")
+    if not box[0] < box[1]:
+        raise ValueError(f"box must be (lowest, highest), got {box}")
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size must be a positive finite number, got {step_size!r}")
     if not 0 <= momentum < 1:

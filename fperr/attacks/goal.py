@@ -59,8 +59,8 @@ class Goal:
         rest = z.scatter(1, label, -torch.inf).amax(1).to(torch.float64)
         return mine - rest if self.target is None else rest - mine
 
-    def reached(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch,): whether the prediction is not y, or is the target; and the margin.
+    def reached(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch,): whether the prediction is not y, or is the target; the margin; is it finite.
 
         The prediction is the lower index of a tie. Not where the logits are not finite: the margin
         is infinite there.
@@ -69,7 +69,7 @@ class Goal:
         prediction = logits.detach().argmax(1)
         hit = prediction != self.y if self.target is None else prediction == self.target
         finite = margin.abs() < torch.inf  # false for NaN
-        return hit & finite, torch.where(finite, margin, torch.inf)
+        return hit & finite, torch.where(finite, margin, torch.inf), finite
 
     def value(self, logits: Tensor) -> Tensor:
         """(batch,) float64: how good a point is, for attacks that compare points.

@@ -24,7 +24,7 @@ class Progress:
         first_success_step: (batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1
             never. Steps of later restarts count on.
         best_margin: (batch,) float64, the smallest seen.
-        is_finite: (batch,) bool: every gradient so far was.
+        is_finite: (batch,) bool: all logits and gradients so far were.
     """
 
     x: Tensor
@@ -37,13 +37,13 @@ class Progress:
     @classmethod
     def at(cls, x: Tensor, logits: Tensor, goal: Goal) -> "Progress":
         """Of the clean inputs."""
-        success, margin = goal.reached(logits)
+        success, margin, finite = goal.reached(logits)
         step = torch.where(success, 0, NEVER)
-        return cls(x, x, success, step, margin, torch.ones_like(success))
+        return cls(x, x, success, step, margin, finite)
 
     def seen(self, x: Tensor, logits: Tensor, goal: Goal, step: int, *, frozen: bool) -> "Progress":
         """After the points x (batch, *shape) with these logits; frozen after success, or not."""
-        success, margin = goal.reached(logits)
+        success, margin, finite = goal.reached(logits)
         open, is_better = ~self.success, margin < self.best_margin
         is_new = success & open
         taken = torch.where(by_sample(is_new | (open & is_better), x), x, self.x)
@@ -57,6 +57,7 @@ class Progress:
             success=self.success | success,
             first_success_step=torch.where(is_new, step, self.first_success_step),
             best_margin=torch.minimum(margin, self.best_margin),
+            is_finite=self.is_finite & finite,
         )
 
     def checked(self, gradient: Tensor) -> "tuple[Progress, Tensor]":

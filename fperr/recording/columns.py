@@ -75,7 +75,11 @@ def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
     leads = found.pop("leads").astype(bool)
     names = {
         "scenario": [by_lead[key] for key in zip(targeted.tolist(), leads.tolist(), strict=True)],
-        "loss": np.repeat([one.name for one in known], counts),
+        "loss": [
+            one.name if fits or one.loss is None else "unknown"
+            for one in known
+            for fits in one.explained.tolist()
+        ],
         "reduction": np.repeat([one.reduction for one in known], counts),
         "format": np.repeat([of_dtype(z.dtype).name], len(z)),
     }

@@ -136,7 +136,8 @@ class Comparison:
     def _own(self, event: Gradient, chosen: Chosen, known: Recognised, y: Tensor) -> list[Row]:
         """The attack's gradients against those of the loss that was recognised.
 
-        Where none was, against J^T v with the attack's own v: what the network alone does to it.
+        Where it does not explain a row, against J^T v with the attack's own v: what the network
+        alone does to it.
         """
         z, v, g = event.of.logits, event.logit_gradient, event.gradient
         equal = self._rerun_equal(chosen, event)
@@ -146,17 +147,22 @@ class Comparison:
         rows = []
         for i, place in enumerate(places):
             row = self._row(z[place], known, int(known.label[place]), chosen.samples[i])
+            is_known = c is not None and bool(known.explained[place])
             row |= {"loss": known.name, "format": of_dtype(z.dtype).name, "is_own": True}
-            row["compared_with"] = "logit gradient" if known.loss is None else "loss"
+            if known.loss is not None and not is_known:
+                row["loss"] = "unknown"
+            row["compared_with"] = "loss" if is_known else "logit gradient"
+            if is_known and known.reduction == "scaled":
+                row["compared_with"] = "loss, factor fitted"
             row["is_rerun_equal"] = None if equal is None else equal[i]
             exact, mine = self._exact[i], None if g is None else g[place]
-            if c is None or known.loss is None:
+            if c is None or known.loss is None or not is_known:
                 found = None if exact is None else self._product(exact, v[place])
             else:
                 row["c"] = float(c[place]) if known.loss.has_scale else None
                 asked = self._asked(known.loss, known, place, float(c[place]), y)
                 found = None if exact is None else self._gradient(exact, asked)
-            rows.append(row | self._metrics(mine, known.factor, found))
+            rows.append(row | self._metrics(mine, known.factor if is_known else 1.0, found))
         return rows
 
     def _others(

@@ -16,6 +16,7 @@ from fperr.theory.losses import Context, Loss, named
 CANDIDATES = ("ce", "stable_ce", "cw", "dlr", "mifpe", "tmifpe", "mifpe_shifted", "tmifpe_shifted")
 # a library's kernel may differ from the one that the bound models in the order of its operations
 _SLACK = 2.0
+_LEAST_NUMBERS = 3  # that a fitted factor must explain: two classes and one row have but one
 _ROUNDINGS = 16  # of C&W and DLR: eight operations, each at most one rounding of input and output
 
 
@@ -24,10 +25,13 @@ class Recognised:
     """dL/dz = factor * (the logit gradient of `loss`, ascended), within rounding.
 
     Attributes:
-        name: of the loss; `"logit"` for the gradient of one logit; `"unknown"`.
+        name: of the loss; `"logit"` for the gradient of one logit; `"zero"` for none at all, where
+            no step before tells; `"unknown"`.
         loss: the loss, where it is one of the registry.
         label: (batch,) the class that it uses; y where it is unknown.
         targeted: the label is a target.
+        explained: (batch,) the rows that it explains; the others are zero where the loss cannot
+            be, masked perhaps, or not finite.
         reduction: `"sum"`, `"mean"`, `"scaled"` (by another factor) or `"unknown"`.
         factor: 1, 1/batch or what fits best; negative where the attack descends.
     """
@@ -36,6 +40,7 @@ class Recognised:
     loss: Loss | None
     label: Tensor
     targeted: bool
+    explained: Tensor
     reduction: str
     factor: float
 
@@ -64,26 +69,25 @@ class _Pass:
     batch: int
 
     @property
-    def is_finite(self) -> bool:
-        """Logits and their gradient are."""
-        return bool(self.v.isfinite().all()) and bool(self.logits.isfinite().all())
+    def rows(self) -> Tensor:
+        """(rows,): those that must be explained: finite ones that are not exactly zero."""
+        return self.v.ne(0).any(1) & self.is_finite
 
     @property
-    def rows(self) -> Tensor:
-        """(rows,): those that must be explained: all that are not exactly zero, if there are."""
-        nonzero = self.v.ne(0).any(1)
-        return nonzero | ~nonzero.any()
+    def is_finite(self) -> Tensor:
+        """(rows,): logits and their gradient are."""
+        return self.v.isfinite().all(1) & self.logits.isfinite().all(1)
 
     def tried_again(self, last: Recognised) -> Recognised | None:
         """What the step before was, if it explains this one, too."""
-        if last.reduction == "unknown" or last.loss is None or not self.is_finite:
+        if last.reduction == "unknown" or last.loss is None:
             return None
         again = _tried(_Candidate(last.loss, last.targeted, last.reduction, last.sign), self)
         return None if again is None else again[0]
 
 
 def recognise_all(
-    steps: Sequence[Step], losses: Sequence[str], last: Recognised | None
+    steps: Sequence[Step], losses: Sequence[str], last: Recognised | None, hint: str | None
 ) -> list[Recognised]:
     """The losses of several backward passes: `recognise` for each of them, after the one before.
 
@@ -97,7 +101,7 @@ def recognise_all(
             together = _all_as(last, steps[i:])
             if together is not None:
                 return found + together
-        last = recognise(s.logits, s.v, s.y, s.targets, losses, last)
+        last = recognise(s.logits, s.v, s.y, s.targets, losses, last, hint)
         found.append(last)
     return found
 
@@ -113,7 +117,8 @@ def _all_as(last: Recognised, steps: Sequence[Step]) -> list[Recognised] | None:
     again = whole.tried_again(last)
     if again is None:
         return None
-    return [replace(again, label=label) for label in torch.split(again.label, counts)]
+    parts = zip(torch.split(again.label, counts), torch.split(again.explained, counts), strict=True)
+    return [replace(again, label=label, explained=explained) for label, explained in parts]
 
 
 def recognise(
@@ -123,11 +128,13 @@ def recognise(
     targets: Tensor | None,
     losses: Sequence[str],
     last: Recognised | None = None,
+    hint: str | None = None,
 ) -> Recognised:
     """The loss of one backward pass.
 
-    A candidate must explain every row that is not exactly zero to within the proved bound on the
-    rounding error of its logit gradient (C&W, DLR: to 16 unit roundoffs of its largest entry). If
+    A candidate must explain every row that is finite and not exactly zero to within the proved
+    bound on the rounding error of its logit gradient (C&W, DLR: to 16 unit roundoffs of its largest
+    entry); zero rows are its own where that bound allows them, else they count as masked. If
     several do, that of the step before, else the one that leaves least; a factor other than 1 and
     1/batch is looked for last.
 
@@ -138,24 +145,28 @@ def recognise(
         targets: (batch,); None: a targeted loss is looked for, whose target shows in v.
         losses: names to try beside the usual ones.
         last: what the step before was.
+        hint: the loss to take where v is zero everywhere, if it explains that.
     """
-    unknown = Recognised("unknown", None, y, targets is not None, "unknown", 1.0)
     step = _Pass(logits, v, y, targets, len(v))
-    if not step.is_finite:
-        return unknown
+    known = targets is not None
+    unknown = Recognised("unknown", None, y, known, step.is_finite, "unknown", 1.0)
     if _is_logit(v):
         return replace(unknown, name="logit", reduction="sum")
     again = None if last is None else step.tried_again(last)
     if again is not None:
         return again
+    if not bool(step.rows.any()):
+        guess = None
+        if hint is not None:
+            guess = _tried(_Candidate(named(hint), known, "sum", 1), step)
+        if guess is None or not bool(guess[0].explained.any()):
+            return replace(unknown, name="zero")
+        return replace(guess[0], reduction="unknown")  # of nothing, sum and mean are the same
     for reductions in (("sum", "mean"), ("scaled",)):
         tries = (_tried(c, step) for c in _candidates(losses, targets is not None, reductions))
         found = [one for one in tries if one is not None]
         if found:
-            best = min(found, key=lambda one: one[1])[0]
-            # of nothing at all, the sum and the mean are the same
-            is_zero = not bool(v.any())
-            return replace(best, reduction="unknown", factor=1.0) if is_zero else best
+            return min(found, key=lambda one: one[1])[0]
     return unknown
 
 
@@ -176,16 +187,18 @@ def _tried(candidate: _Candidate, step: _Pass) -> tuple[Recognised, float] | Non
     label = step.y
     if targeted:
         label = (sign * v).argmax(1) if step.targets is None else step.targets
-        if step.targets is None and bool((label == step.y).any()):
+        if step.targets is None and bool((label == step.y)[rows].any()):
             return None
     if step.logits.shape[1] < loss.smallest_K(targeted=targeted):
         return None
-    if not _has_signs(loss, sign * v, label, targeted=targeted):
+    if not _has_signs(loss, sign * v[rows], label[rows], targeted=targeted):
         return None
     count = step.batch if candidate.reduction == "mean" else 1
     exact, tolerance = _exact(loss, step.logits, v, label, Context(targeted, step.y), count)
     factor = sign / count
     if candidate.reduction == "scaled":
+        if int(rows.sum()) * (v.shape[1] - 1) < _LEAST_NUMBERS:
+            return None
         squares = exact[rows].square().sum()
         factor = float((v[rows].double() * exact[rows]).sum() / squares)
         if not (factor * sign > 0 and math.isfinite(factor)):
@@ -194,10 +207,12 @@ def _tried(candidate: _Candidate, step: _Pass) -> tuple[Recognised, float] | Non
         off = tolerance[rows].square().sum().sqrt() / squares.sqrt()
         tolerance = tolerance + off * (exact.abs() + tolerance)
     error = (v.to(torch.float64) / factor - exact).abs()
-    if not bool((error <= tolerance)[rows].all()):
+    explained = (error <= tolerance).all(1)
+    if not bool(explained[rows].all()):
         return None
     left = float(error[rows].sum() / exact[rows].abs().sum())
-    return Recognised(loss.name, loss, label, targeted, candidate.reduction, factor), left
+    found = Recognised(loss.name, loss, label, targeted, explained, candidate.reduction, factor)
+    return found, left
 
 
 def _has_signs(loss: Loss, v: Tensor, label: Tensor, *, targeted: bool) -> bool:

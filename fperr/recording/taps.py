@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-_MOST_OPEN = 64  # forward passes that wait for a backward pass: older ones are given up
+_MOST_OPEN = 1024  # forward passes that wait for a backward pass: older ones are given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Gradient:
         logit_gradient: (batch, K), a copy.
         gradient: (batch, *shape), the attack's own tensor, to be copied or left alone; None where
             several forward passes of one input were differentiated together, for then it belongs
-            to none of them.
+            to none of them. The passes of a second derivative count as further ones.
     """
 
     number: int
@@ -78,7 +78,8 @@ def tapped(
 ) -> Iterator[Counts]:
     """Inside, the model's passes are reported; the tensors of the attack are left alone.
 
-    A `Sequential` is watched at its ends, because some libraries call its children in turn.
+    A plain `Sequential` is watched at its ends, because some libraries call its children in turn.
+    Copies of the model that are made inside report, too, until the end.
 
     Args:
         model: what the attack calls.
@@ -91,12 +92,16 @@ def tapped(
     """
     entrance, leaving = _ends(model)
     counts, waiting, inputs = Counts(), list[_Open](), list[Tensor]()
+    is_over = False
 
     # plain functions: a copy of the model, made by somebody inside, keeps reporting here
     def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        inputs[:] = arguments[:1]
+        if not is_over:
+            inputs[:] = arguments[:1]
 
     def leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        if is_over:
+            return
         if not inputs or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
             raise ValueError(
                 "the recorded model must be called as model(x) and return logits, got "
@@ -104,7 +109,11 @@ def tapped(
                 "module that does"
             )
         x = inputs.pop()
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise ValueError("torch.func transforms cannot be recorded: use torch.autograd.grad")
         counts.forwards += 1
+        for one in waiting:
+            one.pending = None  # its backward pass ended before the input
         is_open = torch.is_grad_enabled() and x.requires_grad and output.requires_grad
         note = seen(x, is_open)
         if not is_open:
@@ -119,18 +128,35 @@ def tapped(
             x.register_hook(lambda g: _emit(entry, g, waiting, counts, received)),
         ]
 
-    handles = [entrance.register_forward_pre_hook(enter), leaving.register_forward_hook(leave)]
+    enter.fperr_tap = leave.fperr_tap = True  # type: ignore[attr-defined]
+    handles = [
+        entrance.register_forward_pre_hook(enter, prepend=True),  # before others change the input
+        leaving.register_forward_hook(leave),
+    ]
     try:
         yield counts
     finally:
+        is_over = True
         for handle in handles:
             handle.remove()
         for entry in waiting:
             entry.close()
 
 
+def untapped(model: nn.Module) -> nn.Module:
+    """The model, a copy of a tapped one perhaps, without its taps."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [k for k, hook in hooks.items() if hasattr(hook, "fperr_tap")]:
+                del hooks[key]
+    return model
+
+
 def _ends(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    if not isinstance(model, nn.Sequential) or not len(model):
+    """Where input and logits are seen: the module itself, if it does more than its children."""
+    is_plain = type(model).forward is nn.Sequential.forward
+    hooks = [*model._forward_hooks.values(), *model._forward_pre_hooks.values()]
+    if not is_plain or hooks or not isinstance(model, nn.Sequential) or not len(model):
         return model, model
     parts = [m for _, m in model.named_modules(remove_duplicate=False)]
     first, last = model[0], model[-1]

@@ -65,7 +65,8 @@ def t_star(logits: Tensor) -> Tensor:
 
     G' = 0 has several solutions in general, so all peaks on a grid are compared and the best
     three refined. Relative accuracy 1e-12, except where two maxima agree or G'' is near 0: there
-    G is accurate, T is not. Meaningless where Delta = 0 (see `scale`).
+    G is accurate, T is not. Meaningless where Delta = 0 (see `scale`); NaN where a logit is not
+    finite.
 
     Args:
         logits: (batch, K), any floating-point dtype.
@@ -86,7 +87,7 @@ def t_star(logits: Tensor) -> Tensor:
     t, lower, upper = (part.gather(1, best) for part in (t, lower, upper))
     for _ in range(_LAST_STEPS):
         t, lower, upper, _ = _improved(t, lower, upper, ratios)
-    return t[:, 0]
+    return torch.where(z.isfinite().all(1), t[:, 0], math.nan)
 
 
 def log2_G(logits: Tensor, label: Tensor, c: Tensor) -> Tensor:  # noqa: N802 (G is the papers')

@@ -1,6 +1,7 @@
 """Checks that float64 products are what slices need: plain, in float64, nothing flushed to zero."""
 
 import math
+import secrets
 from collections.abc import Callable
 
 import torch
@@ -50,7 +51,7 @@ def spot_check(multiply: Callable[[Tensor, Tensor], Tensor], part: Tensor, right
     first = part[:1].detach().clone().requires_grad_(True)
     with torch.enable_grad():
         product = multiply(first, right)
-        entry = product.flatten()[int(torch.randint(product.numel(), ()))]
+        entry = product.flatten()[secrets.randbelow(product.numel())]  # nobody's seed is used up
         (coefficients,) = torch.autograd.grad(entry, first)
     exact = math.fsum((first.detach() * coefficients).flatten().tolist())
     found = float(entry.detach())

@@ -1,0 +1,59 @@
+"""How far the logits lie apart, and from where on a format loses cross-entropy's gradient."""
+
+import math
+
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+
+from fperr.figures.study import Study
+from fperr.formats import FLOAT16, FLOAT32, FLOAT64, Format
+from fperr.theory.scaling import margin
+
+_FORMATS = (FLOAT16, FLOAT32, FLOAT64)
+_BATCH = 500
+
+
+def frame(study: Study) -> pd.DataFrame:
+    """Columns network, sample, margin."""
+
+    def compute() -> pd.DataFrame:
+        parts = []
+        for subject in study.subjects:
+            with torch.no_grad():
+                pieces = [margin(subject.model(x)) for x in torch.split(subject.images.x, _BATCH)]
+            values = torch.cat(pieces).numpy()
+            parts.append(pd.DataFrame({"network": subject.name, "margin": values}))
+        return pd.concat(parts, ignore_index=True)
+
+    return study.cached("margins", {}, compute)
+
+
+def lost_from(fmt: Format) -> float:
+    """Lambda = -ln(eta/2): from this margin on, exp(-margin) is 0 in the format."""
+    return -math.log(fmt.smallest_subnormal) + math.log(2)
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """The distribution of the margins, a line for each network, and lambda of each format."""
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    sns.ecdfplot(
+        frame.assign(margin=frame["margin"].clip(lower=1e-2)),
+        x="margin",
+        hue="network",
+        log_scale=True,
+        ax=axis,
+    )
+    for fmt in _FORMATS:
+        axis.axvline(lost_from(fmt), color="black", linewidth=1, linestyle="--")
+        text = f"λ {fmt.name}"
+        axis.text(lost_from(fmt), 1.01, text, rotation=35, fontsize="small", va="bottom")
+        axis.axvline(-math.log(fmt.unit_roundoff), color="grey", linewidth=1, linestyle=":")
+    axis.set(
+        xlabel="margin Δ = z_π1 − z_π2 (dashed: exp(−Δ) is 0 from here on; dotted: below u)",
+        ylabel="share of images with a smaller margin",
+    )
+    axis.grid(alpha=0.3)
+    return figure

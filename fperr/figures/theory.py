@@ -1,0 +1,73 @@
+"""G(t) and the papers' bound: the curves of arXiv 2507.22428, Fig. 1, and a case it misses."""
+
+import math
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from fperr.figures.study import Study
+from fperr.formats import FLOAT32
+from fperr.theory.scaling import log2_G, t_star
+from fperr.theory.scenarios import SCENARIOS
+
+_POINTS = 400
+_T_RANGE = 1e-2, 40.0
+# gaps to the largest logit, in units of the margin
+CASES = {
+    "10 classes": [1.0, 1.2, 1.5, 1.8, 2.2, 2.6, 3.0, 3.5, 4.0],
+    "100 classes, 98 of them 10 margins away": [1.0] + [10.0] * 98,
+}
+
+
+def frame(study: Study) -> pd.DataFrame:
+    """Columns case, label_leads, t, G (in units of 1/Delta), delta_sup (float32), t_star."""
+    del study
+    low, high = (math.log10(t) for t in _T_RANGE)
+    t = torch.logspace(low, high, _POINTS, dtype=torch.float64)
+    parts = []
+    for name, gaps in CASES.items():
+        z = -torch.tensor([[0.0, *gaps]], dtype=torch.float64)  # Delta = 1: c = t
+        best = float(t_star(z))
+        for label, leads in ((0, True), (1, False)):
+            labels = torch.full((_POINTS,), label)
+            log2 = log2_G(z.expand(_POINTS, -1), labels, t)
+            part = pd.DataFrame({"t": t.numpy(), "G": (2.0**log2).numpy()})
+            part["delta_sup"] = FLOAT32.unit_roundoff / part["G"]
+            part = part.assign(case=name, label_leads=leads, t_star=best if leads else math.nan)
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """One column for each case: G above, the bound below; t* marked where there is one."""
+    names = list(dict.fromkeys(frame["case"]))
+    figure = Figure(figsize=(4.2 * len(names), 5.6), layout="constrained")
+    grid = figure.subplots(2, len(names), sharex=True, squeeze=False)
+    for column, name in enumerate(names):
+        rows = frame[frame["case"] == name]
+        for line, (value, label) in enumerate(
+            (("G", "G(t) · Δ"), ("delta_sup", "bound u/(G Δ), float32"))
+        ):
+            axis = grid[line][column]
+            for leads, style in ((True, "-"), (False, "--")):
+                part = rows[rows["label_leads"] == leads]
+                axis.plot(part["t"], part[value], style, label=_scenarios(leads))
+            best = rows["t_star"].max()
+            axis.axvline(best, color="black", linewidth=1, linestyle=":")
+            axis.set(xscale="log", yscale="log")
+            axis.grid(alpha=0.3)
+            axis.set_ylabel(label)
+        grid[0][column].set_title(f"{name}: t* = {best:.3g}")
+        grid[1][column].set_xlabel("t")
+        floor = rows.loc[rows["label_leads"], "G"].max()
+        grid[0][column].set_ylim(floor * 1e-4, None)
+        grid[1][column].set_ylim(None, 1e4 * FLOAT32.unit_roundoff / floor)
+    grid[0][0].legend(fontsize="small", loc="lower left")
+    figure.suptitle("The size of cross-entropy's gradient by temperature")
+    return figure
+
+
+def _scenarios(leads: bool) -> str:
+    names = [s.name.replace("_", ", ") for s in SCENARIOS.values() if s.label_leads == leads]
+    return "\n".join(names)

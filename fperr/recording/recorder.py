@@ -1,0 +1,124 @@
+"""Between the hooks and the tables: what waits, and when it is described."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fperr.recording.columns import step_table
+from fperr.recording.comparison import Chosen, Comparison
+from fperr.recording.identity import Identities
+from fperr.recording.recognition import Recognised, recognise_all
+from fperr.recording.steps import Step, gradient_summary
+from fperr.recording.store import Writer
+from fperr.recording.taps import Counts, Gradient
+
+_NUMBERS = 1 << 16  # logits that wait to be described: together, because each step is little
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """Of a forward pass: which sample each row is, and the input where it will be compared."""
+
+    rows: Tensor
+    chosen: Chosen | None
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Takes what the hooks bring, and writes it between the attack's steps, many at a time."""
+
+    y: Tensor
+    targets: Tensor | None
+    hint: str | None
+    losses: Sequence[str]
+    samples: Sequence[int]
+    every: int
+    identities: Identities
+    comparison: Comparison | None
+    writer: Writer
+    counts: Counts = field(default_factory=Counts)
+    waiting: list[Step] = field(default_factory=list)
+    compared: list[tuple[int, Gradient]] = field(default_factory=list)
+    last: Recognised | None = None
+
+    def seen(self, x: Tensor, is_open: bool) -> _Note | None:
+        """After a forward pass: whose rows these are."""
+        numbers = sum(step.logits.numel() for step in self.waiting)
+        if self.compared or numbers > _NUMBERS or self.writer.is_due:
+            self.drain()
+        if not is_open:
+            if len(x) == len(self.y) and self.identities.is_waiting:
+                self.identities.rows(x)
+            return None
+        rows = self.identities.rows(x)
+        if self.comparison is None or self.counts.differentiable % self.every:
+            return _Note(rows, None)
+        places = [i for i, sample in enumerate(rows.tolist()) if sample in self.samples]
+        if not places:
+            return _Note(rows, None)
+        return _Note(rows, Chosen(x.detach().clone(), places, rows[places].tolist()))
+
+    def received(self, gradient: Gradient) -> None:
+        """Keep what a backward pass brought until the attack calls the model again."""
+        note: _Note = gradient.of.note
+        rows = note.rows.to(self.y.device)
+        _check_classes(self.y, self.targets, gradient.of.logits.shape[1])
+        with torch.no_grad():
+            share, norm = gradient_summary(gradient.gradient, len(rows), self.y.device)
+        if note.chosen is not None:
+            g = gradient.gradient
+            kept = replace(gradient, gradient=None if g is None else g.clone())
+            self.compared.append((len(self.waiting), kept))
+        self.waiting.append(
+            Step(
+                gradient.number,
+                gradient.of.number,
+                note.rows,
+                self.y[rows],
+                None if self.targets is None else self.targets[rows],
+                gradient.of.logits,
+                gradient.logit_gradient,
+                share,
+                norm,
+            )
+        )
+
+    def drain(self) -> None:
+        """Describe and compare what waits, and hand it to the writer."""
+        steps, compared = self.waiting, self.compared
+        self.waiting, self.compared = [], []
+        if not steps:
+            return
+        with _ordinary(self.y.device):
+            known = recognise_all(steps, self.losses, self.last, self.hint)
+            self.last = known[-1]
+            self.writer.add("steps", step_table(steps, known))
+            for place, gradient in compared:
+                assert self.comparison is not None
+                note: _Note = gradient.of.note
+                assert note.chosen is not None
+                self.writer.add("points", self.comparison.points(gradient, note.chosen))
+                y = steps[place].y
+                rows = self.comparison.rows(gradient, note.chosen, known[place], y)
+                self.writer.add("errors", rows)
+
+
+@contextmanager
+def _ordinary(device: torch.device) -> Iterator[None]:
+    """Whatever modes the attack has set, here they are off."""
+    with (
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.autograd.set_detect_anomaly(mode=False),
+    ):
+        yield
+
+
+def _check_classes(y: Tensor, targets: Tensor | None, classes: int) -> None:
+    for name, labels in (("y", y), ("targets", targets)):
+        if labels is not None and bool(((labels < 0) | (labels >= classes)).any()):
+            raise ValueError(f"{name} must be between 0 and {classes - 1}, the model's classes")
