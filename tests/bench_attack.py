@@ -106,25 +106,24 @@ def cost_of_exact(model: nn.Module, x: Tensor, y: Tensor) -> None:
     show(f"  PGD on exact gradients, batch {len(x)}, ms a sample and step", each * 1e3)
 
 
-def on(name: str, x: Tensor, y: Tensor, aim: str, device: str) -> None:
+def on(name: str, images: data.Images, batch: int, aim: str, device: str) -> None:
     model = zoo.load(name).to(device)
-    print(f"{name}, batch {len(x)}")
-    x, y = x.to(device), y.to(device)
-    attacks_of_others(model, x[:100], y[:100])
+    print(f"{name}, attacks in batches of {batch}")
+    x, y = images.x.to(device), images.y.to(device)
+    attacks_of_others(model, x[:batch], y[:batch])
     cost_of_t_star(model, x, y, aim)
-    cost_of_recording(model, x[:250], y[:250])
+    cost_of_recording(model, x[:batch], y[:batch])
     cost_of_exact(model, x[:32], y[:32])
 
 
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
-    fashion = data.fashion_mnist_1000()
-    on("fashion_standard", fashion.x, fashion.y, "≤ 0.05", device)
+    on("fashion_standard", data.fashion_mnist_1000(), 250, "≤ 0.05", device)
     if os.environ.get("FPERR_DATA"):
         mnist = data.named("mnist_test").first(1000)
-        on("mnist_wong_kolter", mnist.x, mnist.y, "≤ 0.05", device)  # ConvSmall
-        on("mnist_levelsets_eps0.4", mnist.x, mnist.y, "≤ 0.02", device)  # four convolutions
+        on("mnist_wong_kolter", mnist, 250, "≤ 0.05", device)  # ConvSmall
+        on("mnist_levelsets_eps0.4", mnist, 50, "≤ 0.02", device)  # four convolutions
 
 
 if __name__ == "__main__":
