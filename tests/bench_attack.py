@@ -15,7 +15,7 @@ from fperr.theory.scaling import t_star
 from tests.bench import seconds, show
 from tests.libraries import foolbox, pgd_linf, torchattacks
 
-STEPS, PAIRS = 50, 30
+STEPS, PAIRS = 30, 30
 SIZE = 0.01
 RADIUS = 0.1
 
@@ -123,7 +123,7 @@ def main() -> None:
     if os.environ.get("FPERR_DATA"):
         mnist = data.named("mnist_test").first(1000)
         on("mnist_wong_kolter", mnist, 250, "≤ 0.05", device)  # ConvSmall
-        on("mnist_levelsets_eps0.4", mnist, 50, "≤ 0.02", device)  # four convolutions
+        on("mnist_levelsets_eps0.4", mnist, 250, "≤ 0.02", device)  # four convolutions
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def _agree(folder: Path, settings: dict[str, Any]) -> None:
         return
     before = json.loads(path.read_text())
     old, new = _flat(before), _flat(settings)
-    seen, now = (torch.tensor(flat.pop("logits")) for flat in (old, new))
+    seen, now = (torch.tensor(flat.pop("logits", [])) for flat in (old, new))
     different = [
         f"{name} {old.get(name)} there, {new.get(name)} here"
         for name in sorted(old.keys() | new.keys())

@@ -8,6 +8,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, ScalarFormatter
 
 from fperr.figures.study import Study, Subject
 from fperr.report.style import colours, legend, ordered
@@ -20,6 +21,7 @@ STEPS = 100
 RADII = {"fashion_standard": 0.015, "fashion_adversarial": 0.1, "fashion_saturated": 0.05}
 MNIST_RADIUS = 0.3
 _SEED = 0
+_TICKS = [sign * 10.0**k for sign in (-1, 1) for k in range(0, 7, 2)] + [0.0]  # of margins
 
 
 def radius_of(subject: Subject) -> float:
@@ -104,7 +106,10 @@ def convergence(frame: pd.DataFrame) -> Figure:
             legend=False,
             ax=axis,
         )
-        axis.set(xlabel="steps", ylabel="robust accuracy")
+        axis.set(xlabel="steps", ylabel="robust accuracy", ylim=(0, 1))
+        axis.set_xscale("symlog", linthresh=10)
+        axis.xaxis.set_major_locator(FixedLocator([0, 5, 10, 30, 100]))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.grid(alpha=0.3)
     legend(figure, hues, "loss")
     figure.suptitle("Robust accuracy by step (PGD, float32)")
@@ -139,6 +144,7 @@ def density(frame: pd.DataFrame) -> Figure:
         sns.ecdfplot(rows, x="label_margin", hue="loss", hue_order=hues, palette=palette, ax=axis)
         axis.axvline(0, color="black", linewidth=1)
         axis.set_xscale("symlog")
+        axis.xaxis.set_major_locator(FixedLocator(_TICKS))
         axis.set(xlabel=r"$z_y - \max_{i \neq y}\, z_i$", ylabel="share of images below")
         axis.grid(alpha=0.3)
     figure.suptitle("Margin of the label before and after attacks (PGD, float32)")

@@ -48,11 +48,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     )
     for fmt in _FORMATS:
         axis.axvline(lost_from(fmt), color="black", linewidth=1, linestyle="--")
-        text = f"λ {fmt.name}"
+        text = f"{fmt.name}: {lost_from(fmt):.0f}"
         axis.text(lost_from(fmt), 1.01, text, rotation=35, fontsize="small", va="bottom")
-        axis.axvline(-math.log(fmt.unit_roundoff), color="grey", linewidth=1, linestyle=":")
+        axis.axvline(-math.log(fmt.unit_roundoff), color="black", linewidth=1, linestyle=":")
     axis.set(
-        xlabel="margin Δ = z_π1 − z_π2 (dashed: exp(−Δ) is 0 from here on; dotted: below u)",
+        xlabel="margin Δ = $z_{π_1} − z_{π_2}$\n(from the dashed line, λ, exp(−Δ) is 0 in the "
+        "format; from the dotted one below u)",
         ylabel="share of images with a smaller margin",
     )
     axis.grid(alpha=0.3)

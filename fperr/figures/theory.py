@@ -16,7 +16,7 @@ _T_RANGE = 1e-2, 40.0
 # gaps to the largest logit, in units of the margin
 CASES = {
     "10 classes": [1.0, 1.2, 1.5, 1.8, 2.2, 2.6, 3.0, 3.5, 4.0],
-    "100 classes, 98 of them 10 margins away": [1.0] + [10.0] * 98,
+    "100 classes, two peaks": [1.0] + [10.0] * 98,
 }
 
 
@@ -64,7 +64,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         grid[0][column].set_ylim(floor * 1e-4, None)
         grid[1][column].set_ylim(None, 1e4 * FLOAT32.unit_roundoff / floor)
     grid[0][0].legend(fontsize="small", loc="lower left")
-    figure.suptitle("The size of cross-entropy's gradient by temperature")
+    figure.suptitle("The size of cross-entropy's gradient by temperature (dotted: t*)")
     return figure
 
 

@@ -23,9 +23,9 @@ class Identities:
     def __init__(self, n: int, originals: Tensor | None) -> None:
         self._n, self._originals = n, originals
         self._are_given = originals is not None
-        self._everybody = torch.arange(n)
+        self.everybody = torch.arange(n)
         self._reaches: Tensor | None = None
-        self._found = self._everybody
+        self._found = self.everybody
         self.uncertain = 0
 
     @property
@@ -54,20 +54,20 @@ class Identities:
                 f"{tuple(self._originals.shape)}: give record() the x that the attack gets"
             )
         if is_whole and not (self._are_given and self._n <= _MOST_COMPARED):
-            return self._everybody
+            return self.everybody
         return self._nearest(x, self._originals)
 
     def _nearest(self, x: Tensor, originals: Tensor) -> Tensor:
         flat = x.detach().flatten(1).to(originals).nan_to_num()
         every = originals.flatten(1)
         if len(flat) == self._n and len(self._found) != self._n:
-            self._found = self._everybody
+            self._found = self.everybody
         if len(flat) == len(self._found) and self._are_certain(flat, every, self._found):
             return self._found
         nearest = torch.cdist(flat, every, p=torch.inf).argmin(1).cpu()
         is_certain = self._are_certain(flat, every, nearest)
         if not is_certain and len(flat) == self._n:
-            return self._everybody
+            return self.everybody
         self._found = nearest
         self.uncertain += not is_certain
         return self._found

@@ -135,8 +135,8 @@ def recognise(
     A candidate must explain every row that is finite and not exactly zero to within the proved
     bound on the rounding error of its logit gradient (C&W, DLR: to 16 unit roundoffs of its largest
     entry); zero rows are its own where that bound allows them, else they count as masked. If
-    several do, that of the step before, else the one that leaves least; a factor other than 1 and
-    1/batch is looked for last.
+    several do, that of the step before, else cross-entropy, else the one that leaves least; a
+    factor other than 1 and 1/batch is looked for last.
 
     Args:
         logits: (batch, K).
@@ -163,17 +163,18 @@ def recognise(
             return replace(unknown, name="zero")
         return replace(guess[0], reduction="unknown")  # of nothing, sum and mean are the same
     for reductions in (("sum", "mean"), ("scaled",)):
-        tries = (_tried(c, step) for c in _candidates(losses, targets is not None, reductions))
-        found = [one for one in tries if one is not None]
-        if found:
-            return min(found, key=lambda one: one[1])[0]
+        for names in (CANDIDATES[:1], (*CANDIDATES[1:], *losses)):
+            tries = (_tried(c, step) for c in _candidates(names, known, reductions))
+            found = [one for one in tries if one is not None]
+            if found:
+                return min(found, key=lambda one: one[1])[0]
     return unknown
 
 
 def _candidates(
-    losses: Sequence[str], targets_known: bool, reductions: Sequence[str]
+    names: Sequence[str], targets_known: bool, reductions: Sequence[str]
 ) -> Iterator[_Candidate]:
-    for name in dict.fromkeys((*CANDIDATES, *losses)):
+    for name in dict.fromkeys(names):
         for targeted in (True,) if targets_known else (False, True):
             for sign in (1, -1):
                 for reduction in reductions:

@@ -64,10 +64,10 @@ class Recorder:
     def received(self, gradient: Gradient) -> None:
         """Keep what a backward pass brought until the attack calls the model again."""
         note: _Note = gradient.of.note
-        rows = note.rows.to(self.y.device)
-        _check_classes(self.y, self.targets, gradient.of.logits.shape[1])
+        if gradient.number == 0:
+            _check_classes(self.y, self.targets, gradient.of.logits.shape[1])
         with torch.no_grad():
-            share, norm = gradient_summary(gradient.gradient, len(rows), self.y.device)
+            share, norm = gradient_summary(gradient.gradient, len(note.rows), self.y.device)
         if note.chosen is not None:
             g = gradient.gradient
             kept = replace(gradient, gradient=None if g is None else g.clone())
@@ -77,14 +77,18 @@ class Recorder:
                 gradient.number,
                 gradient.of.number,
                 note.rows,
-                self.y[rows],
-                None if self.targets is None else self.targets[rows],
+                self._of(note.rows, self.y),
+                None if self.targets is None else self._of(note.rows, self.targets),
                 gradient.of.logits,
                 gradient.logit_gradient,
                 share,
                 norm,
             )
         )
+
+    def _of(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """The labels of the rows."""
+        return labels if rows is self.identities.everybody else labels[rows.to(labels.device)]
 
     def drain(self) -> None:
         """Describe and compare what waits, and hand it to the writer."""

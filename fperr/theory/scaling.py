@@ -25,7 +25,8 @@ _LOSS_OF_HEIGHT = 1e-2
 _PEAKS = 3
 # exp(-t a) is 0 in float64 for every t in the bracket
 _LARGEST_RATIO = 1e5
-_LAST_STEPS = 3
+_LAST_STEPS = 2
+_WIDER = 1 + 2.0**-18  # the grid's points are rounded
 _NUMBERS = 1 << 18  # ratios at once: their exponentials on a grid take up to 100 MB
 
 
@@ -181,10 +182,11 @@ def _peaks(ratios: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         Three tensors (batch, peaks).
     """
     step, coarse, fine = _grid(ratios.shape[1])
-    first = torch.exp(-_SMALLEST_T_STAR * ratios)
-    far = _powers(torch.exp(-step * fine * ratios), coarse) * first[:, None]
-    S = (far @ _powers(torch.exp(-step * ratios), fine).mT).flatten(1)
-    t = torch.arange(S.shape[1], dtype=torch.float64, device=S.device) * step + _SMALLEST_T_STAR
+    a = ratios.to(torch.float32)  # to find the peaks; their heights are compared in float64
+    first = torch.exp(-_SMALLEST_T_STAR * a)
+    far = _powers(torch.exp(-step * fine * a), coarse) * first[:, None]
+    S = (far @ _powers(torch.exp(-step * a), fine).mT).flatten(1)
+    t = torch.arange(S.shape[1], dtype=torch.float32, device=S.device) * step + _SMALLEST_T_STAR
     heights = t * S / (1 + S)
     left, middle, right = heights[:, :-2], heights[:, 1:-1], heights[:, 2:]
     is_peak = middle >= torch.maximum(left, right)
@@ -194,7 +196,8 @@ def _peaks(ratios: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # the vertex of the parabola through three points, where it is one of a maximum
     bend = left - 2 * middle + right
     shift = torch.where(bend < 0, (left - right) / (2 * bend), 0.0).clamp(-1, 1)
-    return found + step * shift, found - step, found + step
+    found, shift = found.to(ratios.dtype), shift.to(ratios.dtype)
+    return found + step * shift, found - step * _WIDER, found + step * _WIDER
 
 
 def _powers(base: Tensor, count: int) -> Tensor:

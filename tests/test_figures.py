@@ -1,0 +1,128 @@
+"""The gallery: what is drawn is what the frames hold, and frames are computed once."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fperr.figures import FIGURES, Study, Subject, accuracy, make, margins
+from fperr.formats import FLOAT16, FLOAT32, FLOAT64
+from fperr.theory.scaling import largest_t_star
+from tests.test_cli import run
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    names = "fashion_standard", "fashion_saturated"
+    return Study(tuple(Subject(n, 8) for n in names), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def short_attacks(monkeypatch):
+    monkeypatch.setattr(accuracy, "STEPS", 3)
+
+
+def heights(axis):
+    return sorted(bar.get_height() for bar in axis.patches if bar.get_width() > 0)
+
+
+def test_theory(study):
+    frame = FIGURES["theory"].frame(study)
+    figure = FIGURES["theory"].draw(frame)
+    for column, (_, rows) in enumerate(frame.groupby("case", sort=False)):
+        for line, value in ((0, "G"), (1, "delta_sup")):
+            axis = figure.axes[2 * line + column]
+            for drawn, leads in zip(axis.get_lines(), (True, False), strict=False):
+                wanted = rows.loc[rows["label_leads"] == leads, value]
+                assert np.array_equal(drawn.get_ydata(), wanted)
+        lead = rows[rows["label_leads"]]
+        best = float(lead["t_star"].iloc[0])
+        # G is largest at t*, to the distance of two points of the grid
+        at = float(lead.loc[lead["G"].idxmax(), "t"])
+        assert abs(np.log(at / best)) <= np.log(lead["t"].iloc[1] / lead["t"].iloc[0])
+        assert best < largest_t_star(100)
+        assert rows.loc[~rows["label_leads"], "G"].is_monotonic_increasing
+
+
+def test_margins(study):
+    frame = FIGURES["margins"].frame(study)
+    figure = FIGURES["margins"].draw(frame)
+    steps = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) > 2]
+    for drawn, (_, rows) in zip(reversed(steps), frame.groupby("network", sort=False), strict=True):
+        assert np.allclose(sorted(drawn.get_xdata())[1:], sorted(rows["margin"]), rtol=1e-12)
+    found = [round(margins.lost_from(f), 1) for f in (FLOAT16, FLOAT32, FLOAT64)]
+    assert found == [17.3, 104.0, 745.1]
+
+
+def test_precision_and_convergence(study):
+    frame = FIGURES["precision"].frame(study)
+    assert len(frame) == 2 * 4 * 3
+    figure = FIGURES["precision"].draw(frame)
+    for axis, (_, rows) in zip(figure.axes, frame.groupby("network", sort=False), strict=True):
+        assert heights(axis) == sorted(rows["robust"] / rows["n"])
+    by_step = FIGURES["convergence"].frame(study)
+    last = by_step[by_step["step"] == by_step["step"].max()]
+    for _, row in last[last["loss"].isin(accuracy.LOSSES)].iterrows():
+        same = (frame["network"] == row["network"]) & (frame["loss"] == row["loss"])
+        same &= frame["arithmetic"] == "float32"
+        assert list(frame.loc[same, "robust"]) == [row["robust"]]
+    figure = FIGURES["convergence"].draw(by_step)
+    for axis, (_, rows) in zip(figure.axes, by_step.groupby("network", sort=False), strict=True):
+        drawn = {tuple(line.get_ydata()) for line in axis.get_lines() if len(line.get_ydata())}
+        wanted = {tuple(r["robust"] / r["n"]) for _, r in rows.groupby("loss")}
+        assert drawn == wanted
+
+
+def test_density(study):
+    frame = FIGURES["density"].frame(study)
+    figure = FIGURES["density"].draw(frame)
+    for axis, (_, rows) in zip(figure.axes, frame.groupby("network", sort=False), strict=True):
+        drawn = [line for line in axis.get_lines() if len(line.get_xdata()) > 2]
+        found = {tuple(sorted(line.get_xdata())[1:]) for line in drawn}
+        assert found == {tuple(sorted(r["label_margin"])) for _, r in rows.groupby("loss")}
+
+
+def test_results_are_kept_and_stale_ones_never_drawn(tmp_path):
+    study = Study((Subject("fashion_standard", 4),), tmp_path)
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return pd.DataFrame({"a": [len(calls)]})
+
+    def cached(study, settings):
+        return int(study.cached("name", settings, compute)["a"][0])
+
+    assert [cached(study, {}), cached(study, {})] == [1, 1]
+    assert cached(study, {"other": 1}) == 2
+    assert cached(Study((Subject("fashion_standard", 5),), tmp_path), {}) == 3
+    assert cached(Study((Subject("fashion_saturated", 4),), tmp_path), {}) == 4
+    assert cached(study, {}) == 1
+
+
+def test_files_say_where_they_come_from(study, tmp_path):
+    files = make("theory", study, tmp_path, "fperr figures theory", ("png", "svg"))
+    assert [f.name for f in files] == ["theory.json", "theory.png", "theory.svg"]
+    about = json.loads(files[0].read_text())
+    assert about["command"] == "fperr figures theory"
+    assert about["networks"]["fashion_standard"]["n"] == 8
+    with pytest.raises(ValueError, match="unknown figure 'tables'"):
+        make("tables", study, tmp_path, "", ("png",))
+
+
+def test_the_command_line(tmp_path):
+    options = ["--n", "5", "--out", "f", "--cache", "c"]
+    done = run("figures", "theory", "margins", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = {"theory.png", "theory.json", "margins.png", "margins.json"}
+    assert {f.name for f in (tmp_path / "f").iterdir()} == names
+    for arguments, text in (
+        (["tables"], "unknown figure 'tables'"),
+        (["all", "--pictures", "gif"], "pictures must be some of png, svg, pdf"),
+        (["margins", "--networks", "resnet"], "unknown network 'resnet'"),
+        (["margins", "--n", "0"], "give a number from 1"),
+    ):
+        done = run("figures", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert text in done.stderr
