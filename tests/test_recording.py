@@ -293,6 +293,9 @@ def test_what_is_not_the_networks_own_is_told_apart():
         assert trace.gradients == count
         assert set(own["is_rerun_equal"]) == equal
         assert bool(own["delta"].isna().all()) == (attack is expected)
+        (axis,) = trace.plot.relative_error().axes
+        drawn = [line for line in axis.get_lines() if len(line.get_ydata())]
+        assert len(drawn) == (2 if attack is plain else 1)
     # an unknown loss: the exact gradient is that of its own logit gradient
     with fperr.record(model, y, every=1, losses=[], formats=[]) as trace:
         descent(model, x, y, lambda z, y: cross_entropy(z, y, label_smoothing=0.1))
@@ -316,6 +319,17 @@ def test_our_own_attacks_and_copies_of_the_model(fashion):
     assert trace.gradients == 5
     own = trace.errors()[lambda e: e["is_own"]]
     assert own["delta"].between(1e-5, 1e-1).all()
+
+
+def test_formats_may_change_on_the_way():
+    model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
+    with fperr.record(model, y, samples=0) as trace:
+        for twin in (model, copy.deepcopy(model).double(), copy.deepcopy(model).half()):
+            dtype = next(twin.parameters()).dtype
+            descent(twin, x.to(dtype), y, steps=2)
+    formats = trace.steps().groupby("step")["format"].agg(lambda f: set(f)).tolist()
+    assert formats == 2 * [{"float32"}] + 2 * [{"float64"}] + 2 * [{"float16"}]
+    assert set(trace.steps()["loss"]) == {"ce"}
 
 
 def test_a_trace_survives_a_kill(tmp_path):

@@ -30,7 +30,8 @@ class TracePlots:
 
     def relative_error(self) -> Figure:
         """The relative error of the gradient along the attack, by loss, a panel for each format."""
-        frame = self.errors(["step", "loss", "format", "is_own", "delta"])
+        frame = self.errors(["step", "loss", "format", "is_own", "is_rerun_equal", "delta"])
+        frame = frame[frame["is_rerun_equal"].ne(False)]  # more than the network is in the others
         own = frame["is_own"]
         frame = frame.assign(hue=frame["loss"].where(~own, OWN))
         formats = [name for name in FORMATS if name in set(frame["format"])]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -97,9 +98,13 @@ class Recorder:
         if not steps:
             return
         with _ordinary(self.y.device):
-            known = recognise_all(steps, self.losses, self.last, self.hint)
-            self.last = known[-1]
-            self.writer.add("steps", step_table(steps, known))
+            known: list[Recognised] = []
+            for _, alike in groupby(steps, key=lambda s: (s.logits.dtype, s.logits.shape[1])):
+                group = list(alike)
+                found = recognise_all(group, self.losses, self.last, self.hint)
+                self.last = found[-1]
+                self.writer.add("steps", step_table(group, found))
+                known += found
             for place, gradient in compared:
                 assert self.comparison is not None
                 note: _Note = gradient.of.note
