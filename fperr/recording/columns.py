@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.formats import of_dtype
@@ -70,21 +71,18 @@ def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
     }
     moved = torch.stack([t.to(torch.float64) for t in numbers.values()]).cpu().numpy()
     found: dict[str, Any] = dict(zip(numbers, moved, strict=True))
-    by_lead = {(s.targeted, s.label_leads): s.name for s in SCENARIOS.values()}
+    by_lead = {2 * s.targeted + s.label_leads: s.name for s in SCENARIOS.values()}
     targeted = np.repeat([one.targeted for one in known], counts)
-    leads = found.pop("leads").astype(bool)
-    names = {
-        "scenario": [by_lead[key] for key in zip(targeted.tolist(), leads.tolist(), strict=True)],
-        "loss": [
-            one.name if fits or one.loss is None else "unknown"
-            for one in known
-            for fits in one.explained.tolist()
-        ],
-        "reduction": np.repeat([one.reduction for one in known], counts),
-        "format": np.repeat([of_dtype(z.dtype).name], len(z)),
-    }
-    found |= {name: pa.array(words).dictionary_encode() for name, words in names.items()}
+    codes = 2 * targeted + found.pop("leads").astype(np.int16)
+    found["scenario"] = _coded([by_lead[code] for code in range(4)], codes)
+    explained = torch.cat([one.explained for one in known]).cpu().numpy()
+    named = np.repeat([one.loss is not None for one in known], counts)
+    losses, codes = _numbered([one.name for one in known], counts)
+    codes[named & ~explained] = len(losses)
     found |= {
+        "loss": _coded([*losses, "unknown"], codes),
+        "reduction": _coded(*_numbered([one.reduction for one in known], counts)),
+        "format": _coded([of_dtype(z.dtype).name], np.zeros(len(z), dtype=np.int16)),
         "step": np.repeat([s.number for s in steps], counts),
         "forward": np.repeat([s.forward for s in steps], counts),
         "sample": torch.cat([s.samples for s in steps]).numpy(),
@@ -94,6 +92,16 @@ def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
     }
     arrays = [pa.array(found[f.name]).cast(f.type) for f in STEPS]
     return pa.table(arrays, schema=STEPS)
+
+
+def _numbered(names: Sequence[str], counts: Sequence[int]) -> tuple[list[str], NDArray[np.int16]]:
+    """The different names, and for each row of each step the number of its name."""
+    listed = list(dict.fromkeys(names))
+    return listed, np.repeat([listed.index(name) for name in names], counts).astype(np.int16)
+
+
+def _coded(names: list[str], codes: NDArray[np.int16]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(codes.astype(np.int16), names)
 
 
 def _log2_G(step: Step, known: Recognised) -> Tensor:  # noqa: N802 (G is the papers')
