@@ -123,7 +123,7 @@ def main() -> None:
     if os.environ.get("FPERR_DATA"):
         mnist = data.named("mnist_test").first(1000)
         on("mnist_wong_kolter", mnist, 250, "≤ 0.05", device)  # ConvSmall
-        on("mnist_levelsets_eps0.4", mnist, 250, "≤ 0.02", device)  # four convolutions
+        on("mnist_levelsets_eps0.4", mnist, 100, "≤ 0.02", device)  # four convolutions
 
 
 if __name__ == "__main__":
