@@ -134,9 +134,12 @@ def two_sided(gained, lost):
 
 @pytest.mark.slow
 def test_exact_gradients_do_what_stable_cross_entropy_does(mnist):
-    """PGD on exact gradients is the counterfactual: the gap was floating-point error."""
+    """PGD on exact gradients is the counterfactual: the gap was floating-point error.
+
+    Of the first 100 images 6 end differently, which no test of 6 calls significant: so 200.
+    """
     model: nn.Module = zoo.load("mnist_levelsets_eps0.4")
-    images = mnist.first(100)
+    images = mnist.first(200)
     ends = {
         name: attacked(model, images, radius=0.3, loss=loss, arithmetic=arithmetic).success
         for name, loss, arithmetic in (
@@ -151,7 +154,7 @@ def test_exact_gradients_do_what_stable_cross_entropy_does(mnist):
     lost = int((ends["blind"] & ~ends["exact"]).sum())
     print(f"{int(differ.sum())} differ, {unlike_stable} of them not as stable, +{gained} -{lost}")
     assert unlike_stable <= 1
-    assert two_sided(gained, lost) < 0.05
+    assert two_sided(gained, lost) < 0.01
 
 
 @pytest.mark.slow
