@@ -16,7 +16,6 @@ from fperr.measurement.format_reference import FormatReference
 from fperr.measurement.network import FormatNetwork
 from fperr.measurement.reference import Reference
 from fperr.theory.losses import Context, named
-from fperr.theory.scaling import t_star
 
 LOSSES = ("ce", "mifpe", "tmifpe")
 # of one forward pass of ConvSmall, layer by layer
@@ -81,19 +80,6 @@ def overhead_of_measure(model: nn.Module, x: Tensor) -> None:
     show("measure ÷ the bare sum of its gradient computations", whole / bare)
 
 
-def cost_of_t_star(model: nn.Module, x: Tensor) -> None:
-    label = model(x).argmax(1)
-    with torch.no_grad():
-        logits = model(x)
-
-    def step() -> None:
-        leaf = x.clone().requires_grad_()
-        torch.autograd.grad(torch.nn.functional.cross_entropy(model(leaf), label), leaf)
-
-    solve, gradient = seconds(lambda: t_star(logits), step, repeats=15)
-    show("t* ÷ one forward and backward pass, batch 1,000", solve / gradient)
-
-
 def show(what: str, value: float, aim: str = "") -> None:
     print(f"{what:62} {value:10.3g}   {aim}")
 
@@ -101,7 +87,6 @@ def show(what: str, value: float, aim: str = "") -> None:
 def main() -> None:
     model, images = zoo.load("fashion_standard"), data.fashion_mnist_1000()
     print(f"fashion_standard, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    cost_of_t_star(model, images.x)
     mpmath_cost(model, images.x[:1])
     overhead_of_measure(model, images.x[:32])
 

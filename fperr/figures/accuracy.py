@@ -21,7 +21,7 @@ STEPS = 100
 RADII = {"fashion_standard": 0.015, "fashion_adversarial": 0.1, "fashion_saturated": 0.05}
 MNIST_RADIUS = 0.3
 _SEED = 0
-_TICKS = [sign * 10.0**k for sign in (-1, 1) for k in range(0, 7, 2)] + [0.0]  # of margins
+_TICKS = [sign * 10.0**k for sign in (-1, 1) for k in (1, 3, 5)] + [0.0]  # of margins
 
 
 def radius_of(subject: Subject) -> float:
