@@ -212,7 +212,13 @@ _PARAMETERS = {
     "tmifpe_shifted": "scenario",
     "gama": "weight",
 }
-LOSS_NAMES = (*_FIXED, *(f"{name}:{parameter}=..." for name, parameter in _PARAMETERS.items()))
+LOSS_NAMES = (
+    *_FIXED,
+    *(
+        f"{name}:{parameter}=<{'name' if parameter == 'scenario' else 'number'}>"
+        for name, parameter in _PARAMETERS.items()
+    ),
+)
 
 
 def named(name: str) -> Loss:
