@@ -1,10 +1,12 @@
 """The recorder: real attacks of five libraries, unchanged, described, compared with the truth."""
 
 import copy
+import math
 import subprocess
 import sys
 import textwrap
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,14 @@ from torch.nn.functional import cross_entropy
 import fperr
 from fperr import zoo
 from fperr.errors import MissingDataError
+from fperr.formats import FLOAT32
+from fperr.measurement.network import FormatNetwork
+from fperr.measurement.reference import Reference
 from fperr.recording.identity import Identities
 from fperr.recording.recognition import recognise
 from fperr.recording.recorder import Recorder
 from fperr.theory.losses import Context, named
-from tests.conftest import normal, tiny_mlp
+from tests.conftest import normal, seeded, tiny_mlp
 from tests.libraries import attacks
 from tests.test_attacks import uniform
 
@@ -165,7 +170,7 @@ def test_errors_are_those_of_measure(fashion):
         theirs = report.frame.set_index(keys).sort_index()
         assert list(mine["scenario"]) == list(theirs["format_scenario"])
         for column in ("delta", "sign_error_rate", "zero_rate", "cosine_distance", "c"):
-            # references of 20 and of more digits, against errors of 1e-17 and more
+            # references off by 1e-20 each against errors of 1e-16: 2e-4, and twice that for 1 - cos
             np.testing.assert_allclose(mine[column], theirs[column], rtol=1e-3, atol=0)
         own = errors[(errors["step"] == step) & errors["is_own"]].set_index("sample")
         mean = fperr.measure(
@@ -173,7 +178,34 @@ def test_errors_are_those_of_measure(fashion):
         ).frame.set_index("sample")
         assert set(own["loss"]) == {"ce"}
         assert bool(own["is_rerun_equal"].all())
-        np.testing.assert_allclose(own["delta"], mean["delta"], rtol=1e-3)
+        # float32's errors are 1e-8 and more: what references leave is below float64's own
+        np.testing.assert_allclose(own["delta"], mean["delta"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_products_say_how_far_they_are_off(by_rows):
+    """What an unknown loss is compared with: engines are within their claims of 60 digits."""
+    # tanh: without it the balls of a rational network may have no radius at all
+    model = seeded(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)))
+    x, v = uniform(1, 6), normal(4)
+    network = FormatNetwork(model, FLOAT32, autocast=False)
+
+    def product(engine, digits):
+        reference = Reference(network, x, digits, engine, by_rows=by_rows)
+        (sample,) = reference.samples(x, lambda: None)
+        g, log2_error = sample.product(v)
+        return [mpmath.make_mpf(n._mpf_) for n in reference.vectors.numbers(g)[0]], log2_error
+
+    with mpmath.workdps(80):
+        truth, proved = product("ball", 60)
+        assert proved < -60 * math.log2(10)
+        size = mpmath.sqrt(mpmath.fsum(t * t for t in truth))
+        for engine in ("ball", "multiword"):
+            found, log2_error = product(engine, 20)
+            assert -math.inf < log2_error < -20 * math.log2(10)
+            off = mpmath.sqrt(mpmath.fsum((a - b) ** 2 for a, b in zip(found, truth, strict=True)))
+            # vectors hold 100 bits and more: nothing beside 20 digits
+            assert off <= (mpmath.mpf(2) ** log2_error + mpmath.mpf(2) ** -100) * size
 
 
 LOGITS = normal(9, 6) * 4

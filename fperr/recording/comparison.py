@@ -8,13 +8,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from fperr.exact.batched import log2_relative_errors
 from fperr.formats import Format, of_dtype
 from fperr.measurement.metrics import NAMES, error_metrics
 from fperr.measurement.network import FloatGradient, FormatNetwork, device_and_dtype
 from fperr.measurement.reference import ExactSample, LossAt, Reference
 from fperr.measurement.stages import compared
-from fperr.measurement.vectors import Vector, Wide
+from fperr.measurement.vectors import Vector
 from fperr.recording.recognition import Recognised
 from fperr.recording.taps import Gradient
 from fperr.theory.losses import Context, Loss
@@ -157,7 +156,8 @@ class Comparison:
             row["is_rerun_equal"] = None if equal is None else equal[i]
             exact, mine = self._exact[i], None if g is None else g[place]
             if c is None or known.loss is None or not is_known:
-                found = None if exact is None else self._product(exact, v[place])
+                is_usable = exact is not None and bool(v[place].isfinite().all())
+                found = exact.product(v[place]) if exact is not None and is_usable else None
             else:
                 row["c"] = float(c[place]) if known.loss.has_scale else None
                 asked = self._asked(known.loss, known, place, float(c[place]), y)
@@ -207,14 +207,6 @@ class Comparison:
     def _gradient(self, exact: ExactSample, asked: LossAt | None) -> tuple[Vector, float] | None:
         found = None if asked is None else exact.gradient(asked)
         return None if found is None else (found.gradient, found.log2_error)
-
-    def _product(self, exact: ExactSample, v: Tensor) -> tuple[Vector, float] | None:
-        if not bool(v.isfinite().all()):
-            return None
-        assert self._reference is not None
-        g = exact.state.map.product(self._reference.vectors.from_torch(v[None]))
-        assert isinstance(g, Wide)
-        return g, float(log2_relative_errors(g.words))
 
     def _metrics(
         self, computed: Tensor | None, factor: float, exact: tuple[Vector, float] | None
