@@ -1,6 +1,5 @@
 """The command line of the figures: `fperr figures`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,21 +8,27 @@ from platformdirs import user_cache_path
 from tqdm.auto import tqdm
 
 from fperr import zoo
-from fperr.figures import FIGURES, Study, Subject, make
+from fperr.figures import FIGURES, Study, Subject, make, paper_size
 
-_PACKAGED = "fashion_mnist_1000"
-_MNIST = "mnist_levelsets_eps0.4", "mnist_fastat_pgd", "mnist_wong_kolter"
 _PICTURES = "png", "svg", "pdf"
+_IMAGES = 100
 
 
 def figures_command(
     names: Annotated[list[str], typer.Argument(help=f"all, or some of {', '.join(FIGURES)}")],
-    n: Annotated[int, typer.Option(help="the first n images of each network")] = 100,
+    n: Annotated[
+        int | None,
+        typer.Option(help="the first n images of each network [100]", show_default=False),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="as many images as the papers (table1: all); takes hours"),
+    ] = False,
     networks: Annotated[
         str | None,
         typer.Option(
-            help="names that `fperr zoo` lists, comma-separated [the packaged ones, and MNIST's "
-            "where FPERR_DATA holds them]"
+            help="names that `fperr zoo` lists, comma-separated [a figure's own: packaged ones, "
+            "and MNIST's where FPERR_DATA holds them]"
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("figures"),
@@ -32,7 +37,7 @@ def figures_command(
     ] = None,
     pictures: Annotated[str, typer.Option(help="png, svg, pdf, comma-separated")] = "png",
 ) -> None:
-    """Draw the papers' figures from real networks; results are kept and used again."""
+    """Draw the papers' figures and tables from real networks; results are kept and used again."""
     wanted = list(FIGURES) if names == ["all"] else names
     for name in wanted:
         if name not in FIGURES:
@@ -40,17 +45,22 @@ def figures_command(
     kinds = tuple(kind.strip() for kind in pictures.split(","))
     if not set(kinds) <= set(_PICTURES):
         raise ValueError(f"pictures must be some of {', '.join(_PICTURES)}, got {pictures!r}")
-    chosen = _default_networks() if networks is None else networks.split(",")
-    subjects = tuple(Subject(zoo.entry(name.strip()).name, n) for name in chosen)
-    study = Study(subjects, cache or user_cache_path("fperr") / "figures")
+    if full and n is not None:
+        raise ValueError("--full and --n exclude each other: leave one out")
+    chosen = None if networks is None else [zoo.entry(s.strip()).name for s in networks.split(",")]
+    number = _IMAGES if n is None else n
+    size = "--full" if full else f"--n {number}"
+    subjects: dict[tuple[str, int], Subject] = {}  # loaded once for all figures
     with tqdm(wanted, desc="figures") as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            command = f"fperr figures {name} --n {n} --networks {','.join(chosen)}"
-            make(name, study, out, command, kinds)
+            recipe = FIGURES[name]
+            used = (recipe.available if chosen is None else chosen) if recipe.networks else []
+            counts = [paper_size(each, recipe.most) if full else number for each in used]
+            for key in zip(used, counts, strict=True):
+                subjects.setdefault(key, Subject(*key))
+            mine = tuple(subjects[key] for key in zip(used, counts, strict=True))
+            study = Study(mine, cache or user_cache_path("fperr") / "figures")
+            listed = f" --networks {','.join(used)}" if used else ""
+            make(name, study, out, f"fperr figures {name} {size}{listed}", kinds)
     typer.echo(f"Written: {out}/ " + ", ".join(wanted))
-
-
-def _default_networks() -> list[str]:
-    packaged = [e.name for e in zoo.REGISTRY.values() if e.dataset == _PACKAGED]
-    return packaged + (list(_MNIST) if os.environ.get("FPERR_DATA") else [])

@@ -4,7 +4,6 @@ import math
 
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.figure import Figure
 
 from fperr.figures.study import Study
@@ -12,22 +11,15 @@ from fperr.formats import FLOAT16, FLOAT32, FLOAT64, Format
 from fperr.theory.scaling import margin
 
 _FORMATS = (FLOAT16, FLOAT32, FLOAT64)
-_BATCH = 500
 
 
 def frame(study: Study) -> pd.DataFrame:
     """Columns network, sample, margin."""
-
-    def compute() -> pd.DataFrame:
-        parts = []
-        for subject in study.subjects:
-            with torch.no_grad():
-                pieces = [margin(subject.model(x)) for x in torch.split(subject.images.x, _BATCH)]
-            values = torch.cat(pieces).numpy()
-            parts.append(pd.DataFrame({"network": subject.name, "margin": values}))
-        return pd.concat(parts, ignore_index=True)
-
-    return study.cached("margins", {}, compute)
+    parts = [
+        pd.DataFrame({"network": subject.name, "margin": margin(subject.logits).numpy()})
+        for subject in study.subjects
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def lost_from(fmt: Format) -> float:

@@ -1,11 +1,12 @@
 """What figures are drawn from: networks, images, and results that are computed once."""
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fperr import data, zoo
 from fperr.attacks import attack_in_batches
+from fperr.zoo.architectures import conv_small
 
+PACKAGED = "fashion_mnist_1000"
+_PACKAGED_IMAGES = 1000
+_BATCH = 500
 _KEY = b"fperr"
+_DRAWING = "figures", "report"  # no measurement depends on them
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,32 @@ class Subject:
 
     @cached_property
     def images(self) -> data.Images:
-        """The images, with their labels."""
-        return data.named(zoo.entry(self.name).dataset).first(self.n)
+        """The images and labels; beyond the packaged thousand those of Debian's package."""
+        dataset = zoo.entry(self.name).dataset
+        if dataset == PACKAGED and self.n > _PACKAGED_IMAGES:
+            return data.fashion_mnist("t10k").first(self.n)
+        return data.named(dataset).first(self.n)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(n, K) of the images, float32."""
+        with torch.no_grad():
+            return torch.cat([self.model(x) for x in torch.split(self.images.x, _BATCH)])
+
+    def at_most(self, n: int) -> "Subject":
+        """The same network with no more than n images."""
+        return self if self.n <= n else Subject(self.name, n)
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """Of weights, images and labels."""
         weights = data.digest(*self.model.state_dict().values())
         return {"model": weights, "images": data.digest(self.images.x, self.images.y)}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Number of images and digests, for provenance."""
+        return {"n": self.n, **self.digests}
 
 
 @dataclass(frozen=True)
@@ -67,13 +91,26 @@ class Study:
     @property
     def about(self) -> dict[str, Any]:
         """Names, numbers of images and digests, for provenance."""
-        return {s.name: {"n": s.n, **s.digests} for s in self.subjects}
+        return {s.name: s.about for s in self.subjects}
 
     def cached(
-        self, name: str, settings: dict[str, Any], compute: Callable[[], pd.DataFrame]
+        self,
+        name: str,
+        settings: dict[str, Any],
+        compute: Callable[[], pd.DataFrame],
+        subject: Subject | None = None,
     ) -> pd.DataFrame:
-        """The frame that `compute` returns, from the cache where it holds it."""
-        key = {"name": name, "settings": settings, "versions": versions(), **self.about}
+        """The frame that `compute` returns, from the cache where it holds it.
+
+        Args:
+            name: of what is computed.
+            settings: what it depends on, besides networks and code.
+            compute: a function of the module whose code decides what comes out.
+            subject: the only one that it depends on; None: on all of them.
+        """
+        known = self.about if subject is None else {subject.name: subject.about}
+        own = _digest(Path(inspect.getfile(_plain(compute))).read_text())
+        key = {"name": name, "settings": settings, "versions": versions(), "own": own, **known}
         path = self.cache / f"{name}-{_digest(key)}.parquet"
         if path.exists() and _key_of(path) == key:
             return pd.read_parquet(path)
@@ -86,20 +123,64 @@ class Study:
         os.replace(partial, path)
         return pd.read_parquet(path)
 
-    def attacked(self, subject: Subject, **options: Any) -> pd.DataFrame:
-        """The outcome of `fperr.attack` on a subject; batches that were finished are kept."""
+    def of_each(self, name: str, compute: Callable[[Subject], pd.DataFrame]) -> pd.DataFrame:
+        """What a function of a module finds for each subject, with a column `network`; cached."""
+        parts = [
+            self.cached(name, {}, partial(compute, subject), subject).assign(network=subject.name)
+            for subject in self.subjects
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def attacked(
+        self, subject: Subject, model: nn.Module | None = None, **options: Any
+    ) -> pd.DataFrame:
+        """The outcome of `fperr.attack` on a subject; batches that were finished are kept.
+
+        Args:
+            subject: network and images.
+            model: made of the network and attacked in its place; its text tells it from others.
+            options: of `fperr.attack`.
+        """
         key = {**subject.digests, **options, "versions": versions()}
+        if model is not None:
+            key["model_text"] = str(model)
         folder = self.cache / "attacks" / f"{subject.name}-{options['loss']}-{_digest(key)}"
         images = subject.images
-        return attack_in_batches(subject.model, images.x, images.y, folder, **options)
+        return attack_in_batches(model or subject.model, images.x, images.y, folder, **options)
 
 
+def paper_size(name: str, most: int | None) -> int:
+    """How many images a network is attacked on at full size.
+
+    All 10,000 for the small ones (of Fashion-MNIST, where Debian's package is installed), 2,000
+    where an attack takes ten times as long; `most` at most.
+    """
+    entry = zoo.entry(name)
+    if entry.dataset == PACKAGED:
+        found = 10_000 if data.FASHION_FOLDER.is_dir() else _PACKAGED_IMAGES
+    elif entry.dataset == "mnist_test":
+        found = 10_000 if entry.architecture is conv_small else 2_000
+    else:
+        found = len(data.named(entry.dataset).x)
+    return found if most is None else min(found, most)
+
+
+@cache
 def versions() -> dict[str, str]:
-    """Of what results depend on."""
-    return {"fperr": version("fperr"), "torch": torch.__version__}
+    """Of what results depend on: `source` is a digest of all code but that which draws."""
+    root = Path(data.__file__).parent
+    files = [*sorted(root.glob("*/**/*.py")), root / "formats.py", root / "data.py"]
+    known = [f.relative_to(root) for f in files]
+    source = {str(f): (root / f).read_text() for f in known if f.parts[0] not in _DRAWING}
+    return {"fperr": version("fperr"), "torch": torch.__version__, "source": _digest(source)}
 
 
-def _digest(key: dict[str, Any]) -> str:
+def _plain(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, without the arguments that are bound to it."""
+    return compute.func if isinstance(compute, partial) else compute
+
+
+def _digest(key: object) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 

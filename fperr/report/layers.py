@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -73,47 +73,47 @@ class LayerReport:
     def plot(self) -> Figure:
         """Bits left along the network, and what each operation adds; flips are marked."""
         table = self.summary()
-        figure, (above, below) = plt.subplots(
-            2, 1, figsize=(max(6.0, 0.32 * len(table)), 6.0), sharex=True, layout="constrained"
-        )
-        places = np.arange(len(table))
-        colours = [_COLOURS[half] for half in table["half"]]
-        above.plot(places, table["bits_left"], color="0.4", linewidth=1, zorder=1)
-        above.scatter(places, table["bits_left"], c=colours, zorder=2)
-        flipped = table["flips"] > 0
-        above.scatter(
-            places[flipped],
-            table["bits_left"][flipped],
-            marker="x",
-            color="black",
-            s=60,
-            zorder=3,
-        )
-        for place, flips, bits in zip(
-            places[flipped], table["flips"][flipped], table["bits_left"][flipped], strict=True
-        ):
-            above.annotate(
-                f"{flips} flip{'s'[: flips != 1]}",
-                (place, bits),
-                textcoords="offset points",
-                xytext=(0, 8),
-                ha="center",
-                fontsize=8,
-            )
-        above.set_ylabel("correct bits so far\n(median of $-\\log_2$ error)")
-        below.bar(places, table["contribution"], color=colours)
-        below.set_yscale("log")
-        below.set_ylabel("error added, over $\\|g\\|_2$\n(median)")
-        below.set_xticks(places, table["layer"], rotation=90, fontsize=8)
-        handles = [Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()]
-        figure.legend(
-            handles, _COLOURS, ncols=4, fontsize=8, frameon=False, loc="outside upper right"
-        )
+        figure = Figure(figsize=(max(6.0, 0.32 * len(table)), 6.0), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        draw(table, above, below)
         samples = self.frame["sample"].nunique()
         above.set_title(f"{self.loss} in {self.format}, {samples} samples", loc="left")
-        sns.despine(figure)
+        legend(figure)
         return figure
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the frame."""
         self.frame.to_parquet(path)
+
+
+def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:
+    """A summary: bits left, with flips marked, above what each operation adds."""
+    places = np.arange(len(table))
+    colours = [_COLOURS[half] for half in table["half"]]
+    above.plot(places, table["bits_left"], color="0.4", linewidth=1, zorder=1)
+    above.scatter(places, table["bits_left"], c=colours, zorder=2)
+    flipped = table["flips"] > 0
+    marked = places[flipped], table["bits_left"][flipped]
+    above.scatter(*marked, marker="x", color="black", s=60, zorder=3)
+    for place, bits, flips in zip(*marked, table["flips"][flipped], strict=True):
+        above.annotate(
+            f"{flips} flip{'s'[: flips != 1]}",
+            (place, bits),
+            textcoords="offset points",
+            xytext=(0, 8),
+            ha="center",
+            fontsize=8,
+        )
+    above.set_ylabel("correct bits so far\n(median of $-\\log_2$ error)")
+    below.bar(places, table["contribution"], color=colours)
+    below.set_yscale("log")
+    below.set_ylabel("error added, over $\\|g\\|_2$\n(median)")
+    below.set_xticks(places, table["layer"], rotation=90, fontsize=8)
+    for axis in (above, below):
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def legend(figure: Figure) -> None:
+    """The colours of the halves of the computation."""
+    handles = [Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()]
+    figure.legend(handles, _COLOURS, ncols=4, fontsize=8, frameon=False, loc="outside upper right")

@@ -19,31 +19,63 @@ _LOSSES = (
     "tmifpe_shifted",
     "pmifpe",
 )
+_DASHES: tuple[tuple[float, ...], ...] = (
+    (),
+    (4, 1.5),
+    (1, 1),
+    (3, 1.25, 1.5, 1.25),
+    (5, 1, 1, 1),
+    (3, 1.25, 1.25, 1.25, 1.25, 1.25),
+    (4, 1, 4, 1, 1, 1),
+)
 OWN = "the attack's own"  # gradient, beside those of losses: black
+_ARITHMETICS = "float16", "bfloat16", "tf32", "float32", "float64", "exact"
 STAGES = ("cast", "forward", "loss", "backward")
 
 
-def legend(figure: Figure, hues: list[str], title: str) -> None:
-    """The legend beside the panels: a dot in its colour for each of the names."""
+def legend(figure: Figure, hues: list[str], title: str, *, lines: bool = False) -> None:
+    """The legend beside the panels: for each of the names a dot in its colour.
+
+    Args:
+        figure: with a layout that makes room.
+        hues: names, in the order of drawing.
+        title: above them.
+        lines: lines instead, in their `dashes`.
+    """
     handles = [
-        Line2D([], [], color=colour, marker="o", linestyle="", label=name)
+        Line2D([], [], color=colour, label=name, dashes=dashes(hues)[name] or (None, None))
+        if lines
+        else Line2D([], [], color=colour, marker="o", linestyle="", label=name)
         for name, colour in colours(hues).items()
     ]
     figure.legend(handles=handles, title=title, loc="outside right upper", frameon=False)
 
 
+def dashes(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """A dash pattern for each of the names, so that lines differ without colours, too."""
+    return {name: _DASHES[i % len(_DASHES)] for i, name in enumerate(names)}
+
+
 def ordered(names: pd.Series) -> list[str]:
-    """The different names: losses and stages in their order, others after them."""
+    """The different names: losses, stages and formats in their order, others after them."""
     found = list(dict.fromkeys(names))
-    known = [name for name in (*_LOSSES, *STAGES) if name in found]
+    known = [name for name in (*_LOSSES, *STAGES, *_ARITHMETICS) if name in found]
     return known + [name for name in found if name not in known]
 
 
 def colours(names: Sequence[str]) -> dict[str, Colour]:
-    """A colour (seaborn's colour-blind-safe palette) for each of the names."""
+    """A colour for each of the names: seaborn's colour-blind-safe palette, viridis for formats."""
     palette = sns.color_palette("colorblind", 10)
+    if set(names) <= set(_ARITHMETICS):  # an order: from dark to light
+        shades = sns.color_palette("viridis", len(_ARITHMETICS) + 1)
+        return {name: shades[_ARITHMETICS.index(name)] for name in names}
     family = STAGES if set(names) <= set(STAGES) else _LOSSES
     others = [name for name in names if name not in family]
     places = {name: i for i, name in enumerate((*family, *others))}
-    found = {name: palette[places[name] % 10] for name in names}
+    beyond = max(0, len(places) - len(palette))
+    palette = [
+        *palette,
+        *sns.color_palette("husl", beyond),
+    ]  # unknown names
+    found = {name: palette[places[name]] for name in names}
     return found | {OWN: (0.0, 0.0, 0.0)} if OWN in found else found

@@ -101,8 +101,10 @@ def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
     signs = judged & ~dead & ~broken & ~direction
     signs &= frame["sign_error_rate"] > thresholds.sign_error_rate
     failing = dead | broken | direction | signs
-    shares = failing[judged].groupby(frame["scenario"][judged], sort=False).mean()
-    scenario = str(shares.idxmax()) if len(shares) else ""
+    groups = failing[judged].groupby(frame["scenario"][judged], sort=False)
+    shares = groups.mean()
+    worst = groups.size()[shares == shares.max()]  # of those that fail as often, the largest
+    scenario = str(worst.idxmax()) if len(shares) else ""
     here = judged & (frame["scenario"] == scenario)
     return Verdict(
         is_trustworthy=bool(len(shares) and shares.max() <= thresholds.share),

@@ -1,0 +1,104 @@
+"""An image, the signs of its exact gradient, those that a format computes, and the wrong ones."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fperr.attacks import attack
+from fperr.figures.study import Study, Subject
+
+_LOSSES = ("ce", "mifpe")
+_FORMAT = "float16"
+_SIGNS = ListedColormap(["#0173b2", "#f0f0f0", "#de8f05"])  # -1, 0, 1
+_WRONG = ListedColormap(["#f0f0f0", "#d55e00", "#7f7f7f"])  # right, flipped, computed as 0
+
+
+def frame(study: Study) -> pd.DataFrame:
+    """Columns network, sample, loss, row, column, pixel, exact, computed (signs)."""
+    return study.of_each("sign-map", _signs)
+
+
+def _signs(subject: Subject) -> pd.DataFrame:
+    """Of the first image that is classified correctly."""
+    right = subject.logits.argmax(1) == subject.images.y
+    sample = int(right.int().argmax())
+    x, y = subject.images.x[sample : sample + 1], subject.images.y[sample : sample + 1]
+    rows, columns = np.indices(x.shape[-2:])
+    parts = []
+    for loss in _LOSSES:
+        exact, computed = (
+            gradient(subject, x, y, loss=loss, arithmetic=name).sign().mean((0, 1)).numpy()
+            for name in ("exact", _FORMAT)
+        )
+        flat = {"row": rows, "column": columns, "pixel": x.mean((0, 1)).numpy()}
+        flat |= {"exact": exact, "computed": computed}
+        part = pd.DataFrame({name: values.reshape(-1) for name, values in flat.items()})
+        parts.append(part.assign(sample=sample, loss=loss))
+    return pd.concat(parts, ignore_index=True)
+
+
+def gradient(subject: Subject, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    """The one that the first step of an attack from x takes; its size is without meaning."""
+    found: list[Tensor] = []
+    attack(
+        subject.model, x, y, radius=1 / 255, steps=1, random_start=False, freeze=False,
+        on_step=lambda _i, _x, _z, g: found.append(g.detach().clone()), **options,
+    )  # fmt: skip
+    return torch.stack(found)[0]
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """A line for each network and loss: the image, both signs, and what is wrong."""
+    groups = list(frame.groupby(["network", "loss"], sort=False))
+    figure = Figure(figsize=(8.6, 2.25 * len(groups) + 0.9), layout="constrained")
+    axes = figure.subplots(len(groups), 4, squeeze=False)
+    for line, ((network, loss), rows) in zip(axes, groups, strict=True):
+        wrong = faults(rows)
+        pictures = rows["pixel"], rows["exact"], rows["computed"], wrong
+        maps: tuple[Any, ...] = "gray", _SIGNS, _SIGNS, _WRONG
+        ranges = (0, 1), (-1, 1), (-1, 1), (0, 2)
+        for axis, values, colours, (low, high) in zip(line, pictures, maps, ranges, strict=True):
+            axis.imshow(picture(rows, values), cmap=colours, vmin=low, vmax=high)
+            _bare(axis)
+        known = int((rows["exact"] != 0).sum())
+        line[0].set_ylabel(f"{network}\nimage {rows['sample'].iloc[0]}, {loss}", fontsize="small")
+        line[3].set_xlabel(
+            f"{int((wrong == 1).sum())} flipped, {int((wrong == 2).sum())} zero of {known}",
+            fontsize="small",
+        )
+    for axis, title in zip(
+        axes[0],
+        ("image", "sign of the exact gradient", f"sign in {_FORMAT}", "wrong"),
+        strict=True,
+    ):
+        axis.set_title(title, fontsize="small")
+    figure.supxlabel(
+        "signs: blue −, orange +, pale 0; wrong: red flipped, grey computed as 0 "
+        "(where the exact one is not 0)",
+        fontsize="small",
+    )
+    return figure
+
+
+def faults(rows: pd.DataFrame) -> "pd.Series[int]":
+    """0: right, or the exact gradient is 0 there; 1: flipped; 2: computed as 0."""
+    known = rows["exact"] != 0
+    zero, flipped = known & (rows["computed"] == 0), known & (rows["computed"] == -rows["exact"])
+    return flipped.astype(int) + 2 * zero.astype(int)
+
+
+def picture(rows: pd.DataFrame, values: "pd.Series[Any]") -> np.ndarray:
+    """The values as an image."""
+    table = rows.assign(shown=values).pivot(index="row", columns="column", values="shown")
+    return np.asarray(table)
+
+
+def _bare(axis: Axes) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])

@@ -1,0 +1,131 @@
+"""T-MIFPE along an attack, and what it costs to take one scenario for another."""
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from fperr.attacks import attack
+from fperr.figures.accuracy import STEPS, attacked, radius_of
+from fperr.figures.panels import panels
+from fperr.figures.study import Study, Subject
+from fperr.recording import record
+from fperr.report.style import colours, dashes, legend, ordered
+
+_TRACED = 32  # images of a recorded attack
+_COMPARED, _EVERY = 8, 10  # of them with exact gradients, at every tenth step
+_FORMATS = ("float16", "float32")
+_QUARTILES = ("pi", 50)  # seaborn's name of the range between the quartiles
+_ERRORS = (1e-9, 1e1)
+FORCED = {
+    "as\ndetected": None,
+    "always\nunsuccessful": "untargeted_unsuccessful",
+    "always\nsuccessful": "untargeted_successful",
+}
+
+
+def trace_frame(study: Study) -> pd.DataFrame:
+    """Columns network, step, sample, quantity, hue, value.
+
+    Quantities: t_star, margin, successful (0 or 1), and delta, whose hue is loss and format.
+    """
+    return study.of_each("tstar-trace", _traced)
+
+
+def _traced(subject: Subject) -> pd.DataFrame:
+    images, model = subject.at_most(_TRACED).images, subject.model
+    recorded = record(
+        model, images.y, x=images.x, losses=("mifpe", "tmifpe"), formats=_FORMATS,
+        every=_EVERY, samples=min(_COMPARED, len(images.x)),
+    )  # fmt: skip
+    with recorded as trace:
+        attack(model, images.x, images.y, radius=radius_of(subject), steps=STEPS, freeze=False)
+    steps = trace.steps(["step", "sample", "scenario", "t_star", "margin"])
+    steps["successful"] = steps["scenario"].eq("untargeted_successful").astype("float64")
+    long = steps.melt(["step", "sample"], ["t_star", "margin", "successful"], "quantity", "value")
+    errors = trace.errors(["step", "sample", "loss", "format", "is_own", "delta"])
+    errors = errors[~errors["is_own"]].rename(columns={"delta": "value"})
+    hue = errors["loss"].astype(str) + ", " + errors["format"].astype(str)
+    errors = errors.assign(quantity="delta", hue=hue)[
+        ["step", "sample", "quantity", "hue", "value"]
+    ]
+    return pd.concat([long.assign(hue=""), errors], ignore_index=True)
+
+
+def trace(frame: pd.DataFrame) -> Figure:
+    """A line of panels for each network: t*, margin, successes, errors with T = 1 and t*."""
+    networks = list(dict.fromkeys(frame["network"]))
+    figure, axes = panels([""] * 4 * len(networks), lines=len(networks))
+    palette = colours(["mifpe", "tmifpe"])
+    for line, name in enumerate(networks):
+        rows = frame[frame["network"] == name]
+        parts = {str(quantity): part for quantity, part in rows.groupby("quantity")}
+        best, margin, success, error = axes[4 * line : 4 * line + 4]
+        for axis, quantity in ((best, "t_star"), (margin, "margin")):
+            sns.lineplot(
+                parts[quantity].dropna(subset="value"), x="step", y="value", estimator="median",
+                errorbar=_QUARTILES, color=palette["tmifpe"], ax=axis,
+            )  # fmt: skip
+        sns.lineplot(
+            parts["successful"], x="step", y="value", estimator="mean", errorbar=None,
+            color=palette["tmifpe"], ax=success,
+        )  # fmt: skip
+        errors = parts["delta"].dropna(subset="value")
+        hues = list(dict.fromkeys(errors["hue"]))
+        sns.lineplot(
+            errors.assign(value=errors["value"].clip(lower=_ERRORS[0])), x="step", y="value",
+            hue="hue", hue_order=hues, style="hue", style_order=hues,
+            palette={hue: palette[hue.split(",")[0]] for hue in hues}, dashes=dashes(hues),
+            estimator="median", errorbar=_QUARTILES, ax=error,
+        )  # fmt: skip
+        error.legend(fontsize="x-small", title=None)
+        count = parts["margin"]["sample"].nunique()
+        best.set(ylabel="t*", title=f"{name}, {count} images", ylim=(0, None))
+        margin.set(ylabel="margin Δ", yscale="log")
+        success.set(ylabel="share in scenario ii (successful)", ylim=(-0.04, 1.04))
+        error.set(ylabel="relative error δ", yscale="log", ylim=_ERRORS)
+        compared = errors["sample"].nunique()
+        error.set_title(f"{compared} images against exact gradients", fontsize="medium")
+        for axis in (best, margin, success, error):
+            axis.set_xlabel("step")
+    figure.suptitle("T-MIFPE along an attack (PGD, float32; medians and quartiles)")
+    return figure
+
+
+def phase_frame(study: Study) -> pd.DataFrame:
+    """Columns network, scenario, arithmetic, n, robust, best_margin (the median)."""
+    rows = []
+    for subject in study.subjects:
+        for name, forced in FORCED.items():
+            for arithmetic in _FORMATS:
+                found = attacked(
+                    study, subject, loss="tmifpe", arithmetic=arithmetic, scenario=forced,
+                    freeze=False,
+                )  # fmt: skip
+                robust, margin = int((~found["success"]).sum()), found["best_margin"].median()
+                rows.append((subject.name, name, arithmetic, len(found), robust, margin))
+    columns = ["network", "scenario", "arithmetic", "n", "robust", "best_margin"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def phase(frame: pd.DataFrame) -> Figure:
+    """Above robust accuracy, below how far attacks push, by the scenario that T is chosen for."""
+    networks = list(dict.fromkeys(frame["network"]))
+    figure, axes = panels([""] * 2 * len(networks), lines=2)
+    hues = ordered(frame["arithmetic"])
+    shown = frame.assign(share=frame["robust"] / frame["n"])
+    for column, name in enumerate(networks):
+        rows = shown[shown["network"] == name]
+        above, below = axes[column], axes[len(networks) + column]
+        for axis, value in ((above, "share"), (below, "best_margin")):
+            sns.barplot(
+                rows, x="scenario", y=value, hue="arithmetic", hue_order=hues, errorbar=None,
+                palette=colours(hues), legend=False, ax=axis,
+            )  # fmt: skip
+            axis.set_xlabel("")
+        above.set(ylim=(0, 1), ylabel="robust accuracy")
+        above.set_title(f"{name}, {rows['n'].min()} images", fontsize="medium")
+        below.set_ylabel("median of the smallest\n$z_y - \\max_{i≠y} z_i$")
+        below.axhline(0, color="black", linewidth=1)
+    legend(figure, hues, "arithmetic")
+    figure.suptitle(f"T-MIFPE with the scenario forced (PGD, {STEPS} steps, none frozen)")
+    return figure

@@ -1,0 +1,358 @@
+"""The gallery, second half: what is measured again, what is drawn, and what tables say."""
+
+import json
+import math
+
+import matplotlib.image
+import mpmath
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fperr.figures import (
+    FIGURES,
+    Study,
+    Subject,
+    accuracy,
+    boost,
+    cost,
+    errors,
+    layers,
+    make,
+    paper_size,
+    published,
+    regimes,
+    signs,
+    sweep,
+    table1,
+    tstar,
+)
+from fperr.figures.study import versions
+from fperr.formats import named
+
+NAMES = "fashion_standard", "fashion_saturated"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return Study(tuple(Subject(name, 6) for name in NAMES), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    for module, name, value in (
+        (accuracy, "STEPS", 3),
+        (boost, "STEPS", 3),
+        (tstar, "STEPS", 3),
+        (sweep, "STEPS", 3),
+        (sweep, "TEMPERATURES", (0.1, 1.0, 64.0)),
+        (sweep, "_MEASURED", 4),
+        (errors, "_MEASURED", 4),
+        (layers, "_TRACED", 2),
+        (tstar, "_COMPARED", 2),
+        (tstar, "_EVERY", 2),
+        (regimes, "_POINTS", 12),
+        (regimes, "_DRAWS", 3),
+        (cost, "_WIDTHS", (1, 2)),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+
+def drawn(name, study):
+    frame = FIGURES[name].frame(study)
+    return frame, FIGURES[name].draw(frame)
+
+
+def heights(axis):
+    found = [bar.get_height() for bar in axis.patches if bar.get_width() > 0]
+    return np.sort([h for h in found if np.isfinite(h)])
+
+
+def lines(axis):
+    return [line for line in axis.get_lines() if len(line.get_xdata()) > 2]
+
+
+def test_regimes(study):
+    frame, figure = drawn("regimes", study)
+    for axis, (name, rows) in zip(figure.axes, frame.groupby("format", sort=False), strict=True):
+        columns = ("bound", "paper", "label", "other")
+        for line, column in zip(lines(axis), columns, strict=True):
+            assert np.array_equal(line.get_ydata(), rows[column].clip(1e-18, 1e6))
+        fmt = named(name)
+        # the bound holds for both components, and the label's is lost long before the other's
+        assert (rows[["label", "other"]].max(axis=1) <= rows["bound"]).all()
+        lost = rows["T"] > 1.5 * -math.log(fmt.unit_roundoff)
+        assert (rows.loc[lost, "label"] >= 0.99).all()
+        kept = rows["T"] < 0.5 * math.log(2) - 0.5 * math.log(fmt.smallest_subnormal)
+        assert (rows.loc[kept, "other"] < 0.1).all()
+        gone = rows["T"] > 1.1 * (math.log(2) - math.log(fmt.smallest_subnormal))
+        assert (rows.loc[gone, "other"] == 1).all()
+
+
+def test_regimes_truth():
+    with mpmath.workprec(300):
+        wanted = 3 / (1 + mpmath.exp(mpmath.mpf(2100)))
+        assert abs(regimes._true(700.0, 3.0) / wanted - 1) < mpmath.mpf(2) ** -100
+
+
+def curves(axis):
+    return sorted(tuple(line.get_ydata()) for line in lines(axis))
+
+
+def test_scale_sweep(study):
+    frame, figure = drawn("scale-sweep", study)
+    for line, name in enumerate(NAMES):
+        rows = frame[frame["network"] == name]
+        kinds = ("delta", 1e-18), ("sign_error_rate", 0), ("robust_accuracy", 0)
+        for axis, (kind, least) in zip(figure.axes[3 * line :], kinds, strict=False):
+            part = rows[rows["kind"] == kind]
+            medians = (
+                part.groupby(["format", "loss_scale", "T"])["value"].median().clip(lower=least)
+            )
+            groups = medians.groupby(["format", "loss_scale"])
+            wanted = sorted(tuple(curve) for _, curve in groups)
+            assert np.allclose(curves(axis), wanted, rtol=1e-12, atol=0)
+    # cancellation is back at T = 64, in float32 too, whatever the loss scale
+    wide = frame[(frame["kind"] == "delta") & (frame["format"] == "float32")]
+    medians = wide.groupby(["T", "loss_scale"])["value"].median()
+    assert (medians[1.0] < 1e-5).all()
+    assert (medians[64.0] > 0.1).all()
+
+
+def test_correlation_of_the_sweep():
+    rows = pd.DataFrame(
+        [
+            {"T": T, "kind": kind, "format": "float16", "loss_scale": 1.0, "value": value}
+            for T, wrong, robust in ((1, 0.1, 0.2), (2, 0.2, 0.3), (4, 0.9, 0.9))
+            for kind, value in (("sign_error_rate", wrong), ("robust_accuracy", robust))
+        ]
+    )
+    assert sweep.correlation(rows, "float16") == pytest.approx(1)
+    turned = rows.assign(
+        value=rows["value"].where(rows["kind"] == "robust_accuracy", -rows["value"])
+    )
+    assert sweep.correlation(turned, "float16") == pytest.approx(-1)
+
+
+def test_tstar_trace(study):
+    frame, figure = drawn("tstar-trace", study)
+    for line, name in enumerate(NAMES):
+        rows = frame[frame["network"] == name]
+        axes = dict(
+            zip(("t_star", "margin", "successful", "delta"), figure.axes[4 * line :], strict=False)
+        )
+        for quantity, how in (("t_star", "median"), ("margin", "median"), ("successful", "mean")):
+            part = rows[rows["quantity"] == quantity].groupby("step")["value"].agg(how)
+            assert np.allclose(lines(axes[quantity])[0].get_ydata(), part, rtol=1e-15)
+        errors_of = rows[rows["quantity"] == "delta"]
+        assert set(errors_of["hue"]) == {
+            f"{loss}, {name}" for loss in ("mifpe", "tmifpe") for name in ("float16", "float32")
+        }
+        medians = errors_of.groupby("hue")["value"].median()
+        assert medians[["mifpe, float32", "tmifpe, float32"]].max() < 1e-5
+        assert medians[["mifpe, float16", "tmifpe, float16"]].min() > 1e-5
+
+
+def test_phase(study):
+    frame, figure = drawn("phase", study)
+    assert len(frame) == len(NAMES) * 3 * 2
+    for column, name in enumerate(NAMES):
+        rows = frame[frame["network"] == name]
+        assert np.array_equal(heights(figure.axes[column]), np.sort(rows["robust"] / rows["n"]))
+        assert np.array_equal(
+            heights(figure.axes[len(NAMES) + column]), np.sort(rows["best_margin"])
+        )
+
+
+def test_stages(study):
+    frame, figure = drawn("stages", study)
+    places = iter(figure.axes)
+    for name in NAMES:
+        for column in ("stage", "share"):
+            for loss in ("ce", "mifpe"):
+                rows = frame[(frame["network"] == name) & (frame["loss"] == loss)]
+                shown = errors.long(rows, column)
+                medians = shown.groupby(["format", "stage"])["value"].median()
+                assert np.allclose(heights(next(places)), np.sort(medians), rtol=1e-12, atol=0)
+    shares = frame[[f"share_{stage}" for stage in ("cast", "forward", "loss", "backward")]]
+    assert np.allclose(shares.dropna().sum(axis=1), 1, atol=1e-9)
+
+
+def test_bound(study):
+    frame, figure = drawn("bound", study)
+    shown = errors.pairs(frame)
+    ours = shown[shown["kind"] == "proved"]
+    assert len(ours)
+    assert (ours["measured"] <= ours["bound"]).all()
+    for axis, (_, rows) in zip(figure.axes, shown.groupby("format", sort=False), strict=True):
+        points = axis.collections[0].get_offsets()
+        wanted = rows[["bound", "measured"]].clip(1e-20, 1e8)
+        assert np.allclose(np.sort(np.asarray(points), axis=0), np.sort(wanted, axis=0))
+        theirs = rows[rows["kind"] != "proved"]
+        count = int((theirs["measured"] > theirs["bound"]).sum())
+        assert f"papers' u/G {count} of {len(theirs)}" in axis.get_title()
+
+
+def test_layers(study):
+    study = Study(study.subjects[:1], study.cache)
+    frame, figure = drawn("layers", study)
+    for column, (_, rows) in enumerate(frame.groupby("format", sort=False)):
+        contributions = rows.groupby("position")["contribution"].median()
+        found = [bar.get_height() for bar in figure.axes[2 + column].patches]
+        assert np.allclose(found, contributions, rtol=1e-12, atol=0)
+        assert np.allclose(rows.groupby("sample")["share"].sum(), 1, atol=1e-9)
+
+
+def test_sign_map(study):
+    frame, figure = drawn("sign-map", study)
+    axes = iter(figure.axes)
+    for (name, loss), rows in frame.groupby(["network", "loss"], sort=False):
+        wrong = signs.faults(rows)
+        for values in (rows["pixel"], rows["exact"], rows["computed"], wrong):
+            (picture,) = next(axes).get_images()
+            assert np.array_equal(np.asarray(picture.get_array()).reshape(-1), values)
+        rate = (wrong > 0).sum() / (rows["exact"] != 0).sum()
+        # the same image, measured: another engine's signs, and the columns of the report
+        subject = next(s for s in study.subjects if s.name == name)
+        one = slice(rows["sample"].iloc[0], rows["sample"].iloc[0] + 1)
+        report = errors.measure(
+            subject.model, subject.images.x[one], subject.images.y[one],
+            losses=[loss], formats=["float16"],
+        )  # fmt: skip
+        assert rate == pytest.approx(float(report.frame["sign_error_rate"].iloc[0]), abs=1e-12)
+    assert (signs.faults(frame[frame["loss"] == "ce"]) == 2).any()
+
+
+def test_cost(study):
+    frame, figure = drawn("cost", study)
+    assert set(frame["engine"]) == {"float64", "multiword", "ball", "mpmath"}
+    assert not frame["is_extrapolated"].any()
+    model, x = cost._network(2), torch.rand(3, 1, 28, 28)
+    sizes = 196 * 9 * 2 + 49 * 9 * 8 + 49 * 9 * 16 + 196 * 8 + 80
+    assert cost.multiply_adds(model, x) == sizes
+    for line, (_, rows) in zip(
+        [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2],
+        frame.groupby("engine", sort=False),
+        strict=True,
+    ):
+        assert np.array_equal(line.get_ydata(), rows["seconds"])
+
+
+def test_costs_beyond_patience_are_extrapolated_and_say_so(study, monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "_LONGEST", 1e-9)
+    frame = cost.frame(Study((), tmp_path))
+    for _, rows in frame.groupby("engine"):
+        (first, second) = rows.itertuples()
+        assert (first.is_extrapolated, second.is_extrapolated) == (False, True)
+        ratio = second.multiply_adds / first.multiply_adds
+        assert second.seconds == pytest.approx(first.seconds * ratio)
+    figure = cost.draw(frame)
+    dashed = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"]
+    assert len(dashed) == 4
+
+
+def test_table1(study, tmp_path):
+    paths = make("table1", study, tmp_path, "fperr figures table1", ("png",))
+    assert [p.suffix for p in paths] == [".json", ".png", ".md", ".tex"]
+    frame = table1.frame(study)
+    assert (frame["source"] == "published").sum() == len(published.ROWS) == 26
+    for name in NAMES:
+        found = accuracy.attacked(study, Subject(name, 6), loss="tmifpe")
+        row = frame[frame["row"] == name].iloc[0]
+        assert row["tmifpe"] == pytest.approx(100 * (~found["success"]).mean())
+        assert row["clean"] == pytest.approx(100 * (found["first_success_step"] != 0).mean())
+    text = paths[2].read_text()
+    assert "| Fast adversarial training, SmallCNN" in text
+    assert "github.com/yaodongyu/TRADES" in text
+    numbers = [cell for _, row in table1.cells(frame).iterrows() for cell in row]
+    for suffix in (2, 3):
+        written = paths[suffix].read_text().replace("\\", "")
+        assert all(cell in written or "ℓ" in cell for cell in numbers)
+    assert paths[3].read_text().count("\\\\\n") == len(frame) + 1
+
+
+def test_published_rows_stand_above_the_networks_at_hand(fperr_data, tmp_path):
+    study = Study((Subject("mnist_fastat_pgd", 6),), tmp_path)
+    frame = table1.frame(study)
+    place = frame.index[frame["row"] == "mnist_fastat_pgd"][0]
+    assert frame["row"][place - 1] == "Fast adversarial training, SmallCNN"
+    assert frame["ce"][place - 1] == 86.82
+
+
+def test_boost(study):
+    study = Study(study.subjects[1:], study.cache)
+    frame = boost.frame(study)
+    share = frame.set_index(["attack", "loss"])["robust"]
+    assert math.isnan(share["APGD, without the split", "own"])
+    together = share["AutoAttack", "own"]
+    assert together <= share["APGD-DLR", "own"]
+    assert share["AutoAttack", "tmifpe"] <= share["APGD-CE", "tmifpe"]
+    cells = boost.cells(frame)
+    assert list(cells["attack"]) == [line.name for line in boost.LINES] + ["AutoAttack"]
+    line = cells[cells["attack"] == "PGD"].iloc[0]
+    assert line["T-MIFPE"] == f"{100 * share['PGD', 'tmifpe'] / 6:.1f}"
+
+
+def test_boost_without_the_library(study, monkeypatch):
+    monkeypatch.setattr(boost, "LIBRARY", "no_such_library")
+    frame = boost.frame(Study(study.subjects[1:], study.cache))
+    cells = boost.cells(frame)
+    assert set(cells.iloc[-1, 2:]) == {"–"}
+
+
+def test_a_rescaled_network_has_mifpe_for_cross_entropy():
+    subject = Subject("fashion_saturated", 6)
+    x, y = subject.images.x, subject.logits.argmax(1)
+    for loss in ("mifpe", "tmifpe"):
+        wrapped = boost.Rescaled(subject.model, loss).eval()
+        one = Subject(subject.name, 6)
+        object.__setattr__(one, "model", wrapped)
+        mine = signs.gradient(one, x, y, loss="ce", arithmetic="float32")
+        same = signs.gradient(subject, x, y, loss=loss, arithmetic="float32")
+        assert torch.equal(mine, same)
+        plain = signs.gradient(subject, x, y, loss="ce", arithmetic="float32")
+        assert not torch.equal(plain.sign(), same.sign())
+
+
+def test_paper_sizes():
+    assert paper_size("mnist_fastat_pgd", None) == 10_000
+    assert paper_size("mnist_levelsets_eps0.4", None) == 2_000
+    assert paper_size("mnist_levelsets_eps0.4", 1_000) == 1_000
+    assert paper_size("fashion_standard", None) in (1_000, 10_000)
+
+
+def test_half_formats_take_fewer_images(study, monkeypatch):
+    monkeypatch.setattr(accuracy, "_HALF", 4)
+    found = accuracy.attacked(study, study.subjects[0], loss="mifpe", arithmetic="float16")
+    assert len(found) == 4
+    frame = accuracy.precision_frame(Study(study.subjects[:1], study.cache))
+    assert set(frame["n"]) == {4, 6}
+    title = accuracy.precision(frame).axes[0].get_title()
+    assert title == "fashion_standard, 6 images\n(4 in the half formats)"
+
+
+def test_other_code_makes_another_cache(study, monkeypatch):
+    calls = []
+
+    def compute(subject):
+        calls.append(subject.name)
+        return pd.DataFrame({"a": [1]})
+
+    for _ in range(2):
+        study.of_each("code", compute)
+    assert calls == list(NAMES)
+    source = {**versions(), "source": "another"}
+    monkeypatch.setattr("fperr.figures.study.versions", lambda: source)
+    study.of_each("code", compute)
+    assert calls == list(NAMES) * 2
+
+
+@pytest.mark.parametrize("name", ["regimes", "phase", "table1"])
+def test_pictures_are_neither_empty_nor_cut(name, study, tmp_path):
+    paths = make(name, study, tmp_path, "", ("png",))
+    picture = matplotlib.image.imread(paths[1])[..., :3]
+    assert min(picture.shape[:2]) > 300
+    edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    assert (edge > 0.99).all()  # nothing reaches the border
+    assert json.loads(paths[0].read_text())["seed"] == 0
