@@ -8,6 +8,7 @@ import pytest
 
 from fperr.figures import FIGURES, Study, Subject, accuracy, make, margins
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64
+from fperr.report.style import colours
 from fperr.theory.scaling import largest_t_star
 from tests.test_cli import run
 
@@ -101,6 +102,15 @@ def test_results_are_kept_and_stale_ones_never_drawn(tmp_path):
     assert cached(study, {}) == 1
 
 
+def test_every_name_has_a_colour_of_its_own():
+    others = ["tmifpe:scenario=targeted_successful", "mifpe:T=4", "gama", "unknown"]
+    found = colours(["ce", "mifpe", "tmifpe", "stable_ce", "cw", "dlr", *others])
+    assert len(set(found.values())) == len(found)
+    assert colours(["ce"])["ce"] == found["ce"]
+    formats = colours(["float64", "float16"])
+    assert sum(formats["float16"]) < sum(formats["float64"])  # from dark to light
+
+
 def test_files_say_where_they_come_from(study, tmp_path):
     files = make("theory", study, tmp_path, "fperr figures theory", ("png", "svg"))
     assert [f.name for f in files] == ["theory.json", "theory.png", "theory.svg"]
@@ -122,6 +132,7 @@ def test_the_command_line(tmp_path):
         (["all", "--pictures", "gif"], "pictures must be some of png, svg, pdf"),
         (["margins", "--networks", "resnet"], "unknown network 'resnet'"),
         (["margins", "--n", "0"], "give a number from 1"),
+        (["margins", "--n", "5", "--full"], "--full and --n exclude each other"),
     ):
         done = run("figures", *arguments, cwd=tmp_path)
         assert done.returncode == 2

@@ -180,6 +180,15 @@ def test_the_rule_lets_good_rows_pass_and_can_be_set():
     assert not judge(rows(delta=(2, 0.2)), Thresholds(share=0.1)).is_trustworthy
 
 
+def test_of_scenarios_that_fail_as_often_the_largest_speaks():
+    few = rows().head(2).assign(scenario="untargeted_successful")
+    both = pd.concat([few, rows()], ignore_index=True)
+    verdict = judge(both, Thresholds())
+    assert (verdict.rows, verdict.scenario) == (10, "untargeted_unsuccessful")
+    worse = pd.concat([few.assign(delta=0.5), rows()], ignore_index=True)
+    assert judge(worse, Thresholds()).scenario == "untargeted_successful"
+
+
 def test_capped_and_flat_rows_are_not_judged():
     assert judge(rows(delta=(4, 1.0), scale_capped=(4, True)), Thresholds()).is_trustworthy
     flat = judge(rows(delta=(10, np.nan)), Thresholds())
