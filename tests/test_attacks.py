@@ -50,6 +50,22 @@ def test_no_point_leaves_ball_or_box(dtype, radius):
     assert bool((found | at_box).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_no_point_leaves_a_box_whose_ends_are_no_numbers_of_the_format(dtype, norm):
+    for low, high in ((0.1, 0.7), (-0.7, -0.1), (-0.3, 0.3)):
+        ends = torch.tensor([low, high], dtype=torch.float64)
+        centre = (low + (high - low) * uniform(3, 200).double()).clamp(low, high).to(dtype)
+        inside = (centre.double() >= low) & (centre.double() <= high)
+        centre = torch.where(inside, centre, torch.tensor((low + high) / 2, dtype=dtype))
+        region = Region.around(centre, norm, 9.0, (low, high), is_exact=True)
+        for end, sign in ((low, -1.0), (high, 1.0)):
+            x = region.project(torch.full_like(centre, sign * 8.0)).double()
+            assert bool(((x >= ends[0]) & (x <= ends[1])).all())
+            if norm == "linf":  # the ball is larger than the box: its corner is reached
+                assert bool(((x - end).abs() <= torch.finfo(dtype).eps).all())
+
+
 def test_libraries_leave_the_ball():
     centre = uniform(4, 5000)
     region = Region.around(centre, "linf", 0.3, (0.0, 1.0), is_exact=False)

@@ -1,6 +1,7 @@
 """Where an attack may go: a ball around the input, within a box, exactly, in the input's format."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,14 +40,16 @@ class Region:
         cls, x: Tensor, norm: Norm, radius: float, box: tuple[float, float], *, is_exact: bool
     ) -> "Region":
         """The region around x, which lies in the box."""
-        ends = [torch.tensor(end, dtype=torch.float64, device=x.device) for end in box]
-        low, high = (_inside(torch.zeros_like(x).double(), end, x.dtype) for end in ends)
+        nothing = torch.zeros((), dtype=torch.float64, device=x.device)
+        low, high = (
+            _inside(nothing, end, x.dtype, inwards=side)
+            for end, side in zip(box, (1, -1), strict=True)
+        )
         if norm == "linf":
             wide = x.to(torch.float64)
-            reach = torch.tensor(radius, dtype=torch.float64, device=x.device)
-            low = torch.maximum(low, _inside(wide, -reach, x.dtype))
-            high = torch.minimum(high, _inside(wide, reach, x.dtype))
-        return cls(x, norm, radius, low, high, is_exact, box)
+            low = torch.maximum(low, _inside(wide, -radius, x.dtype, inwards=1))
+            high = torch.minimum(high, _inside(wide, radius, x.dtype, inwards=-1))
+        return cls(x, norm, radius, low.expand_as(x), high.expand_as(x), is_exact, box)
 
     def project(self, x: Tensor) -> Tensor:
         """The points of x, or those of the region that stand for them."""
@@ -119,21 +122,27 @@ def by_sample(each: Tensor, x: Tensor) -> Tensor:
     return each.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _inside(centre: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+def _inside(centre: Tensor, offset: float, dtype: torch.dtype, *, inwards: int) -> Tensor:
     """The number of the format nearest to centre + offset that is not beyond it.
 
     The sum of two float64 numbers is a rounded sum and what it lost, exactly (Knuth).
+
+    Args:
+        centre: float64.
+        offset: to be added.
+        dtype: of the result.
+        inwards: 1 or -1, the direction in which a number that is beyond is moved.
     """
     total = centre + offset
-    part = total - centre
-    lost = (centre - (total - part)) + (offset - part)
     found = total.to(dtype)
-    over = found.to(torch.float64) - total
-    if bool(offset >= 0):
-        beyond, towards = (over > 0) | ((over == 0) & (lost < 0)), -torch.inf
-    else:
-        beyond, towards = (over < 0) | ((over == 0) & (lost > 0)), torch.inf
-    return torch.where(beyond, torch.nextafter(found, torch.full_like(found, towards)), found)
+    over = (total - found.to(torch.float64)) * inwards  # positive: beyond
+    beyond, equal = over > 0, over == 0
+    if bool(equal.any()):
+        part = total - centre
+        lost = (centre - (total - part)) + (offset - part)
+        beyond |= equal & (lost * inwards > 0)
+    towards = torch.tensor(inwards * math.inf, dtype=dtype, device=centre.device)
+    return torch.where(beyond, torch.nextafter(found, towards), found)
 
 
 def _noise(x: Tensor, seed: int, restart: int, norm: Norm) -> Tensor:

@@ -129,7 +129,7 @@ def measured_row(
     result |= _reference_columns(situation, context.row_log2_norms, parts)
     result |= _frozen_columns(situation, found, arithmetic)
     if context.certify:
-        result |= _certified_columns(situation, exact, found)
+        result |= _certified_columns(situation, exact, found, result["delta"])
     result["p_underflow_rate"] = _underflow_rate(situation, v, arithmetic)
     result["logit_delta"] = _logit_delta(v, arithmetic)
     result |= bound_columns(situation.bound, situation.i, cast.data, parts.gradient.log2_norm)
@@ -287,14 +287,16 @@ def _frozen_columns(s: Situation, exact: ExactRow, A: Vectors) -> Row:
     return {"delta_frozen": error.ratio(scaled(A, exact.gradient))}
 
 
-def _certified_columns(s: Situation, exact: ExactSample, found: ExactRow) -> Row:
+def _certified_columns(s: Situation, exact: ExactSample, found: ExactRow, delta: object) -> Row:
+    """The proved interval, and delta where float64's rounding took it out of that."""
     g = s.float_gradient.gradient[s.i]
     B = exact.state.interpreter.arithmetic
     if not bool(g.isfinite().all()) or not isinstance(B, BallArithmetic):
         return {}
     assert found.enclosure is not None
+    assert isinstance(delta, float)
     low, high = delta_interval(B, g, s.float_gradient.factor, found.enclosure)
-    return {"delta_lo": low, "delta_hi": high}
+    return {"delta_lo": low, "delta_hi": high, "delta": min(max(delta, low), high)}
 
 
 def _logit_delta(v: LogitGradients, A: Vectors) -> float:

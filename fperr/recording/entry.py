@@ -126,6 +126,13 @@ def record(
             "half the way to it: their samples are likely, not certain",
             stacklevel=3,
         )
+    if recorder.unknown and comparison is not None:
+        warnings.warn(
+            f"the loss of {recorder.unknown} of {counts.gradients} gradient steps is none of those "
+            "tried: their error is that of the network alone, with the attack's own dL/dz taken as "
+            "data; if its name is one of fperr's, give it in losses=",
+            stacklevel=3,
+        )
     if not counts.gradients:
         warnings.warn(
             f"no gradient was recorded in {counts.forwards} forward passes: the attack calls "

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fperr.formats import FORMATS
-from fperr.report.style import OWN, colours, legend, ordered
+from fperr.report.style import OWN, colours, dashes, legend, ordered
 
 Table = Callable[[list[str] | None], pd.DataFrame]
 _FLOOR = 1e-18  # below float64's last place: drawn there, 0 among them
@@ -50,6 +50,7 @@ class TracePlots:
                 palette=colours(hues),
                 style="hue",
                 style_order=hues,
+                dashes=dashes(hues),
                 estimator="median",
                 errorbar=_QUARTILES,
                 legend=False,
@@ -63,15 +64,13 @@ class TracePlots:
                 ylabel="relative error δ = ‖ĝ − g‖₂ / ‖g‖₂",
             )
             axis.grid(alpha=0.3)
-        legend(figure, hues, "loss")
+        legend(figure, hues, "loss", lines=True)
         figure.suptitle(f"Error of the gradient along the attack ({_SHOWN})")
         return figure
 
     def margins(self) -> Figure:
         """z_y − max z_i of the samples along the attack: below 0 it has succeeded."""
-        figure, axis = self._line(
-            "label_margin", r"$z_y - \max_{i \neq y}\, z_i$", "Margin of the label"
-        )
+        figure, axis = self._line("label_margin", "$z_y - \\max_{i≠y} z_i$", "Margin of the label")
         axis.axhline(0, color="black", linewidth=1)
         axis.set_yscale("symlog")
         return figure

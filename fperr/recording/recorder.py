@@ -44,6 +44,7 @@ class Recorder:
     waiting: list[Step] = field(default_factory=list)
     compared: list[tuple[int, Gradient]] = field(default_factory=list)
     last: Recognised | None = None
+    unknown: int = 0
 
     def seen(self, x: Tensor, is_open: bool) -> _Note | None:
         """After a forward pass: whose rows these are."""
@@ -103,6 +104,7 @@ class Recorder:
                 group = list(alike)
                 found = recognise_all(group, self.losses, self.last, self.hint)
                 self.last = found[-1]
+                self.unknown += sum(one.name == "unknown" for one in found)
                 self.writer.add("steps", step_table(group, found))
                 known += found
             for place, gradient in compared:

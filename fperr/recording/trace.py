@@ -42,10 +42,11 @@ class Trace:
         """A row for each gradient step and sample of the attack's batch.
 
         `step` counts backward passes, `forward` the forward passes that they belong to; `margin`
-        is z_pi1 - z_pi2 and `label_margin` z_y - max_{i != y} z_i, `t_star` the T of T-MIFPE where
-        the label leads, `log2_G` log2 of G at the scale that the recognised loss uses; `label` is
-        the class that it uses. dL/dz = `factor` * (the logit gradient of `loss`, ascended).
-        `zero_share` and `gradient_norm` are of dL/dx, in the attack's own units.
+        is z_pi1 - z_pi2 and `label_margin` z_y - max_{i != y} z_i, `t_star` the T that maximises G
+        where the label leads (after success T-MIFPE uses another), `log2_G` log2 of G at the scale
+        that the recognised loss uses; `label` is the class that it uses. dL/dz = `factor` * (the
+        logit gradient of `loss`, ascended). `zero_share` and `gradient_norm` are of dL/dx, in the
+        attack's own units.
 
         Args:
             columns: the ones to read; None: all.
