@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fperr.figures import FIGURES, Study, Subject, accuracy, make, margins
+from fperr.figures import FIGURES, Study, Subject, accuracy, attacks, make, margins
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64
-from fperr.report.style import colours
+from fperr.report.style import colours, ordered
 from fperr.theory.scaling import largest_t_star
 from tests.test_cli import run
+from tests.test_gallery import check_bars
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,7 @@ def study(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_attacks(monkeypatch):
     monkeypatch.setattr(accuracy, "STEPS", 3)
-
-
-def heights(axis):
-    return sorted(bar.get_height() for bar in axis.patches if bar.get_width() > 0)
+    monkeypatch.setattr(attacks, "STEPS", 3)
 
 
 def test_theory(study):
@@ -61,7 +59,8 @@ def test_precision_and_convergence(study):
     assert len(frame) == 2 * 4 * 3
     figure = FIGURES["precision"].draw(frame)
     for axis, (_, rows) in zip(figure.axes, frame.groupby("network", sort=False), strict=True):
-        assert heights(axis) == sorted(rows["robust"] / rows["n"])
+        share = rows.assign(share=rows["robust"] / rows["n"])
+        check_bars(axis, share, "arithmetic", "loss", "share")
     by_step = FIGURES["convergence"].frame(study)
     last = by_step[by_step["step"] == by_step["step"].max()]
     for _, row in last[last["loss"].isin(accuracy.LOSSES)].iterrows():
@@ -70,9 +69,20 @@ def test_precision_and_convergence(study):
         assert list(frame.loc[same, "robust"]) == [row["robust"]]
     figure = FIGURES["convergence"].draw(by_step)
     for axis, (_, rows) in zip(figure.axes, by_step.groupby("network", sort=False), strict=True):
-        drawn = {tuple(line.get_ydata()) for line in axis.get_lines() if len(line.get_ydata())}
-        wanted = {tuple(r["robust"] / r["n"]) for _, r in rows.groupby("loss")}
+        palette = colours(ordered(by_step["loss"]))
+        drawn = {line.get_color(): tuple(line.get_ydata()) for line in axis.get_lines()}
+        wanted = {palette[loss]: tuple(r["robust"] / r["n"]) for loss, r in rows.groupby("loss")}
         assert drawn == wanted
+
+
+def test_robust_accuracy_by_step_counts_the_start_and_clean_errors(study, monkeypatch):
+    """First successes: 0 the clean input, 1 the start, 1 + i after step i, -1 never."""
+    found = pd.DataFrame({"first_success_step": [0, 1, 2, 4, -1]})
+    monkeypatch.setattr(accuracy, "attacked", lambda *_, **__: found)
+    frame = accuracy.convergence_frame(Study(study.subjects[:1], study.cache))
+    one = frame[frame["loss"] == "ce"]
+    assert list(one["step"]) == [0, 1, 2, 3]
+    assert list(one["robust"]) == [3, 2, 2, 1]
 
 
 def test_density(study):
@@ -80,8 +90,12 @@ def test_density(study):
     figure = FIGURES["density"].draw(frame)
     for axis, (_, rows) in zip(figure.axes, frame.groupby("network", sort=False), strict=True):
         drawn = [line for line in axis.get_lines() if len(line.get_xdata()) > 2]
-        found = {tuple(sorted(line.get_xdata())[1:]) for line in drawn}
-        assert found == {tuple(sorted(r["label_margin"])) for _, r in rows.groupby("loss")}
+        found = {line.get_color(): tuple(sorted(line.get_xdata())[1:]) for line in drawn}
+        palette = {**colours(["ce", "mifpe"]), "clean": (0.5, 0.5, 0.5)}
+        wanted = {
+            palette[loss]: tuple(sorted(r["label_margin"])) for loss, r in rows.groupby("loss")
+        }
+        assert found == wanted
 
 
 def test_results_are_kept_and_stale_ones_never_drawn(tmp_path):
@@ -131,7 +145,9 @@ def test_the_command_line(tmp_path):
         (["tables"], "unknown figure 'tables'"),
         (["all", "--pictures", "gif"], "pictures must be some of png, svg, pdf"),
         (["margins", "--networks", "resnet"], "unknown network 'resnet'"),
-        (["margins", "--n", "0"], "give a number from 1"),
+        (["margins", "--n", "0"], "--n must be at least 1"),
+        (["theory", "--networks", "fashion_standard"], "leave out --networks"),
+        (["theory", "--out", __file__], "is a file"),
         (["margins", "--n", "5", "--full"], "--full and --n exclude each other"),
     ):
         done = run("figures", *arguments, cwd=tmp_path)

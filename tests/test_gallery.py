@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import matplotlib.image
 import mpmath
@@ -15,6 +17,7 @@ from fperr.figures import (
     Study,
     Subject,
     accuracy,
+    attacks,
     boost,
     cost,
     errors,
@@ -28,8 +31,9 @@ from fperr.figures import (
     table1,
     tstar,
 )
-from fperr.figures.study import versions
+from fperr.figures import study as study_module
 from fperr.formats import named
+from fperr.report.style import STAGES, colours, ordered
 
 NAMES = "fashion_standard", "fashion_saturated"
 
@@ -42,6 +46,7 @@ def study(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     for module, name, value in (
+        (attacks, "STEPS", 3),
         (accuracy, "STEPS", 3),
         (boost, "STEPS", 3),
         (tstar, "STEPS", 3),
@@ -64,9 +69,17 @@ def drawn(name, study):
     return frame, FIGURES[name].draw(frame)
 
 
-def heights(axis):
-    found = [bar.get_height() for bar in axis.patches if bar.get_width() > 0]
-    return np.sort([h for h in found if np.isfinite(h)])
+def check_bars(axis, rows, x, hue, value, hues=None):
+    """Every bar stands at its name, in its colour, as high as the frame says."""
+    hues = ordered(rows[hue]) if hues is None else hues
+    table = rows.pivot_table(index=x, columns=hue, values=value, aggfunc="median", sort=False)
+    names, palette = [label.get_text() for label in axis.get_xticklabels()], colours(hues)
+    for bars, name in zip(axis.containers, hues, strict=True):
+        for bar in bars:
+            place = names[round(bar.get_x() + bar.get_width() / 2)]
+            assert bar.get_height() == pytest.approx(table.loc[place, name], rel=1e-12)
+            assert bar.get_facecolor()[:3] == pytest.approx(palette[name])
+        assert len(bars) == len(names)
 
 
 def lines(axis):
@@ -96,23 +109,25 @@ def test_regimes_truth():
         assert abs(regimes._true(700.0, 3.0) / wanted - 1) < mpmath.mpf(2) ** -100
 
 
-def curves(axis):
-    return sorted(tuple(line.get_ydata()) for line in lines(axis))
-
-
 def test_scale_sweep(study):
     frame, figure = drawn("scale-sweep", study)
+    palette = colours(["float16", "float32", "float64"])
     for line, name in enumerate(NAMES):
-        rows = frame[frame["network"] == name]
+        rows = frame[(frame["network"] == name) & ~frame["is_left_out"]]
         kinds = ("delta", 1e-18), ("sign_error_rate", 0), ("robust_accuracy", 0)
         for axis, (kind, least) in zip(figure.axes[3 * line :], kinds, strict=False):
             part = rows[rows["kind"] == kind]
-            medians = (
-                part.groupby(["format", "loss_scale", "T"])["value"].median().clip(lower=least)
-            )
-            groups = medians.groupby(["format", "loss_scale"])
-            wanted = sorted(tuple(curve) for _, curve in groups)
-            assert np.allclose(curves(axis), wanted, rtol=1e-12, atol=0)
+            for (fmt, factor), curve in part.groupby(["format", "loss_scale"]):
+                wanted = curve.groupby("T")["value"].median().clip(lower=least)
+                (found,) = [
+                    drawn_line
+                    for drawn_line in lines(axis)
+                    if drawn_line.get_color() == palette[fmt]
+                    and drawn_line.is_dashed() == (factor != 1)
+                ]
+                assert np.allclose(found.get_ydata(), wanted, rtol=1e-12, atol=0)
+    out = frame[frame["is_left_out"] & (frame["network"] == NAMES[0])]
+    assert f"{len(out) // 2} gradients left out" in figure.axes[0].get_title() or not len(out)
     # cancellation is back at T = 64, in float32 too, whatever the loss scale
     wide = frame[(frame["kind"] == "delta") & (frame["format"] == "float32")]
     medians = wide.groupby(["T", "loss_scale"])["value"].median()
@@ -121,13 +136,21 @@ def test_scale_sweep(study):
 
 
 def test_correlation_of_the_sweep():
+    points = (1, 0.1, 0.2), (2, 0.2, 0.3), (4, 0.8, 0.7), (8, 0.9, 0.9)
     rows = pd.DataFrame(
         [
-            {"T": T, "kind": kind, "format": "float16", "loss_scale": 1.0, "value": value}
-            for T, wrong, robust in ((1, 0.1, 0.2), (2, 0.2, 0.3), (4, 0.9, 0.9))
+            {"T": T, "kind": kind, "format": name, "loss_scale": factor, "value": value * sign}
+            for T, wrong, robust in points
             for kind, value in (("sign_error_rate", wrong), ("robust_accuracy", robust))
+            for name, factor, sign in (
+                ("float16", 1.0, 1),
+                ("float16", 1024.0, -1 if kind == "sign_error_rate" else 1),  # another sign
+                ("float32", 1.0, -1 if kind == "sign_error_rate" else 1),
+            )
         ]
     )
+    assert sweep.correlation(rows, "float32") == pytest.approx(-1)
+    assert math.isnan(sweep.correlation(rows[rows["T"] < 8], "float16"))  # too few values
     assert sweep.correlation(rows, "float16") == pytest.approx(1)
     turned = rows.assign(
         value=rows["value"].where(rows["kind"] == "robust_accuracy", -rows["value"])
@@ -159,10 +182,10 @@ def test_phase(study):
     assert len(frame) == len(NAMES) * 3 * 2
     for column, name in enumerate(NAMES):
         rows = frame[frame["network"] == name]
-        assert np.array_equal(heights(figure.axes[column]), np.sort(rows["robust"] / rows["n"]))
-        assert np.array_equal(
-            heights(figure.axes[len(NAMES) + column]), np.sort(rows["best_margin"])
-        )
+        share = rows.assign(share=rows["robust"] / rows["n"])
+        axes = figure.axes[column], figure.axes[len(NAMES) + column]
+        for axis, value in zip(axes, ("share", "best_margin"), strict=True):
+            check_bars(axis, share, "scenario", "arithmetic", value)
 
 
 def test_stages(study):
@@ -173,8 +196,7 @@ def test_stages(study):
             for loss in ("ce", "mifpe"):
                 rows = frame[(frame["network"] == name) & (frame["loss"] == loss)]
                 shown = errors.long(rows, column)
-                medians = shown.groupby(["format", "stage"])["value"].median()
-                assert np.allclose(heights(next(places)), np.sort(medians), rtol=1e-12, atol=0)
+                check_bars(next(places), shown, "format", "stage", "value", list(STAGES))
     shares = frame[[f"share_{stage}" for stage in ("cast", "forward", "loss", "backward")]]
     assert np.allclose(shares.dropna().sum(axis=1), 1, atol=1e-9)
 
@@ -186,9 +208,9 @@ def test_bound(study):
     assert len(ours)
     assert (ours["measured"] <= ours["bound"]).all()
     for axis, (_, rows) in zip(figure.axes, shown.groupby("format", sort=False), strict=True):
-        points = axis.collections[0].get_offsets()
-        wanted = rows[["bound", "measured"]].clip(1e-20, 1e8)
-        assert np.allclose(np.sort(np.asarray(points), axis=0), np.sort(wanted, axis=0))
+        points = sorted(map(tuple, np.asarray(axis.collections[0].get_offsets())))
+        wanted = sorted(map(tuple, rows[["bound", "measured"]].clip(1e-20, 1e8).to_numpy()))
+        assert np.allclose(points, wanted, rtol=1e-12, atol=0)
         theirs = rows[rows["kind"] != "proved"]
         count = int((theirs["measured"] > theirs["bound"]).sum())
         assert f"papers' u/G {count} of {len(theirs)}" in axis.get_title()
@@ -258,18 +280,22 @@ def test_table1(study, tmp_path):
     frame = table1.frame(study)
     assert (frame["source"] == "published").sum() == len(published.ROWS) == 26
     for name in NAMES:
-        found = accuracy.attacked(study, Subject(name, 6), loss="tmifpe")
+        found = attacks.attacked(study, Subject(name, 6), loss="tmifpe")
         row = frame[frame["row"] == name].iloc[0]
         assert row["tmifpe"] == pytest.approx(100 * (~found["success"]).mean())
         assert row["clean"] == pytest.approx(100 * (found["first_success_step"] != 0).mean())
     text = paths[2].read_text()
     assert "| Fast adversarial training, SmallCNN" in text
     assert "github.com/yaodongyu/TRADES" in text
-    numbers = [cell for _, row in table1.cells(frame).iterrows() for cell in row]
-    for suffix in (2, 3):
-        written = paths[suffix].read_text().replace("\\", "")
-        assert all(cell in written or "ℓ" in cell for cell in numbers)
-    assert paths[3].read_text().count("\\\\\n") == len(frame) + 1
+    cells = table1.cells(frame)
+    lines_of = [line for line in text.splitlines() if line.startswith("| ")]
+    for line, (_, row) in zip(lines_of[1:], cells.iterrows(), strict=True):
+        assert [cell.strip() for cell in line.strip("|").split("|")] == list(row)
+    latex = [line for line in paths[3].read_text().splitlines() if line.endswith("\\\\")]
+    assert len(latex) == len(frame) + 1
+    for line in latex:  # C&W's own sign is escaped
+        assert len(re.findall(r"(?<!\\)&", line)) == len(cells.columns) - 1
+    assert r"C\&W" in latex[0]
 
 
 def test_published_rows_stand_above_the_networks_at_hand(fperr_data, tmp_path):
@@ -289,6 +315,7 @@ def test_boost(study):
     assert together <= share["APGD-DLR", "own"]
     assert share["AutoAttack", "tmifpe"] <= share["APGD-CE", "tmifpe"]
     cells = boost.cells(frame)
+    assert list(cells.loc[3, ["MIFPE", "T-MIFPE", "stable CE"]]) == ["–"] * 3  # the line above
     assert list(cells["attack"]) == [line.name for line in boost.LINES] + ["AutoAttack"]
     line = cells[cells["attack"] == "PGD"].iloc[0]
     assert line["T-MIFPE"] == f"{100 * share['PGD', 'tmifpe'] / 6:.1f}"
@@ -315,6 +342,19 @@ def test_a_rescaled_network_has_mifpe_for_cross_entropy():
         assert not torch.equal(plain.sign(), same.sign())
 
 
+def test_radii_belong_to_networks_and_data():
+    assert attacks.radius_of(Subject("fashion_standard", 6)) == 0.015
+    assert attacks.radius_of(Subject("mnist_wong_kolter", 6)) == 0.3
+    assert attacks.radius_of(Subject("cifar_wong_kolter_small_8px", 6)) == 8 / 255
+    assert not [name for name in FIGURES["table1"].networks if name.startswith("cifar")]
+
+
+def test_sign_maps_have_one_channel(fperr_data, tmp_path):
+    study = Study((Subject("cifar_wong_kolter_small_8px", 2),), tmp_path)
+    with pytest.raises(ValueError, match="images of one channel"):
+        signs.frame(study)
+
+
 def test_paper_sizes():
     assert paper_size("mnist_fastat_pgd", None) == 10_000
     assert paper_size("mnist_levelsets_eps0.4", None) == 2_000
@@ -322,30 +362,59 @@ def test_paper_sizes():
     assert paper_size("fashion_standard", None) in (1_000, 10_000)
 
 
-def test_half_formats_take_fewer_images(study, monkeypatch):
-    monkeypatch.setattr(accuracy, "_HALF", 4)
-    found = accuracy.attacked(study, study.subjects[0], loss="mifpe", arithmetic="float16")
-    assert len(found) == 4
-    frame = accuracy.precision_frame(Study(study.subjects[:1], study.cache))
-    assert set(frame["n"]) == {4, 6}
-    title = accuracy.precision(frame).axes[0].get_title()
-    assert title == "fashion_standard, 6 images\n(4 in the half formats)"
+def test_where_a_half_format_takes_part_all_take_the_same_images(study, monkeypatch):
+    one = Study(study.subjects[:1], study.cache)
+    for module, frame in (
+        (accuracy, accuracy.precision_frame),
+        (tstar, tstar.phase_frame),
+        (sweep, sweep.frame),
+    ):
+        monkeypatch.setattr(module, "HALF", 4)
+        assert set(frame(one)["n"]) == {4}
 
 
-def test_other_code_makes_another_cache(study, monkeypatch):
+def test_other_code_or_settings_make_another_cache(study, monkeypatch):
     calls = []
 
     def compute(subject):
-        calls.append(subject.name)
+        calls.append((subject.name, subject.n))
         return pd.DataFrame({"a": [1]})
 
+    once = [(name, 3) for name in NAMES]
     for _ in range(2):
-        study.of_each("code", compute)
-    assert calls == list(NAMES)
-    source = {**versions(), "source": "another"}
-    monkeypatch.setattr("fperr.figures.study.versions", lambda: source)
-    study.of_each("code", compute)
-    assert calls == list(NAMES) * 2
+        study.of_each("code", compute, 3, radius=0.1)
+    assert calls == once
+    study.of_each("code", compute, 3, radius=0.2)
+    assert calls == once * 2
+    real = study_module._source
+    for drawing in (False, True):  # code that measures, code that draws
+        study_module.versions.cache_clear()
+        monkeypatch.setattr(
+            study_module,
+            "_source",
+            lambda drawing, changed=drawing: (
+                "changed" if drawing == changed else real(drawing=drawing)
+            ),
+        )
+        study.of_each("code", compute, 3, radius=0.1)
+    study_module.versions.cache_clear()
+    assert calls == once * 4
+
+
+def test_what_the_digests_of_code_cover(monkeypatch):
+    """Every module but commands is in one of the two; none in both."""
+    seen = {}
+    monkeypatch.setattr(study_module, "_digest", lambda found: seen.setdefault(len(seen), found))
+    study_module._source.__wrapped__(drawing=True)
+    study_module._source.__wrapped__(drawing=False)
+    assert not set(seen[0]) & set(seen[1])
+    assert {"figures/attacks.py", "report/layers.py"} <= set(seen[0])
+    assert {"precision.py", "attacks/pgd.py", "theory/losses.py", "formats.py"} <= set(seen[1])
+    root = Path(study_module.__file__).parents[1]
+    every = {str(p.relative_to(root)) for p in root.rglob("*.py")}
+    assert every - set(seen[0]) - set(seen[1]) == {
+        str(p.relative_to(root)) for p in root.glob("cli*.py")
+    }
 
 
 @pytest.mark.parametrize("name", ["regimes", "phase", "table1"])
@@ -355,4 +424,7 @@ def test_pictures_are_neither_empty_nor_cut(name, study, tmp_path):
     assert min(picture.shape[:2]) > 300
     edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     assert (edge > 0.99).all()  # nothing reaches the border
-    assert json.loads(paths[0].read_text())["seed"] == 0
+    about = json.loads(paths[0].read_text())
+    assert about["attacks"]["seed"] == 0
+    assert about["images"] == (dict.fromkeys(NAMES, 6) if name == "phase" else {})
+    assert set(about["networks"]) == set(NAMES)

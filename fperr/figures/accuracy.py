@@ -1,65 +1,19 @@
 """What attacks reach: by arithmetic, by step, and how far beyond the border they push."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, ScalarFormatter
-from torch import nn
 
+from fperr.figures.attacks import HALF, LOSSES, MORE_LOSSES, STEPS, attacked, withstood
 from fperr.figures.panels import by_network
-from fperr.figures.study import Study, Subject
+from fperr.figures.study import Study
 from fperr.report.style import colours, dashes, legend, ordered
 
-LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
-MORE_LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe", "cw", "dlr", "gama")
-ARITHMETICS = ("float16", "float32", "float64")
-STEPS = 100
-# where robust accuracy is neither 0 nor that of clean images
-RADII = {"fashion_standard": 0.015, "fashion_adversarial": 0.1, "fashion_saturated": 0.05}
-MNIST_RADIUS = 0.3
-_HALF = 300  # images at most in a half format: on a CPU it takes ten times as long as float32
-SEED = 0
+_ARITHMETICS = ("float16", "float32", "float64")
 _TICKS = [sign * 10.0**k for sign in (-1, 1) for k in (1, 3, 5)] + [0.0]  # of margins
-
-
-def radius_of(subject: Subject) -> float:
-    """Of the attacks on a network."""
-    return RADII.get(subject.name, MNIST_RADIUS)
-
-
-def attacked(
-    study: Study,
-    subject: Subject,
-    *,
-    loss: str,
-    arithmetic: str = "float32",
-    model: nn.Module | None = None,
-    **options: Any,
-) -> pd.DataFrame:
-    """An attack's outcome for each image; in a half format at most for the first 300.
-
-    Args:
-        study: where results are kept.
-        subject: network and images.
-        loss: of the attack.
-        arithmetic: of the attack.
-        model: attacked instead of the subject's network.
-        options: of `fperr.attack`, other than the standard ones.
-    """
-    if arithmetic in ("float16", "bfloat16"):
-        subject = subject.at_most(_HALF)
-    standard = {"radius": radius_of(subject), "steps": STEPS, "seed": SEED, "method": "pgd"}
-    options = {**standard, **options, "loss": loss, "arithmetic": arithmetic}
-    return study.attacked(subject, model, **options)
-
-
-def withstood(found: pd.DataFrame) -> dict[str, int]:
-    """How many images there are, and how many withstood."""
-    return {"n": len(found), "robust": int((~found["success"]).sum())}
 
 
 def precision_frame(study: Study) -> pd.DataFrame:
@@ -67,14 +21,14 @@ def precision_frame(study: Study) -> pd.DataFrame:
     return pd.DataFrame(
         {"network": subject.name, "loss": loss, "arithmetic": arithmetic}
         | withstood(attacked(study, subject, loss=loss, arithmetic=arithmetic))
-        for subject in study.subjects
+        for subject in study.at_most(HALF).subjects
         for loss in LOSSES
-        for arithmetic in ARITHMETICS
+        for arithmetic in _ARITHMETICS
     )
 
 
 def precision(frame: pd.DataFrame) -> Figure:
-    """Robust accuracy by the arithmetic of the attack's gradients, a panel for each network."""
+    """Robust accuracy by the arithmetic that the attack runs the network in, by network."""
     figure, parts = by_network(frame)
     hues = ordered(frame["loss"])
     for axis, rows in parts:
@@ -87,10 +41,11 @@ def precision(frame: pd.DataFrame) -> Figure:
             hue_order=hues,
             palette=colours(hues),
             errorbar=None,
+            saturation=1,
             legend=False,
             ax=axis,
         )
-        axis.set(ylim=(0, 1), xlabel="arithmetic of the gradient", ylabel="robust accuracy")
+        axis.set(ylim=(0, 1), xlabel="arithmetic of network and gradient", ylabel="robust accuracy")
     legend(figure, hues, "loss")
     figure.suptitle(f"Robust accuracy by arithmetic (PGD, {STEPS} steps)")
     return figure
@@ -128,8 +83,8 @@ def convergence(frame: pd.DataFrame) -> Figure:
             legend=False,
             ax=axis,
         )
-        axis.set(xlabel="steps", ylabel="robust accuracy", ylim=(0, 1))
         axis.set_xscale("symlog", linthresh=10)
+        axis.set(xlabel="steps", ylabel="robust accuracy", xlim=(0, STEPS), ylim=(0, 1))
         axis.xaxis.set_major_locator(FixedLocator([0, 5, 10, 30, 100]))
         axis.xaxis.set_major_formatter(ScalarFormatter())
     legend(figure, hues, "loss", lines=True)
@@ -138,7 +93,10 @@ def convergence(frame: pd.DataFrame) -> Figure:
 
 
 def density_frame(study: Study) -> pd.DataFrame:
-    """Columns network, loss, label_margin (z_y - max z_i where the attack ended), n."""
+    """Columns network, loss, label_margin (the smallest z_y - max z_i on the way), n.
+
+    Samples that have succeeded go on.
+    """
     parts = []
     for subject in study.subjects:
         for loss in ("clean", "ce", "mifpe"):
@@ -147,7 +105,8 @@ def density_frame(study: Study) -> pd.DataFrame:
                 mine = z.gather(1, images.y[:, None])[:, 0]
                 margin = (mine - z.scatter(1, images.y[:, None], -torch.inf).amax(1)).numpy()
             else:
-                margin = attacked(study, subject, loss=loss)["best_margin"].to_numpy()
+                found = attacked(study, subject, loss=loss, freeze=False)
+                margin = found["best_margin"].to_numpy()
             part = pd.DataFrame({"label_margin": margin, "network": subject.name, "loss": loss})
             parts.append(part.assign(n=subject.n))
     return pd.concat(parts, ignore_index=True)
@@ -163,6 +122,6 @@ def density(frame: pd.DataFrame) -> Figure:
         axis.axvline(0, color="black", linewidth=1)
         axis.set_xscale("symlog")
         axis.xaxis.set_major_locator(FixedLocator(_TICKS))
-        axis.set(xlabel=r"$z_y - \max_{i \neq y}\, z_i$", ylabel="share of images below")
+        axis.set(xlabel="smallest $z_y - \\max_{i≠y} z_i$ met", ylabel="share of images below")
     figure.suptitle("Margin of the label before and after attacks (PGD, float32)")
     return figure

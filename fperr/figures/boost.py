@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fperr.figures import table
-from fperr.figures.accuracy import SEED, STEPS, attacked, radius_of, withstood
+from fperr.figures.attacks import SEED, STEPS, attacked, radius_of, withstood
 from fperr.figures.study import Study, Subject
 from fperr.theory.losses import Context, named
 
@@ -21,12 +21,13 @@ LIBRARY = "pyautoattack"
 _OTHERS = ["apgd-t", "fab-t", "square"]  # of AutoAttack, besides APGD-CE
 _TARGETS = 9  # of its targeted attacks, as in its standard version
 _BATCH = 250
-TITLE = f"Robust accuracy in per cent with another loss inside (float32, {STEPS} steps)"
+TITLE = "Robust accuracy in per cent with another loss inside (float32)"
 NOTE = (
-    "Attacks that use a loss's value (APGD) are given the margin as value and (T-)MIFPE for the "
-    "gradient alone; 'without the split' they get MIFPE's own value.\n"
-    f"AutoAttack is {LIBRARY}'s, each of its attacks on all images; with another loss its APGD-CE "
-    "is replaced by APGD with that loss.\nA dash: does not apply, or the library is not installed."
+    f"FGSM takes one step, PGD and APGD {STEPS}. APGD looks at its loss's value: it is given the "
+    "margin as value and (T-)MIFPE for the gradient alone; 'without the split' it gets MIFPE's own "
+    f"value.\nAutoAttack is {LIBRARY}'s: its APGD-CE, and apart from it its other attacks, one "
+    "after the other; with another loss APGD with that loss takes the place of its APGD-CE.\n"
+    "A dash: does not apply, is the line above (APGD-DLR), or the library is not installed."
 )
 
 
@@ -39,19 +40,21 @@ class Line:
         own: loss that it has by itself.
         options: of `fperr.attack`.
         is_split: values and gradients may come from different losses.
+        is_own: with other losses it is the line above.
     """
 
     name: str
     own: str
     options: dict[str, Any]
     is_split: bool = True
+    is_own: bool = False
 
 
 LINES = (
     Line("FGSM", "ce", {"method": "fgsm"}),
     Line("PGD", "ce", {}),
     Line("APGD-CE", "ce", {"method": "apgd"}),
-    Line("APGD-DLR", "dlr", {"method": "apgd"}),
+    Line("APGD-DLR", "dlr", {"method": "apgd"}, is_own=True),
     Line("APGD, without the split", "ce", {"method": "apgd"}, is_split=False),
 )
 LOSSES = ("own", "mifpe", "tmifpe", "stable_ce")
@@ -87,6 +90,8 @@ def frame(study: Study) -> pd.DataFrame:
         for line in LINES:
             for loss in LOSSES:
                 rows.append({"network": subject.name, "attack": line.name, "loss": loss})
+                if line.is_own and loss != "own":
+                    continue
                 if line.is_split:
                     chosen = line.own if loss == "own" else loss
                     rows[-1] |= withstood(attacked(study, subject, loss=chosen, **line.options))

@@ -23,11 +23,11 @@ _KINDS = {"proved": "tmifpe", "papers' u/G": "ce"}  # places in the palette
 
 def frame(study: Study) -> pd.DataFrame:
     """The rows of `fperr.measure`, labels given, for each network."""
-    return study.of_each("errors", _measured)
+    return study.of_each("errors", _measured, _MEASURED, losses=_LOSSES, formats=_FORMATS)
 
 
 def _measured(subject: Subject) -> pd.DataFrame:
-    few = subject.at_most(_MEASURED).images
+    few = subject.images
     return measure(subject.model, few.x, few.y, losses=_LOSSES, formats=_FORMATS).frame
 
 
@@ -43,7 +43,8 @@ def stages(frame: pd.DataFrame) -> Figure:
                 axis, is_size = next(places), column == "stage"
                 sns.barplot(
                     long(rows[rows["loss"] == loss], column), x="format", y="value", hue="stage",
-                    hue_order=STAGES, palette=colours(STAGES), estimator="median", legend=False,
+                    hue_order=STAGES, palette=colours(STAGES), estimator="median", saturation=1,
+                    legend=False,
                     errorbar=("pi", 50), err_kws={"linewidth": 0.8}, ax=axis,
                 )  # fmt: skip
                 axis.set_title(f"{name}\n{loss}, {rows['sample'].nunique()} images")
@@ -54,7 +55,7 @@ def stages(frame: pd.DataFrame) -> Figure:
                 else:
                     axis.axhline(0, color="black", linewidth=1)
     legend(figure, list(STAGES), "stage")
-    figure.suptitle("Where the gradient's error arises (medians, quartiles; no bar: exactly 0)")
+    figure.suptitle("Where the gradient's error arises (medians, quartiles; no bar: below 1e-19)")
     return figure
 
 
@@ -92,7 +93,10 @@ def bound(frame: pd.DataFrame) -> Figure:
         above = rows.assign(above=rows["measured"] > rows["bound"]).groupby("kind")["above"]
         found = ", ".join(f"{kind} {int(a.sum())} of {len(a)}" for kind, a in above)
         axis.set_title(f"{name}\nabove the bound: {found}", fontsize="small")
-        axis.set(xlabel="bound (beyond the scale: at its end)", ylabel="measured ‖v̂ − v‖₁ / ‖v‖₁")
+        axis.set(
+            xlabel="bound (beyond the scale: at its end)",
+            ylabel="measured ‖v̂ − v‖₁ / ‖v‖₁ (0: at the end)",
+        )
     axes[0].legend(title="bound", fontsize="small", loc="upper left")
     networks = ", ".join(dict.fromkeys(frame["network"]))
     figure.suptitle(f"The logit gradient's error against its bounds\n{networks}", fontsize="medium")

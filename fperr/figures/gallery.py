@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from fperr import zoo
 from fperr.figures import (
     accuracy,
+    attacks,
     boost,
     cost,
     errors,
@@ -55,7 +57,6 @@ class Recipe:
     Attributes:
         frame: computes what is drawn.
         draw: draws it.
-        says: what it shows, for lists.
         networks: names of those that it is drawn from, if no others are asked for.
         text: of a table.
         most: images of each network at most; None: all that there are.
@@ -63,7 +64,6 @@ class Recipe:
 
     frame: Callable[[Study], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Figure]
-    says: str
     networks: tuple[str, ...] = ()
     text: Text | None = None
     most: int | None = 1000
@@ -72,68 +72,42 @@ class Recipe:
     def available(self) -> list[str]:
         """Its networks; those of MNIST only where FPERR_DATA is set."""
         has_data = bool(os.environ.get("FPERR_DATA"))
-        names = [name for name in self.networks if has_data or _is_packaged(name)]
-        return names or list(_FASHION[1:] if self.networks else ())
+        return [name for name in self.networks if has_data or _is_packaged(name)]
 
 
 FIGURES = {
-    "theory": Recipe(theory.frame, theory.draw, "G(t) and the papers' bound, t* marked"),
-    "regimes": Recipe(regimes.frame, regimes.draw, "underflow and cancellation by temperature"),
-    "margins": Recipe(
-        margins.frame, margins.draw, "margins against the formats' thresholds", _SIX, most=None
-    ),
-    "density": Recipe(
-        accuracy.density_frame, accuracy.density, "the label's margin after attacks", _SIX
-    ),
-    "scale-sweep": Recipe(
-        sweep.frame,
-        sweep.draw,
-        "errors and robust accuracy by temperature",
-        (*_FASHION, _FASTAT, _LEVELSETS),
-    ),
-    "precision": Recipe(
-        accuracy.precision_frame, accuracy.precision, "robust accuracy by arithmetic", _SIX
-    ),
-    "convergence": Recipe(
-        accuracy.convergence_frame, accuracy.convergence, "robust accuracy by step", _SIX
-    ),
-    "tstar-trace": Recipe(
-        tstar.trace_frame, tstar.trace, "T-MIFPE along an attack", (*_FASHION[1:], _LEVELSETS)
-    ),
-    "phase": Recipe(
-        tstar.phase_frame, tstar.phase, "what a misdetected scenario costs", (*_FASHION, _FASTAT)
-    ),
+    "theory": Recipe(theory.frame, theory.draw),
+    "regimes": Recipe(regimes.frame, regimes.draw),
+    "margins": Recipe(margins.frame, margins.draw, _SIX, most=None),
+    "density": Recipe(accuracy.density_frame, accuracy.density, _SIX),
+    "scale-sweep": Recipe(sweep.frame, sweep.draw, (*_FASHION, _FASTAT, _LEVELSETS)),
+    "precision": Recipe(accuracy.precision_frame, accuracy.precision, _SIX),
+    "convergence": Recipe(accuracy.convergence_frame, accuracy.convergence, _SIX),
+    "tstar-trace": Recipe(tstar.trace_frame, tstar.trace, (*_FASHION[1:], _LEVELSETS)),
+    "phase": Recipe(tstar.phase_frame, tstar.phase, (*_FASHION, _FASTAT)),
     "table1": Recipe(
         table1.frame,
         table1.draw,
-        "robust accuracies, ours and published",
-        tuple(zoo.REGISTRY),
+        tuple(e.name for e in zoo.REGISTRY.values() if e.dataset in (PACKAGED, "mnist_test")),
         Text(table1.cells, table1.TITLE, table1.NOTE),
         most=None,
     ),
     "boost": Recipe(
         boost.frame,
         boost.draw,
-        "(T-)MIFPE inside other attacks",
         (*_FASHION, _LEVELSETS),
         Text(boost.cells, boost.TITLE, boost.NOTE),
     ),
-    "stages": Recipe(
-        errors.frame, errors.stages, "where the error arises", (*_FASHION[1:], _LEVELSETS)
-    ),
-    "layers": Recipe(
-        layers.frame, layers.plot, "bits lost along the network", (_FASHION[1], _LEVELSETS)
-    ),
-    "bound": Recipe(errors.frame, errors.bound, "errors against their bounds", _SIX),
-    "sign-map": Recipe(
-        signs.frame, signs.draw, "an image's wrong signs", (_FASHION[1], _LEVELSETS)
-    ),
-    "cost": Recipe(cost.frame, cost.draw, "time for an exact gradient, by engine"),
+    "stages": Recipe(errors.frame, errors.stages, (*_FASHION[1:], _LEVELSETS)),
+    "layers": Recipe(layers.frame, layers.plot, (_FASHION[1], _LEVELSETS)),
+    "bound": Recipe(errors.frame, errors.bound, _SIX),
+    "sign-map": Recipe(signs.frame, signs.draw, (_FASHION[1], _LEVELSETS)),
+    "cost": Recipe(cost.frame, cost.draw),
 }
 
 
 def make(name: str, study: Study, out: Path, command: str, formats: tuple[str, ...]) -> list[Path]:
-    """Draw a figure and write it, with its provenance and its data.
+    """Draw a figure and write it, with its provenance.
 
     Args:
         name: of `FIGURES`.
@@ -154,9 +128,17 @@ def make(name: str, study: Study, out: Path, command: str, formats: tuple[str, .
     frame = recipe.frame(study)
     figure = recipe.draw(frame)
     out.mkdir(parents=True, exist_ok=True)
-    about = {"command": command, "seed": accuracy.SEED, "networks": study.about}
+    about = {
+        "command": command,
+        "images": images_in(frame),
+        "networks": study.about,
+        "attacks": attacks.settings_of(study),
+        "threads": torch.get_num_threads(),
+        "cpu": cost.cpu(),
+        "versions": versions(),
+    }
     paths = [out / f"{name}.json"]
-    paths[0].write_text(json.dumps({**about, "versions": versions()}, indent=1) + "\n")
+    paths[0].write_text(json.dumps(about, indent=1) + "\n")
     cut = None if recipe.text is None else "tight"
     for extension in formats:
         paths.append(out / f"{name}.{extension}")
@@ -165,6 +147,15 @@ def make(name: str, study: Study, out: Path, command: str, formats: tuple[str, .
         text = recipe.text
         paths += table.write(text.cells(frame), text.title, text.note, out / name)
     return paths
+
+
+def images_in(frame: pd.DataFrame) -> dict[str, int]:
+    """How many images of each network a frame was made from."""
+    if "network" not in frame or not {"n", "sample"} & set(frame):
+        return {}
+    groups = frame.groupby("network", sort=False)
+    counts = groups["n"].max() if "n" in frame else groups["sample"].nunique()
+    return {str(name): int(count) for name, count in counts.items()}
 
 
 def _is_packaged(name: str) -> bool:

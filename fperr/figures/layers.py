@@ -13,11 +13,11 @@ _LOSS, _FORMATS = "tmifpe", ("float16", "float32")
 
 def frame(study: Study) -> pd.DataFrame:
     """The rows of `fperr.trace_layers`, with the columns network and format."""
-    return study.of_each("layers", _traced)
+    return study.of_each("layers", _traced, _TRACED, loss=_LOSS, formats=_FORMATS)
 
 
 def _traced(subject: Subject) -> pd.DataFrame:
-    few = subject.at_most(_TRACED).images
+    few = subject.images
     return pd.concat(
         [
             trace_layers(subject.model, few.x, few.y, loss=_LOSS, format=name).frame.assign(

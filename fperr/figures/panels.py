@@ -35,11 +35,6 @@ def panels(names: Sequence[str], *, lines: int | None = None) -> tuple[Figure, l
 def by_network(frame: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A panel for each network and its rows; the title says how many images (column `n`)."""
     groups = [(str(name), rows) for name, rows in frame.groupby("network", sort=False)]
-    titles = [
-        f"{name}, {rows['n'].min()} images"
-        if rows["n"].nunique() == 1
-        else f"{name}, {rows['n'].max()} images\n({rows['n'].min()} in the half formats)"
-        for name, rows in groups
-    ]
+    titles = [f"{name}, {rows['n'].max()} images" for name, rows in groups]
     figure, axes = panels(titles)
     return figure, [(axis, rows) for axis, (_, rows) in zip(axes, groups, strict=True)]

@@ -24,7 +24,7 @@ from fperr.validation.truth import computed
 _FORMATS = (FLOAT16, FLOAT32, FLOAT64)
 _POINTS, _DRAWS = 160, 64
 _T_RANGE = 1e-2, 2e3
-_MARGINS = 0.5, 2e3  # Delta, log-uniform
+_MARGINS = 0.5, 2.0  # Delta, log-uniform
 _SEED = 0
 _LARGEST = 1000.0  # log2 of what is kept of a bound
 _EXACT = mpmath.MPContext()
@@ -40,7 +40,10 @@ _LINES = {  # column: label, place in the palette, dashes
 
 
 def frame(study: Study) -> pd.DataFrame:
-    """Columns format, T; label, other (relative errors), bound, paper: the largest of many."""
+    """Columns format, T, n; label, other (relative errors), bound, paper: the largest of n margins.
+
+    `above`: of how many of them the error of both components exceeds the papers' u/G.
+    """
     del study
     generator = torch.Generator().manual_seed(_SEED)
     low, high = (math.log10(T) for T in _T_RANGE)
@@ -64,7 +67,10 @@ def frame(study: Study) -> pd.DataFrame:
         part = pd.DataFrame(rows, columns=["label", "other", "bound"])
         log2 = paper(z, label, c, format=fmt).clamp_max(_LARGEST)
         part = part.assign(T=T.numpy(), paper=log2.exp2().numpy())
-        parts.append(part.groupby("T", as_index=False).max().assign(format=fmt.name))
+        part["above"] = (part["label"] + part["other"]) / 2 > part["paper"]
+        groups = part.groupby("T")
+        largest = groups.max().assign(above=groups["above"].sum(), n=groups.size())
+        parts.append(largest.reset_index().assign(format=fmt.name))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -90,9 +96,14 @@ def draw(frame: pd.DataFrame) -> Figure:
         for at, style in zip(lost, (":", "--"), strict=True):
             axis.axvline(at, color="black", linewidth=1, linestyle=style)
         axis.set(xscale="log", yscale="log", ylim=_LIMITS, xlabel="T = c Δ")
-        axis.set_title(f"{name}\nln 1/u = {lost[0]:.1f} (dotted), ln 2/η = {lost[1]:.1f} (dashed)")
+        axis.set_title(
+            f"{name}: ln 1/u = {lost[0]:.1f} (dotted), ln 2/η = {lost[1]:.1f} (dashed)\n"
+            f"u/G is exceeded in {rows['above'].sum():,} of {rows['n'].sum():,} cases"
+        )
         axis.title.set_fontsize("small")
-    axes[0].set_ylabel("relative error of a component,\nlargest of 64 margins")
+    low, high = _MARGINS
+    of = f"largest of {_DRAWS} margins Δ from {low:g} to {high:g}"
+    axes[0].set_ylabel(f"relative error of a component,\n{of}")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle("Cross-entropy's logit gradient for two classes, label ahead")

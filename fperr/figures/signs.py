@@ -15,28 +15,38 @@ from fperr.figures.study import Study, Subject
 
 _LOSSES = ("ce", "mifpe")
 _FORMAT = "float16"
+_SEARCHED = 100  # images at most, for the first that is classified correctly
 _SIGNS = ListedColormap(["#0173b2", "#f0f0f0", "#de8f05"])  # -1, 0, 1
 _WRONG = ListedColormap(["#f0f0f0", "#d55e00", "#7f7f7f"])  # right, flipped, computed as 0
 
 
 def frame(study: Study) -> pd.DataFrame:
     """Columns network, sample, loss, row, column, pixel, exact, computed (signs)."""
-    return study.of_each("sign-map", _signs)
+    return study.of_each("sign-map", _signs, _SEARCHED, losses=_LOSSES, format=_FORMAT)
 
 
 def _signs(subject: Subject) -> pd.DataFrame:
-    """Of the first image that is classified correctly."""
+    """Of the first image that is classified correctly.
+
+    Raises:
+        ValueError: images of several channels.
+    """
     right = subject.logits.argmax(1) == subject.images.y
     sample = int(right.int().argmax())
     x, y = subject.images.x[sample : sample + 1], subject.images.y[sample : sample + 1]
+    if x.shape[1] != 1:
+        raise ValueError(
+            f"sign-map draws images of one channel, and those of {subject.name} have {x.shape[1]}: "
+            "choose another network"
+        )
     rows, columns = np.indices(x.shape[-2:])
     parts = []
     for loss in _LOSSES:
         exact, computed = (
-            gradient(subject, x, y, loss=loss, arithmetic=name).sign().mean((0, 1)).numpy()
+            gradient(subject, x, y, loss=loss, arithmetic=name)[0, 0].sign().numpy()
             for name in ("exact", _FORMAT)
         )
-        flat = {"row": rows, "column": columns, "pixel": x.mean((0, 1)).numpy()}
+        flat = {"row": rows, "column": columns, "pixel": x[0, 0].numpy()}
         flat |= {"exact": exact, "computed": computed}
         part = pd.DataFrame({name: values.reshape(-1) for name, values in flat.items()})
         parts.append(part.assign(sample=sample, loss=loss))

@@ -1,11 +1,10 @@
 """What figures are drawn from: networks, images, and results that are computed once."""
 
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,7 @@ PACKAGED = "fashion_mnist_1000"
 _PACKAGED_IMAGES = 1000
 _BATCH = 500
 _KEY = b"fperr"
-_DRAWING = "figures", "report"  # no measurement depends on them
+_DRAWING = "figures", "report"  # no attack depends on them; frames do
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,10 @@ class Study:
     subjects: tuple[Subject, ...]
     cache: Path
 
+    def at_most(self, n: int) -> "Study":
+        """The same with no more than n images of each network."""
+        return replace(self, subjects=tuple(s.at_most(n) for s in self.subjects))
+
     @property
     def about(self) -> dict[str, Any]:
         """Names, numbers of images and digests, for provenance."""
@@ -105,12 +108,12 @@ class Study:
         Args:
             name: of what is computed.
             settings: what it depends on, besides networks and code.
-            compute: a function of the module whose code decides what comes out.
+            compute: finds it.
             subject: the only one that it depends on; None: on all of them.
         """
         known = self.about if subject is None else {subject.name: subject.about}
-        own = _digest(Path(inspect.getfile(_plain(compute))).read_text())
-        key = {"name": name, "settings": settings, "versions": versions(), "own": own, **known}
+        key = {"name": name, "settings": settings, "versions": versions(), **known}
+        key["drawing"] = _source(drawing=True)
         path = self.cache / f"{name}-{_digest(key)}.parquet"
         if path.exists() and _key_of(path) == key:
             return pd.read_parquet(path)
@@ -118,16 +121,26 @@ class Study:
         table = pa.Table.from_pandas(frame, preserve_index=False)
         metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(key).encode()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        pq.write_table(table.replace_schema_metadata(metadata), partial)
-        os.replace(partial, path)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        pq.write_table(table.replace_schema_metadata(metadata), unfinished)
+        os.replace(unfinished, path)
         return pd.read_parquet(path)
 
-    def of_each(self, name: str, compute: Callable[[Subject], pd.DataFrame]) -> pd.DataFrame:
-        """What a function of a module finds for each subject, with a column `network`; cached."""
+    def of_each(
+        self, name: str, compute: Callable[[Subject], pd.DataFrame], most: int, **settings: Any
+    ) -> pd.DataFrame:
+        """What is found for each subject, of which at most so many images are used; cached.
+
+        Args:
+            name: of what is computed.
+            compute: finds it.
+            most: images.
+            settings: what it depends on, besides network and code.
+        """
+        few = [subject.at_most(most) for subject in self.subjects]
         parts = [
-            self.cached(name, {}, partial(compute, subject), subject).assign(network=subject.name)
-            for subject in self.subjects
+            self.cached(name, settings, partial(compute, one), one).assign(network=one.name)
+            for one in few
         ]
         return pd.concat(parts, ignore_index=True)
 
@@ -143,7 +156,7 @@ class Study:
         """
         key = {**subject.digests, **options, "versions": versions()}
         if model is not None:
-            key["model_text"] = str(model)
+            key |= {"text": str(model), "drawing": _source(drawing=True)}
         folder = self.cache / "attacks" / f"{subject.name}-{options['loss']}-{_digest(key)}"
         images = subject.images
         return attack_in_batches(model or subject.model, images.x, images.y, folder, **options)
@@ -167,17 +180,24 @@ def paper_size(name: str, most: int | None) -> int:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of what results depend on: `source` is a digest of all code but that which draws."""
+    """Of what results depend on; `source` is a digest of all code but drawing and commands."""
+    libraries = {name: version(name) for name in ("numpy", "mpmath", "python-flint")}
+    own = {"fperr": version("fperr"), "torch": torch.__version__}
+    return own | libraries | {"source": _source(drawing=False)}
+
+
+@cache
+def _source(*, drawing: bool) -> str:
+    """A digest of the code that draws, or of all the other code; commands apart."""
     root = Path(data.__file__).parent
-    files = [*sorted(root.glob("*/**/*.py")), root / "formats.py", root / "data.py"]
-    known = [f.relative_to(root) for f in files]
-    source = {str(f): (root / f).read_text() for f in known if f.parts[0] not in _DRAWING}
-    return {"fperr": version("fperr"), "torch": torch.__version__, "source": _digest(source)}
-
-
-def _plain(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """The function itself, without the arguments that are bound to it."""
-    return compute.func if isinstance(compute, partial) else compute
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        place = path.relative_to(root)
+        is_drawing = place.parts[0] in _DRAWING
+        is_command = place.name.startswith("cli")
+        if is_drawing == drawing and not is_command:
+            found[str(place)] = path.read_text()
+    return _digest(found)
 
 
 def _digest(key: object) -> str:

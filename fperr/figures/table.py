@@ -54,7 +54,8 @@ def write(cells: pd.DataFrame, title: str, note: str, path: Path) -> list[Path]:
     table = cells.to_markdown(index=False, disable_numparse=True)
     lines = "  \n".join(note.splitlines())
     markdown.write_text(f"**{title}**\n\n{table}\n\n{lines}\n")
-    inner = cells.style.hide(axis="index").format(escape="latex").to_latex(hrules=True)
+    style = cells.style.hide(axis="index").format(escape="latex")
+    inner = style.format_index(axis=1, escape="latex").to_latex(hrules=True)
     for symbol, command in _SYMBOLS.items():
         inner = inner.replace(symbol, command)
     comments = "".join(f"% {line}\n" for line in [title, *note.splitlines()])

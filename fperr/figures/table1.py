@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from fperr import zoo
 from fperr.figures import published, table
-from fperr.figures.accuracy import STEPS, attacked, radius_of
+from fperr.figures.attacks import STEPS, attacked, radius_of
 from fperr.figures.study import Study, Subject
 
 LOSSES = ("ce", "cw", "dlr", "gama", "mifpe", "tmifpe", "stable_ce")
@@ -27,10 +27,15 @@ NOTE = (
     "github.com/RobustBench/robustbench; the rest of the line is the name of the model there. "
     "† and ‡: the paper's marks.\n"
     "Lines of fperr below a published one: a network that its authors published, not proved to be "
-    "the one of the paper, whose clean accuracy differs.\n"
+    "the one of the paper: clean accuracies differ. The paper's last column (best of 4,900 steps) "
+    "is left out.\n"
     "Where there is no line of fperr, no checkpoint is at hand: the last column says where one is."
 )
-_DATASETS = {"fashion_mnist_1000": "Fashion-MNIST", "mnist_test": "MNIST"}
+_DATASETS = {
+    "fashion_mnist_1000": "Fashion-MNIST",
+    "mnist_test": "MNIST",
+    "cifar10_test_800": "CIFAR-10",
+}
 
 
 def frame(study: Study) -> pd.DataFrame:
@@ -55,7 +60,7 @@ def _ours(study: Study, subject: Subject) -> dict[str, Any]:
     shares = {loss: 100 * (~part["success"]).mean() for loss, part in found.items()}
     entry = zoo.entry(subject.name)
     dataset = _DATASETS.get(entry.dataset, entry.dataset)
-    about = {"row": subject.name, "data": f"{dataset}, ℓ∞ {radius_of(subject):g}"}
+    about = {"row": subject.name, "data": f"{dataset}, ℓ∞ {radius_of(subject):.3g}"}
     about |= {"source": "fperr", "where": entry.source}
     return about | {"n": subject.n, "clean": 100 * clean.mean()} | shares
 

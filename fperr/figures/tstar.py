@@ -5,7 +5,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from fperr.attacks import attack
-from fperr.figures.accuracy import STEPS, attacked, radius_of
+from fperr.figures.attacks import HALF, RADII, STEPS, attacked, radius_of
 from fperr.figures.panels import panels
 from fperr.figures.study import Study, Subject
 from fperr.recording import record
@@ -28,11 +28,14 @@ def trace_frame(study: Study) -> pd.DataFrame:
 
     Quantities: t_star, margin, successful (0 or 1), and delta, whose hue is loss and format.
     """
-    return study.of_each("tstar-trace", _traced)
+    return study.of_each(
+        "tstar-trace", _traced, _TRACED, steps=STEPS, every=_EVERY, compared=_COMPARED,
+        formats=_FORMATS, radii=RADII,
+    )  # fmt: skip
 
 
 def _traced(subject: Subject) -> pd.DataFrame:
-    images, model = subject.at_most(_TRACED).images, subject.model
+    images, model = subject.images, subject.model
     recorded = record(
         model, images.y, x=images.x, losses=("mifpe", "tmifpe"), formats=_FORMATS,
         every=_EVERY, samples=min(_COMPARED, len(images.x)),
@@ -41,6 +44,7 @@ def _traced(subject: Subject) -> pd.DataFrame:
         attack(model, images.x, images.y, radius=radius_of(subject), steps=STEPS, freeze=False)
     steps = trace.steps(["step", "sample", "scenario", "t_star", "margin"])
     steps["successful"] = steps["scenario"].eq("untargeted_successful").astype("float64")
+    steps["t_star"] = steps["t_star"].where(steps["successful"] == 0)  # T is another one there
     long = steps.melt(["step", "sample"], ["t_star", "margin", "successful"], "quantity", "value")
     errors = trace.errors(["step", "sample", "loss", "format", "is_own", "delta"])
     errors = errors[~errors["is_own"]].rename(columns={"delta": "value"})
@@ -79,7 +83,9 @@ def trace(frame: pd.DataFrame) -> Figure:
         )  # fmt: skip
         error.legend(fontsize="x-small", title=None)
         count = parts["margin"]["sample"].nunique()
-        best.set(ylabel="t*", title=f"{name}, {count} images", ylim=(0, None))
+        best.set(
+            ylabel="t* (images not yet fooled)", title=f"{name}, {count} images", ylim=(0, None)
+        )
         margin.set(ylabel="margin Δ", yscale="log")
         success.set(ylabel="share in scenario ii (successful)", ylim=(-0.04, 1.04))
         error.set(ylabel="relative error δ", yscale="log", ylim=_ERRORS)
@@ -94,7 +100,7 @@ def trace(frame: pd.DataFrame) -> Figure:
 def phase_frame(study: Study) -> pd.DataFrame:
     """Columns network, scenario, arithmetic, n, robust, best_margin (the median)."""
     rows = []
-    for subject in study.subjects:
+    for subject in study.at_most(HALF).subjects:
         for name, forced in FORCED.items():
             for arithmetic in _FORMATS:
                 found = attacked(
@@ -119,11 +125,11 @@ def phase(frame: pd.DataFrame) -> Figure:
         for axis, value in ((above, "share"), (below, "best_margin")):
             sns.barplot(
                 rows, x="scenario", y=value, hue="arithmetic", hue_order=hues, errorbar=None,
-                palette=colours(hues), legend=False, ax=axis,
+                saturation=1, palette=colours(hues), legend=False, ax=axis,
             )  # fmt: skip
             axis.set_xlabel("")
         above.set(ylim=(0, 1), ylabel="robust accuracy")
-        above.set_title(f"{name}, {rows['n'].min()} images", fontsize="medium")
+        above.set_title(f"{name}, {rows['n'].max()} images", fontsize="medium")
         below.set_ylabel("median of the smallest\n$z_y - \\max_{i≠y} z_i$")
         below.axhline(0, color="black", linewidth=1)
     legend(figure, hues, "arithmetic")
