@@ -40,8 +40,13 @@ def test_theory(study):
         # G is largest at t*, to the distance of two points of the grid
         at = float(lead.loc[lead["G"].idxmax(), "t"])
         assert abs(np.log(at / best)) <= np.log(lead["t"].iloc[1] / lead["t"].iloc[0])
-        assert best < largest_t_star(100)
-        assert rows.loc[~rows["label_leads"], "G"].is_monotonic_increasing
+        assert best < largest_t_star(1000)
+        # beyond success G has no maximum; with two peaks it has a dip all the same
+        beyond = rows.loc[~rows["label_leads"], "G"]
+        assert beyond.idxmax() == beyond.index[-1]
+        assert beyond.is_monotonic_increasing == (column == 0)
+        peaks = (lead["G"].diff().gt(0) & lead["G"].diff(-1).gt(0)).sum()
+        assert peaks == 1 + column
 
 
 def test_margins(study):

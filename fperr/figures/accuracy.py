@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, ScalarFormatter
 from fperr.figures.attacks import HALF, LOSSES, MORE_LOSSES, STEPS, attacked, withstood
 from fperr.figures.panels import by_network
 from fperr.figures.study import Study
-from fperr.report.style import colours, dashes, legend, ordered
+from fperr.report.style import CLEAN, colours, dashes, legend, ordered
 
 _ARITHMETICS = ("float16", "float32", "float64")
 _TICKS = [sign * 10.0**k for sign in (-1, 1) for k in (1, 3, 5)] + [0.0]  # of margins
@@ -99,8 +99,8 @@ def density_frame(study: Study) -> pd.DataFrame:
     """
     parts = []
     for subject in study.subjects:
-        for loss in ("clean", "ce", "mifpe"):
-            if loss == "clean":
+        for loss in (CLEAN, "ce", "mifpe"):
+            if loss == CLEAN:
                 images, z = subject.images, subject.logits.double()
                 mine = z.gather(1, images.y[:, None])[:, 0]
                 margin = (mine - z.scatter(1, images.y[:, None], -torch.inf).amax(1)).numpy()
@@ -115,13 +115,16 @@ def density_frame(study: Study) -> pd.DataFrame:
 def density(frame: pd.DataFrame) -> Figure:
     """The margin of the label after the attacks; left of 0 they have succeeded."""
     figure, parts = by_network(frame)
-    hues = [name for name in ("clean", "ce", "mifpe") if name in set(frame["loss"])]
-    palette = {**colours(["ce", "mifpe"]), "clean": (0.5, 0.5, 0.5)}
+    hues = list(dict.fromkeys(frame["loss"]))
     for axis, rows in parts:
-        sns.ecdfplot(rows, x="label_margin", hue="loss", hue_order=hues, palette=palette, ax=axis)
+        sns.ecdfplot(
+            rows, x="label_margin", hue="loss", hue_order=hues, palette=colours(hues), ax=axis,
+            legend=False,
+        )  # fmt: skip
         axis.axvline(0, color="black", linewidth=1)
         axis.set_xscale("symlog")
         axis.xaxis.set_major_locator(FixedLocator(_TICKS))
         axis.set(xlabel="smallest $z_y - \\max_{i≠y} z_i$ met", ylabel="share of images below")
+    legend(figure, hues, "loss")
     figure.suptitle("Margin of the label before and after attacks (PGD, float32)")
     return figure

@@ -11,6 +11,7 @@ from fperr.formats import FLOAT16, FLOAT32, FLOAT64, Format
 from fperr.theory.scaling import margin
 
 _FORMATS = (FLOAT16, FLOAT32, FLOAT64)
+_SMALLEST = 1e-2  # smaller margins, ties among them, are drawn there
 
 
 def frame(study: Study) -> pd.DataFrame:
@@ -32,9 +33,10 @@ def draw(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axis = figure.subplots()
     sns.ecdfplot(
-        frame.assign(margin=frame["margin"].clip(lower=1e-2)),
+        frame.assign(margin=frame["margin"].clip(lower=_SMALLEST)),
         x="margin",
         hue="network",
+        palette=sns.color_palette("colorblind", frame["network"].nunique()),
         log_scale=True,
         ax=axis,
     )
@@ -49,4 +51,6 @@ def draw(frame: pd.DataFrame) -> Figure:
         ylabel="share of images with a smaller margin",
     )
     axis.grid(alpha=0.3)
+    count = frame.groupby("network").size().max()
+    figure.suptitle(f"Margins of {count:,} images of each network")
     return figure

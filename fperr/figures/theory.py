@@ -3,6 +3,7 @@
 import math
 
 import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
@@ -12,11 +13,11 @@ from fperr.theory.scaling import log2_G, t_star
 from fperr.theory.scenarios import SCENARIOS
 
 _POINTS = 400
-_T_RANGE = 1e-2, 40.0
+_T_RANGE = 1e-2, 30.0
 # gaps to the largest logit, in units of the margin
 CASES = {
     "10 classes": [1.0, 1.2, 1.5, 1.8, 2.2, 2.6, 3.0, 3.5, 4.0],
-    "100 classes, two peaks": [1.0] + [10.0] * 98,
+    "1,000 classes, two peaks": [1.0] + [100.0] * 998,
 }
 
 
@@ -41,7 +42,7 @@ def frame(study: Study) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """One column for each case: G above, the bound below; t* marked where there is one."""
-    names = list(dict.fromkeys(frame["case"]))
+    names, palette = list(dict.fromkeys(frame["case"])), sns.color_palette("colorblind")
     figure = Figure(figsize=(4.2 * len(names), 5.6), layout="constrained")
     grid = figure.subplots(2, len(names), sharex=True, squeeze=False)
     for column, name in enumerate(names):
@@ -52,7 +53,8 @@ def draw(frame: pd.DataFrame) -> Figure:
             axis = grid[line][column]
             for leads, style in ((True, "-"), (False, "--")):
                 part = rows[rows["label_leads"] == leads]
-                axis.plot(part["t"], part[value], style, label=_scenarios(leads))
+                colour = palette[0 if leads else 1]
+                axis.plot(part["t"], part[value], style, color=colour, label=_scenarios(leads))
             best = rows["t_star"].max()
             axis.axvline(best, color="black", linewidth=1, linestyle=":")
             axis.set(xscale="log", yscale="log")
@@ -63,7 +65,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         floor = rows.loc[rows["label_leads"], "G"].max()
         grid[0][column].set_ylim(floor * 1e-4, None)
         grid[1][column].set_ylim(None, 1e4 * FLOAT32.unit_roundoff / floor)
-    grid[0][0].legend(fontsize="small", loc="lower left")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle("The size of cross-entropy's gradient by temperature (dotted: t*)")
     return figure
 

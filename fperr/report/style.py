@@ -28,7 +28,9 @@ _DASHES: tuple[tuple[float, ...], ...] = (
     (3, 1.25, 1.25, 1.25, 1.25, 1.25),
     (4, 1, 4, 1, 1, 1),
 )
-OWN = "the attack's own"  # gradient, beside those of losses: black
+OWN = "the attack's own"  # gradient, beside those of losses
+CLEAN = "clean"  # images, beside attacked ones
+_APART = {OWN: (0.0, 0.0, 0.0), CLEAN: (0.5, 0.5, 0.5)}
 _ARITHMETICS = "float16", "bfloat16", "tf32", "float32", "float64", "exact"
 STAGES = ("cast", "forward", "loss", "backward")
 
@@ -78,4 +80,4 @@ def colours(names: Sequence[str]) -> dict[str, Colour]:
         *sns.color_palette("husl", beyond),
     ]  # unknown names
     found = {name: palette[places[name]] for name in names}
-    return found | {OWN: (0.0, 0.0, 0.0)} if OWN in found else found
+    return found | {name: colour for name, colour in _APART.items() if name in found}
