@@ -114,7 +114,7 @@ def cpu() -> str:
 def draw(frame: pd.DataFrame) -> Figure:
     """Seconds against multiply-adds; hollow and dashed where extrapolated in proportion to size."""
     figure, (axis,) = panels([""])
-    figure.set_size_inches(7.2, 4.6)
+    figure.set_size_inches(7.2, 5.2)
     palette = colours(list(_PLACES.values()))
     for engine, rows in frame.groupby("engine", sort=False):
         colour = palette[_PLACES[str(engine)]]
@@ -137,5 +137,6 @@ def draw(frame: pd.DataFrame) -> Figure:
         title=f"One call for exact gradients, capture and preparation included\n({cpu()}, "
         f"{torch.get_num_threads()} threads; hollow, dashed: extrapolated in proportion)",
     )
-    axis.legend(frameon=False)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -9,6 +9,7 @@ from fperr.report.layers import LayerReport, draw, legend
 
 _TRACED = 8  # images
 _LOSS, _FORMATS = "tmifpe", ("float16", "float32")
+_ACROSS = len(_FORMATS)
 
 
 def frame(study: Study) -> pd.DataFrame:
@@ -30,16 +31,19 @@ def _traced(subject: Subject) -> pd.DataFrame:
 
 
 def plot(frame: pd.DataFrame) -> Figure:
-    """Two panels for each network and format: bits left, and what each operation adds."""
+    """For each network and format bits left, above what each operation adds."""
     groups = list(frame.groupby(["network", "format"], sort=False))
-    figure = Figure(figsize=(5.2 * len(groups), 6.4), layout="constrained")
-    axes = figure.subplots(2, len(groups), sharex="col", squeeze=False)
-    for column, ((network, name), rows) in enumerate(groups):
+    lines = len(groups) // _ACROSS
+    figure = Figure(figsize=(5.4 * _ACROSS, 5.8 * lines + 0.4), layout="constrained")
+    axes = figure.subplots(2 * lines, _ACROSS, squeeze=False)
+    for place, ((network, name), rows) in enumerate(groups):
+        line, column = 2 * (place // _ACROSS), place % _ACROSS
+        above, below = axes[line][column], axes[line + 1][column]
         report = LayerReport(rows.drop(columns=["network", "format"]), _LOSS, name)
-        above, below = axes[0][column], axes[1][column]
         draw(report.summary(), above, below)
         title = f"{network}, {_LOSS} in {name}, {rows['sample'].nunique()} images"
-        above.set_title(title, fontsize="medium", pad=14)
+        above.set_title(title, fontsize="medium", pad=30)
+        above.set(xticks=[], xlim=below.get_xlim())  # the first point may be missing
         for axis in (above, below):
             axis.grid(axis="y", alpha=0.3)
             axis.set_axisbelow(True)

@@ -100,9 +100,10 @@ def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:
             f"{flips} flip{'s'[: flips != 1]}",
             (place, bits),
             textcoords="offset points",
-            xytext=(0, 8),
-            ha="center",
-            fontsize=8,
+            xytext=(2, 6),
+            rotation=60,
+            rotation_mode="anchor",
+            fontsize=7,
         )
     above.set_ylabel("correct bits so far\n(median of $-\\log_2$ error)")
     below.bar(places, table["contribution"], color=colours)
