@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from fperr.figures import FIGURES, Study, Subject, accuracy, attacks, make, margins
+from fperr.figures.gallery import images_in
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64
 from fperr.report.style import colours, ordered
 from fperr.theory.scaling import largest_t_star
@@ -51,6 +52,7 @@ def test_theory(study):
 
 def test_margins(study):
     frame = FIGURES["margins"].frame(study)
+    assert images_in(frame) == {"fashion_standard": 8, "fashion_saturated": 8}
     figure = FIGURES["margins"].draw(frame)
     steps = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) > 2]
     for drawn, (_, rows) in zip(reversed(steps), frame.groupby("network", sort=False), strict=True):

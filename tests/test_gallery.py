@@ -355,6 +355,13 @@ def test_sign_maps_have_one_channel(fperr_data, tmp_path):
         signs.frame(study)
 
 
+def test_provenance_says_the_steps_that_were_taken():
+    """Against the constants that the modules' attacks use, here not shortened."""
+    source = Path(sweep.__file__).read_text()
+    assert FIGURES["scale-sweep"].steps == int(re.search(r"^STEPS = (\d+)", source, re.M)[1]) == 30
+    assert FIGURES["phase"].steps == 100
+
+
 def test_paper_sizes():
     assert paper_size("mnist_fastat_pgd", None) == 10_000
     assert paper_size("mnist_levelsets_eps0.4", None) == 2_000
@@ -426,5 +433,6 @@ def test_pictures_are_neither_empty_nor_cut(name, study, tmp_path):
     assert (edge > 0.99).all()  # nothing reaches the border
     about = json.loads(paths[0].read_text())
     assert about["attacks"]["seed"] == 0
+    assert about["attacks"]["steps"] == FIGURES[name].steps
     assert about["images"] == (dict.fromkeys(NAMES, 6) if name == "phase" else {})
     assert set(about["networks"]) == set(NAMES)

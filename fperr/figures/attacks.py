@@ -67,6 +67,6 @@ def withstood(found: pd.DataFrame) -> dict[str, int]:
     return {"n": len(found), "robust": int((~found["success"]).sum())}
 
 
-def settings_of(study: Study) -> dict[str, Any]:
-    """For provenance."""
-    return {"steps": STEPS, "seed": SEED, "radius": {s.name: radius_of(s) for s in study.subjects}}
+def settings_of(study: Study, steps: int) -> dict[str, Any]:
+    """Of PGD and APGD, for provenance."""
+    return {"steps": steps, "seed": SEED, "radius": {s.name: radius_of(s) for s in study.subjects}}

@@ -60,7 +60,8 @@ class Recipe:
         draw: draws it.
         networks: names of those that it is drawn from, if no others are asked for.
         text: of a table.
-        most: images of each network at most; None: all that there are.
+        most: images of each network at full size; None: all that there are.
+        steps: of its attacks.
     """
 
     frame: Callable[[Study], pd.DataFrame]
@@ -68,6 +69,7 @@ class Recipe:
     networks: tuple[str, ...] = ()
     text: Text | None = None
     most: int | None = 1000
+    steps: int = attacks.STEPS
 
     @property
     def available(self) -> list[str]:
@@ -81,7 +83,7 @@ FIGURES = {
     "regimes": Recipe(regimes.frame, regimes.draw),
     "margins": Recipe(margins.frame, margins.draw, _SIX, most=None),
     "density": Recipe(accuracy.density_frame, accuracy.density, _ATTACKED),
-    "scale-sweep": Recipe(sweep.frame, sweep.draw, _ATTACKED),
+    "scale-sweep": Recipe(sweep.frame, sweep.draw, _ATTACKED, steps=sweep.STEPS),
     "precision": Recipe(accuracy.precision_frame, accuracy.precision, _ATTACKED),
     "convergence": Recipe(accuracy.convergence_frame, accuracy.convergence, _ATTACKED),
     "tstar-trace": Recipe(tstar.trace_frame, tstar.trace, (*_FASHION[1:], _LEVELSETS)),
@@ -133,7 +135,7 @@ def make(name: str, study: Study, out: Path, command: str, formats: tuple[str, .
         "command": command,
         "images": images_in(frame),
         "networks": study.about,
-        "attacks": attacks.settings_of(study),
+        "attacks": attacks.settings_of(study, recipe.steps),
         "threads": torch.get_num_threads(),
         "cpu": cost.cpu(),
         "versions": versions(),

@@ -17,7 +17,13 @@ _SMALLEST = 1e-2  # smaller margins, ties among them, are drawn there
 def frame(study: Study) -> pd.DataFrame:
     """Columns network, sample, margin."""
     parts = [
-        pd.DataFrame({"network": subject.name, "margin": margin(subject.logits).numpy()})
+        pd.DataFrame(
+            {
+                "network": subject.name,
+                "sample": range(subject.n),
+                "margin": margin(subject.logits).numpy(),
+            }
+        )
         for subject in study.subjects
     ]
     return pd.concat(parts, ignore_index=True)
