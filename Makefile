@@ -31,7 +31,8 @@ bench: .venv/test.stamp
 	$(BIN)/python -m tests.bench
 
 bench-attack: .venv/test.stamp
-	$(BIN)/python -m tests.bench_attack
+	MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 \
+	    $(BIN)/python -m tests.bench_attack
 
 robust-accuracy: .venv/test.stamp
 	$(BIN)/python -m tests.robust_accuracy

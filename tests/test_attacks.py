@@ -1,5 +1,6 @@
 """Our attacks: where they may go, what they reach, in which arithmetic."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fperr
 from fperr import attacks, zoo
-from fperr.attacks.region import Region
+from fperr.attacks.progress import is_finite
+from fperr.attacks.region import Region, either
 from fperr.errors import ModelError
 from tests.conftest import normal, tiny_mlp
 
@@ -35,7 +37,7 @@ def test_no_point_leaves_ball_or_box(dtype, radius):
     region = Region.around(centre, "linf", radius, (0.0, 1.0), is_exact=True)
     far = (centre.double() + 3 * radius * normal(4, 600).double()).to(dtype)
     for x in (
-        region.project(far),
+        region.project_(far),
         region.start(0, 0),
         region.moved(centre, normal(4, 600), torch.full((4,), 9.0)),
     ):
@@ -60,7 +62,7 @@ def test_no_point_leaves_a_box_whose_ends_are_no_numbers_of_the_format(dtype, no
         centre = torch.where(inside, centre, torch.tensor((low + high) / 2, dtype=dtype))
         region = Region.around(centre, norm, 9.0, (low, high), is_exact=True)
         for end, sign in ((low, -1.0), (high, 1.0)):
-            x = region.project(torch.full_like(centre, sign * 8.0)).double()
+            x = region.project_(torch.full_like(centre, sign * 8.0)).double()
             assert bool(((x >= ends[0]) & (x <= ends[1])).all())
             if norm == "linf":  # the ball is larger than the box: its corner is reached
                 assert bool(((x - end).abs() <= torch.finfo(dtype).eps).all())
@@ -69,7 +71,7 @@ def test_no_point_leaves_a_box_whose_ends_are_no_numbers_of_the_format(dtype, no
 def test_libraries_leave_the_ball():
     centre = uniform(4, 5000)
     region = Region.around(centre, "linf", 0.3, (0.0, 1.0), is_exact=False)
-    x = region.project(centre + 1)
+    x = region.project_(centre + 1)
     assert any(outside(x, centre, 0.3))
     assert region.excess(x).max() > 0
 
@@ -80,7 +82,7 @@ def test_the_euclidean_ball_is_not_left(dtype):
     region = Region.around(centre, "l2", 0.7, (0.0, 1.0), is_exact=True)
     far = (centre.double() + normal(8, 300).double()).to(dtype)
     for x in (
-        region.project(far),
+        region.project_(far),
         region.start(1, 0),
         region.moved(centre, normal(8, 300), torch.full((8,), 3.0)),
     ):
@@ -91,6 +93,30 @@ def test_the_euclidean_ball_is_not_left(dtype):
             assert squares >= Fraction(0.1) ** 2
     still = region.moved(centre, torch.zeros(8, 300), torch.ones(8))
     assert torch.equal(still, centre)  # no direction: no NaN
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_choosing_samples_changes_no_number(dtype):
+    x, other = uniform(6, 500, dtype=dtype), uniform(6, 500, dtype=dtype, seed=1)
+    other[:, :2] = torch.tensor([0.0, 1.0], dtype=dtype)
+    first = torch.tensor([True, False, True, True, False, False])
+    assert torch.equal(either(first, x, other), torch.where(first[:, None], x, other))
+    if dtype in (torch.float32, torch.float64):  # no half format: there it is formed in float32
+        far = torch.full_like(x, torch.finfo(dtype).max)  # their difference overflows
+        assert not torch.equal(either(first, -far, far), torch.where(first[:, None], -far, far))
+    with pytest.raises(ValueError, match="smaller radius or box"):  # which is therefore refused
+        Region.around(x, "linf", 1.5e308, (-math.inf, math.inf), is_exact=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_that_are_not_finite_are_found(dtype):
+    gradient = torch.full((5, 3, 100, 100), torch.finfo(dtype).max, dtype=dtype)
+    gradient[1] *= -1
+    for i, value in ((2, math.inf), (3, -math.inf), (4, math.nan)):
+        gradient[i, 2, 99, 7] = value
+    assert is_finite(gradient).tolist() == [True, True, False, False, False]
+    gradient[2:, 0, 0, 0] = -math.inf  # of both signs: their sum is no number
+    assert is_finite(gradient).tolist() == [True, True, False, False, False]
 
 
 def test_starts_belong_to_samples():

@@ -123,6 +123,24 @@ def test_t_star_maximises_g(gaps, delta, offset):
     assert best - log_height(found, ratios) < 1e-13
 
 
+@pytest.mark.parametrize("classes", [3, 10, 100])
+def test_the_slope_changes_its_sign_at_every_t_star(classes):
+    z = normal(5000, classes).double()
+    top = z.topk(2, dim=1).values
+    ratios = (top[:, :1] - z) / (top[:, :1] - top[:, 1:])
+    others = torch.where(ratios > 0, ratios, math.inf)
+
+    def is_rising(t):
+        weights = torch.exp(-t[:, None] * others)
+        total = weights.sum(1)
+        return total * (1 + total) > t * (weights * ratios).sum(1)
+
+    found = scaling.t_star(z)
+    assert bool((is_rising(found * (1 - 1e-9)) & ~is_rising(found * (1 + 1e-9))).all())
+    wrong = found * (1 + 1e-8)  # and one that is off by more does not pass
+    assert not bool(is_rising(wrong * (1 - 1e-9)).any())
+
+
 def test_no_host_synchronisation():
     """On the meta device there are no values: anything that asks for one raises."""
     logits = torch.empty(5, 10, device="meta")

@@ -54,10 +54,10 @@ class Goal:
 
         z_y - max_{i != y} z_i, or max_{i != t} z_i - z_t. NaN where logits are.
         """
-        z, label = logits.detach(), self.label[:, None]
-        mine = z.gather(1, label)[:, 0].to(torch.float64)
-        rest = z.scatter(1, label, -torch.inf).amax(1).to(torch.float64)
-        return mine - rest if self.target is None else rest - mine
+        z, label = logits.detach().to(torch.float64), self.label[:, None]
+        mine = z.gather(1, label)
+        rest = z.scatter(1, label, -torch.inf).amax(1, keepdim=True)
+        return (mine - rest if self.target is None else rest - mine)[:, 0]
 
     def reached(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch,): whether the prediction is not y, or is the target; the margin; is it finite.
@@ -65,11 +65,12 @@ class Goal:
         The prediction is the lower index of a tie. Not where the logits are not finite: the margin
         is infinite there.
         """
-        margin = self.margin(logits)
+        infinite = torch.inf
+        margin = self.margin(logits).nan_to_num_(infinite, infinite, infinite)
         prediction = logits.detach().argmax(1)
         hit = prediction != self.y if self.target is None else prediction == self.target
-        finite = margin.abs() < torch.inf  # false for NaN
-        return hit & finite, torch.where(finite, margin, torch.inf), finite
+        finite = margin < infinite
+        return hit & finite, margin, finite
 
     def value(self, logits: Tensor) -> Tensor:
         """(batch,) float64: how good a point is, for attacks that compare points.

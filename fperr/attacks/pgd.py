@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fperr.attacks.goal import Goal
 from fperr.attacks.gradients import Source
-from fperr.attacks.progress import Progress
-from fperr.attacks.region import Region, by_sample
+from fperr.attacks.progress import Progress, is_finite
+from fperr.attacks.region import Region, by_sample, either
 
 Schedule = Literal["cosine", "linear", "constant"]
 OnStep = Callable[[int, Tensor, Tensor, Tensor], object]
@@ -62,11 +62,13 @@ class Run:
 
     def kept(self, success: Tensor, x: Tensor, moved: Tensor) -> Tensor:
         """`moved`, and x for the samples that stay put."""
-        return torch.where(by_sample(success, x), x, moved) if self.freeze else moved
+        return either(success, x, moved) if self.freeze else moved
 
-    def seen(self, progress: Progress, x: Tensor, logits: Tensor, step: int) -> Progress:
+    def seen(
+        self, progress: Progress, x: Tensor, logits: Tensor, usable: Tensor | None
+    ) -> Progress:
         """The progress with the points x."""
-        return progress.seen(x, logits, self.goal, step, frozen=self.freeze)
+        return progress.seen(x, logits, self.goal, usable, frozen=self.freeze)
 
 
 def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progress:
@@ -76,20 +78,21 @@ def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progres
         run: the attack.
         start: (batch, *shape).
         progress: so far.
-        offset: the number of the start, in `first_success_step`.
+        offset: the number of the start, for `on_step`.
     """
     source, region, goal, steps = run.source, run.region, run.goal, run.steps
     x = last = start
     for i in range(steps.count):
         logits, gradient = source.both(x, goal.at(i / steps.count))
-        progress = run.seen(progress, x, logits, offset + i)
-        progress, usable = progress.checked(gradient)
+        usable = is_finite(gradient)
+        progress = run.seen(progress, x, logits, usable)
         if run.on_step is not None:
             run.on_step(offset + i, x, logits, gradient)
         moved = region.moved(x, gradient, usable.to(x.dtype) * steps.at(i))
-        moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
+        if i and steps.momentum:
+            moved = region.carried_on(x, moved, last, steps.momentum)
         x, last = run.kept(progress.success, x, moved), x
-    return run.seen(progress, x, source.logits(x), offset + steps.count)
+    return run.seen(progress, x, source.logits(x), None)
 
 
 def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int) -> Progress:
@@ -108,7 +111,8 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
     shrink = max(int(0.03 * count), 1)
     x = last = best = start
     logits, gradient = source.both(x, goal.at(0.0))
-    progress, usable = run.seen(progress, x, logits, offset).checked(gradient)
+    usable = is_finite(gradient)
+    progress = run.seen(progress, x, logits, usable)
     value = best_value = at_checkpoint = goal.value(logits)
     best_gradient, best_usable = gradient, usable
     rises = torch.zeros_like(value)
@@ -118,33 +122,27 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
         if run.on_step is not None:
             run.on_step(offset + i, x, logits, gradient)
         moved = region.moved(x, gradient, usable * size)
-        moved = _with_momentum(region, x, moved, last, steps.momentum if i else 0.0)
+        if i and steps.momentum:
+            moved = region.carried_on(x, moved, last, steps.momentum)
         x, last = run.kept(progress.success, x, moved), x
         logits, gradient = source.both(x, goal.at((i + 1) / count))
-        progress, usable = run.seen(progress, x, logits, offset + i + 1).checked(gradient)
+        usable = is_finite(gradient)
+        progress = run.seen(progress, x, logits, usable)
         before, value = value, goal.value(logits)
         rises = rises + (value > before)
         is_better = value > best_value
         best_value = torch.where(is_better, value, best_value)
-        best = torch.where(by_sample(is_better, x), x, best)
+        best = either(is_better, x, best)
         best_gradient = torch.where(by_sample(is_better, x), gradient, best_gradient)
         best_usable = torch.where(is_better, usable, best_usable)
         since += 1
         if since == window:
             stalls = (rises <= 0.75 * window) | (~was_halved & (at_checkpoint >= best_value))
             size = torch.where(stalls, size / 2, size)
-            x = torch.where(by_sample(stalls, x), best, x)
+            x = either(stalls, best, x)
             gradient = torch.where(by_sample(stalls, x), best_gradient, gradient)
             usable = torch.where(stalls, best_usable, usable)
             value = torch.where(stalls, best_value, value)
             was_halved, at_checkpoint, rises = stalls, best_value, torch.zeros_like(rises)
             since, window = 0, max(window - shrink, least)
     return progress
-
-
-def _with_momentum(
-    region: Region, x: Tensor, moved: Tensor, last: Tensor, momentum: float
-) -> Tensor:
-    if momentum == 0.0:
-        return moved
-    return region.project(x + (1 - momentum) * (moved - x) + momentum * (x - last))

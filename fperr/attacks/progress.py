@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fperr.attacks.goal import Goal
-from fperr.attacks.region import by_sample
+from fperr.attacks.region import either
 
 NEVER = -1
 
@@ -21,8 +21,7 @@ class Progress:
         best: (batch, *shape): the point with the smallest margin, before or after success; x
             itself where samples are frozen then.
         success: (batch,) bool.
-        first_success_step: (batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1
-            never. Steps of later restarts count on.
+        seen_before: (batch,) int64: the number of points before the first success.
         best_margin: (batch,) float64, the smallest seen.
         is_finite: (batch,) bool: all logits and gradients so far were.
     """
@@ -30,7 +29,7 @@ class Progress:
     x: Tensor
     best: Tensor
     success: Tensor
-    first_success_step: Tensor
+    seen_before: Tensor
     best_margin: Tensor
     is_finite: Tensor
 
@@ -38,30 +37,47 @@ class Progress:
     def at(cls, x: Tensor, logits: Tensor, goal: Goal) -> "Progress":
         """Of the clean inputs."""
         success, margin, finite = goal.reached(logits)
-        step = torch.where(success, 0, NEVER)
-        return cls(x, x, success, step, margin, finite)
+        return cls(x, x, success, torch.where(success, 0, 1), margin, finite)
 
-    def seen(self, x: Tensor, logits: Tensor, goal: Goal, step: int, *, frozen: bool) -> "Progress":
-        """After the points x (batch, *shape) with these logits; frozen after success, or not."""
+    @property
+    def first_success_step(self) -> Tensor:
+        """(batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1 never.
+
+        Steps of later restarts count on.
+        """
+        return torch.where(self.success, self.seen_before, NEVER)
+
+    def seen(
+        self, x: Tensor, logits: Tensor, goal: Goal, usable: Tensor | None, *, frozen: bool
+    ) -> "Progress":
+        """After one more point for each sample.
+
+        Args:
+            x: (batch, *shape).
+            logits: (batch, K), there.
+            goal: of the attack.
+            usable: (batch,) whether the gradient there is finite; None: there is none.
+            frozen: samples stay where they are after success.
+        """
         success, margin, finite = goal.reached(logits)
         open, is_better = ~self.success, margin < self.best_margin
-        is_new = success & open
-        taken = torch.where(by_sample(is_new | (open & is_better), x), x, self.x)
-        best = taken
-        if not frozen:
-            best = torch.where(by_sample(is_better, x), x, self.best)
+        fallen = self.success | success
+        taken = either(open & (success | is_better), x, self.x)
+        best = taken if frozen else either(is_better, x, self.best)
         return replace(
             self,
             x=taken,
             best=best,
-            success=self.success | success,
-            first_success_step=torch.where(is_new, step, self.first_success_step),
+            success=fallen,
+            seen_before=self.seen_before + ~fallen,
             best_margin=torch.minimum(margin, self.best_margin),
-            is_finite=self.is_finite & finite,
+            is_finite=self.is_finite & (finite if usable is None else finite & usable),
         )
 
-    def checked(self, gradient: Tensor) -> "tuple[Progress, Tensor]":
-        """With what the gradient shows, and (batch,) whether it is finite."""
-        flat = gradient.flatten(1)
-        finite = (flat.amax(1) < torch.inf) & (flat.amin(1) > -torch.inf)  # false for NaN
-        return replace(self, is_finite=self.is_finite & finite), finite
+
+def is_finite(gradient: Tensor) -> Tensor:
+    """(batch,) bool: all numbers of a sample's gradient are finite, seen in one sum of them."""
+    flat = gradient.flatten(1)
+    # of finite numbers it cannot overflow: each rounding at most doubles what it adds
+    small = flat.new_full(flat.shape[1:], 0.25 / flat.shape[1])
+    return (flat @ small).abs() < torch.inf  # false for NaN

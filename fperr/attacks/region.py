@@ -39,31 +39,41 @@ class Region:
     def around(
         cls, x: Tensor, norm: Norm, radius: float, box: tuple[float, float], *, is_exact: bool
     ) -> "Region":
-        """The region around x, which lies in the box."""
-        nothing = torch.zeros((), dtype=torch.float64, device=x.device)
+        """The region around x, which lies in the box.
+
+        Raises:
+            ValueError: two of its points may be further apart than any number of the format.
+        """
+        widest = min(box[1] - box[0], 2 * radius)
+        if widest > torch.finfo(x.dtype).max:
+            raise ValueError(
+                f"points of this box and radius are up to {widest:g} apart, which {x.dtype} cannot "
+                "hold: give a smaller radius or box"
+            )
+        nothing = torch.zeros((), dtype=x.dtype, device=x.device)
         low, high = (
-            _inside(nothing, end, x.dtype, inwards=side)
-            for end, side in zip(box, (1, -1), strict=True)
+            _inside(nothing, end, inwards=side) for end, side in zip(box, (1, -1), strict=True)
         )
         if norm == "linf":
-            wide = x.to(torch.float64)
-            low = torch.maximum(low, _inside(wide, -radius, x.dtype, inwards=1))
-            high = torch.minimum(high, _inside(wide, radius, x.dtype, inwards=-1))
+            low = _inside(x, -radius, inwards=1).clamp_(min=low)
+            high = _inside(x, radius, inwards=-1).clamp_(max=high)
         return cls(x, norm, radius, low.expand_as(x), high.expand_as(x), is_exact, box)
 
-    def project(self, x: Tensor) -> Tensor:
-        """The points of x, or those of the region that stand for them."""
+    def project_(self, x: Tensor) -> Tensor:
+        """The points of x, or those of the region that stand for them; x is used up."""
         if not self.is_exact:
             return self._as_libraries_do(x)
         if self.norm == "l2":
             x = self._towards_centre(x)
-        return torch.clamp(x, self.lower, self.upper)
+        return x.clamp_(self.lower, self.upper)
 
     def excess(self, x: Tensor) -> Tensor:
         """(batch,): by how many float64 ulps of the radius x is outside; at most 0 inside."""
-        apart = (x.to(torch.float64) - self.centre.to(torch.float64)).flatten(1)
-        order = torch.inf if self.norm == "linf" else 2
-        distance = torch.linalg.vector_norm(apart, order, dim=1)
+        apart = x.to(torch.float64, copy=True).sub_(self.centre).flatten(1)
+        if self.norm == "linf":
+            distance = apart.abs_().amax(1)
+        else:
+            distance = torch.linalg.vector_norm(apart, dim=1)
         found: Tensor = (distance - self.radius) / (self.radius * 2.0**-52)
         return found
 
@@ -74,7 +84,7 @@ class Region:
         """
         noise = torch.stack([_noise(x, seed, restart, self.norm) for x in self.centre])
         step = self.radius * noise.to(self.centre.device)
-        return self.project((self.centre.to(torch.float64) + step).to(self.centre.dtype))
+        return self.project_((step.to(torch.float64) + self.centre).to(self.centre.dtype))
 
     def moved(self, x: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
         """x after a step up the gradient: its sign, or its direction; 0 stays put.
@@ -91,7 +101,13 @@ class Region:
             length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
             flat = torch.where((length > 0) & (length < torch.inf), flat / length, 0.0)
             direction = flat.reshape(gradient.shape).to(x.dtype)
-        return self.project(torch.addcmul(x, direction, by_sample(size, x).to(x.dtype)))
+        size = by_sample(size, x).to(x.dtype)
+        return self.project_(torch.addcmul(x, direction, size, out=direction))
+
+    def carried_on(self, x: Tensor, moved: Tensor, last: Tensor, momentum: float) -> Tensor:
+        """x + (1 - momentum) (moved - x) + momentum (x - last), projected; `moved` is used up."""
+        step = moved.sub_(x).mul_(1 - momentum).add_(x)
+        return self.project_(step.add_((x - last).mul_(momentum)))
 
     def _towards_centre(self, x: Tensor) -> Tensor:
         """x where it is in the ball; else what its ray meets, rounded towards the centre."""
@@ -122,26 +138,35 @@ def by_sample(each: Tensor, x: Tensor) -> Tensor:
     return each.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _inside(centre: Tensor, offset: float, dtype: torch.dtype, *, inwards: int) -> Tensor:
-    """The number of the format nearest to centre + offset that is not beyond it.
+def either(first: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """x for the samples marked in `first` (batch,) bool, and `other` for the rest.
+
+    Exact for points of one box: weights 0 and 1 leave no rounding. `torch.where` takes six times
+    as long, because its condition would be broadcast.
+    """
+    return torch.lerp(other, x, by_sample(first, x).to(x.dtype))
+
+
+def _inside(centre: Tensor, offset: float, *, inwards: int) -> Tensor:
+    """The number of the centre's format nearest to centre + offset that is not beyond it.
 
     The sum of two float64 numbers is a rounded sum and what it lost, exactly (Knuth).
 
     Args:
-        centre: float64.
+        centre: in the format of the result.
         offset: to be added.
-        dtype: of the result.
         inwards: 1 or -1, the direction in which a number that is beyond is moved.
     """
-    total = centre + offset
-    found = total.to(dtype)
-    over = (total - found.to(torch.float64)) * inwards  # positive: beyond
-    beyond, equal = over > 0, over == 0
+    total = centre.to(torch.float64) + offset
+    found = total.to(centre.dtype)
+    over = total - found
+    beyond = over > 0 if inwards > 0 else over < 0
+    equal = over.eq_(0)
     if bool(equal.any()):
         part = total - centre
         lost = (centre - (total - part)) + (offset - part)
-        beyond |= equal & (lost * inwards > 0)
-    towards = torch.tensor(inwards * math.inf, dtype=dtype, device=centre.device)
+        beyond |= (equal > 0) & (lost * inwards > 0)
+    towards = torch.tensor(inwards * math.inf, dtype=centre.dtype, device=centre.device)
     return torch.where(beyond, torch.nextafter(found, towards), found)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fperr.recording.recognition import Recognised
 from fperr.recording.steps import Step
 from fperr.theory.losses import Context
 from fperr.theory.scaling import log2_G, margin, t_star
-from fperr.theory.scenarios import SCENARIOS, ranked
+from fperr.theory.scenarios import SCENARIOS
 
 _NAME = pa.dictionary(pa.int16(), pa.string())
 STEPS = pa.schema(
@@ -54,7 +55,9 @@ def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
     z = torch.cat([step.logits for step in steps])
     y = torch.cat([step.y for step in steps])
     label = torch.cat([one.label for one in known])
-    zero_share, norm = (torch.cat([getattr(s, n) for s in steps]) for n in ("zero_share", "norm"))
+    norm = torch.cat([step.norm for step in steps])
+    shares = [1 - step.nonzeros.to(torch.float64) / step.components for step in steps]
+    zero_share = torch.cat(shares).where(norm < math.inf, math.nan)  # false for NaN
     wide = z.to(torch.float64)
     mine = wide.gather(1, y[:, None])[:, 0]
     numbers = {
@@ -62,12 +65,12 @@ def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
         "margin": margin(z),
         "label_margin": mine - wide.scatter(1, y[:, None], -math.inf).amax(1),
         "t_star": t_star(z),
-        "log2_G": torch.cat([_log2_G(s, one) for s, one in zip(steps, known, strict=True)]),
+        "log2_G": _log2_G(steps, known),
         "is_finite": ~norm.isinf() & z.isfinite().all(1),
         "is_zero": zero_share == 1,
         "zero_share": zero_share,
         "gradient_norm": norm.where(norm.isfinite(), math.nan),
-        "leads": ranked(z)[:, 0] == label,
+        "leads": z.argmax(1) == label,  # the lower index of a tie
     }
     moved = torch.stack([t.to(torch.float64) for t in numbers.values()]).cpu().numpy()
     found: dict[str, Any] = dict(zip(numbers, moved, strict=True))
@@ -104,12 +107,22 @@ def _coded(names: list[str], codes: NDArray[np.int16]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(codes.astype(np.int16), names)
 
 
-def _log2_G(step: Step, known: Recognised) -> Tensor:  # noqa: N802 (G is the papers')
-    if known.loss is None or not known.loss.has_scale:
-        return torch.full_like(step.norm, math.nan)
-    context = Context(known.targeted, step.y)
-    scale = known.loss.scale(step.logits, known.label, context)
-    return log2_G(step.logits, known.label, scale.c)
+def _log2_G(steps: Sequence[Step], known: Sequence[Recognised]) -> Tensor:  # noqa: N802
+    """G with the scale of each step's loss; steps with the same loss together."""
+    parts = []
+    pairs = zip(steps, known, strict=True)
+    for (loss, targeted), alike in groupby(
+        pairs, key=lambda pair: (pair[1].loss, pair[1].targeted)
+    ):
+        some = list(alike)
+        z, y = (torch.cat([getattr(step, name) for step, _ in some]) for name in ("logits", "y"))
+        label = torch.cat([one.label for _, one in some])
+        if loss is None or not loss.has_scale:
+            parts.append(torch.full(z.shape[:1], math.nan, dtype=torch.float64, device=z.device))
+        else:
+            scale = loss.scale(z, label, Context(targeted, y))
+            parts.append(log2_G(z, label, scale.c))
+    return torch.cat(parts)
 
 
 def _lists(matrix: Tensor) -> pa.Array:

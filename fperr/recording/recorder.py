@@ -69,7 +69,7 @@ class Recorder:
         if gradient.number == 0:
             _check_classes(self.y, self.targets, gradient.of.logits.shape[1])
         with torch.no_grad():
-            share, norm = gradient_summary(gradient.gradient, len(note.rows), self.y.device)
+            summary = gradient_summary(gradient.gradient, len(note.rows), self.y.device)
         if note.chosen is not None:
             g = gradient.gradient
             kept = replace(gradient, gradient=None if g is None else g.clone())
@@ -83,8 +83,7 @@ class Recorder:
                 None if self.targets is None else self._of(note.rows, self.targets),
                 gradient.of.logits,
                 gradient.logit_gradient,
-                share,
-                norm,
+                *summary,
             )
         )
 

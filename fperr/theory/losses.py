@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fperr.formats import Format, of_dtype
 from fperr.theory.optimum import format_aware_T
-from fperr.theory.scaling import Scale, margin, scale, temperature
+from fperr.theory.scaling import Scale, factor, margin, scale, temperature
 from fperr.theory.scenarios import SCENARIOS, Scenario, ranked
 
 Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr", "gama"]
@@ -136,7 +136,9 @@ class Loss:
         if self.is_shifted:
             z = z - logits.detach().amax(1, keepdim=True)
         if self.is_scaled:
-            z = self.scale(logits, label, context).c[:, None] * z
+            fmt = of_dtype(logits.dtype)
+            wanted = self.temperature(logits, label, fmt, context.loss_scale)
+            z = factor(logits, wanted, fmt, context.loss_scale)[:, None] * z
         loss = cross_entropy(z, label, reduction="none")
         return -loss if context.targeted else loss
 

@@ -13,21 +13,22 @@ import torch
 from torch import Tensor
 
 from fperr.formats import Format
-from fperr.theory.scenarios import ranked
 
 # The global maximum of G*Delta = t S/(1 + S) is at least W(1/e), because S >= exp(-t); and it is
 # below t. So t* > W(1/e) = 0.27846...
 _SMALLEST_T_STAR = 0.2784
 # At a maximum, the second derivative of log G with respect to log t is at least -(1 + S), and
 # 1 + S at most the upper bound of t*: between two points of a grid in t whose steps are those of
-# `_grid`, a peak loses less than 1e-2 of its height. The best three peaks are refined.
-_LOSS_OF_HEIGHT = 1e-2
+# `_grid`, a peak loses less than 4e-2 of its height. The best three peaks are refined.
+_LOSS_OF_HEIGHT = 4e-2
 _PEAKS = 3
 # exp(-t a) is 0 in float64 for every t in the bracket
 _LARGEST_RATIO = 1e5
+_SMALLEST_MARGIN = 2.0**-1000
 _LAST_STEPS = 2
-_WIDER = 1 + 2.0**-18  # the grid's points are rounded
-_NUMBERS = 1 << 18  # ratios at once: their exponentials on a grid take up to 100 MB
+_REACH = 1.5  # steps of the grid: float32 may take one of two equally high neighbours for the peak
+_NOTHING = -40.0  # an exponent too small to be seen in S; twice it is no subnormal number yet
+_NUMBERS = 1 << 17  # ratios at once, which fit into a cache with what is made of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +77,14 @@ def t_star(logits: Tensor) -> Tensor:
     """
     z = logits.detach().to(torch.float64)
     top = z.topk(2, dim=1)
-    delta = top.values[:, :1] - top.values[:, 1:]
-    ratios = torch.where(delta > 0, (top.values[:, :1] - z) / delta, 1.0)
+    first, second = top.values.T
+    # (K, batch): the operations below then run along the batch, which is many times faster
+    ratios = (first - z.T.contiguous()).div_((first - second).clamp_(min=_SMALLEST_MARGIN))
     ratios.clamp_(max=_LARGEST_RATIO)
-    ratios.scatter_(1, top.indices[:, :1], _LARGEST_RATIO)  # the largest itself is no runner-up
-    parts = [_peaks(part) for part in torch.split(ratios, max(1, _NUMBERS // ratios.shape[1]))]
-    t, lower, upper = (torch.cat(three) for three in zip(*parts, strict=True))
-    t, lower, upper, _ = _improved(t, lower, upper, ratios)
-    t, lower, upper, heights = _improved(t, lower, upper, ratios)
-    best = heights.argmax(1, keepdim=True)
-    t, lower, upper = (part.gather(1, best) for part in (t, lower, upper))
-    for _ in range(_LAST_STEPS):
-        t, lower, upper, _ = _improved(t, lower, upper, ratios)
-    return torch.where(z.isfinite().all(1), t[:, 0], math.nan)
+    ratios.scatter_(0, top.indices[None, :, 0], _LARGEST_RATIO)  # the largest is no runner-up
+    parts = torch.split(ratios, max(1, _NUMBERS // len(ratios)), dim=1)
+    t = torch.cat([_highest(part.contiguous()) for part in parts])
+    return t.add_((0 * z).sum(1))  # NaN where a logit is not finite
 
 
 def log2_G(logits: Tensor, label: Tensor, c: Tensor) -> Tensor:  # noqa: N802 (G is the papers')
@@ -140,10 +136,17 @@ def temperature(
         return torch.full(logits.shape[:1], T, dtype=torch.float64, device=logits.device)
     saturated = saturation(logits.shape[1], unit_roundoff)
     if label_leads is None:
-        return torch.where(ranked(logits)[:, 0] == label, t_star(logits), saturated)
+        leads = logits.detach().argmax(1) == label  # the lower index of a tie
+        return torch.where(leads, t_star(logits), saturated)
     if label_leads:
         return t_star(logits)
     return torch.full(logits.shape[:1], saturated, dtype=torch.float64, device=logits.device)
+
+
+def factor(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Tensor:
+    """c = min(T/Delta, c_max) (batch,), in the dtype of the logits; arguments as for `scale`."""
+    cap = largest_scale(logits, fmt, loss_scale)
+    return torch.minimum(wanted / margin(logits), cap).to(logits.dtype)
 
 
 def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Scale:
@@ -156,12 +159,22 @@ def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) 
         loss_scale: a, the factor on the loss.
     """
     delta = margin(logits)
-    cap = largest_scale(logits, fmt, loss_scale)
-    exact = wanted / delta
-    is_capped = exact > cap
-    c = torch.where(is_capped, cap, exact).to(logits.dtype)
+    is_capped = wanted / delta > largest_scale(logits, fmt, loss_scale)
+    c = factor(logits, wanted, fmt, loss_scale)
     rounded = wanted.to(logits.dtype).to(torch.float64)
     return Scale(torch.where(is_capped, c.to(torch.float64) * delta, rounded), c, is_capped)
+
+
+def _highest(ratios: Tensor) -> Tensor:
+    """The t (batch,) at which G is highest, for ratios (K, batch)."""
+    t, reach = _peaks(ratios)
+    lower, upper = t - reach, t + reach
+    t, heights = _improved(t, lower, upper, ratios)
+    best = heights.max(0, keepdim=True).indices  # argmax takes ten times as long
+    t, lower, upper = (part.gather(0, best) for part in (t, lower, upper))
+    for _ in range(_LAST_STEPS):
+        t, _ = _improved(t, lower, upper, ratios)
+    return t[0]
 
 
 def _grid(classes: int) -> tuple[float, int, int]:
@@ -173,60 +186,54 @@ def _grid(classes: int) -> tuple[float, int, int]:
     return step, math.ceil(points / side), side
 
 
-def _peaks(ratios: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The highest local maxima of G on a grid of t, and the ends of the intervals around them.
+def _peaks(ratios: Tensor) -> tuple[Tensor, float]:
+    """The highest local maxima of G on a grid of t, and how far from them those of G may be.
 
-    exp(-t a) on the grid are products of few powers: a product of matrices sums them.
+    exp(-t a) on the grid are products of two of few powers.
 
     Returns:
-        Three tensors (batch, peaks).
+        (peaks, batch), and a length.
     """
-    step, coarse, fine = _grid(ratios.shape[1])
+    step, coarse, fine = _grid(len(ratios))
     a = ratios.to(torch.float32)  # to find the peaks; their heights are compared in float64
-    first = torch.exp(-_SMALLEST_T_STAR * a)
-    far = _powers(torch.exp(-step * fine * a), coarse) * first[:, None]
-    S = (far @ _powers(torch.exp(-step * a), fine).mT).flatten(1)
-    t = torch.arange(S.shape[1], dtype=torch.float32, device=S.device) * step + _SMALLEST_T_STAR
-    heights = t * S / (1 + S)
-    left, middle, right = heights[:, :-2], heights[:, 1:-1], heights[:, 2:]
+    t = torch.arange(coarse * fine, dtype=torch.float32, device=a.device) * step
+    near = (t[:fine, None, None] * -a).clamp_(min=_NOTHING).exp_()
+    t = t + _SMALLEST_T_STAR
+    far = (t[::fine, None, None] * -a).clamp_(min=_NOTHING).exp_()
+    S = torch.cat([(each * near).sum(1) for each in far])
+    heights = S.div_(1 + S).mul_(t[:, None])
+    left, middle, right = heights[:-2], heights[1:-1], heights[2:]
     is_peak = middle >= torch.maximum(left, right)
-    index = (middle * is_peak).topk(_PEAKS, dim=1).indices
-    left, middle, right = (part.gather(1, index) for part in (left, middle, right))
-    found = t[index + 1]
-    # the vertex of the parabola through three points, where it is one of a maximum
-    bend = left - 2 * middle + right
-    shift = torch.where(bend < 0, (left - right) / (2 * bend), 0.0).clamp(-1, 1)
-    found, shift = found.to(ratios.dtype), shift.to(ratios.dtype)
-    return found + step * shift, found - step * _WIDER, found + step * _WIDER
+    index = _largest(middle * is_peak)
+    left, middle, right = (part.gather(0, index) for part in (left, middle, right))
+    # the vertex of the parabola through three points; on a plateau, the point itself
+    shift = (left - right).div_(2 * (left - 2 * middle + right)).nan_to_num_(0.0).clamp_(-1, 1)
+    return _SMALLEST_T_STAR + step * (index + 1 + shift.to(ratios.dtype)), _REACH * step
 
 
-def _powers(base: Tensor, count: int) -> Tensor:
-    """base^0, base^1, ...: (batch, count, K)."""
-    found = base.new_ones(base.shape[0], count, base.shape[1])
-    for k in range(1, count):
-        torch.mul(found[:, k - 1], base, out=found[:, k])
-    return found
+def _largest(heights: Tensor) -> Tensor:
+    """Where the largest of each column are, (peaks, batch); the heights are used up."""
+    found = []
+    for _ in range(_PEAKS):
+        found.append(heights.max(0, keepdim=True).indices)
+        heights.scatter_(0, found[-1], 0.0)
+    return torch.cat(found)
 
 
-def _improved(
-    t: Tensor, lower: Tensor, upper: Tensor, ratios: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A guarded Newton step towards the maximum in each bracket; and G Delta before it.
+def _improved(t: Tensor, lower: Tensor, upper: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
+    """A step of Halley's towards the maximum, kept in its bracket; and G Delta before it.
 
-    In log t: the derivative of log G is 1 - m/(1 + S), with S = sum w, w = exp(-t a), and m the
-    mean of t a under the weights w/S.
+    With M_k = sum_i a_i^k exp(-t a_i), whose derivative is -M_(k+1), G' has the sign of
+    F = M_0 (1 + M_0) - t M_1. All are (peaks, batch), but the ratios (K, batch).
     """
-    products = t[:, :, None] * ratios[:, None, :]
-    weights = torch.exp(-products)
-    S = weights.sum(2)
-    weights *= products
-    mean = weights.sum(2) / S
-    weights *= products
-    square = weights.sum(2) / S
-    part = S / (1 + S)
-    slope = 1 - mean / (1 + S)
-    lower, upper = torch.where(slope > 0, t, lower), torch.where(slope > 0, upper, t)
-    curvature = (square - mean.square() - mean) / (1 + S) - (mean / (1 + S)).square() * S
-    newton = t * torch.exp(-slope / curvature)
-    inside = (newton >= lower) & (newton <= upper)
-    return torch.where(inside, newton, (lower + upper) / 2), lower, upper, t * part
+    weights = (t[:, None] * -ratios).exp_()
+    M0 = weights.sum(1)
+    M1 = weights.mul_(ratios).sum(1)
+    M2 = weights.mul_(ratios).sum(1)
+    M3 = weights.mul_(ratios).sum(1)
+    whole = 1 + M0
+    F = M0 * whole - t * M1
+    F1 = t * M2 - 2 * M1 * whole
+    F2 = 2 * (M2 * whole + M1 * M1) + M2 - t * M3
+    found = t - 2 * F * F1 / (2 * F1 * F1 - F * F2)
+    return torch.clamp(found.nan_to_num_(0.0), lower, upper), t * M0 / whole
