@@ -169,9 +169,9 @@ def _highest(ratios: Tensor) -> Tensor:
     """The t (batch,) at which G is highest, for ratios (K, batch)."""
     t, reach = _peaks(ratios)
     lower, upper = t - reach, t + reach
-    t, heights = _improved(t, lower, upper, ratios)
-    best = heights.max(0, keepdim=True).indices  # argmax takes ten times as long
-    t, lower, upper = (part.gather(0, best) for part in (t, lower, upper))
+    better, share = _improved(t, lower, upper, ratios)
+    best = (t * share).max(0, keepdim=True).indices  # argmax takes ten times as long
+    t, lower, upper = (part.gather(0, best) for part in (better, lower, upper))
     for _ in range(_LAST_STEPS):
         t, _ = _improved(t, lower, upper, ratios)
     return t[0]
@@ -221,7 +221,7 @@ def _largest(heights: Tensor) -> Tensor:
 
 
 def _improved(t: Tensor, lower: Tensor, upper: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
-    """A step of Halley's towards the maximum, kept in its bracket; and G Delta before it.
+    """A step of Halley's towards the maximum, kept in its bracket; and G Delta/t before it.
 
     With M_k = sum_i a_i^k exp(-t a_i), whose derivative is -M_(k+1), G' has the sign of
     F = M_0 (1 + M_0) - t M_1. All are (peaks, batch), but the ratios (K, batch).
@@ -232,8 +232,9 @@ def _improved(t: Tensor, lower: Tensor, upper: Tensor, ratios: Tensor) -> tuple[
     M2 = weights.mul_(ratios).sum(1)
     M3 = weights.mul_(ratios).sum(1)
     whole = 1 + M0
-    F = M0 * whole - t * M1
-    F1 = t * M2 - 2 * M1 * whole
-    F2 = 2 * (M2 * whole + M1 * M1) + M2 - t * M3
-    found = t - 2 * F * F1 / (2 * F1 * F1 - F * F2)
-    return torch.clamp(found.nan_to_num_(0.0), lower, upper), t * M0 / whole
+    F = torch.addcmul(M0 * whole, t, M1, value=-1)
+    slope = torch.addcmul(t * M2, M1, whole, value=-2)  # F'
+    bend = torch.addcmul(torch.addcmul(M1 * M1, M2, 0.5 + whole), t, M3, value=-0.5)  # F''/2
+    newton = F / slope
+    found = t - newton / (1 - newton * bend / slope)
+    return torch.clamp(found.nan_to_num_(0.0), lower, upper), M0 / whole
