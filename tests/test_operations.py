@@ -311,6 +311,17 @@ def test_unsupported_operations_are_refused_together():
         assert name in str(refusal.value)
 
 
+def test_a_refusal_names_the_modules():
+    body = nn.Sequential(nn.Flatten(), Call(torch.sin), nn.Linear(8, 8), Call(torch.sin))
+    model = nn.Sequential(body, Call(torch.lgamma), Call(torch.sin), Call(torch.sin)).eval()
+    with pytest.raises(UnsupportedOperationError) as refusal:
+        exact.capture(model, torch.rand(1, 2, 4))
+    assert "aten.lgamma.default in 1 (Call)" in str(refusal.value)
+    assert "aten.sin.default in 0.1 (Call), 0.3 (Call), 2 (Call) and 1 more" in str(refusal.value)
+    assert "aten.digamma.default;" in str(refusal.value)  # of the backward half: nobody calls it
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [

@@ -22,9 +22,11 @@ from fperr.errors import (
     UnsupportedOperationError,
 )
 from fperr.exact.operations import OPERATIONS
+from fperr.exact.places import places
 from fperr.precision import mathematical_attention
 
 Node = fx.Node
+_NAMED = 3  # modules in a message
 _PRODUCTS = (
     "aten.convolution.default",
     "aten.mm.default",
@@ -173,7 +175,7 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
     module.graph.eliminate_dead_code()
     module.recompile()
     nodes = [n for n in module.graph.nodes if n.op == "call_function"]
-    refuse_unsupported(nodes)
+    _refuse_unsupported(nodes, model, x)
     v_node = [n for n in module.graph.nodes if n.op == "placeholder"][1]
     if not v_node.users:
         raise ModelError("the logits do not depend on the input: there is no gradient to measure")
@@ -211,27 +213,40 @@ def probe(logits: Tensor) -> Tensor:
     return torch.randn(logits.shape, generator=generator).to(logits)
 
 
-def refuse_unsupported(nodes: list[Node]) -> None:
+def _refuse_unsupported(nodes: list[Node], model: nn.Module, x: Tensor) -> None:
     """Check that every operation has an exact meaning.
 
     Raises:
-        UnsupportedOperationError: lists every one that has not, with the reason.
+        UnsupportedOperationError: lists every one that has not, with the reason and the modules
+            that call it.
     """
-    missing: set[str] = set()
+    missing: set[tuple[str, str]] = set()
     for node in nodes:
         name = str(node.target)
         if name == "<built-in function getitem>":
             continue
         if name not in OPERATIONS:
-            missing.add(name)
+            missing.add((name, ""))
         elif reason := OPERATIONS[name].refusal(node.args, node.kwargs):
-            missing.add(f"{name} ({reason})")
-    if missing:
-        raise UnsupportedOperationError(
-            f"the network uses operations that have no exact meaning here: "
-            f"{', '.join(sorted(missing))}. Supported are networks in evaluation mode made of "
-            "convolutions, linear layers, attention, the usual norms, activations and poolings"
-        )
+            missing.add((name, f" ({reason})"))
+    if not missing:
+        return
+    with mathematical_attention(), fixed_parameters(model):
+        found = places(model, x)
+    listed = [f"{name}{why}{_called_in(found.get(name, []))}" for name, why in sorted(missing)]
+    raise UnsupportedOperationError(
+        f"the network uses operations that have no exact meaning here: {'; '.join(listed)}. "
+        "Supported are networks in evaluation mode made of convolutions, linear layers, attention, "
+        "the usual norms, activations and poolings"
+    )
+
+
+def _called_in(modules: list[str]) -> str:
+    """A few of them, for a message; nothing for an operation of the backward half alone."""
+    if not modules:
+        return ""
+    more = f" and {len(modules) - _NAMED} more" if len(modules) > _NAMED else ""
+    return f" in {', '.join(modules[:_NAMED])}{more}"
 
 
 def _joint(model: nn.Module) -> Any:
