@@ -113,7 +113,8 @@ def attacks_of_others(model: nn.Module, x: Tensor, y: Tensor) -> None:
 def cost_of_t_star(model: nn.Module, x: Tensor, y: Tensor, aim: str) -> None:
     with torch.no_grad():
         logits = model(x)
-    solve, step = seconds(lambda: t_star(logits), lambda: bare(model, x, y, 1), repeats=PAIRS)
+    works = (lambda: (t_star(logits), now()), lambda: (bare(model, x, y, 1), now()))
+    solve, step = seconds(*works, repeats=PAIRS)
     show(f"  t* ÷ a step of the bare loop, batch {len(x)}", solve / step, aim)
     show(f"  t* for K = {logits.shape[1]}, batch {len(x)}, ms", solve * 1e3)
     many = torch.randn(len(x), 1000, generator=torch.Generator().manual_seed(0)).to(logits)

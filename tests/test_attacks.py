@@ -13,7 +13,7 @@ from fperr import attacks, zoo
 from fperr.attacks.progress import is_finite
 from fperr.attacks.region import Region, either
 from fperr.errors import ModelError
-from tests.conftest import normal, tiny_mlp
+from tests.conftest import normal, seeded, tiny_mlp
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -117,6 +117,46 @@ def test_gradients_that_are_not_finite_are_found(dtype):
     assert is_finite(gradient).tolist() == [True, True, False, False, False]
     gradient[2:, 0, 0, 0] = -math.inf  # of both signs: their sum is no number
     assert is_finite(gradient).tolist() == [True, True, False, False, False]
+
+
+def test_points_lie_in_memory_as_the_inputs_do():
+    """A network in channels_last has gradients that lie otherwise; points may be viewed flat."""
+    model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4)))
+    model, x = model.to(memory_format=torch.channels_last), uniform(4, 3, 8, 8)
+    seen = []
+
+    def note(step, point, logits, gradient):
+        seen.append((point.view(4, -1).shape, gradient.stride()))
+
+    fperr.attack(model, x, model(x).argmax(1), radius=0.1, loss="ce", steps=4, on_step=note)
+    assert len(seen) == 4
+    assert any(stride != x.stride() for _, stride in seen)  # the gradients do lie otherwise
+
+
+class Masked(nn.Module):
+    """A linear network whose last class is masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = seeded(nn.Linear(20, 5))
+
+    def forward(self, x):
+        return self.linear(x).index_fill(1, torch.tensor([4]), -math.inf)
+
+
+@pytest.mark.parametrize("loss", ["mifpe", "mifpe_shifted"])
+def test_a_masked_class_does_not_stop_mifpe(loss):
+    model, x = Masked().eval(), uniform(4, 20)
+    found = fperr.attack(model, x, model(x).argmax(1), radius=0.5, loss=loss, steps=20)
+    assert found.is_finite.all()
+    assert found.success.all()
+
+
+def test_large_gradients_are_finite_under_autocast():
+    gradient = torch.full((2, 300), 1e38)
+    with torch.autocast("cpu", torch.float16):
+        assert is_finite(gradient).all()
+        assert (gradient @ gradient.new_full((300,), 1e-3)).isinf().all()  # a product is not
 
 
 def test_starts_belong_to_samples():

@@ -78,6 +78,11 @@ TRAPS = {
     "K=1000, a=(1, 20, ...)": [1.0] + [20.0] * 998,
     "K=100, a=(1, 10, ...): the smaller t wins": [1.0] + [10.0] * 98,
     "K=100, a=(1, 10.5, ...): the larger t wins": [1.0] + [10.5] * 98,
+    "K=14: two peaks": [1.0] + [5.8795] * 12,
+    "K=50: the smaller t wins by 5e-4": [1.0] + [8.6107] * 48,
+    "K=20: no inflection is taken": (
+        [1.0, 3.838370974962623] + [6.74577565099156] * 16 + [14.66671310079516]
+    ),
     "three scales": [1.0, 1.0] + [5.0] * 40 + [30.0] * 900,
     "a far outlier": [1.0, 2.0, 1e300],
 }
@@ -97,8 +102,14 @@ def test_where_the_trap_is_a_local_maximum_has_another_value():
     assert slope(MP.mpf("1.268"), ratios) > 0 > slope(MP.mpf("1.270"), ratios)
 
 
-def test_at_equal_maxima_the_height_agrees():
-    ratios = [1.0] + [10.2675451323] * 98
+@pytest.mark.parametrize(
+    "ratios",
+    [
+        [1.0] + [10.2675451323] * 98,  # two maxima
+        [1.0] + [2.2] * 2 + [8.5] * 98 + [14.0] * 98,  # one, and a slope that is nearly 0 beside it
+    ],
+)
+def test_where_t_star_is_ill_conditioned_the_height_agrees(ratios):
     found = float(scaling.t_star(from_ratios(*ratios)))
     gap = log_height(MP.mpf(found), ratios) - log_height(reference_t_star(ratios), ratios)
     assert abs(gap) < 1e-10

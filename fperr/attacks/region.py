@@ -45,7 +45,7 @@ class Region:
             ValueError: two of its points may be further apart than any number of the format.
         """
         widest = min(box[1] - box[0], 2 * radius)
-        if widest > torch.finfo(x.dtype).max:
+        if widest > max(torch.finfo(f).max for f in (x.dtype, torch.float32)):
             raise ValueError(
                 f"points of this box and radius are up to {widest:g} apart, which {x.dtype} cannot "
                 "hold: give a smaller radius or box"
@@ -102,7 +102,7 @@ class Region:
             flat = torch.where((length > 0) & (length < torch.inf), flat / length, 0.0)
             direction = flat.reshape(gradient.shape).to(x.dtype)
         size = by_sample(size, x).to(x.dtype)
-        return self.project_(torch.addcmul(x, direction, size, out=direction))
+        return self.project_(torch.addcmul(x, direction, size))
 
     def carried_on(self, x: Tensor, moved: Tensor, last: Tensor, momentum: float) -> Tensor:
         """x + (1 - momentum) (moved - x) + momentum (x - last), projected; `moved` is used up."""
@@ -141,8 +141,9 @@ def by_sample(each: Tensor, x: Tensor) -> Tensor:
 def either(first: Tensor, x: Tensor, other: Tensor) -> Tensor:
     """x for the samples marked in `first` (batch,) bool, and `other` for the rest.
 
-    Exact for points of one box: weights 0 and 1 leave no rounding. `torch.where` takes six times
-    as long, because its condition would be broadcast.
+    Exact, but for the sign of 0: weights 0 and 1 leave no rounding, unless the difference of two
+    points overflows (see `around`; half formats compute it in float32). `torch.where` takes several
+    times as long, because its condition would be broadcast.
     """
     return torch.lerp(other, x, by_sample(first, x).to(x.dtype))
 

@@ -19,14 +19,13 @@ from fperr.formats import Format
 _SMALLEST_T_STAR = 0.2784
 # At a maximum, the second derivative of log G with respect to log t is at least -(1 + S), and
 # 1 + S at most the upper bound of t*: between two points of a grid in t whose steps are those of
-# `_grid`, a peak loses less than 4e-2 of its height. The best three peaks are refined.
-_LOSS_OF_HEIGHT = 4e-2
+# `_grid`, a peak loses less than 1e-2 of its height. The best three peaks are refined.
+_LOSS_OF_HEIGHT = 1e-2
 _PEAKS = 3
 # exp(-t a) is 0 in float64 for every t in the bracket
 _LARGEST_RATIO = 1e5
-_SMALLEST_MARGIN = 2.0**-1000
 _LAST_STEPS = 2
-_REACH = 1.5  # steps of the grid: float32 may take one of two equally high neighbours for the peak
+_WIDER = 1 + 2.0**-18  # the grid's points are rounded
 _NOTHING = -40.0  # an exponent too small to be seen in S; twice it is no subnormal number yet
 _NUMBERS = 1 << 17  # ratios at once, which fit into a cache with what is made of them
 
@@ -79,7 +78,8 @@ def t_star(logits: Tensor) -> Tensor:
     top = z.topk(2, dim=1)
     first, second = top.values.T
     # (K, batch): the operations below then run along the batch, which is many times faster
-    ratios = (first - z.T.contiguous()).div_((first - second).clamp_(min=_SMALLEST_MARGIN))
+    delta = first - second
+    ratios = torch.where(delta > 0, (first - z.T.contiguous()) / delta, 1.0)
     ratios.clamp_(max=_LARGEST_RATIO)
     ratios.scatter_(0, top.indices[None, :, 0], _LARGEST_RATIO)  # the largest is no runner-up
     parts = torch.split(ratios, max(1, _NUMBERS // len(ratios)), dim=1)
@@ -145,8 +145,9 @@ def temperature(
 
 def factor(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Tensor:
     """c = min(T/Delta, c_max) (batch,), in the dtype of the logits; arguments as for `scale`."""
-    cap = largest_scale(logits, fmt, loss_scale)
-    return torch.minimum(wanted / margin(logits), cap).to(logits.dtype)
+    exact, cap = wanted / margin(logits), largest_scale(logits, fmt, loss_scale)
+    # no minimum: a cap that is no number, as where a class is masked by -inf, is none
+    return torch.where(exact > cap, cap, exact).to(logits.dtype)
 
 
 def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Scale:
@@ -167,13 +168,13 @@ def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) 
 
 def _highest(ratios: Tensor) -> Tensor:
     """The t (batch,) at which G is highest, for ratios (K, batch)."""
-    t, reach = _peaks(ratios)
-    lower, upper = t - reach, t + reach
-    better, share = _improved(t, lower, upper, ratios)
-    best = (t * share).max(0, keepdim=True).indices  # argmax takes ten times as long
-    t, lower, upper = (part.gather(0, best) for part in (better, lower, upper))
+    t, lower, upper = _peaks(ratios)
+    t, lower, upper, _ = _improved(t, lower, upper, ratios)
+    t, lower, upper, heights = _improved(t, lower, upper, ratios)
+    best = heights.max(0, keepdim=True).indices  # many times faster than argmax
+    t, lower, upper = (part.gather(0, best) for part in (t, lower, upper))
     for _ in range(_LAST_STEPS):
-        t, _ = _improved(t, lower, upper, ratios)
+        t, lower, upper, _ = _improved(t, lower, upper, ratios)
     return t[0]
 
 
@@ -186,13 +187,13 @@ def _grid(classes: int) -> tuple[float, int, int]:
     return step, math.ceil(points / side), side
 
 
-def _peaks(ratios: Tensor) -> tuple[Tensor, float]:
-    """The highest local maxima of G on a grid of t, and how far from them those of G may be.
+def _peaks(ratios: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest local maxima of G on a grid of t, and the ends of the intervals around them.
 
     exp(-t a) on the grid are products of two of few powers.
 
     Returns:
-        (peaks, batch), and a length.
+        Three tensors (peaks, batch).
     """
     step, coarse, fine = _grid(len(ratios))
     a = ratios.to(torch.float32)  # to find the peaks; their heights are compared in float64
@@ -206,9 +207,11 @@ def _peaks(ratios: Tensor) -> tuple[Tensor, float]:
     is_peak = middle >= torch.maximum(left, right)
     index = _largest(middle * is_peak)
     left, middle, right = (part.gather(0, index) for part in (left, middle, right))
-    # the vertex of the parabola through three points; on a plateau, the point itself
-    shift = (left - right).div_(2 * (left - 2 * middle + right)).nan_to_num_(0.0).clamp_(-1, 1)
-    return _SMALLEST_T_STAR + step * (index + 1 + shift.to(ratios.dtype)), _REACH * step
+    found = t[index + 1].to(ratios.dtype)
+    # the vertex of the parabola through three points, where it is one of a maximum
+    bend = left - 2 * middle + right
+    shift = torch.where(bend < 0, (left - right) / (2 * bend), 0.0).clamp(-1, 1)
+    return found + step * shift.to(ratios.dtype), found - step * _WIDER, found + step * _WIDER
 
 
 def _largest(heights: Tensor) -> Tensor:
@@ -220,21 +223,25 @@ def _largest(heights: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _improved(t: Tensor, lower: Tensor, upper: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
-    """A step of Halley's towards the maximum, kept in its bracket; and G Delta/t before it.
+def _improved(
+    t: Tensor, lower: Tensor, upper: Tensor, ratios: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A guarded Newton step towards the maximum in each bracket; and G Delta before it.
 
-    With M_k = sum_i a_i^k exp(-t a_i), whose derivative is -M_(k+1), G' has the sign of
-    F = M_0 (1 + M_0) - t M_1. All are (peaks, batch), but the ratios (K, batch).
+    In log t: the derivative of log G is 1 - m/(1 + S), with S = sum w, w = exp(-t a), and m the
+    mean of t a under the weights w/S. All are (peaks, batch), but the ratios (K, batch).
     """
-    weights = (t[:, None] * -ratios).exp_()
-    M0 = weights.sum(1)
-    M1 = weights.mul_(ratios).sum(1)
-    M2 = weights.mul_(ratios).sum(1)
-    M3 = weights.mul_(ratios).sum(1)
-    whole = 1 + M0
-    F = torch.addcmul(M0 * whole, t, M1, value=-1)
-    slope = torch.addcmul(t * M2, M1, whole, value=-2)  # F'
-    bend = torch.addcmul(torch.addcmul(M1 * M1, M2, 0.5 + whole), t, M3, value=-0.5)  # F''/2
-    newton = F / slope
-    found = t - newton / (1 - newton * bend / slope)
-    return torch.clamp(found.nan_to_num_(0.0), lower, upper), M0 / whole
+    products = t[:, None] * ratios
+    weights = torch.exp(-products)
+    S = weights.sum(1)
+    mean = weights.mul_(products).sum(1) / S
+    square = weights.mul_(products).sum(1) / S
+    whole = 1 + S
+    share = mean / whole
+    slope = 1 - share
+    rises = slope > 0
+    lower, upper = torch.where(rises, t, lower), torch.where(rises, upper, t)
+    curvature = (square - mean.square() - mean) / whole - share.square() * S
+    newton = t * torch.exp(-slope / curvature)
+    inside = (newton >= lower) & (newton <= upper)
+    return torch.where(inside, newton, (lower + upper) / 2), lower, upper, t * S / whole
