@@ -148,6 +148,12 @@ def test_identities_are_those_of_the_nearest_input(seed):
             assert torch.equal(known.rows(x), nearest)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_inputs_in_half_formats_are_told_apart(dtype):
+    originals, chosen = uniform(30, 20, dtype=dtype), torch.tensor([7, 3, 21])
+    assert torch.equal(Identities(30, originals).rows(originals[chosen]), chosen)
+
+
 def test_errors_are_those_of_measure(fashion):
     """Two ways to the same numbers: the recorder along an attack, measure at its points."""
     images = fashion.first(4)

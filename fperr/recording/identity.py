@@ -58,8 +58,9 @@ class Identities:
         return self._nearest(x, self._originals)
 
     def _nearest(self, x: Tensor, originals: Tensor) -> Tensor:
-        flat = x.detach().flatten(1).to(originals).nan_to_num()
         every = originals.flatten(1)
+        every = every.to(torch.promote_types(every.dtype, torch.float32))  # cdist has no half
+        flat = x.detach().flatten(1).to(every).nan_to_num()
         if len(flat) == self._n and len(self._found) != self._n:
             self._found = self.everybody
         if len(flat) == len(self._found) and self._are_certain(flat, every, self._found):
