@@ -65,11 +65,10 @@ class Goal:
         The prediction is the lower index of a tie. Not where the logits are not finite: the margin
         is infinite there.
         """
-        infinite = torch.inf
-        margin = self.margin(logits).nan_to_num_(infinite, infinite, infinite)
+        margin = self.margin(logits).nan_to_num_(torch.inf, torch.inf, torch.inf)
         prediction = logits.detach().argmax(1)
         hit = prediction != self.y if self.target is None else prediction == self.target
-        finite = margin < infinite
+        finite = margin < torch.inf
         return hit & finite, margin, finite
 
     def value(self, logits: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ class Region:
         """The region around x, which lies in the box.
 
         Raises:
-            ValueError: two of its points may be further apart than any number of the format.
+            ValueError: two of its points may be further apart than any number of the format, or of
+                float32 for half formats: `either` could not choose between them.
         """
         widest = min(box[1] - box[0], 2 * radius)
         if widest > max(torch.finfo(f).max for f in (x.dtype, torch.float32)):

@@ -145,9 +145,7 @@ def temperature(
 
 def factor(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Tensor:
     """c = min(T/Delta, c_max) (batch,), in the dtype of the logits; arguments as for `scale`."""
-    exact, cap = wanted / margin(logits), largest_scale(logits, fmt, loss_scale)
-    # no minimum: a cap that is no number, as where a class is masked by -inf, is none
-    return torch.where(exact > cap, cap, exact).to(logits.dtype)
+    return _capped(logits, margin(logits), wanted, fmt, loss_scale)[0]
 
 
 def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Scale:
@@ -160,10 +158,18 @@ def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) 
         loss_scale: a, the factor on the loss.
     """
     delta = margin(logits)
-    is_capped = wanted / delta > largest_scale(logits, fmt, loss_scale)
-    c = factor(logits, wanted, fmt, loss_scale)
+    c, is_capped = _capped(logits, delta, wanted, fmt, loss_scale)
     rounded = wanted.to(logits.dtype).to(torch.float64)
     return Scale(torch.where(is_capped, c.to(torch.float64) * delta, rounded), c, is_capped)
+
+
+def _capped(
+    logits: Tensor, delta: Tensor, wanted: Tensor, fmt: Format, loss_scale: float
+) -> tuple[Tensor, Tensor]:
+    """c, and whether it is the cap."""
+    exact, cap = wanted / delta, largest_scale(logits, fmt, loss_scale)
+    is_capped = exact > cap  # not where the cap is no number, as with a class masked by -inf
+    return torch.where(is_capped, cap, exact).to(logits.dtype), is_capped
 
 
 def _highest(ratios: Tensor) -> Tensor:
