@@ -34,6 +34,10 @@ class ReferenceNotCertifiedError(FperrError):
     """Two precisions disagree: the reference does not have the digits it was asked for."""
 
 
+class ContradictedError(FperrError):
+    """PyTorch in float64 computes something else than the exact network: one of them is wrong."""
+
+
 class UndecidedError(FperrError):
     """A decision (of a ReLU, of a pooling) lies inside an enclosure."""
 

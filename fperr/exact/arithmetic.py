@@ -1,15 +1,16 @@
 """What a number system must offer so that a captured network can be run in it."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fperr.exact import choices
 from fperr.exact.choices import Choice
 
 # An array of the number system's own kind: opaque outside of it.
@@ -57,9 +58,18 @@ class Arithmetic(ABC):
     def from_torch(self, tensor: Tensor) -> Array:
         """The floating-point `tensor`, exactly."""
 
+    def from_samples(self, tensor: Tensor) -> Array:
+        """The floating-point numbers (samples, *shape), exactly: of one sample, where all are."""
+        return self.from_torch(tensor[0])
+
+    def to_samples(self, a: Array) -> Tensor:
+        """The nearest float64 tensor (samples, *shape): one sample stands for all."""
+        return self.to_torch(a)[None]
+
     def from_choice(self, a: Choice) -> Array:
-        """The integers or booleans as numbers."""
-        return self.from_torch(torch.from_numpy(np.asarray(a, dtype=np.float64)))
+        """The integers or booleans as numbers, exactly."""
+        first, *rest = (self.from_torch(part) for part in choices.float_parts(a))
+        return functools.reduce(self.add, rest, first)
 
     @abstractmethod
     def to_torch(self, a: Array) -> Tensor:

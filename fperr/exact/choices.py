@@ -1,11 +1,12 @@
 """Masks and indices: the same for every sample, or, after a decision, different ones.
 
-A NumPy array holds for every sample. A torch tensor has a leading dimension of samples that the
-shapes of the captured graph, which is that of one sample, do not show.
+What PyTorch computes of them it computes here, too: on one sample at a time, because the captured
+graph is that of one. A NumPy array holds for every sample. A torch tensor has a leading dimension
+of samples that the shapes of the graph do not show.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Choice = NDArray[Any] | Tensor
+_HALF = 32  # bits of the lower part of an integer
 
 
 def is_choice(a: Any) -> bool:
@@ -41,36 +43,14 @@ def reshape(a: Choice, to: Sequence[int]) -> Choice:
     return a.reshape(tuple(to))
 
 
-def permute(a: Choice, dims: Sequence[int]) -> Choice:
-    """The dimensions reordered."""
-    if isinstance(a, Tensor):
-        return a.permute(0, *(d + 1 for d in dims))
-    return a.transpose(*dims)
-
-
-def expand(a: Choice, to: Sequence[int]) -> Choice:
-    """Broadcast."""
-    if isinstance(a, Tensor):
-        missing = len(to) + 1 - a.ndim
-        return a.reshape(len(a), *[1] * missing, *a.shape[1:]).expand(-1, *to)
-    return np.broadcast_to(a, tuple(to))
-
-
-def concatenate(arrays: Sequence[Choice], dim: int) -> Choice:
-    """Joined along `dim`."""
-    if any(isinstance(a, Tensor) for a in arrays):
-        whole = [torch.as_tensor(a) if isinstance(a, Tensor) else _every(a) for a in arrays]
-        count = max(len(a) for a in whole)
-        return torch.cat([a.expand(count, *a.shape[1:]) for a in whole], dim + 1)
-    return np.concatenate(arrays, axis=dim)
-
-
-def take(a: Choice, index: NDArray[np.int64]) -> Choice:
-    """The entries at the flat positions `index`."""
-    if isinstance(a, Tensor):
-        flat = a.reshape(len(a), -1)
-        return flat[:, torch.from_numpy(index).to(a.device)]
-    return np.asarray(a.reshape(-1)[index])
+def float_parts(a: Choice) -> list[Tensor]:
+    """Float64 tensors that sum to the integers or booleans: one, or two for integers of 53 bits."""
+    whole = a if isinstance(a, Tensor) else torch.from_numpy(np.array(a))
+    whole = whole.to(torch.int64)
+    if not bool((whole.abs() >> _HALF).any()):
+        return [whole.to(torch.float64)]
+    low = whole & ((1 << _HALF) - 1)
+    return [part.to(torch.float64) for part in (whole - low, low)]
 
 
 def pick(table: NDArray[np.int64], place: Choice) -> Choice:
@@ -117,13 +97,6 @@ def any_along(mask: Choice, dim: int, *, keepdim: bool) -> Choice:
     return np.asarray(np.any(mask, axis=dim, keepdims=keepdim))
 
 
-def count_along(a: Choice, dims: Sequence[int], *, keepdim: bool) -> Choice:
-    """The sum over `dims` (non-negative) of integers, or how often a mask holds."""
-    if isinstance(a, Tensor):
-        return a.sum([d + 1 for d in dims], keepdim=keepdim)
-    return np.asarray(np.sum(a, axis=tuple(dims), keepdims=keepdim))
-
-
 def both(a: Choice, b: Choice) -> Choice:
     """Where both masks hold."""
     a, b = _alike(a, b)
@@ -134,6 +107,77 @@ def either(a: Choice, b: Choice) -> Choice:
     """Where one of the masks holds."""
     a, b = _alike(a, b)
     return a | b
+
+
+def differing(a: Choice, b: Choice) -> Choice:
+    """Where just one of the masks holds."""
+    a, b = _alike(a, b)
+    return a ^ b
+
+
+def indexed(positions: NDArray[np.int64], indices: Sequence[Choice | None]) -> Choice:
+    """`positions[indices]`, where None takes all of a dimension."""
+    count = max([len(i) for i in indices if isinstance(i, Tensor)], default=0)
+    if not count:
+        return np.asarray(positions[tuple(slice(None) if i is None else i for i in indices)])
+    alone = [
+        indexed(positions, [_of_sample(i, sample) for i in indices]) for sample in range(count)
+    ]
+    return torch.from_numpy(np.stack([np.asarray(part) for part in alone]))
+
+
+def computed(function: Callable[..., Any], arguments: Sequence[Any], options: Any) -> Any:
+    """A function of PyTorch's on integers and booleans, which knows of one sample only.
+
+    Args:
+        function: an ATen operation.
+        arguments: of one sample: masks, indices, and what is no tensor; lists of them, too.
+        options: its keyword arguments.
+
+    Returns:
+        A mask or indices, or a list of several.
+    """
+    count = max((len(part) for part in _tensors(arguments)), default=0)
+    if not count:
+        return _plain(function(*map(_as_tensor, arguments), **options))
+    alone = [
+        function(*(_as_tensor(_of_sample(part, sample)) for part in arguments), **options)
+        for sample in range(count)
+    ]
+    if isinstance(alone[0], Tensor):
+        return torch.stack(alone)
+    return [torch.stack(parts) for parts in zip(*alone, strict=True)]
+
+
+def _tensors(argument: Any) -> Iterator[Tensor]:
+    """Those that differ by sample."""
+    if isinstance(argument, Tensor):
+        yield argument
+    elif isinstance(argument, list | tuple):
+        for part in argument:
+            yield from _tensors(part)
+
+
+def _of_sample(argument: Any, sample: int) -> Any:
+    if isinstance(argument, Tensor):
+        return argument[sample if len(argument) > 1 else 0].cpu().numpy()
+    if isinstance(argument, list | tuple):
+        return [_of_sample(part, sample) for part in argument]
+    return argument
+
+
+def _as_tensor(argument: Any) -> Any:
+    if isinstance(argument, np.ndarray | np.generic):
+        return torch.from_numpy(np.array(argument))
+    if isinstance(argument, list | tuple):
+        return [_as_tensor(part) for part in argument]
+    return argument
+
+
+def _plain(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return result.cpu().numpy()
+    return [_plain(part) for part in result]
 
 
 def _alike(a: Choice, b: Choice) -> tuple[Any, Any]:

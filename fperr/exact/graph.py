@@ -5,7 +5,7 @@ graph in floating point gives the bits of the eager run.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from fperr.errors import (
     StaleCaptureError,
     UnsupportedOperationError,
 )
+from fperr.exact.node_kinds import NodeKinds, is_discrete, kinds_of
 from fperr.exact.operations import OPERATIONS
 from fperr.exact.places import places
 from fperr.precision import mathematical_attention
@@ -43,15 +44,20 @@ class Capture:
         module: the graph; called with (x, v) it returns (z, J^T v) in floating point.
         forward: the nodes of the forward half, in order of execution.
         backward: every node that the pullback traces: those after the border.
-        shapes: shape of each tensor-valued node's value.
+        kinds: shapes and dtypes of the nodes, and what their values depend on.
         digest: SHA-256 of the parameters, buffers and constants at the time of the capture.
     """
 
     module: fx.GraphModule
     forward: tuple[Node, ...]
     backward: tuple[Node, ...]
-    shapes: dict[str, tuple[int, ...]]
+    kinds: NodeKinds
     digest: str
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor-valued node's value."""
+        return self.kinds.shapes
 
     @property
     def placeholders(self) -> tuple[Node, Node]:
@@ -175,7 +181,8 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
     module.graph.eliminate_dead_code()
     module.recompile()
     nodes = [n for n in module.graph.nodes if n.op == "call_function"]
-    _refuse_unsupported(nodes, model, x)
+    kinds = kinds_of(module, x, v)
+    _refuse_unsupported(nodes, kinds, model, x)
     v_node = [n for n in module.graph.nodes if n.op == "placeholder"][1]
     if not v_node.users:
         raise ModelError("the logits do not depend on the input: there is no gradient to measure")
@@ -184,7 +191,7 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
         module,
         tuple(nodes[:border]),
         tuple(nodes[border:]),
-        _shapes(module, x, v),
+        kinds,
         _digest(_constants(module)),
     )
     result.audit(model, x, v)
@@ -213,8 +220,8 @@ def probe(logits: Tensor) -> Tensor:
     return torch.randn(logits.shape, generator=generator).to(logits)
 
 
-def _refuse_unsupported(nodes: list[Node], model: nn.Module, x: Tensor) -> None:
-    """Check that every operation has an exact meaning.
+def _refuse_unsupported(nodes: list[Node], kinds: NodeKinds, model: nn.Module, x: Tensor) -> None:
+    """Check that every operation has an exact meaning, or needs none (see `node_kinds`).
 
     Raises:
         UnsupportedOperationError: lists every one that has not, with the reason and the modules
@@ -222,13 +229,9 @@ def _refuse_unsupported(nodes: list[Node], model: nn.Module, x: Tensor) -> None:
     """
     missing: set[tuple[str, str]] = set()
     for node in nodes:
-        name = str(node.target)
-        if name == "<built-in function getitem>":
-            continue
-        if name not in OPERATIONS:
-            missing.add((name, ""))
-        elif reason := OPERATIONS[name].refusal(node.args, node.kwargs):
-            missing.add((name, f" ({reason})"))
+        reason = _refusal(node, kinds)
+        if reason is not None:
+            missing.add((str(node.target), f" ({reason})" if reason else ""))
     if not missing:
         return
     with mathematical_attention(), fixed_parameters(model):
@@ -239,6 +242,23 @@ def _refuse_unsupported(nodes: list[Node], model: nn.Module, x: Tensor) -> None:
         "Supported are networks in evaluation mode made of convolutions, linear layers, attention, "
         "the usual norms, activations and poolings"
     )
+
+
+def _refusal(node: Node, kinds: NodeKinds) -> str | None:
+    """Why the node cannot be run exactly, "" where there is nothing to say; None if it can."""
+    name = str(node.target)
+    if kinds.depends_on_data_by_shape(node):
+        return "how many entries it selects depends on the data: multiply by the mask instead"
+    if name == "<built-in function getitem>" or node.name in kinds.made or kinds.is_discrete(node):
+        return None
+    if name not in OPERATIONS:
+        return ""
+    dtype = kinds.dtypes.get(node.name)
+    if not OPERATIONS[name].decides and is_discrete(dtype):
+        return f"conversion to {dtype}, which rounds to whole numbers"
+    if isinstance(dtype, torch.dtype) and dtype.is_complex:
+        return "complex numbers"
+    return OPERATIONS[name].refusal(node.args, node.kwargs)
 
 
 def _called_in(modules: list[str]) -> str:
@@ -303,25 +323,3 @@ def _digest(tensors: dict[str, Tensor]) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         sha.update(flat.view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-class _Recorder(fx.Interpreter):
-    """Runs the graph and keeps the shape of every tensor."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def run_node(self, n: Node) -> Any:
-        """Run one node."""
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n.name] = tuple(value.shape)
-        return value
-
-
-@torch.no_grad()
-def _shapes(module: fx.GraphModule, x: Tensor, v: Tensor) -> dict[str, tuple[int, ...]]:
-    recorder = _Recorder(module)
-    recorder.run(x, v)
-    return recorder.shapes

@@ -75,8 +75,12 @@ class Interpreter:
             if id(tensor) not in by_tensor:
                 by_tensor[id(tensor)] = self._convert(tensor)
             self._constants[name] = by_tensor[id(tensor)]
+        for name, value in capture.kinds.made.items():
+            self._constants[name] = self.converted(value)
         for node in (*capture.forward, *capture.backward):
-            if all(source.name in self._constants for source in node.all_input_nodes):
+            if node.name not in self._constants and all(
+                source.name in self._constants for source in node.all_input_nodes
+            ):
                 self._constants[node.name] = self._run(node, self._constants)
         self._reads = reads(capture)
         self._data_constants: dict[tuple[str, torch.dtype], tuple[Tensor, Any]] = {}
@@ -179,8 +183,13 @@ class Interpreter:
         gradient = self.arithmetic.expand(gradient, (self.entries, count))
         return self.arithmetic.permute(gradient, (1, 0))
 
-    def pullback(self, readings: Readings, v: Array) -> Array:
+    def pullback(self, readings: Readings, v: Array, observe: Observer | None = None) -> Array:
         """J^T v, (1, *shape), for one v (1, K) of the arithmetic: for a batch, one of each sample.
+
+        Args:
+            readings: of the samples.
+            v: logit gradients.
+            observe: sees every node and its value.
 
         Raises:
             StaleCaptureError: weights were changed after the capture.
@@ -190,6 +199,8 @@ class Interpreter:
         for node in self.capture.backward:
             if node.name not in values:
                 values[node.name] = self._run(node, values)
+                if observe is not None:
+                    observe(node, values[node.name])
         return values[self.capture.results[1].name]
 
     @property
@@ -235,9 +246,12 @@ class Interpreter:
         if node.target is getitem:
             source, position = node.args
             return values[source.name][position]  # type: ignore[union-attr,index]
+        if self.capture.kinds.is_discrete(node):
+            own = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+            return choices.computed(node.target, *own)  # type: ignore[arg-type]
         operation = OPERATIONS[str(node.target)]
         arguments = [
-            self._argument(node, operation, position, argument, values)
+            self._argument(node, operation, position, argument, values, A)
             for position, argument in enumerate(node.args)
         ]
         options = fx.node.map_arg(node.kwargs, lambda n: values[n.name])
@@ -247,7 +261,13 @@ class Interpreter:
             raise fault.at(node.name) from fault
 
     def _argument(
-        self, node: Node, operation: Operation, position: int, argument: Any, values: Values
+        self,
+        node: Node,
+        operation: Operation,
+        position: int,
+        argument: Any,
+        values: Values,
+        A: Arithmetic,
     ) -> Any:
         if isinstance(argument, Node) and position in operation.shape_only:
             return self.capture.shapes[argument.name]
@@ -256,7 +276,8 @@ class Interpreter:
             if key in values:
                 return values[key]
             return operation.decisions[position](self.arithmetic, values[argument.name], node.args)
-        return fx.node.map_arg(argument, lambda n: values[n.name])
+        value = fx.node.map_arg(argument, lambda n: values[n.name])
+        return value if position in operation.discrete else _numbers(A, value)
 
     def _readings(self, value: Callable[[Node], Any]) -> Readings:
         found: Values = {}
@@ -267,6 +288,15 @@ class Interpreter:
             except UndecidedError as fault:
                 raise fault.at(source.name) from fault
         return Readings(found)
+
+
+def _numbers(A: Arithmetic, value: Any) -> Any:
+    """Masks and indices as numbers of the arithmetic; everything else as it is."""
+    if choices.is_choice(value):
+        return A.from_choice(value)
+    if isinstance(value, list | tuple):
+        return [_numbers(A, part) for part in value]
+    return value
 
 
 def _widest(capture: Capture) -> int:

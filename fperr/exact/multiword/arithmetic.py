@@ -9,6 +9,7 @@ Decisions that the radius leaves open, and that no label settles, put their samp
 results then mean nothing.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, Shape
 from fperr.exact.choices import Choice
 from fperr.exact.multiword import decided, labels, moves, products
@@ -94,13 +96,18 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         return Words(high, torch.zeros_like(high), exact, labels.of_floats(high))
 
     def from_choice(self, a: Choice) -> Words:
-        if isinstance(a, Tensor):
-            return self.from_samples(a.to(torch.float64))
-        return self.from_torch(torch.from_numpy(np.asarray(a, dtype=np.float64)))
+        if not isinstance(a, Tensor):
+            plain: Words = super().from_choice(a)
+            return plain
+        first, *rest = (self.from_samples(part) for part in choices.float_parts(a))
+        return functools.reduce(self.add, rest, first)
 
     def to_torch(self, a: Words) -> Tensor:
         """Of one sample."""
         return (a.high + a.low)[0].cpu()
+
+    def to_samples(self, a: Words) -> Tensor:
+        return a.high + a.low
 
     def to_scaled(self, a: Words) -> tuple[Tensor, int]:
         """Of one sample."""

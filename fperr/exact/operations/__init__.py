@@ -1,14 +1,14 @@
 """What each ATen operation means, once, in terms of an `Arithmetic`.
 
 A meaning is a function of (arithmetic, *arguments of the ATen call): tensors of floating-point
-dtype arrive as arrays of the arithmetic, integer and boolean tensors as NumPy arrays, everything
-else unchanged. Backward operations are PyTorch's own: no derivative is written here that PyTorch
-does not take itself.
+dtype arrive as arrays of the arithmetic, and so do integer and boolean tensors, except where masks
+or indices are asked for; everything else arrives unchanged. What PyTorch computes of integers and
+booleans alone is left to PyTorch. So are derivatives: none is written here that it does not take
+itself.
 """
 
 from fperr.exact.operations import (
     activations,
-    constructors,
     decisions,
     elementwise,
     linear,
@@ -17,13 +17,14 @@ from fperr.exact.operations import (
     piecewise,
     pooling,
 )
+from fperr.exact.operations.constructors import SHAPE_OF_FIRST
 from fperr.exact.operations.table import OPERATIONS, Operation
 
 __all__ = [
     "OPERATIONS",
+    "SHAPE_OF_FIRST",
     "Operation",
     "activations",
-    "constructors",
     "decisions",
     "elementwise",
     "linear",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fperr.exact.arithmetic import Arithmetic, Array, Mask
-from fperr.exact.operations.table import operation
+from fperr.exact.operations.table import at_zero, operation
 
 
 def _one_minus(A: Arithmetic, a: Array) -> Array:
@@ -100,7 +100,7 @@ def leaky_relu(A: Arithmetic, a: Array, slope: float = 0.01) -> Array:
     return A.where(A.exceeds(a, 0.0), a, A.mul(a, slope))
 
 
-@operation("aten.leaky_relu_backward.default", decisions={1: _is_positive})
+@operation("aten.leaky_relu_backward.default", decisions={1: _is_positive}, kinks={1: at_zero})
 def leaky_relu_backward(
     A: Arithmetic, gradient: Array, positive: Mask, slope: float, is_result: bool
 ) -> Array:
@@ -123,7 +123,11 @@ def hardtanh(A: Arithmetic, a: Array, low: float = -1.0, high: float = 1.0) -> A
     return A.where(A.exceeds(a, high), A.add(filled, float(high)), above_low)
 
 
-@operation("aten.hardtanh_backward.default", decisions={1: _is_inside})
+def _ends(arguments: Sequence[Any]) -> tuple[float, ...]:
+    return float(arguments[2]), float(arguments[3])
+
+
+@operation("aten.hardtanh_backward.default", decisions={1: _is_inside}, kinks={1: _ends})
 def hardtanh_backward(
     A: Arithmetic, gradient: Array, inside: Mask, low: float, high: float
 ) -> Array:
@@ -132,7 +136,18 @@ def hardtanh_backward(
     return A.where(inside, gradient, A.zeros(A.shape(gradient)))
 
 
-@operation("aten.softplus.default")
+def _straight_from(arguments: Sequence[Any]) -> tuple[float, ...]:
+    """Where softplus goes over to the identity."""
+    beta = arguments[1] if len(arguments) > 1 else 1.0
+    threshold = arguments[2] if len(arguments) > 2 else 20.0
+    return (float(threshold) / float(beta),)
+
+
+def _slope_one_from(arguments: Sequence[Any]) -> tuple[float, ...]:
+    return _straight_from(arguments[1:])
+
+
+@operation("aten.softplus.default", kinks={0: _straight_from})
 def softplus(A: Arithmetic, a: Array, beta: float = 1, threshold: float = 20) -> Array:
     """log(1 + exp(beta a))/beta, and a itself where beta a is above the threshold."""
     scaled = A.mul(a, float(beta))
@@ -140,7 +155,7 @@ def softplus(A: Arithmetic, a: Array, beta: float = 1, threshold: float = 20) ->
     return A.where(A.exceeds(scaled, float(threshold)), a, smooth)
 
 
-@operation("aten.softplus_backward.default")
+@operation("aten.softplus_backward.default", kinks={1: _slope_one_from})
 def softplus_backward(
     A: Arithmetic, gradient: Array, a: Array, beta: float, threshold: float
 ) -> Array:

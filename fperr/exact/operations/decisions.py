@@ -9,22 +9,13 @@ import numpy as np
 from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array, Mask
 from fperr.exact.choices import Choice
-from fperr.exact.operations.elementwise import number
-from fperr.exact.operations.table import operation
-
-
-def _is_plain(a: Any) -> bool:
-    """Whether it is a number or a tensor of integers or booleans."""
-    return isinstance(a, bool | int | float) or choices.is_choice(a)
+from fperr.exact.operations.table import at_zero, operation
 
 
 def order(A: Arithmetic, a: Any, b: Any) -> tuple[Mask, Mask]:
     """Where a > b and where a < b."""
-    if _is_plain(a) and _is_plain(b):
-        return np.asarray(a > b), np.asarray(a < b)
     if isinstance(b, int | float):
         return A.exceeds(a, float(b)), A.exceeds(A.mul(a, -1.0), -float(b))
-    a, b = number(A, a), number(A, b)
     alike = A.same(a, b)
     difference = A.sub(a, b)
     difference = A.where(alike, A.zeros(A.shape(difference)), difference)
@@ -49,44 +40,76 @@ def _comparison(decide: Callable[[tuple[Mask, Mask]], Mask]) -> Callable[..., Ma
 
 
 for _name, _decide in _COMPARISONS.items():
-    operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_comparison(_decide))
+    operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar", decides=True)(_comparison(_decide))
 
 
-@operation("aten.logical_not.default", "aten.bitwise_not.default")
-def logical_not(A: Arithmetic, a: Mask) -> Mask:
-    """Where the mask does not hold."""
-    del A
-    return ~a
+def _truth(A: Arithmetic, a: Any) -> Mask:
+    """Where numbers, integers or booleans are not 0: what PyTorch takes for true."""
+    return (a if choices.is_choice(a) else A.sign(a)) != 0
 
 
-@operation("aten.logical_and.default", "aten.bitwise_and.Tensor")
-def logical_and(A: Arithmetic, a: Mask, b: Mask) -> Mask:
-    """Where both masks hold."""
-    del A
-    return choices.both(a, b)
+@operation("aten.logical_not.default", decides=True, kinks={0: at_zero})
+def logical_not(A: Arithmetic, a: Array) -> Mask:
+    """Where the numbers are 0."""
+    return ~_truth(A, a)
 
 
-@operation("aten.logical_or.default", "aten.bitwise_or.Tensor")
-def logical_or(A: Arithmetic, a: Mask, b: Mask) -> Mask:
-    """Where one of the masks holds."""
-    del A
-    return choices.either(a, b)
+@operation(
+    "aten.logical_and.default",
+    discrete=frozenset({0, 1}),
+    decides=True,
+    kinks={0: at_zero, 1: at_zero},
+)
+def logical_and(A: Arithmetic, a: Any, b: Any) -> Mask:
+    """Where neither is 0; each may be numbers or a mask."""
+    return choices.both(_truth(A, a), _truth(A, b))
 
 
-@operation("aten.any.dim")
-def any_dim(A: Arithmetic, a: Mask, dim: int, keepdim: bool = False) -> Mask:
-    """Whether the mask holds anywhere along `dim`."""
-    del A
-    return choices.any_along(a, dim, keepdim=keepdim)
+@operation(
+    "aten.logical_or.default",
+    discrete=frozenset({0, 1}),
+    decides=True,
+    kinks={0: at_zero, 1: at_zero},
+)
+def logical_or(A: Arithmetic, a: Any, b: Any) -> Mask:
+    """Where one of the two is not 0; each may be numbers or a mask."""
+    return choices.either(_truth(A, a), _truth(A, b))
 
 
-@operation("aten.where.self")
+@operation(
+    "aten.logical_xor.default",
+    discrete=frozenset({0, 1}),
+    decides=True,
+    kinks={0: at_zero, 1: at_zero},
+)
+def logical_xor(A: Arithmetic, a: Any, b: Any) -> Mask:
+    """Where just one of the two is not 0; each may be numbers or a mask."""
+    return choices.differing(_truth(A, a), _truth(A, b))
+
+
+@operation("aten.any.dim", decides=True, kinks={0: at_zero})
+def any_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> Mask:
+    """Whether a number along `dim` is not 0."""
+    return choices.any_along(_truth(A, a), dim, keepdim=keepdim)
+
+
+@operation("aten.argmax.default", decides=True)
+def argmax(A: Arithmetic, a: Array, dim: int | None = None, keepdim: bool = False) -> Choice:
+    """Where the maximum along `dim` is, or in the flattened array: the first one of a tie."""
+    shape = A.shape(a)
+    over = range(len(shape)) if dim is None else (dim % max(len(shape), 1),)
+    position, _ = _largest(A, a, list(over))
+    rest = [n for d, n in enumerate(shape) if d not in over]
+    return position if keepdim else choices.reshape(position, rest)
+
+
+@operation("aten.where.self", discrete=frozenset({0}))
 def where(A: Arithmetic, mask: Mask, a: Array, b: Array) -> Array:
     """a where the mask holds, else b."""
-    return A.where(mask, number(A, a), number(A, b))
+    return A.where(mask, a, b)
 
 
-@operation("aten.masked_fill.Scalar")
+@operation("aten.masked_fill.Scalar", discrete=frozenset({1}))
 def masked_fill(A: Arithmetic, a: Array, mask: Mask, value: float) -> Array:
     """The number where the mask holds, else a."""
     return A.where(mask, A.add(A.zeros(A.shape(a)), float(value)), a)
@@ -142,7 +165,7 @@ def _largest(A: Arithmetic, a: Array, over: Sequence[int]) -> tuple[Choice, Choi
     return choices.reshape(place, flat), choices.reshape(choices.pick(last, place), flat)
 
 
-@operation("aten.value_selecting_reduction_backward.default")
+@operation("aten.value_selecting_reduction_backward.default", discrete=frozenset({2}))
 def value_selecting_reduction_backward(
     A: Arithmetic, gradient: Array, dim: int, indices: Choice, sizes: Sequence[int], keepdim: bool
 ) -> Array:

@@ -4,46 +4,38 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array, Mask
-from fperr.exact.operations.table import operation
-
-
-def number(A: Arithmetic, a: Any) -> Any:
-    """An integer or boolean tensor as an array of the arithmetic; anything else as it is."""
-    return A.from_choice(a) if choices.is_choice(a) else a
+from fperr.exact.operations.table import at_zero, operation
 
 
 @operation("aten.add.Tensor", "aten.add.Scalar")
 def add(A: Arithmetic, a: Array, b: Array | float, *, alpha: float = 1) -> Array:
     """A + alpha * b."""
-    a, b = number(A, a), number(A, b)
     return A.add(a, b if alpha == 1 else A.mul(b, alpha))
 
 
 @operation("aten.sub.Tensor", "aten.sub.Scalar")
 def sub(A: Arithmetic, a: Array, b: Array | float, *, alpha: float = 1) -> Array:
     """A - alpha * b."""
-    a, b = number(A, a), number(A, b)
     return A.sub(a, b if alpha == 1 else A.mul(b, alpha))
 
 
 @operation("aten.rsub.Scalar", "aten.rsub.Tensor")
 def rsub(A: Arithmetic, a: Array, b: Array | float, alpha: float = 1) -> Array:
     """The difference b - alpha * a."""
-    return A.add(A.mul(a, -float(alpha)), number(A, b))
+    return A.add(A.mul(a, -float(alpha)), b)
 
 
 @operation("aten.mul.Tensor", "aten.mul.Scalar")
 def mul(A: Arithmetic, a: Array, b: Array | float) -> Array:
     """a * b."""
-    return A.mul(number(A, a), number(A, b))
+    return A.mul(a, b)
 
 
 @operation("aten.div.Tensor", "aten.div.Scalar")
 def div(A: Arithmetic, a: Array, b: Array | float) -> Array:
     """A / b."""
-    return A.div(number(A, a), number(A, b))
+    return A.div(a, b)
 
 
 @operation("aten.reciprocal.default")
@@ -105,7 +97,7 @@ def neg(A: Arithmetic, a: Array) -> Array:
     return A.mul(a, -1.0)
 
 
-@operation("aten.relu.default")
+@operation("aten.relu.default", kinks={0: at_zero})
 def relu(A: Arithmetic, a: Array) -> Array:
     """max(a, 0)."""
     return A.where(A.exceeds(a, 0.0), a, A.zeros(A.shape(a)))
@@ -115,7 +107,11 @@ def _is_active(A: Arithmetic, output: Array, arguments: Sequence[Any]) -> Mask:
     return A.exceeds(output, float(arguments[2]))
 
 
-@operation("aten.threshold_backward.default", decisions={1: _is_active})
+def _threshold(arguments: Sequence[Any]) -> tuple[float, ...]:
+    return (float(arguments[2]),)
+
+
+@operation("aten.threshold_backward.default", decisions={1: _is_active}, kinks={1: _threshold})
 def threshold_backward(A: Arithmetic, gradient: Array, active: Mask, threshold: float) -> Array:
     """The gradient where the unit was active, else 0 (PyTorch's choice at the kink too)."""
     del threshold
@@ -163,8 +159,6 @@ def sum_dims(
 ) -> Array:
     """The sum over `dims`."""
     del dtype
-    if choices.is_choice(a):
-        return choices.count_along(a, _dims(len(choices.shape(a)), dims), keepdim=keepdim)
     shape = A.shape(a)
     over = _dims(len(shape), dims)
     total = A.sum(a, over)

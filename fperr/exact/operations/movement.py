@@ -5,19 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array, Indices
 from fperr.exact.choices import Choice
-from fperr.exact.operations.elementwise import number
-from fperr.exact.operations.table import operation
-
-
-def _to_integers(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
-    del arguments
-    dtype = options.get("dtype")
-    whole = dtype is not None and not dtype.is_floating_point
-    return f"conversion to {dtype}, which rounds to whole numbers" if whole else None
+from fperr.exact.operations.table import at_zero, operation
 
 
 @operation(
@@ -27,90 +20,85 @@ def _to_integers(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | 
     "aten.lift_fresh_copy.default",
     "aten.contiguous.default",
 )
-@operation("aten._to_copy.default", refusal=_to_integers)
 def identity(A: Arithmetic, a: Array, **traits: Any) -> Array:
-    """The same numbers; the rounding of a change of dtype belongs to the format's run."""
-    dtype = traits.get("dtype")
-    return number(A, a) if dtype is not None and dtype.is_floating_point else a
+    """The same numbers."""
+    del A, traits
+    return a
 
 
-def _shape(A: Arithmetic, a: Any) -> tuple[int, ...]:
-    return choices.shape(a) if choices.is_choice(a) else A.shape(a)
+def _to_integers(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del arguments
+    dtype = options.get("dtype")
+    is_kept = dtype is None or dtype.is_floating_point or dtype == torch.bool
+    return None if is_kept else f"conversion to {dtype}, which rounds to whole numbers"
 
 
-def _reshape(A: Arithmetic, a: Any, shape: Sequence[int]) -> Any:
-    return choices.reshape(a, shape) if choices.is_choice(a) else A.reshape(a, shape)
+@operation("aten._to_copy.default", refusal=_to_integers, decides=True, kinks={0: at_zero})
+def to_copy(A: Arithmetic, a: Array, **traits: Any) -> Any:
+    """The same numbers: a change of dtype rounds in a format's run only. As bool: where not 0."""
+    return A.sign(a) != 0 if traits.get("dtype") == torch.bool else a
 
 
-def _permute(A: Arithmetic, a: Any, dims: Sequence[int]) -> Any:
-    return choices.permute(a, dims) if choices.is_choice(a) else A.permute(a, dims)
-
-
-def rearranged(A: Arithmetic, a: Any, move: Callable[[Indices], Any]) -> Any:
+def rearranged(A: Arithmetic, a: Array, move: Callable[[Indices], Any]) -> Array:
     """`a` with its entries where `move` puts their positions (-1: a zero)."""
-    shape = _shape(A, a)
-    index = np.ascontiguousarray(move(np.arange(math.prod(shape)).reshape(shape)))
-    return choices.take(a, index) if choices.is_choice(a) else A.take(a, index)
+    return A.take(a, np.ascontiguousarray(move(_positions(A.shape(a)))))
 
 
 @operation("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
 def view(A: Arithmetic, a: Array, shape: Sequence[int]) -> Array:
     """Another shape."""
-    return _reshape(A, a, shape)
+    return A.reshape(a, shape)
 
 
 @operation("aten.t.default")
 def transpose_matrix(A: Arithmetic, a: Array) -> Array:
     """The transposed matrix."""
-    return _permute(A, a, (1, 0)) if len(_shape(A, a)) == 2 else a
+    return A.permute(a, (1, 0)) if len(A.shape(a)) == 2 else a
 
 
 @operation("aten.transpose.int")
 def transpose(A: Arithmetic, a: Array, first: int, second: int) -> Array:
     """Two dimensions exchanged."""
-    dims = list(range(len(_shape(A, a))))
+    dims = list(range(len(A.shape(a))))
     dims[first], dims[second] = dims[second], dims[first]
-    return _permute(A, a, dims)
+    return A.permute(a, dims)
 
 
 @operation("aten.permute.default")
 def permute(A: Arithmetic, a: Array, dims: Sequence[int]) -> Array:
     """Dimensions reordered."""
-    return _permute(A, a, [d % len(dims) for d in dims])
+    return A.permute(a, [d % len(dims) for d in dims])
 
 
 @operation("aten.expand.default")
 def expand(A: Arithmetic, a: Array, shape: Sequence[int], **implicit: Any) -> Array:
     """Broadcast; -1 keeps a length."""
     del implicit
-    lengths = [1] * (len(shape) - len(_shape(A, a))) + list(_shape(A, a))
+    lengths = [1] * (len(shape) - len(A.shape(a))) + list(A.shape(a))
     full = [old if new == -1 else new for old, new in zip(lengths, shape, strict=True)]
-    return choices.expand(a, full) if choices.is_choice(a) else A.expand(a, full)
+    return A.expand(a, full)
 
 
 @operation("aten.unsqueeze.default")
 def unsqueeze(A: Arithmetic, a: Array, dim: int) -> Array:
     """A new dimension of length 1."""
-    shape = list(_shape(A, a))
+    shape = list(A.shape(a))
     shape.insert(dim % (len(shape) + 1), 1)
-    return _reshape(A, a, shape)
+    return A.reshape(a, shape)
 
 
 @operation("aten.squeeze.dim", "aten.squeeze.dims")
 def squeeze(A: Arithmetic, a: Array, dims: Sequence[int] | int) -> Array:
     """Without those of `dims` that have length 1."""
-    shape = _shape(A, a)
+    shape = A.shape(a)
     gone = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
-    return _reshape(A, a, [n for d, n in enumerate(shape) if d not in gone or n != 1])
+    return A.reshape(a, [n for d, n in enumerate(shape) if d not in gone or n != 1])
 
 
 @operation("aten.cat.default")
 def cat(A: Arithmetic, arrays: Sequence[Array], dim: int = 0) -> Array:
     """Joined along `dim`."""
-    axis = dim % len(_shape(A, arrays[0]))
-    if choices.is_choice(arrays[0]):
-        return choices.concatenate(arrays, axis)
-    return A.concatenate(arrays, axis)
+    return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
 
 
 def _nonzero_fill(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
@@ -181,13 +169,13 @@ def select_backward(
 @operation("aten.unbind.int")
 def unbind(A: Arithmetic, a: Array, dim: int = 0) -> list[Array]:
     """Every entry along `dim`."""
-    return [select(A, a, dim, i) for i in range(_shape(A, a)[dim])]
+    return [select(A, a, dim, i) for i in range(A.shape(a)[dim])]
 
 
 @operation("aten.split.Tensor")
 def split(A: Arithmetic, a: Array, size: int, dim: int = 0) -> list[Array]:
     """Pieces of that size along `dim`; the last one may be smaller."""
-    starts = range(0, _shape(A, a)[dim], size)
+    starts = range(0, A.shape(a)[dim], size)
     return [slice_(A, a, dim, start, start + size) for start in starts]
 
 
@@ -219,8 +207,6 @@ def roll(A: Arithmetic, a: Array, shifts: Sequence[int], dims: Sequence[int] = (
 @operation("aten.tril.default")
 def lower_triangle(A: Arithmetic, a: Array, diagonal: int = 0) -> Array:
     """Zeros above a diagonal of the last two dimensions."""
-    if choices.is_choice(a):
-        return np.tril(a, diagonal)
     return rearranged(A, a, lambda i: np.tril(i + 1, diagonal) - 1)
 
 
@@ -249,21 +235,21 @@ def split_with_sizes(A: Arithmetic, a: Array, sizes: Sequence[int], dim: int = 0
     return [slice_(A, a, dim, end - n, end) for end, n in zip(ends, sizes, strict=True)]
 
 
-@operation("aten.gather.default")
+@operation("aten.gather.default", discrete=frozenset({2}))
 def gather(A: Arithmetic, a: Array, dim: int, index: Choice, **traits: Any) -> Array:
     """The entries at `index` along `dim`."""
     del traits
     return A.take(a, choices.along(index, dim, A.shape(a)))
 
 
-@operation("aten.scatter_add.default")
+@operation("aten.scatter_add.default", discrete=frozenset({2}))
 def scatter_add(A: Arithmetic, a: Array, dim: int, index: Choice, source: Array) -> Array:
     """`a` with the source added at `index` along `dim`."""
     shape = A.shape(a)
     return A.add(a, A.scatter_add(source, choices.along(index, dim, shape), shape))
 
 
-@operation("aten.scatter.src")
+@operation("aten.scatter.src", discrete=frozenset({2}))
 def scatter(A: Arithmetic, a: Array, dim: int, index: Choice, source: Array) -> Array:
     """`a` with the source put at `index` along `dim`."""
     shape, count, size = A.shape(a), math.prod(A.shape(a)), choices.shape(index)
@@ -274,7 +260,7 @@ def scatter(A: Arithmetic, a: Array, dim: int, index: Choice, source: Array) -> 
     return A.take(A.concatenate(both, 0), choices.reshape(chosen, shape))
 
 
-@operation("aten.scatter.value")
+@operation("aten.scatter.value", discrete=frozenset({2}))
 def scatter_value(A: Arithmetic, a: Array, dim: int, index: Choice, value: float) -> Array:
     """`a` with a number put at `index` along `dim`."""
     return scatter(A, a, dim, index, A.add(A.zeros(choices.shape(index)), float(value)))
@@ -286,25 +272,27 @@ def _unusual_index(arguments: Sequence[Any], options: Mapping[str, Any]) -> str 
     return None if accumulates else "index_put without accumulation"
 
 
-@operation("aten.index.Tensor")
-def index(A: Arithmetic, a: Array, indices: Sequence[Indices | None]) -> Array:
+@operation("aten.index.Tensor", discrete=frozenset({1}))
+def index(A: Arithmetic, a: Array, indices: Sequence[Choice | None]) -> Array:
     """The entries at integer or boolean indices."""
-    return rearranged(A, a, lambda i: i[_numpy_index(indices)])
+    return A.take(a, choices.indexed(_positions(A.shape(a)), indices))
 
 
-@operation("aten.index_put.default", "aten._unsafe_index_put.default", refusal=_unusual_index)
+@operation(
+    "aten.index_put.default",
+    "aten._unsafe_index_put.default",
+    discrete=frozenset({1}),
+    refusal=_unusual_index,
+)
 def index_put(
-    A: Arithmetic, a: Array, indices: Sequence[Indices | None], source: Array, accumulate: bool
+    A: Arithmetic, a: Array, indices: Sequence[Choice | None], source: Array, accumulate: bool
 ) -> Array:
     """`a` with the source added at integer indices."""
     del accumulate
     shape = A.shape(a)
-    places = _positions(shape)[_numpy_index(indices)]
-    return A.add(a, A.scatter_add(A.expand(source, places.shape), places, shape))
-
-
-def _numpy_index(indices: Sequence[Indices | None]) -> tuple[Any, ...]:
-    return tuple(slice(None) if i is None else i for i in indices)
+    positions = choices.indexed(_positions(shape), indices)
+    added = A.expand(source, choices.shape(positions))
+    return A.add(a, A.scatter_add(added, positions, shape))
 
 
 def _positions(shape: Sequence[int]) -> Indices:

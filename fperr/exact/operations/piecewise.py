@@ -1,11 +1,11 @@
 """Functions in pieces, and PyTorch's own choice of derivative where the pieces meet."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fperr.exact.arithmetic import Arithmetic, Array, Mask
 from fperr.exact.operations.decisions import order
-from fperr.exact.operations.elementwise import number
-from fperr.exact.operations.table import operation
+from fperr.exact.operations.table import at_zero, operation
 
 
 def _below(A: Arithmetic, a: Array, bound: float) -> Mask:
@@ -39,10 +39,10 @@ def absolute(A: Arithmetic, a: Array) -> Array:
     return A.where(_below(A, a, 0.0), A.mul(a, -1.0), a)
 
 
-@operation("aten.sgn.default", "aten.sign.default")
+@operation("aten.sgn.default", "aten.sign.default", kinks={0: at_zero})
 def sign(A: Arithmetic, a: Array) -> Array:
     """-1, 0 or 1."""
-    return number(A, A.sign(a))
+    return A.from_choice(A.sign(a))
 
 
 @operation("aten.maximum.default")
@@ -65,7 +65,12 @@ def hardsigmoid(A: Arithmetic, a: Array) -> Array:
     return A.div(clamp(A, A.add(a, 3.0), 0.0, 6.0), 6.0)
 
 
-@operation("aten.hardsigmoid_backward.default")
+def _at_three(arguments: Sequence[Any]) -> tuple[float, ...]:
+    del arguments
+    return -3.0, 3.0
+
+
+@operation("aten.hardsigmoid_backward.default", kinks={1: _at_three})
 def hardsigmoid_backward(A: Arithmetic, gradient: Array, a: Array) -> Array:
     """A sixth of the gradient strictly inside, else 0."""
     inside = A.exceeds(a, -3.0) & _below(A, a, 3.0)
@@ -78,7 +83,7 @@ def hardswish(A: Arithmetic, a: Array) -> Array:
     return A.mul(a, hardsigmoid(A, a))
 
 
-@operation("aten.hardswish_backward.default")
+@operation("aten.hardswish_backward.default", kinks={1: _at_three})
 def hardswish_backward(A: Arithmetic, gradient: Array, a: Array) -> Array:
     """0 up to -3, the gradient from 3 on, and (a/3 + 1/2) times it between."""
     between = A.mul(gradient, A.add(A.div(a, 3.0), 0.5))
@@ -96,7 +101,7 @@ def elu(
     return A.where(A.exceeds(a, 0.0), A.mul(a, float(scale)), curved)
 
 
-@operation("aten.elu_backward.default")
+@operation("aten.elu_backward.default", kinks={6: at_zero})
 def elu_backward(
     A: Arithmetic,
     gradient: Array,
@@ -120,7 +125,7 @@ def prelu(A: Arithmetic, a: Array, slope: Array) -> Array:
     return A.where(A.exceeds(a, 0.0), a, A.mul(a, slope))
 
 
-@operation("aten._prelu_kernel_backward.default")
+@operation("aten._prelu_kernel_backward.default", kinks={1: at_zero})
 def prelu_backward(A: Arithmetic, gradient: Array, a: Array, slope: Array) -> tuple[Any, None]:
     """The gradient where a is positive, else slope times it."""
     return A.where(A.exceeds(a, 0.0), gradient, A.mul(gradient, slope)), None

@@ -55,7 +55,11 @@ def _max_over(
     return A.reshape(largest, output), choices.reshape(within_plane, output)
 
 
-@operation("aten.max_pool2d_with_indices_backward.default", shape_only=frozenset({1}))
+@operation(
+    "aten.max_pool2d_with_indices_backward.default",
+    shape_only=frozenset({1}),
+    discrete=frozenset({7}),
+)
 def max_pool2d_backward(
     A: Arithmetic, gradient: Array, x_shape: Sequence[int], *geometry_and_indices: Any
 ) -> Array:
@@ -187,7 +191,11 @@ def adaptive_max_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> tuple
     return _max_over(A, x, index, (*A.shape(x)[:-2], *output))
 
 
-@operation("aten.adaptive_max_pool2d_backward.default", shape_only=frozenset({1}))
+@operation(
+    "aten.adaptive_max_pool2d_backward.default",
+    shape_only=frozenset({1}),
+    discrete=frozenset({2}),
+)
 def adaptive_max_pool2d_backward(
     A: Arithmetic, gradient: Array, x_shape: Sequence[int], indices: Choice
 ) -> Array:

@@ -1,0 +1,58 @@
+"""Is the model a function of one sample? Randomness and a part of the batch in it are refused."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fperr.errors import ModelError
+
+_PROBED_SAMPLES = 8
+
+
+def check_function_of_sample(
+    logits: Callable[[Tensor], Tensor], x: Tensor, depth: int, unit_roundoff: float
+) -> None:
+    """Run the model twice at equal shape, and samples alone and in company.
+
+    A single sample is given the company of its own half, which is looked at alone, too: a model
+    that divides by the largest number of its batch shows there.
+
+    Args:
+        logits: the model, (batch, *shape) -> (batch, K).
+        x: (n, *shape), the batch as it will be run.
+        depth: the number of convolutions and matrix products one after the other.
+        unit_roundoff: of the format that the model computes in.
+
+    Raises:
+        ModelError: two equal runs differ; or a sample's logits depend on its batch by more than
+            64 u sqrt(depth) in relative norm: kernels that add in another order stay below that.
+    """
+    first, second = logits(x), logits(x)
+    if bool(_apart(first, second).any()):
+        raise ModelError(
+            "two runs of the model on the same batch differ: it depends on randomness. "
+            "Remove it, or make it a function of the input"
+        )
+    allowed = 64 * unit_roundoff * math.sqrt(max(1, depth))
+    company = x if len(x) > 1 else torch.cat([x, 0.5 * x])
+    together = logits(company)
+    for i in range(min(len(company), _PROBED_SAMPLES)):
+        alone = logits(company[i : i + 1])[0]
+        difference = float(_apart(together[i], alone).norm())
+        size = float(alone.double().nan_to_num(0.0, 0.0, 0.0).norm())
+        if not difference <= allowed * size:
+            relative = difference / size if size else math.inf
+            raise ModelError(
+                f"the logits of sample {i} differ by {relative:.2g} in relative norm between a "
+                f"batch of {len(company)} and a batch of 1, more than the {allowed:.2g} that "
+                "rounding explains: the model depends on the batch. Use running statistics"
+            )
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|, 0 where both are the same infinity or no number, infinite where one of them is."""
+    a, b = a.double(), b.double()
+    alike = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(alike, 0.0, (a - b).abs().nan_to_num(math.inf))

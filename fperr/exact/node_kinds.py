@@ -1,0 +1,120 @@
+"""What every node of a captured graph holds: dtypes, shapes, and what its values depend on.
+
+Three kinds of nodes never reach an exact arithmetic. What descends from no tensor's values (a
+constructor, positions, a mask made of them) is whatever PyTorch computes, in the dtype that the
+graph writes. What is integer or boolean, and computed from integers and booleans only, PyTorch
+computes as well: nobody else knows better what `True + True` is. The shape of a tensor is taken
+from the capture.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fperr.exact.operations import OPERATIONS, SHAPE_OF_FIRST
+
+Node = fx.Node
+Dtypes = torch.dtype | tuple[torch.dtype | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKinds:
+    """What is known of the nodes, by their names.
+
+    Attributes:
+        shapes: of each tensor-valued node's value.
+        dtypes: of each tensor-valued node's value; of a node with several outputs, of each.
+        made: what descends from no tensor's values, as PyTorch computed it: a tensor, or several.
+        of_input: the nodes whose values depend on those of x or v.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, Dtypes]
+    made: Mapping[str, Any]
+    of_input: frozenset[str]
+
+    def is_discrete(self, node: Node) -> bool:
+        """Whether the node holds integers or booleans, made of integers and booleans only."""
+        used = [self.dtypes.get(source.name) for source in value_inputs(node)]
+        return is_discrete(self.dtypes.get(node.name)) and all(map(is_discrete, used))
+
+    def depends_on_data_by_shape(self, node: Node) -> bool:
+        """Whether how many entries the node holds depends on the values of x: a mask selects."""
+        name = str(node.target)
+        if name in _INDEXING:
+            masks: list[Node] = []
+            fx.node.map_arg(node.args[1], masks.append)
+            return any(
+                mask.name in self.of_input and self.dtypes[mask.name] == torch.bool
+                for mask in masks
+            )
+        tags = getattr(node.target, "tags", ())
+        used = {source.name for source in value_inputs(node)}
+        return torch.Tag.dynamic_output_shape in tags and bool(used & self.of_input)
+
+
+_INDEXING = {"aten.index.Tensor", "aten.index_put.default", "aten._unsafe_index_put.default"}
+
+
+def is_discrete(dtypes: Dtypes | None) -> bool:
+    """Whether all of the dtypes are integer or boolean."""
+    parts = dtypes if isinstance(dtypes, tuple) else (dtypes,)
+    return all(
+        dtype is not None and not dtype.is_floating_point and not dtype.is_complex
+        for dtype in parts
+    )
+
+
+def value_inputs(node: Node) -> list[Node]:
+    """The nodes whose values, and not only their shapes, the node uses."""
+    name = str(node.target)
+    skipped: Iterable[int] = ()
+    if name in SHAPE_OF_FIRST:
+        skipped = (0,)
+    elif name in OPERATIONS:
+        skipped = OPERATIONS[name].shape_only
+    used: list[Node] = []
+    for position, argument in enumerate(node.args):
+        if position not in skipped:
+            fx.node.map_arg(argument, used.append)
+    fx.node.map_arg(node.kwargs, used.append)
+    return used
+
+
+@torch.no_grad()
+def kinds_of(module: fx.GraphModule, x: Tensor, v: Tensor) -> NodeKinds:
+    """The kinds of all nodes, from one run of the graph at (x, v)."""
+    recorder = _Recorder(module)
+    recorder.run(x, v)
+    return NodeKinds(recorder.shapes, recorder.dtypes, recorder.made, frozenset(recorder.of_input))
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph and notes what each node holds."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, Dtypes] = {}
+        self.made: dict[str, Any] = {}
+        self.of_input: set[str] = set()
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        used = {source.name for source in value_inputs(n)}
+        if n.op == "placeholder" or used & self.of_input:
+            self.of_input.add(n.name)
+        if isinstance(value, Tensor):
+            self.shapes[n.name] = tuple(value.shape)
+            self.dtypes[n.name] = value.dtype
+        elif isinstance(value, tuple | list):
+            self.dtypes[n.name] = tuple(
+                part.dtype if isinstance(part, Tensor) else None for part in value
+            )
+        if n.op == "call_function" and used <= self.made.keys():
+            self.made[n.name] = value
+        return value

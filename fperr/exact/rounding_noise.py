@@ -1,0 +1,138 @@
+"""How far float64 may be off at one operation, for the estimate of its error along a network.
+
+Monte Carlo arithmetic (Parker 1997), an operation at a time: a copy of the run has the result of
+every operation changed at random by about a unit roundoff, and so have x and v. That changes the
+arguments of the next one as its own rounding would, for a kernel whose result is the exact one at
+arguments that are off by a few roundings: sums, products and their like. The few kernels that lose
+more inside, where no change of their arguments shows it, are listed with what they lose.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNIT_ROUNDOFF = 2.0**-53
+_SMALLEST = 2.0**-1074
+Arguments = Sequence[Any]
+
+
+def noise_size(operation: str, arguments: Arguments, result: Tensor) -> Tensor:
+    """The size of the random change of a result, in units roundoff; broadcasts to it.
+
+    Args:
+        operation: e.g. `"aten.mul.Tensor"`.
+        arguments: of the call: tensors, numbers, lists.
+        result: what it computed in float64.
+    """
+    lost = _LOST_INSIDE.get(operation)
+    size = result.abs() if lost is None else lost(arguments, result)
+    if operation in _MAY_UNDERFLOW:
+        # a zero that was nearly one: what is lost is the smallest number there is
+        vanished = (result == 0) & _is_nonzero(arguments, result)
+        size = torch.where(vanished, _SMALLEST / UNIT_ROUNDOFF, size)
+    return size
+
+
+def moves_numbers(operation: str) -> bool:
+    """Whether the operation rounds nothing: it moves, selects or negates numbers."""
+    return operation in _WITHOUT_ROUNDING
+
+
+def _is_nonzero(arguments: Arguments, result: Tensor) -> Tensor:
+    """Where none of the tensors among the first two arguments is 0."""
+    nonzero = torch.ones_like(result, dtype=torch.bool)
+    for argument in arguments[:2]:
+        if isinstance(argument, Tensor) and argument.ndim <= result.ndim:
+            nonzero = nonzero & (argument != 0)
+    return nonzero
+
+
+def _first(arguments: Arguments, result: Tensor) -> Tensor:
+    """An error of u |a|: `gelu` forms 1 + erf(a/sqrt 2), which cancels for negative a."""
+    return torch.maximum(arguments[0].abs(), result.abs())
+
+
+def _gradient_and_argument(arguments: Arguments, result: Tensor) -> Tensor:
+    """An error of u |g| (1 + |a|): a derivative is formed as a sum of terms up to 1 + |a|."""
+    gradient, argument = arguments[:2]
+    return torch.maximum(gradient.abs() * (1 + argument.abs()), result.abs())
+
+
+def _log_softmax(arguments: Arguments, result: Tensor) -> Tensor:
+    """An error of u (|a - max a| + log K): the logarithm of a sum from 1 to K is subtracted."""
+    a, dim = arguments[:2]
+    span = (a - a.amax(dim, keepdim=True)).abs().nan_to_num(0.0, 0.0, 0.0)
+    return torch.maximum(span + 1 + torch.tensor(float(a.shape[dim])).log(), result.abs())
+
+
+def _sixth(arguments: Arguments, result: Tensor) -> Tensor:
+    """PyTorch's hardsigmoid has its sixth rounded to float32, in float64 too."""
+    del arguments
+    return result.abs() * 2.0**29
+
+
+def _normalised(arguments: Arguments, result: Tensor) -> Tensor:
+    """An error of u (|y| + |bias - mean * factor|): the kernel folds mean and bias beforehand."""
+    _, weight, bias, mean, variance = arguments[:5]
+    factor = (variance + arguments[-1]).rsqrt() * (1.0 if weight is None else weight)
+    shift = (mean * factor).abs() + (0.0 if bias is None else bias.abs())
+    size: Tensor = result.abs() + shift.reshape(-1, *[1] * (result.ndim - 2))
+    return size
+
+
+_LOST_INSIDE: dict[str, Callable[[Arguments, Tensor], Tensor]] = {
+    "aten.gelu.default": _first,
+    "aten.gelu_backward.default": _gradient_and_argument,
+    "aten.silu_backward.default": _gradient_and_argument,
+    "aten.hardswish_backward.default": _gradient_and_argument,
+    "aten.elu_backward.default": lambda arguments, result: torch.maximum(
+        arguments[0].abs(), result.abs()
+    ),
+    "aten._log_softmax.default": _log_softmax,
+    "aten.hardsigmoid_backward.default": _sixth,
+    "aten.native_batch_norm.default": _normalised,
+    "aten._native_batch_norm_legit_no_training.default": _normalised,
+    "aten.cudnn_batch_norm.default": _normalised,
+}
+
+_MAY_UNDERFLOW = {
+    "aten.mul.Tensor",
+    "aten.mul.Scalar",
+    "aten.div.Tensor",
+    "aten.div.Scalar",
+    "aten.exp.default",
+    "aten.sigmoid.default",
+    "aten.sigmoid_backward.default",
+    "aten.silu.default",
+    "aten.silu_backward.default",
+    "aten.gelu.default",
+    "aten.gelu_backward.default",
+    "aten.elu.default",
+    "aten.elu_backward.default",
+    "aten.softplus.default",
+    "aten.softplus_backward.default",
+    "aten._softmax.default",
+    "aten._softmax_backward_data.default",
+    "aten.pow.Tensor_Scalar",
+    "aten.reciprocal.default",
+}
+
+# fmt: off
+_WITHOUT_ROUNDING = {f"aten.{name}" for name in (
+    "_to_copy.default", "_unsafe_view.default", "abs.default", "alias.default", "amax.default",
+    "amin.default", "cat.default", "clamp.default", "clamp_min.default", "clone.default",
+    "constant_pad_nd.default", "contiguous.default", "detach.default", "expand.default",
+    "flip.default", "gather.default", "hardtanh.default", "index.Tensor",
+    "lift_fresh_copy.default", "masked_fill.Scalar", "max.dim",
+    "max_pool2d_with_indices.default", "adaptive_max_pool2d.default", "maximum.default",
+    "minimum.default", "neg.default", "permute.default", "pixel_shuffle.default",
+    "pixel_unshuffle.default", "relu.default", "repeat.default", "reshape.default",
+    "roll.default", "scatter.src", "scatter.value", "select.int", "select_backward.default",
+    "sgn.default", "sign.default", "slice.Tensor", "slice_backward.default", "split.Tensor",
+    "split_with_sizes.default", "squeeze.dim", "squeeze.dims", "stack.default", "t.default",
+    "threshold_backward.default", "transpose.int", "tril.default", "unbind.int",
+    "unsqueeze.default", "view.default", "where.self",
+)}
+# fmt: on

@@ -1,0 +1,261 @@
+"""The audit of values: is what was computed exactly true of the function that PyTorch computes?
+
+After an exact run the captured graph is run once more by PyTorch in float64, with the same v, and
+logits and gradient are compared, sample by sample. They must agree to what float64 itself may be
+off there, which the run estimates (`float64_run`).
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fperr.errors import ContradictedError
+from fperr.exact import choices
+from fperr.exact.arithmetic import Arithmetic, Array
+from fperr.exact.float64_run import ExactNumbers, Float64Run, error_of_norm, float64_run
+from fperr.exact.graph import Node
+from fperr.exact.interpreter import ForwardRun, Interpreter
+
+# float64's own error up to which it can say something, relative to the norm of logits or gradient
+_USABLE = 2.0**-10
+_LARGEST_EXPONENT = 900  # of a gradient for a v of size 1, which float64 can hold on the way
+
+Verdict = Literal["confirmed", "float64 cannot say"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleAudit:
+    """What PyTorch in float64 says of the exact network at one sample.
+
+    Attributes:
+        verdict: `"confirmed"`: logits and gradient agree to float64's estimated error there;
+            `"float64 cannot say"`: that error is too large, which takes nothing from the exact
+            network.
+        difference: |float64's gradient - exact gradient|_2 / |exact gradient|_2; NaN for 0/0.
+        estimate: the estimate of float64's error in the same measure.
+    """
+
+    verdict: Verdict
+    difference: float
+    estimate: float
+
+
+class _Exact(ExactNumbers):
+    """The numbers of an exact run at a batch of samples."""
+
+    def __init__(self, interpreter: Interpreter, run: ForwardRun) -> None:
+        self._interpreter, self._values = interpreter, dict(run.values)
+        self._of_v = _descendants(interpreter)
+
+    def numbers(self, node: Node) -> Any:
+        """What a node holds; None if it depends on v."""
+        if node.name in self._of_v:
+            return None
+        if node.name not in self._values:  # of the backward half
+            for source in node.all_input_nodes:
+                self.numbers(source)
+            self._values[node.name] = self._interpreter.applied(node, self._values)
+        return self._values[node.name]
+
+    def sides(self, node: Node, kink: float, entries: Tensor) -> Tensor | None:
+        """See `ExactNumbers`."""
+        a = self.numbers(node)
+        A = self._interpreter.arithmetic
+        return None if a is None else _signs(A, self._entries(a, entries), kink)
+
+    def relations(self, node: Node, entries: Tensor) -> Tensor | None:
+        """See `ExactNumbers`."""
+        A, shape = self._interpreter.arithmetic, self._interpreter.capture.shapes[node.name]
+        operands = []
+        for argument in node.args[:2]:
+            if not isinstance(argument, Node):
+                operands.append(argument)
+                continue
+            a = self.numbers(argument)
+            if a is None:
+                return None
+            a = A.from_choice(a) if choices.is_choice(a) else a
+            operands.append(self._entries(A.expand(a, shape), entries))
+        first, second = operands
+        return _signs(A, first, second)
+
+    def positions(self, node: Node) -> Tensor | None:
+        """See `ExactNumbers`."""
+        value = self.numbers(node)
+        return None if value is None else _by_sample(value[1])
+
+    def are_equal(self, node: Node, first: Tensor, second: Tensor) -> Tensor:
+        """See `ExactNumbers`."""
+        A, a = self._interpreter.arithmetic, self.numbers(node)
+        parts = [A.take(a, _index(part)) for part in (first, second)]
+        return _by_sample(A.same(*parts))
+
+    def _entries(self, a: Array, entries: Tensor) -> Array:
+        return self._interpreter.arithmetic.take(a, entries.cpu().numpy())
+
+
+def _index(positions: Tensor) -> Any:
+    """Flat positions by sample as an arithmetic takes them."""
+    return positions[0].cpu().numpy() if len(positions) == 1 else positions
+
+
+def _signs(A: Arithmetic, a: Array, b: Array | float) -> Tensor:
+    """The signs of a - b."""
+    if isinstance(b, int | float):
+        b = A.add(A.zeros(A.shape(a)), float(b))
+    alike = A.same(a, b)
+    difference = A.where(alike, A.zeros(A.shape(a)), A.sub(a, b))
+    return _by_sample(A.sign(difference))
+
+
+def _by_sample(choice: Any) -> Tensor:
+    """A mask or indices with a leading dimension of samples."""
+    if isinstance(choice, Tensor):
+        return choice
+    every: Tensor = torch.from_numpy(np.array(choice))[None]
+    return every
+
+
+def _descendants(interpreter: Interpreter) -> set[str]:
+    """The names of the nodes that depend on v."""
+    capture = interpreter.capture
+    found = {capture.placeholders[1].name}
+    for node in capture.backward:
+        if any(source.name in found for source in node.all_input_nodes):
+            found.add(node.name)
+    return found
+
+
+def audit_values(
+    interpreter: Interpreter,
+    run: ForwardRun,
+    x: Tensor,
+    v: Tensor,
+    gradient: tuple[Tensor, Tensor],
+) -> list[SampleAudit]:
+    """Compare an exact run at a batch of samples with PyTorch's float64.
+
+    Args:
+        interpreter: the exact network, for one sample.
+        run: its run at x: of one sample, or of several for batched arithmetics.
+        x: (samples, *shape), taken exactly.
+        v: (samples, K), floating point, taken exactly, of a size near 1.
+        gradient: the exact J^T v: (samples, entries) float64 and exponents (samples,), its numbers
+            are values * 2**exponent.
+
+    Raises:
+        ContradictedError: at one sample they differ by more than float64 is off; names the first
+            operation whose value differs, with both values.
+    """
+    exact = _Exact(interpreter, run)
+    found = float64_run(interpreter.capture, x, v, exact)
+    logits = _float64(interpreter.arithmetic, run.logits).to(found.logits.device)
+    logits = logits.expand(len(x), -1)
+    values, exponents = (part.to(found.logits.device) for part in gradient)
+    audits = []
+    for i in range(len(x)):
+        parts = [(found.logits[i], logits[i], float(found.logits_error[i]))]
+        exponent = int(exponents[i])
+        if abs(exponent) <= _LARGEST_EXPONENT:
+            scaled = values[i] * 2.0**exponent
+            parts.append((found.gradient[i], scaled, float(found.gradient_error[i])))
+        explain = functools.partial(_explained, interpreter, run, x, v, exact, i)
+        audits.append(_judged(parts, explain, i))
+    return audits
+
+
+def _judged(
+    parts: list[tuple[Tensor, Tensor, float]], explain: Callable[[], str], sample: int
+) -> SampleAudit:
+    """The verdict on logits and gradient of one sample."""
+    can_say, difference, estimate = len(parts) > 1, math.nan, math.inf
+    for ours, exact, error in parts:
+        apart = torch.where(ours == exact, 0.0, ours - exact)
+        difference = float(torch.linalg.vector_norm(apart))
+        norm = float(torch.linalg.vector_norm(torch.where(exact.isinf(), 0.0, exact)))
+        is_usable = error <= _USABLE * norm and math.isfinite(difference)
+        if is_usable and difference > error:
+            raise ContradictedError(
+                f"sample {sample}: PyTorch in float64 and the exact network differ by "
+                f"{difference / norm:.2g} in relative norm, where float64 is off by about "
+                f"{error / norm:.2g}: {explain()}. One of the two does not compute what the model "
+                "says: please report it, with the model"
+            )
+        can_say = can_say and is_usable
+        estimate, difference = (
+            part / norm if norm else (math.nan if part == 0 else math.inf)
+            for part in (error, difference)
+        )
+    return SampleAudit("confirmed" if can_say else "float64 cannot say", difference, estimate)
+
+
+def _explained(
+    interpreter: Interpreter, run: ForwardRun, x: Tensor, v: Tensor, exact: _Exact, sample: int
+) -> str:
+    """The first operation whose value differs at that sample, with both values, in words."""
+    A, capture = interpreter.arithmetic, interpreter.capture
+    float64 = float64_run(capture, x, v, exact, everything=True)
+    values = dict(run.values)
+
+    def observe(node: Node, value: Any) -> None:
+        values[node.name] = value
+
+    interpreter.pullback(run.readings, A.from_samples(v.to(torch.float64)[:, None]), observe)
+    for node in (*capture.forward, *capture.backward):
+        for number, rows, numbers in _results(float64, node, values.get(node.name)):
+            text = _apart(rows, _numbers(A, numbers), len(x), sample)
+            if text:
+                result = f", result {number}" if number else ""
+                what = f"{node.target} ({node}{result})"
+                return f"the first value that differs is that of {what}: {text}"
+    return "no operation of the graph differs by itself"
+
+
+def _results(float64: Float64Run, node: Node, exact: Any) -> Iterator[tuple[int, Tensor, Any]]:
+    """The results of a node that both runs have: number, rows in float64, exact numbers."""
+    rows = float64.values[node.name]
+    several = isinstance(rows, list | tuple)
+    pairs = zip(rows, exact, strict=True) if several and exact is not None else [(rows, exact)]
+    for number, (ours, numbers) in enumerate(pairs):
+        if ours is not None and numbers is not None:
+            yield number, ours if node.name in float64.batched else ours[None], numbers
+
+
+def _numbers(A: Arithmetic, a: Any) -> Tensor:
+    """(samples or 1, *shape) of an array, a mask or indices."""
+    if isinstance(a, Tensor):
+        return a
+    return torch.from_numpy(np.array(a))[None] if choices.is_choice(a) else A.to_samples(a)
+
+
+def _apart(rows: Tensor, exact: Tensor, samples: int, sample: int) -> str:
+    """Where one sample's numbers differ most, with both; "" where they agree."""
+    is_alone = len(rows) == 1
+    own = rows[:1] if is_alone else rows[:samples]
+    ours = own[0 if is_alone else sample].to(torch.float64).cpu()
+    other = exact[sample if len(exact) > 1 else 0].to(torch.float64).cpu().expand_as(ours)
+    apart = torch.where(ours == other, 0.0, (ours - other).abs()).nan_to_num(math.inf)
+    error = 0.0
+    if rows.is_floating_point():
+        wide = rows if not is_alone else rows.repeat(2, *[1] * (rows.ndim - 1))
+        error = float(error_of_norm(wide.to(torch.float64), len(own))[-1 if is_alone else sample])
+    if not torch.linalg.vector_norm(apart) > error:
+        return ""
+    worst = int(apart.argmax())
+    place = tuple(int(i) for i in np.unravel_index(worst, tuple(ours.shape)))
+    return (
+        f"{float(ours.flatten()[worst]):.17g} in float64, {float(other.flatten()[worst]):.17g} "
+        f"exactly, at {place}"
+    )
+
+
+def _float64(A: Arithmetic, a: Array) -> Tensor:
+    """(samples or 1, entries): the nearest float64 numbers."""
+    numbers = A.to_samples(a)
+    return numbers.reshape(len(numbers), -1)
