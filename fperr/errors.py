@@ -38,6 +38,27 @@ class ContradictedError(FperrError):
     """PyTorch in float64 computes something else than the exact network: one of them is wrong."""
 
 
+class SingularGradientError(ReferenceNotCertifiedError):
+    """The gradient is infinite or undefined at a sample: an operation has no slope there.
+
+    Attributes:
+        sample: which one.
+        operation: ATen name of the operation.
+    """
+
+    def __init__(self, sample: int, operation: str, where: str = "") -> None:
+        super().__init__(
+            f"infinite slope at sample {sample}: {operation}{where} at 0, where PyTorch's gradient "
+            "is infinite or not a number, too. Keep its argument away from 0, or leave the sample "
+            "out"
+        )
+        self.sample, self.operation = sample, operation
+
+    def within(self, where: str) -> "SingularGradientError":
+        """The same, with the modules that call the operation: `" in head.norm (Norm)"`."""
+        return SingularGradientError(self.sample, self.operation, where)
+
+
 class UndecidedError(FperrError):
     """A decision (of a ReLU, of a pooling) lies inside an enclosure."""
 

@@ -29,7 +29,9 @@ class Arithmetic(ABC):
     Arrays are immutable for the caller. Every method that computes rounds (or encloses) at the
     system's precision; those that only move, compare or convert from torch are exact.
     Elementwise methods broadcast as NumPy does. A system of enclosures raises `UndecidedError`
-    where it cannot decide.
+    where it cannot decide. Division by an exact zero, its reciprocal root and its logarithm give
+    what IEEE 754 says (or, in enclosures, a number of which nothing is known): infinities and
+    undefined numbers that a mask may leave out further on.
 
     Attributes:
         bits: the precision.
@@ -181,6 +183,14 @@ class Arithmetic(ABC):
     @abstractmethod
     def same(self, a: Array, b: Array) -> Mask:
         """Decide a == b for every entry; the shapes broadcast."""
+
+    @abstractmethod
+    def is_finite(self, a: Array) -> bool:
+        """Whether no entry is infinite, undefined or unbounded."""
+
+    @abstractmethod
+    def has_zero(self, a: Array) -> bool:
+        """Whether an entry is known to be exactly 0."""
 
     @abstractmethod
     def values(self, a: Array) -> Indices:

@@ -224,6 +224,12 @@ class BallArithmetic(Arithmetic):
         pool, (first, second) = merged([a, b])
         return bool(self._compare(np.equal, first, second, pool).all())
 
+    def is_finite(self, a: Balls) -> bool:
+        return all(ball.is_finite() for ball in a.pool[a.used])
+
+    def has_zero(self, a: Balls) -> bool:
+        return any(ball.is_zero() for ball in a.pool[a.used])
+
     def values(self, a: Balls) -> Indices:
         known: dict[Any, int] = {}
         keys = ((mantissa(ball) if ball.is_exact() else id(ball)) for ball in a.pool)

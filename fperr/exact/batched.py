@@ -16,6 +16,7 @@ from fperr.exact.interpreter import ForwardRun, Interpreter, Readings
 from fperr.exact.multiword import LARGEST_BITS, MultiwordArithmetic
 from fperr.exact.multiword.guards import check_device
 from fperr.exact.multiword.words import Words
+from fperr.exact.value_audit import SampleAudit, audit_values
 
 MEMORY = 1 << 31  # bytes that a piece of a batch may take
 _MOST_SAMPLES = 64
@@ -93,17 +94,72 @@ class BatchedNetwork:
             x: (samples, *shape), floating point, taken exactly.
             v: (samples, K), the same.
         """
-        parts, doubts = [], []
+        product, doubt, _ = self._gradient(x, v, is_audited=False)
+        return product, doubt
+
+    def audited_gradient(
+        self, x: Tensor, v: Tensor
+    ) -> tuple[Words, Tensor, list[SampleAudit | None]]:
+        """`gradient`, with the audit of every sample that has no decision left open, and a bound.
+
+        Raises:
+            ContradictedError: PyTorch in float64 computes something else.
+        """
+        return self._gradient(x, v, is_audited=True)
+
+    def _gradient(
+        self, x: Tensor, v: Tensor, *, is_audited: bool
+    ) -> tuple[Words, Tensor, list[SampleAudit | None]]:
+        parts, doubts, audits = [], [], list[SampleAudit | None]()
         for piece in self.pieces(len(x)):
             self.arithmetic.forget_doubts()
             found = self.forward(x[piece])
             product = self.pullback(
                 found.run.readings, self.arithmetic.from_samples(v[piece][:, None])
             )
-            parts.append(of_all(product, found.samples))
-            doubts.append(self.in_doubt(found.samples))
+            product = of_all(product, found.samples)
+            doubt = self.in_doubt(found.samples)
+            parts.append(product)
+            doubts.append(doubt)
+            if is_audited:
+                is_known = ~doubt & product.radius.isfinite()
+                audits += self.audits(found, x[piece], v[piece], product, is_known, piece.start)
         whole = [torch.cat([getattr(p, n) for p in parts]) for n in ("high", "low", "radius")]
-        return Words(whole[0], whole[1], whole[2], None), torch.cat(doubts)
+        return Words(whole[0], whole[1], whole[2], None), torch.cat(doubts), audits
+
+    def audits(
+        self,
+        batch: BatchRun,
+        x: Tensor,
+        v: Tensor,
+        gradient: Words,
+        is_known: Tensor,
+        first: int = 0,
+    ) -> list[SampleAudit | None]:
+        """The audit of a run at x: see `audit_values`.
+
+        Args:
+            batch: the run.
+            x: (samples, *shape).
+            v: (samples, K).
+            gradient: J^T v (samples, entries).
+            is_known: (samples,), which samples have no decision left open, and a bound.
+            first: the number of the first sample, for the error.
+        """
+        if not bool(is_known.any()):
+            return [None] * len(x)
+        values = (gradient.high + gradient.low).flatten(1)
+        audits = audit_values(
+            self.interpreter,
+            batch.run,
+            x,
+            v,
+            (values, torch.zeros(len(x), dtype=torch.int64)),
+            is_known=is_known,
+            names=range(first, first + len(x)),
+        )
+        self.arithmetic.forget_doubts()  # those of what the audit asked
+        return audits
 
 
 def of_all(a: Words, samples: int) -> Words:

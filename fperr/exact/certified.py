@@ -17,8 +17,10 @@ from torch import Tensor
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
 from fperr.exact.ball import BallArithmetic, log2_upper, mantissa
 from fperr.exact.graph import Capture, Node
-from fperr.exact.interpreter import Interpreter
+from fperr.exact.interpreter import ForwardRun, Interpreter
 from fperr.exact.pool import Balls
+from fperr.exact.singularities import check_regular
+from fperr.exact.value_audit import SampleAudit, audit_sample
 
 LARGEST_BITS = 8192
 # A start, not a bound: on trained and random networks 1 to 3 bits were lost with each product.
@@ -35,12 +37,14 @@ class Enclosure:
         midpoint, radius: NumPy arrays of `mpf`: every number lies within the radius.
         bits: the working precision.
         log2_error: log2 of an upper bound on |radius|_2 / |number|_2.
+        audit: what PyTorch in float64 says of the network at this sample, if it was asked.
     """
 
     midpoint: NDArray[np.object_]
     radius: NDArray[np.object_]
     bits: int
     log2_error: float
+    audit: SampleAudit | None = None
 
 
 class Certifier:
@@ -64,25 +68,32 @@ class Certifier:
             self._interpreters[bits] = Interpreter(self.capture, BallArithmetic(bits))
         return self._interpreters[bits]
 
-    def product(self, x: Tensor, v: Tensor) -> Enclosure:
-        """J^T v of one sample, (1, entries), proved.
+    def product(self, x: Tensor, v: Tensor, sample: int = 0) -> Enclosure:
+        """J^T v of one sample, (1, entries), proved and audited.
+
+        Args:
+            x: (1, *shape).
+            v: (1, K).
+            sample: its number, for errors.
 
         Raises:
             ReferenceNotCertifiedError: not at the largest precision; says where the bits went.
+            SingularGradientError: it is infinite or undefined; says where.
+            ContradictedError: PyTorch in float64 computes something else.
         """
 
-        def attempt(interpreter: Interpreter) -> Balls:
+        def attempt(interpreter: Interpreter) -> tuple[Balls, Interpreter, ForwardRun]:
             run = interpreter.forward(x)
-            product: Balls = interpreter.products(
-                run.readings, interpreter.arithmetic.from_torch(v)
-            )
-            return product
+            entering = interpreter.arithmetic.from_torch(v)
+            gradient = interpreter.products(run.readings, entering)
+            check_regular(interpreter, run, entering, gradient, sample)
+            return gradient, interpreter, run
 
-        def proved(balls: Balls) -> float:
-            return -log2_relative_radius(balls)
+        def proved(result: tuple[Balls, Interpreter, ForwardRun]) -> float:
+            return -log2_relative_radius(result[0])
 
-        balls, bits = self.raised(attempt, proved, lambda i: losses(i, x, v))
-        return enclosure(balls, bits)
+        (balls, interpreter, run), bits = self.raised(attempt, proved, lambda i: losses(i, x, v))
+        return enclosure(balls, bits, audit_sample(interpreter, run, x, v, balls, sample))
 
     def raised(
         self,
@@ -138,12 +149,13 @@ def norms(balls: Balls) -> tuple[Any, Any]:
     return radius.upper(), sum((ball.mid() ** 2 for ball in listed), arb(0)).sqrt()
 
 
-def enclosure(balls: Balls, bits: int) -> Enclosure:
+def enclosure(balls: Balls, bits: int, audit: SampleAudit | None = None) -> Enclosure:
     """Balls as numbers of mpmath, in a context of that precision."""
     context = MPContext()
     context.prec = bits
     radii = _numbers(balls, arb.rad, context)
-    return Enclosure(midpoints(balls, context), radii, bits, log2_relative_radius(balls))
+    error = log2_relative_radius(balls)
+    return Enclosure(midpoints(balls, context), radii, bits, error, audit)
 
 
 def midpoints(balls: Balls, context: MPContext) -> NDArray[np.object_]:

@@ -135,6 +135,12 @@ class Columns(Arithmetic):
     def equal(self, a: Array, b: Array) -> bool:
         return self.base.equal(a, b)
 
+    def is_finite(self, a: Array) -> bool:
+        return self.base.is_finite(a)
+
+    def has_zero(self, a: Array) -> bool:
+        return self.base.has_zero(a)
+
     def _plain(self, a: Array) -> Array:
         """What is the same for every product, without the last dimension."""
         return self.base.reshape(a, self.shape(a))

@@ -1,6 +1,7 @@
 """The door to exact gradients: J^T v of an unmodified network, to a stated number of bits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,16 +11,20 @@ from mpmath import MPContext
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fperr.errors import ReferenceNotCertifiedError
+from fperr.errors import ReferenceNotCertifiedError, SingularGradientError
 from fperr.exact.arithmetic import Array
 from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
 from fperr.exact.certified import LARGEST_BITS as LARGEST_BALL_BITS
 from fperr.exact.certified import Certifier
-from fperr.exact.graph import Capture, capture
+from fperr.exact.function_of_sample import check_function_of_sample
+from fperr.exact.graph import Capture, called_in, capture, fixed_parameters, probe
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.multiword import LARGEST_BITS
 from fperr.exact.multiword.words import Words
+from fperr.exact.singularities import check_regular
+from fperr.exact.value_audit import SampleAudit, audit_sample
+from fperr.precision import mathematical_attention
 
 ENGINES = ("mpmath", "ball", "multiword")
 # For the multiword engine: working bits that prove this many on ordinary networks, and the step
@@ -46,6 +51,7 @@ class ExactGradient:
         log2_error: log2 of a relative error in norm, the largest of all samples: a proved bound
             where there is a radius; else the difference to the same gradient at another precision:
             twice the bits for mpmath, 22 bits less for pairs of float64.
+        audits: by sample: what PyTorch in float64 says of the exact network there.
     """
 
     midpoint: NDArray[np.object_]
@@ -53,6 +59,7 @@ class ExactGradient:
     engine: str
     bits: int
     log2_error: float
+    audits: tuple[SampleAudit, ...]
 
     def to_torch(self) -> Tensor:
         """The nearest float64 tensor, (batch, *shape), on the CPU."""
@@ -93,7 +100,8 @@ def gradient(
 ) -> ExactGradient:
     """J^T v at x, exactly: the vector-Jacobian product of the network that PyTorch runs.
 
-    Kinks are treated as PyTorch treats them. Every sample is computed by itself. `"ball"` proves
+    Kinks are treated as PyTorch treats them. Every sample is computed by itself, and every result
+    is compared with PyTorch's own in float64 (see `fperr.exact.value_audit`). `"ball"` proves
     its result: it raises the working precision until the enclosure has `bits` bits in norm.
     `"mpmath"` works at `bits` + 40 bits and again at twice that, and the two must agree to `bits`.
     `"multiword"` computes whole batches in pairs of float64, on x's device, with a bound on each
@@ -114,6 +122,8 @@ def gradient(
         ModelError, UnsupportedOperationError, CaptureAuditError: see `capture`.
         ReferenceNotCertifiedError: the bits cannot be had: a decision of a ReLU or of a pooling is
             too close, or too many bits are lost; says where.
+        SingularGradientError: the gradient is infinite or undefined at a sample; says where.
+        ContradictedError: PyTorch in float64 computes something else than the exact network.
         InexactProductError: float64 products on x's device are rounded where they need not be.
     """
     if engine not in ENGINES:
@@ -143,32 +153,68 @@ def gradient(
             f"v must be floating point of shape ({len(x)}, {classes}), like the logits; "
             f"got {v.dtype} of shape {tuple(v.shape)}"
         )
+    _check_eager(captured, model, x)
+    try:
+        return _by_engine(engine, captured, x, v, bits, largest_bits)
+    except SingularGradientError as fault:
+        raise fault.within(called_in(fault.operation, model, x[:1])) from None
+
+
+def _by_engine(
+    engine: str, captured: Capture, x: Tensor, v: Tensor, bits: int, largest_bits: int
+) -> ExactGradient:
     if engine == "mpmath":
         return _by_two_precisions(captured, x, v, bits)
     certifier = Certifier(captured, bits, largest_bits)
     if engine == "multiword":
         return _in_words(captured, x, v, bits, certifier)
-    found = [certifier.product(x[i : i + 1], v[i : i + 1]) for i in range(len(x))]
+    found = [certifier.product(x[i : i + 1], v[i : i + 1], i) for i in range(len(x))]
     return ExactGradient(
         np.stack([f.midpoint.reshape(x.shape[1:]) for f in found]),
         np.stack([f.radius.reshape(x.shape[1:]) for f in found]),
         f"Arb balls, {max(f.bits for f in found)} bits",
         bits,
         max(f.log2_error for f in found),
+        _all_audited([f.audit for f in found]),
     )
+
+
+def _all_audited(audits: Sequence[SampleAudit | None]) -> tuple[SampleAudit, ...]:
+    audited = tuple(audit for audit in audits if audit is not None)
+    assert len(audited) == len(audits)
+    return audited
+
+
+def _check_eager(captured: Capture, model: nn.Module, x: Tensor) -> None:
+    """Check that the captured graph is the model at every sample, whatever else is in the batch.
+
+    Raises:
+        ModelError: the model is random, or a sample's logits depend on its batch.
+        CaptureAuditError: graph and model differ at a sample.
+    """
+
+    @torch.no_grad()
+    def logits(batch: Tensor) -> Tensor:
+        with mathematical_attention(), fixed_parameters(model):
+            found: Tensor = model(batch)
+        return found
+
+    check_function_of_sample(logits, x, captured.depth, torch.finfo(x.dtype).eps / 2)
+    for i in range(len(x)):
+        captured.audit(model, x[i : i + 1], probe(logits(x[i : i + 1])))
 
 
 def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> ExactGradient:
     working, control = MpArithmetic(bits + GUARD_BITS), MpArithmetic(2 * (bits + GUARD_BITS))
-    value = _samples(Interpreter(captured, working), x, v)
-    check = _samples(Interpreter(captured, control), x, v)
+    value, audits = _samples(Interpreter(captured, working), x, v, is_audited=True)
+    check, _ = _samples(Interpreter(captured, control), x, v, is_audited=False)
     agreement = max(log2_difference(a, b, control) for a, b in zip(value, check, strict=True))
     if agreement > -bits:
         raise ReferenceNotCertifiedError(
             f"{working.name} and {control.name} agree to {-agreement:.1f} bits only, {bits} were "
             "asked for. Ask for more bits: a decision of a ReLU or of a pooling may be close"
         )
-    return ExactGradient(value, None, working.name, bits, agreement)
+    return ExactGradient(value, None, working.name, bits, agreement, tuple(audits))
 
 
 def _in_words(
@@ -176,7 +222,7 @@ def _in_words(
 ) -> ExactGradient:
     working = 63 if bits <= _FEW_BITS else LARGEST_BITS
     network = BatchedNetwork(captured, working, x.device)
-    found, doubt = network.gradient(x, v)
+    found, doubt, audits = network.audited_gradient(x, v)
     bounds = torch.where(doubt, math.inf, log2_relative_errors(found))
     unproved = (bounds > -bits) & (bounds <= LEAST_BOUND)
     errors = bounds.clone()
@@ -189,7 +235,8 @@ def _in_words(
     radius = [np.full(x.shape[1:], context.mpf(float(r)), dtype=object) for r in found.radius]
     by_balls = torch.nonzero(~(errors <= -bits)).flatten().tolist()
     for i in by_balls:
-        proved = certifier.product(x[i : i + 1], v[i : i + 1])
+        proved = certifier.product(x[i : i + 1], v[i : i + 1], i)
+        audits[i] = proved.audit
         midpoint[i] = proved.midpoint.reshape(x.shape[1:])
         radius[i] = proved.radius.reshape(x.shape[1:])
         errors[i], unproved[i] = proved.log2_error, False
@@ -197,7 +244,7 @@ def _in_words(
     if by_balls:
         name += f", and balls for {len(by_balls)} of {len(x)} samples"
     every = None if bool(unproved.any()) else np.stack(radius)
-    return ExactGradient(midpoint, every, name, bits, float(errors.max()))
+    return ExactGradient(midpoint, every, name, bits, float(errors.max()), _all_audited(audits))
 
 
 def _agreement(
@@ -211,10 +258,17 @@ def _agreement(
     return torch.where(doubt, math.inf, apart)
 
 
-def _samples(interpreter: Interpreter, x: Tensor, v: Tensor) -> Any:
+def _samples(
+    interpreter: Interpreter, x: Tensor, v: Tensor, *, is_audited: bool
+) -> tuple[Any, list[SampleAudit]]:
     A = interpreter.arithmetic
-    results = [
-        interpreter.products(interpreter.forward(x[i : i + 1]).readings, A.from_torch(v[i : i + 1]))
-        for i in range(len(x))
-    ]
-    return np.concatenate(results, 0).reshape(x.shape)
+    results, audits = [], []
+    for i in range(len(x)):
+        one = slice(i, i + 1)
+        run = interpreter.forward(x[one])
+        entering = A.from_torch(v[one])
+        results.append(interpreter.products(run.readings, entering))
+        check_regular(interpreter, run, entering, results[-1], i)
+        if is_audited:
+            audits.append(audit_sample(interpreter, run, x[one], v[one], results[-1], i))
+    return np.concatenate(results, 0).reshape(x.shape), audits

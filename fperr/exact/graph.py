@@ -234,9 +234,7 @@ def _refuse_unsupported(nodes: list[Node], kinds: NodeKinds, model: nn.Module, x
             missing.add((str(node.target), f" ({reason})" if reason else ""))
     if not missing:
         return
-    with mathematical_attention(), fixed_parameters(model):
-        found = places(model, x)
-    listed = [f"{name}{why}{_called_in(found.get(name, []))}" for name, why in sorted(missing)]
+    listed = [f"{name}{why}{called_in(name, model, x)}" for name, why in sorted(missing)]
     raise UnsupportedOperationError(
         f"the network uses operations that have no exact meaning here: {'; '.join(listed)}. "
         "Supported are networks in evaluation mode made of convolutions, linear layers, attention, "
@@ -261,8 +259,13 @@ def _refusal(node: Node, kinds: NodeKinds) -> str | None:
     return OPERATIONS[name].refusal(node.args, node.kwargs)
 
 
-def _called_in(modules: list[str]) -> str:
-    """A few of them, for a message; nothing for an operation of the backward half alone."""
+def called_in(operation: str, model: nn.Module, x: Tensor) -> str:
+    """A few of the modules that call the operation at x, for a message: `" in 0.1 (ReLU)"`.
+
+    Nothing for an operation of the backward half alone.
+    """
+    with mathematical_attention(), fixed_parameters(model):
+        modules = places(model, x).get(operation, [])
     if not modules:
         return ""
     more = f" and {len(modules) - _NAMED} more" if len(modules) > _NAMED else ""

@@ -11,7 +11,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import torch
-from mpmath.libmp import from_float, from_man_exp, mpf_mul, mpf_sum
+from mpmath.libmp import fninf, from_float, from_man_exp, mpf_mul, mpf_sum
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -93,16 +93,36 @@ class MpArithmetic(Arithmetic):
         return np.asarray(a * self._operand(b), dtype=object)
 
     def div(self, a: MpArray, b: MpArray | float) -> MpArray:
-        return np.asarray(a / self._operand(b), dtype=object)
+        divisor = self._operand(b)
+        try:
+            return np.asarray(a / divisor, dtype=object)
+        except ZeroDivisionError:
+            return np.asarray(np.frompyfunc(self._quotient, 2, 1)(a, divisor), dtype=object)
+
+    def _quotient(self, a: Any, b: Any) -> Any:
+        """The quotient, by IEEE 754 where the divisor is 0, which has no sign here."""
+        if b != 0:
+            return a / b
+        return a * self.context.inf  # which of 0 is undefined
 
     def rsqrt(self, a: MpArray) -> MpArray:
-        return self.array((1 / self.context.sqrt(x) for x in a.reshape(-1)), a.shape)
+        return self.array(map(self._reciprocal_root, a.reshape(-1)), a.shape)
+
+    def _reciprocal_root(self, a: Any) -> Any:
+        if a > 0:
+            return 1 / self.context.sqrt(a)
+        return self.context.inf if a == 0 else self.context.nan
 
     def exp(self, a: MpArray) -> MpArray:
         return self.array(map(self.context.exp, a.reshape(-1)), a.shape)
 
     def log(self, a: MpArray) -> MpArray:
-        return self.array(map(self.context.log, a.reshape(-1)), a.shape)
+        return self.array(map(self._logarithm, a.reshape(-1)), a.shape)
+
+    def _logarithm(self, a: Any) -> Any:
+        if a > 0:
+            return self.context.log(a)
+        return self.context.ninf if a == 0 else self.context.nan
 
     def tanh(self, a: MpArray) -> MpArray:
         return self.array(map(self.context.tanh, a.reshape(-1)), a.shape)
@@ -154,7 +174,7 @@ class MpArithmetic(Arithmetic):
         return np.asarray(a > self._operand(threshold), dtype=bool)
 
     def sign(self, a: MpArray) -> Indices:
-        signs = [(man > 0) * (1 - 2 * sign) for sign, man, _, _ in self._raw(a.reshape(-1))]
+        signs = [_sign(raw) for raw in self._raw(a.reshape(-1))]
         return np.array(signs, dtype=np.int64).reshape(a.shape)
 
     def first_argmax(self, a: MpArray, valid: Mask) -> Indices:
@@ -163,6 +183,12 @@ class MpArithmetic(Arithmetic):
 
     def same(self, a: MpArray, b: MpArray) -> Mask:
         return np.asarray(a == b, dtype=bool)
+
+    def is_finite(self, a: MpArray) -> bool:
+        return all(map(_is_finite, self._raw(a.reshape(-1))))
+
+    def has_zero(self, a: MpArray) -> bool:
+        return any(raw == _ZERO for raw in self._raw(a.reshape(-1)))
 
     def values(self, a: MpArray) -> Indices:
         known: dict[Any, int] = {}
@@ -195,6 +221,8 @@ class MpArithmetic(Arithmetic):
     def _row_times(self, row: MpArray, columns: list["_Vector"]) -> Iterable[Any]:
         """Exact products of the row's nonzero entries, summed exactly, rounded once."""
         support = [k for k, number in enumerate(row) if number._mpf_ != _ZERO]
+        if not all(column.is_finite for column in columns):
+            support = list(range(len(row)))  # 0 times infinity is not 0
         if not support:
             return [self.context.zero] * len(columns)
         pick = itemgetter(*support) if len(support) > 1 else lambda c: (c[support[0]],)
@@ -220,18 +248,15 @@ class _Vector:
     raw: list[Any]
     integers: list[Any] | None
     exponent: int
+    is_finite: bool = True
 
     @classmethod
     def of(cls, raw: Iterable[Any]) -> "_Vector":
-        """From mpmath's tuples.
-
-        Raises:
-            ValueError: one of them is infinite or not a number.
-        """
+        """From mpmath's tuples."""
         listed = list(raw)
+        if not all(map(_is_finite, listed)):
+            return cls(listed, None, 0, False)
         exponents = [exp for _, man, exp, _ in listed if man]
-        if any(exp and not man for _, man, exp, _ in listed):
-            raise ValueError("a product of matrices with infinite or undefined entries was asked")
         low = min(exponents, default=0)
         if max(exponents, default=0) - low > _WIDEST_SPREAD:
             return cls(listed, None, 0)
@@ -242,6 +267,20 @@ class _Vector:
 
 
 _ZERO = from_float(0.0)
+
+
+def _is_finite(raw: Any) -> bool:
+    """Whether one of mpmath's tuples is neither infinite nor undefined."""
+    _, man, exponent, _ = raw
+    return bool(man) or not exponent
+
+
+def _sign(raw: Any) -> int:
+    """The sign of one of mpmath's tuples; undefined numbers, which are not 0, count as positive."""
+    sign, man, exponent, _ = raw
+    if man:
+        return 1 - 2 * int(sign)
+    return (-1 if raw == fninf else 1) if exponent else 0
 
 
 def nearest_float64(number: Any) -> float:

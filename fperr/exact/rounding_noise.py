@@ -31,7 +31,7 @@ def noise_size(operation: str, arguments: Arguments, result: Tensor) -> Tensor:
     if operation in _MAY_UNDERFLOW:
         # a zero that was nearly one: what is lost is the smallest number there is
         vanished = (result == 0) & _is_nonzero(arguments, result)
-        size = torch.where(vanished, _SMALLEST / UNIT_ROUNDOFF, size)
+        size = torch.where(vanished, size.clamp(min=_SMALLEST / UNIT_ROUNDOFF), size)
     return size
 
 

@@ -7,7 +7,7 @@ off there, which the run estimates (`float64_run`).
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -132,41 +132,80 @@ def _descendants(interpreter: Interpreter) -> set[str]:
     return found
 
 
+def audit_sample(
+    interpreter: Interpreter,
+    run: ForwardRun,
+    x: Tensor,
+    v: Tensor,
+    gradient: Array,
+    sample: int = 0,
+) -> SampleAudit:
+    """`audit_values` at one sample.
+
+    Args:
+        interpreter: the exact network, for one sample.
+        run: its run at x.
+        x: (1, *shape), taken exactly.
+        v: (1, K), floating point, taken exactly.
+        gradient: the exact J^T v, of the arithmetic.
+        sample: its number, for the error.
+
+    Raises:
+        ContradictedError: see `audit_values`.
+    """
+    values, exponent = interpreter.arithmetic.to_scaled(gradient)
+    result = values.reshape(1, -1), torch.tensor([exponent])
+    (audit,) = audit_values(interpreter, run, x, v, result, names=[sample])
+    assert audit is not None
+    return audit
+
+
 def audit_values(
     interpreter: Interpreter,
     run: ForwardRun,
     x: Tensor,
     v: Tensor,
     gradient: tuple[Tensor, Tensor],
-) -> list[SampleAudit]:
+    *,
+    is_known: Tensor | None = None,
+    names: Sequence[int] | None = None,
+) -> list[SampleAudit | None]:
     """Compare an exact run at a batch of samples with PyTorch's float64.
 
     Args:
         interpreter: the exact network, for one sample.
         run: its run at x: of one sample, or of several for batched arithmetics.
         x: (samples, *shape), taken exactly.
-        v: (samples, K), floating point, taken exactly, of a size near 1.
+        v: (samples, K), floating point, taken exactly.
         gradient: the exact J^T v: (samples, entries) float64 and exponents (samples,), its numbers
             are values * 2**exponent.
+        is_known: (samples,) bool, where the exact run settled its decisions; elsewhere the answer
+            is None.
+        names: the numbers of the samples, for the error; None: 0, 1, ...
 
     Raises:
         ContradictedError: at one sample they differ by more than float64 is off; names the first
             operation whose value differs, with both values.
     """
     exact = _Exact(interpreter, run)
+    exponents_of_v = torch.frexp(v.to(torch.float64).abs().amax(1)).exponent
+    v = torch.ldexp(v.to(torch.float64), -exponents_of_v[:, None])
     found = float64_run(interpreter.capture, x, v, exact)
     logits = _float64(interpreter.arithmetic, run.logits).to(found.logits.device)
     logits = logits.expand(len(x), -1)
     values, exponents = (part.to(found.logits.device) for part in gradient)
-    audits = []
+    audits: list[SampleAudit | None] = []
     for i in range(len(x)):
+        if is_known is not None and not is_known[i]:
+            audits.append(None)
+            continue
         parts = [(found.logits[i], logits[i], float(found.logits_error[i]))]
-        exponent = int(exponents[i])
+        exponent = int(exponents[i]) - int(exponents_of_v[i])
         if abs(exponent) <= _LARGEST_EXPONENT:
-            scaled = values[i] * 2.0**exponent
+            scaled = torch.ldexp(values[i], torch.tensor(exponent))
             parts.append((found.gradient[i], scaled, float(found.gradient_error[i])))
         explain = functools.partial(_explained, interpreter, run, x, v, exact, i)
-        audits.append(_judged(parts, explain, i))
+        audits.append(_judged(parts, explain, i if names is None else names[i]))
     return audits
 
 

@@ -107,7 +107,14 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         return (a.high + a.low)[0].cpu()
 
     def to_samples(self, a: Words) -> Tensor:
-        return a.high + a.low
+        return torch.where(a.high.isfinite(), a.high + a.low, a.high)
+
+    def is_finite(self, a: Words) -> bool:
+        return bool(a.high.isfinite().all())
+
+    def has_zero(self, a: Words) -> bool:
+        exact = (a.radius == 0).reshape(-1, *[1] * (a.high.ndim - 1))
+        return bool(((a.high == 0) & exact).any())
 
     def to_scaled(self, a: Words) -> tuple[Tensor, int]:
         """Of one sample."""

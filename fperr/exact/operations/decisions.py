@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array, Mask
@@ -112,7 +113,8 @@ def where(A: Arithmetic, mask: Mask, a: Array, b: Array) -> Array:
 @operation("aten.masked_fill.Scalar", discrete=frozenset({1}))
 def masked_fill(A: Arithmetic, a: Array, mask: Mask, value: float) -> Array:
     """The number where the mask holds, else a."""
-    return A.where(mask, A.add(A.zeros(A.shape(a)), float(value)), a)
+    filling = A.from_torch(torch.tensor(float(value), dtype=torch.float64))  # may be infinite
+    return A.where(mask, A.expand(filling, A.shape(a)), a)
 
 
 @operation("aten.max.dim")

@@ -101,7 +101,7 @@ def elu(
     return A.where(A.exceeds(a, 0.0), A.mul(a, float(scale)), curved)
 
 
-@operation("aten.elu_backward.default", kinks={6: at_zero})
+@operation("aten.elu_backward.default", kinks={5: at_zero})
 def elu_backward(
     A: Arithmetic,
     gradient: Array,

@@ -1,0 +1,103 @@
+"""Where a gradient is infinite or undefined: which operation has no slope there."""
+
+from collections.abc import Mapping
+from operator import getitem
+from typing import Any
+
+from fperr.errors import SingularGradientError
+from fperr.exact import choices
+from fperr.exact.arithmetic import Array
+from fperr.exact.graph import Capture, Node
+from fperr.exact.interpreter import ForwardRun, Interpreter
+
+# operations that are undefined, or have no slope, where the argument at that position is 0
+_SINGULAR_AT = {
+    "aten.div.Tensor": 1,
+    "aten.reciprocal.default": 0,
+    "aten.rsqrt.default": 0,
+    "aten.log.default": 0,
+}
+_STEEP = ("aten.sqrt.default", "aten.log.default", "aten.linalg_vector_norm.default")
+_WITHOUT_NAME = {
+    f"aten.{name}"
+    for name in (
+        "mul.Scalar",
+        "mul.Tensor",
+        "expand.default",
+        "view.default",
+        "reshape.default",
+        "unsqueeze.default",
+        "squeeze.dim",
+        "clone.default",
+    )
+}
+
+
+def check_regular(
+    interpreter: Interpreter, run: ForwardRun, v: Array, gradient: Array, sample: int = 0
+) -> None:
+    """Check that a gradient which is not finite is so for want of precision only.
+
+    Args:
+        interpreter: the exact network, for one sample.
+        run: its run at the sample.
+        v: (1, K) of the arithmetic.
+        gradient: J^T v, or rows of J.
+        sample: its number, for the error.
+
+    Raises:
+        SingularGradientError: an operation divides by an exact zero, and the result is used.
+    """
+    A = interpreter.arithmetic
+    if A.is_finite(gradient) and A.is_finite(run.logits):
+        return
+    values = dict(run.values)
+
+    def observe(node: Node, value: Any) -> None:
+        values[node.name] = value
+
+    interpreter.pullback(run.readings, v, observe)
+    values[interpreter.capture.placeholders[1].name] = v
+    culprit = _first_not_finite(interpreter, values)
+    position = None if culprit is None else _SINGULAR_AT.get(str(culprit.target))
+    if culprit is None or position is None:
+        return
+    divisor = culprit.args[position]
+    if isinstance(divisor, Node) and A.has_zero(values[divisor.name]):
+        raise SingularGradientError(sample, _named(interpreter.capture, culprit, divisor))
+
+
+def _first_not_finite(interpreter: Interpreter, values: Mapping[str, Any]) -> Node | None:
+    """The operation from which the result is not finite, though its arguments are."""
+    for result in interpreter.capture.results:
+        node = result if _is_bad(interpreter, values, result) else None
+        while node is not None:
+            bad = [n for n in node.all_input_nodes if _is_bad(interpreter, values, n)]
+            if not bad:
+                return node
+            node = bad[0]
+    return None
+
+
+def _is_bad(interpreter: Interpreter, values: Mapping[str, Any], node: Node) -> bool:
+    value = values.get(node.name)
+    if node.target is getitem and value is None:
+        return False
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(
+        part is not None
+        and not choices.is_choice(part)
+        and not interpreter.arithmetic.is_finite(part)
+        for part in parts
+    )
+
+
+def _named(capture: Capture, culprit: Node, divisor: Node) -> str:
+    """The operation of the forward half whose slope it is; else the culprit itself."""
+    forward = {*capture.forward}
+    node = divisor
+    while str(node.target) in _WITHOUT_NAME and isinstance(node.args[0], Node):
+        node = node.args[0]
+    candidates = [node, *node.users]
+    steep = [n for n in candidates if n in forward and str(n.target) in _STEEP]
+    return str((steep or [culprit])[0].target)
