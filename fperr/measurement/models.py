@@ -1,6 +1,7 @@
 """Any user's model, made measurable or refused: unwrapped, in evaluation mode, returning logits."""
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +19,9 @@ Accessor = Callable[[Any], Tensor]
 _PROBED_SAMPLES = 8
 _SIGMOIDS = frozenset({"Sigmoid", "Hardsigmoid"})
 # operations, as autograd calls them, that move numbers and leave them as they are
-_MOVES = frozenset(
-    "Alias Cat Clone Expand Permute ReshapeAlias Select Slice Squeeze Stack T ToCopy Transpose "
-    "UnsafeView Unsqueeze View".split()
+_MOVES = re.compile(
+    "Alias|Cat|Clone|Expand|Permute|ReshapeAlias|Select|Slice|Squeeze|Stack|T|ToCopy|Transpose|"
+    "UnsafeView|Unsqueeze|View"
 )
 
 
@@ -130,15 +131,12 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
 
 def _of_one_logit(z: Tensor, of_one_sample: Tensor) -> str:
     """What to do about a binary model: one output z for each sample, or a sigmoid's p."""
-    if z.ndim == 2:
-        two = "torch.cat([torch.zeros_like({0}), {1}], 1)"
-    elif of_one_sample.ndim:
-        two = "torch.stack([torch.zeros_like({0}), {1}], 1)"
-    else:  # `squeeze()` takes the batch dimension of a single sample, too
-        two = "torch.stack([torch.zeros_like({0}), {1}], -1).reshape(-1, 2)"
+    is_flat = z.ndim == of_one_sample.ndim == 1
+    two = f"torch.{'stack' if is_flat else 'cat'}([torch.zeros_like({{0}}), {{1}}], 1)"
+    first = "" if of_one_sample.ndim else "leave out squeeze(), which drops a batch of 1 too, and "
     text = (
-        "the model returns K = 1 logit, but at least 2 classes are needed: for a binary model give "
-        f"logits=lambda z: {two.format('z', 'z')}"
+        "the model returns K = 1 logit, but at least 2 classes are needed: for a binary model "
+        f"{first}give logits=lambda z: {two.format('z', 'z')}"
     )
     if not _within_0_and_1(z):
         return text
@@ -165,7 +163,7 @@ def _ends_in_sigmoids(model: nn.Module, x: Tensor) -> bool:
 def _is_of_sigmoids(node: Node) -> bool:
     kind = node.name().partition("Backward")[0]
     sources = [source for source, _ in node.next_functions if source is not None]
-    is_moved = kind in _MOVES and bool(sources)
+    is_moved = _MOVES.fullmatch(kind) is not None and bool(sources)
     return kind in _SIGMOIDS or (is_moved and all(_is_of_sigmoids(s) for s in sources))
 
 

@@ -116,7 +116,7 @@ def headline(frame: pd.DataFrame) -> str:
     widest, place, medians = 0.0, ("", ""), pd.Series(dtype=float)
     for key, group in counted.groupby(["scenario", "format"], sort=False):
         losses = group.groupby("loss", sort=False)["delta"].median()
-        gap = losses.max() / max(losses.min(), math.ulp(0.0))
+        gap = float(losses.max()) / max(float(losses.min()), math.ulp(0.0))
         if losses.max() > _WORTH_SAYING and gap >= _LEAST_GAP and gap > widest:
             widest, place, medians = gap, key, losses
     if not widest:
