@@ -1,6 +1,7 @@
 """The command line: `fperr measure`, `attack`, `layers`, `report`, `validate` and `zoo`."""
 
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from fperr.cli_subjects import Subject, check_folder, subject_of
 from fperr.errors import FperrError
 from fperr.measurement import estimate, measure, trace_layers
 from fperr.report.frame import Report
+from fperr.report.reasons import UnmeasuredWarning, is_any_measured, unmeasured_sentence
 from fperr.report.summary import advice, headline, overview
 from fperr.report.verdict import Thresholds
 
@@ -72,7 +74,10 @@ def measure_command(
         bool, typer.Option("--overwrite", help="write into a folder that is not empty")
     ] = False,
 ) -> None:
-    """Measure the floating-point error of the gradients of networks on real images."""
+    """Measure the floating-point error of the gradients of networks on real images.
+
+    Exit code 1: no row of a network could be measured; what was computed is written.
+    """
     subjects = [subject_of(name, checkpoint, logits, dataset, n) for name in networks]
     subjects = _named_apart(subjects, networks)
     assigned = None if scenarios == "observed" else scenarios
@@ -96,6 +101,8 @@ def measure_command(
     report = _measured(subjects, assigned, request, folder)
     _show(report)
     _write(report, folder)
+    if not _say_what_is_missing(report):
+        raise typer.Exit(1)
 
 
 @app.command("layers")
@@ -159,7 +166,9 @@ def _measured(
     try:
         for subject in subjects:
             model, x, y = subject.arguments(assigned)
-            report = measure(model, x, y, progress=True, **subject.options, **request)
+            with warnings.catch_warnings():  # said at the end, for all networks
+                warnings.simplefilter("ignore", UnmeasuredWarning)
+                report = measure(model, x, y, progress=True, **subject.options, **request)
             reports += [report] if len(report.frame) else []
             if report.provenance[subject.name]["interrupted"]:
                 break
@@ -202,7 +211,17 @@ def _show(report: Report) -> None:
             typer.echo(f"  {line['loss']:>8} in {line['format']:8} {line['verdict']}")
         rows = report.frame[report.frame["network"] == network]
         typer.echo(f"  In short: {advice(rows, Thresholds())}")
-        typer.echo(f"  The widest gap: {headline(rows)}")
+        typer.echo(f"  {headline(rows)}")
+
+
+def _say_what_is_missing(report: Report) -> bool:
+    """Say which rows were not measured, and why; whether every network has one that was."""
+    parts = [(name, report.frame[report.frame["network"] == name]) for name in report.provenance]
+    for network, rows in parts:
+        sentence = unmeasured_sentence(rows, with_results=not is_any_measured(rows))
+        if sentence is not None:
+            typer.echo(f"fperr: {network}: {sentence}", err=True)
+    return all(is_any_measured(rows) for _, rows in parts)
 
 
 def _write(report: Report, folder: Path) -> None:

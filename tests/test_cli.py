@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from torch import nn
@@ -34,6 +35,83 @@ def test_the_main_job(tmp_path):
     for file in ("relative_error.png", "report.html"):
         assert (folder / file).stat().st_size > 10_000
         assert file in done.stdout
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+class Undecidable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.inner(x)
+        return self.outer(torch.relu(h.exp() * (-h).exp() - 1) + h)
+
+def undecidable():
+    torch.manual_seed(0)
+    return Undecidable().eval()
+
+def flat():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    nn.init.constant_(model[0].bias, -100.0)
+    return model
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Linear(4, 3).eval()
+"""
+
+
+@pytest.fixture
+def factories(tmp_path):
+    (tmp_path / "nets.py").write_text(FACTORIES, encoding="utf-8")
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    np.savez(tmp_path / "few.npz", x=x, y=np.array([0, 1]))
+    return ["--data", "few.npz", "--reference", "ball", "--formats", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("networks", "code", "texts"),
+    [
+        (
+            ["undecidable"],
+            1,
+            ["fperr: undecidable: 6 of 6 rows were not measured: the reference could not be"],
+        ),
+        (["flat"], 1, ["fperr: flat: 6 of 6 rows were not measured: the exact gradient is zero"]),
+        (["plain", "undecidable"], 1, ["fperr: undecidable: 6 of 6 rows"]),
+        (["plain"], 0, []),
+    ],
+    ids=["undecidable", "flat", "both", "plain"],
+)
+def test_nothing_measured_is_said_and_ends_with_code_1(networks, code, texts, factories, tmp_path):
+    names = [f"nets.py:{name}" for name in networks]
+    done = run("measure", *names, *factories, "--out", "here", cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("fperr: ")]
+    assert len(said) == len(texts)
+    for line, text in zip(said, texts, strict=True):
+        assert line.startswith(text)
+    assert "Warning" not in done.stderr  # the same sentence once, and not as Python prints it
+    report = fperr.Report.from_parquet(tmp_path / "here" / "measurements.parquet")
+    assert len(report.frame) == 6 * len(networks)
+    page = (tmp_path / "here" / "report.html").read_text(encoding="utf-8")
+    assert ("What to do: " in page) == bool(texts)
+    assert ("No gap is shown, as nothing was measured" in done.stdout) == bool(texts)
+    assert ("not judged: ce in float32; mifpe in float32;" in done.stdout) == bool(texts)
+
+
+def test_a_row_that_was_measured_is_enough_for_code_0(tmp_path, factories):
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    x[1] = 1000.0  # float16 holds it, and a unit of `flat` reacts to it
+    np.savez(tmp_path / "few.npz", x=x, y=np.array([0, 1]))
+    done = run("measure", "nets.py:flat", *factories, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    frame = fperr.Report.from_parquet(tmp_path / "out" / "flat" / "measurements.parquet").frame
+    assert frame.groupby("sample")["delta"].count().tolist() == [0, 3]
 
 
 @pytest.mark.parametrize(

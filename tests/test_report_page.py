@@ -148,6 +148,7 @@ def rows(**values):
         "is_dead": False,
         "scale_capped": False,
         "is_defined": True,
+        "reason": None,
     }
     frame = pd.DataFrame([base] * 10).astype({k: COLUMNS[k] for k in base})
     for name, (count, value) in values.items():

@@ -1,5 +1,6 @@
 """`fperr.measure`: a model and inputs in, a report of the floating-point error of gradients out."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +12,9 @@ from fperr.errors import FperrError
 from fperr.measurement.arguments import checked_job
 from fperr.measurement.lab import Lab
 from fperr.measurement.models import Accessor
-from fperr.measurement.rows import (
-    Row,
-)
+from fperr.measurement.rows import Row
 from fperr.report.frame import Report
+from fperr.report.reasons import UnmeasuredWarning, unmeasured_sentence
 
 
 def measure(
@@ -44,7 +44,9 @@ def measure(
 
     The reference is the gradient of the same network in arbitrary precision; the scale c that the
     format's run computed, and the labels, are data of both. Faults in the data mark their rows,
-    and the others go on; Ctrl-C returns the rows that are finished.
+    and the others go on; Ctrl-C returns the rows that are finished. A row that could not be
+    measured says why (`reason`), and an `UnmeasuredWarning` says how many there are, unless the
+    exact gradient is zero there or the format's numbers are not finite.
 
     Args:
         model: (batch, *shape) -> logits (batch, K), K >= 2, in evaluation mode; not changed.
@@ -127,7 +129,11 @@ def measure(
                 raise
             report = Report.from_rows(rows, lab.provenance(interrupted=True))
             raise _keeping(report, fault) from fault
-    return Report.from_rows(rows, lab.provenance(interrupted=interrupted))
+    report = Report.from_rows(rows, lab.provenance(interrupted=interrupted))
+    sentence = unmeasured_sentence(report.frame, with_results=False)
+    if sentence is not None:
+        warnings.warn(sentence, UnmeasuredWarning, stacklevel=2)
+    return report
 
 
 def _keeping(report: Report, fault: Exception) -> FperrError:

@@ -30,6 +30,7 @@ from fperr.measurement.rows import (
     negated_row,
     unmeasured_row,
 )
+from fperr.report.reasons import INPUT_NOT_FINITE, NOT_CERTIFIED
 from fperr.theory.losses import Context, Loss
 
 
@@ -192,7 +193,9 @@ class Lab:
                         )
                         if exact is None or sample is None or context is None:
                             finite = bool(x[i].isfinite().all())
-                            row = unmeasured_row(situation, is_certified=False if finite else None)
+                            reason = NOT_CERTIFIED if finite else INPUT_NOT_FINITE
+                            certified = False if finite else None
+                            row = unmeasured_row(situation, reason, is_certified=certified)
                         else:
                             row = measured_row(situation, exact, sample, context)
                     found[scenario.name, loss.name, fmt.name] = row

@@ -1,11 +1,14 @@
 """Any user's model, made measurable or refused: unwrapped, in evaluation mode, returning logits."""
 
 import math
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from fperr.formats import of_dtype
@@ -14,6 +17,12 @@ from fperr.precision import mathematical_attention
 
 Accessor = Callable[[Any], Tensor]
 _PROBED_SAMPLES = 8
+_SIGMOIDS = frozenset({"Sigmoid", "Hardsigmoid"})
+# operations, as autograd calls them, that move numbers and leave them as they are
+_MOVES = re.compile(
+    "Alias|Cat|Clone|Expand|Permute|ReshapeAlias|Select|Slice|Squeeze|Stack|T|ToCopy|Transpose|"
+    "UnsafeView|Unsqueeze|View"
+)
 
 
 class LogitsOf(nn.Module):
@@ -84,6 +93,9 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
     Raises:
         ValueError: the model fails, does not return (batch, K) with K >= 2, or returns
             probabilities or their logarithms.
+
+    Warns:
+        UserWarning: the values are those of independent sigmoids.
     """
     try:
         z = model(x[:_PROBED_SAMPLES])
@@ -97,25 +109,72 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
             f"the model must return logits (batch, K), got {type(z).__name__}: say where they are "
             "with logits=, e.g. logits=lambda output: output[0]"
         )
-    if z.ndim != 2 or len(z) != len(x[:_PROBED_SAMPLES]):
+    n = len(x[:_PROBED_SAMPLES])
+    if z.shape in ((n, 1), (n,)) or z.numel() == n == 1:
+        raise ValueError(_of_one_logit(z, model(x[:1])))
+    if z.ndim != 2 or len(z) != n or z.shape[1] < 2:
         raise ValueError(
-            f"the model must return logits (batch, K), got {tuple(z.shape)} for "
-            f"{len(x[:_PROBED_SAMPLES])} samples"
+            f"the model must return logits (batch, K) of at least 2 classes, got {tuple(z.shape)} "
+            f"for {n} samples"
         )
-    if z.shape[1] < 2:
-        raise ValueError(
-            "the model returns K = 1 logit, but at least 2 classes are needed: "
-            "for a binary model return torch.stack([0 * z, z], 1)"
-        )
-    if not accept_probabilities:
-        _refuse_probabilities(z)
+    values = z[~z.isnan().any(1)].double()
+    if not accept_probabilities and len(values):
+        _refuse_probabilities(z.dtype, values)
+        if _within_0_and_1(values) and _ends_in_sigmoids(model, x):
+            warnings.warn(
+                "the model returns the values of sigmoids, all in [0, 1], and no logits: leave out "
+                "its sigmoid, or measure it as it is with accept_probabilities=True",
+                stacklevel=5,  # of which `torch.no_grad` is one
+            )
     return z.shape[1]
 
 
-def _refuse_probabilities(z: Tensor) -> None:
-    """Every row sums to 1, or its exponentials do, to within the rounding of K numbers."""
-    values = z.double()
-    tolerance = 4 * z.shape[1] * of_dtype(z.dtype).unit_roundoff
+def _of_one_logit(z: Tensor, of_one_sample: Tensor) -> str:
+    """What to do about a binary model: one output z for each sample, or a sigmoid's p."""
+    is_flat = z.ndim == of_one_sample.ndim == 1
+    two = f"torch.{'stack' if is_flat else 'cat'}([torch.zeros_like({{0}}), {{1}}], 1)"
+    first = "" if of_one_sample.ndim else "leave out squeeze(), which drops a batch of 1 too, and "
+    text = (
+        "the model returns K = 1 logit, but at least 2 classes are needed: for a binary model "
+        f"{first}give logits=lambda z: {two.format('z', 'z')}"
+    )
+    if not _within_0_and_1(z):
+        return text
+    # torch.logit has no exact meaning here, its definition has
+    return (
+        f"{text}; all its values lie in [0, 1]: if a sigmoid makes them, leave it out first, or "
+        f"else give logits=lambda p: {two.format('p', 'torch.log(p / (1 - p))')}"
+    )
+
+
+def _within_0_and_1(values: Tensor) -> bool:
+    """All of them are, and not only zeros and ones."""
+    return bool(((values >= 0) & (values <= 1)).all() and ((values > 0) & (values < 1)).any())
+
+
+def _ends_in_sigmoids(model: nn.Module, x: Tensor) -> bool:
+    """Whether a sigmoid made every output: honest logits can lie in [0, 1] as well."""
+    with torch.enable_grad():
+        leaf = x[:1].detach().requires_grad_()
+        node = model(leaf.clone()).grad_fn  # a copy: the model may work in place
+    return node is not None and _is_of_sigmoids(node)
+
+
+def _is_of_sigmoids(node: Node) -> bool:
+    kind = node.name().partition("Backward")[0]
+    sources = [source for source, _ in node.next_functions if source is not None]
+    is_moved = _MOVES.fullmatch(kind) is not None and bool(sources)
+    return kind in _SIGMOIDS or (is_moved and all(_is_of_sigmoids(s) for s in sources))
+
+
+def _refuse_probabilities(dtype: torch.dtype, values: Tensor) -> None:
+    """Every row sums to 1, or its exponentials do, to within the rounding of K numbers.
+
+    Args:
+        dtype: in which they were computed.
+        values: (n, K), float64, without NaN.
+    """
+    tolerance = 4 * values.shape[1] * of_dtype(dtype).unit_roundoff
     if bool((values >= 0).all() and ((values.sum(1) - 1).abs() <= tolerance).all()):
         kind, remedy = "probabilities", "leave out its softmax"
     elif bool((values <= 0).all()) and bool(

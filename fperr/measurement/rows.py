@@ -28,6 +28,7 @@ from fperr.measurement.stages import (
     split,
 )
 from fperr.measurement.vectors import Vector, Vectors
+from fperr.report.reasons import FLAT, UNDEFINED, not_finite, too_few_digits, unusable_scale
 from fperr.theory.losses import Loss
 from fperr.theory.scaling import log2_G
 from fperr.theory.scenarios import SCENARIOS, Scenario, classify, ranked
@@ -69,11 +70,17 @@ class Situation:
         return None if self.case.y is None else int(self.case.y[self.i])
 
     @property
+    def part_not_finite(self) -> str | None:
+        """The first of logits, logit gradient and gradient that is not finite, if any."""
+        f, i = self.float_gradient, self.i
+        parts = {"logits": f.logits, "logit gradient": f.logit_gradient, "gradient": f.gradient}
+        broken = (name for name, part in parts.items() if not bool(part[i].isfinite().all()))
+        return next(broken, None)
+
+    @property
     def is_finite(self) -> bool:
         """Logits, logit gradient and gradient of this sample are finite."""
-        f, i = self.float_gradient, self.i
-        parts = f.logits[i], f.logit_gradient[i], f.gradient[i]
-        return all(bool(part.isfinite().all()) for part in parts)
+        return self.part_not_finite is None
 
     @property
     def is_scale_degenerate(self) -> bool:
@@ -108,13 +115,16 @@ def measured_row(
     found = None if asked is None else exact.gradient(asked)
     # DLR has no gradient where its denominator is 0
     result["is_defined"] = found is not None or situation.loss.kind != "dlr"
-    if found is None or asked is None:
-        return result
+    if asked is None:
+        return result | {"reason": _reason_of_scale(situation)}
+    if found is None:
+        return result | {"reason": UNDEFINED}
     result["log2_reference_error"] = found.log2_error
     result["is_proved"] = found.is_proved
     result["is_certified"] = context.reference.certifies(found)
     if not result["is_certified"]:
-        return result
+        missed = too_few_digits(found.log2_error, context.reference.digits)
+        return result | {"reason": _reason_of_format(situation) or missed}
     arithmetic = context.reference.vectors
     v = _logit_gradients(situation, asked, found, cast, arithmetic)
     computed = _computed(situation, arithmetic, situation.float_gradient.gradient)
@@ -124,7 +134,9 @@ def measured_row(
     parts = split(arithmetic, computed, found.gradient, v, cast.data, cast_gradient)
     result["truly_flat"] = not bool(parts.signs.any())
     if result["truly_flat"]:
-        return result
+        return result | {"reason": _reason_of_format(situation) or FLAT}
+    if computed is None:
+        result["reason"] = _reason_of_format(situation)
     result |= _error_columns(situation, parts)
     result |= _reference_columns(situation, context.row_log2_norms, parts)
     result |= _frozen_columns(situation, found, arithmetic)
@@ -136,9 +148,15 @@ def measured_row(
     return result
 
 
-def unmeasured_row(situation: Situation, *, is_certified: bool | None) -> Row:
-    """The row of a sample without a reference: its input is not finite, or nothing is proved."""
-    return _identity(situation) | {"is_certified": is_certified}
+def unmeasured_row(situation: Situation, reason: str, *, is_certified: bool | None) -> Row:
+    """The row of a sample without a reference: its input is not finite, or nothing is proved.
+
+    Args:
+        situation: what it is about.
+        reason: why, in words, as `fperr.report.reasons` has them.
+        is_certified: None where there was nothing to certify.
+    """
+    return _identity(situation) | {"is_certified": is_certified, "reason": reason}
 
 
 def negated_row(twin: Row, scenario: Scenario) -> Row:
@@ -150,6 +168,19 @@ def negated_row(twin: Row, scenario: Scenario) -> Row:
         "format_scenario": seen.name,
         "is_sign_twin": True,
     }
+
+
+def _reason_of_format(s: Situation) -> str | None:
+    """That the format's own numbers are not finite: the row fails, whatever the reference is."""
+    part = s.part_not_finite
+    return None if part is None else not_finite(s.format, part)
+
+
+def _reason_of_scale(s: Situation) -> str:
+    """Why the scale is unusable: logits that are not finite leave it undefined."""
+    if s.part_not_finite == "logits":
+        return not_finite(s.format, "logits")
+    return unusable_scale(float(s.float_gradient.scale.c[s.i]))
 
 
 def _identity(s: Situation) -> Row:

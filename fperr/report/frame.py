@@ -15,12 +15,13 @@ from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
 from fperr.report.verdict import Thresholds, judge
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 DEFAULT_THRESHOLDS = Thresholds()
 _METADATA_KEY = b"fperr"
 
 # Every column, in order, with its pandas dtype. Numbers are NaN and flags missing (<NA>) where they
-# are undefined: no reference (input not finite), gradient exactly zero, loss without T.
+# are undefined: no reference (input not finite), gradient exactly zero, loss without T. A row has
+# either a delta or a reason, in words.
 COLUMNS: dict[str, str] = {
     "network": "string",
     "sample": "int64",
@@ -73,6 +74,8 @@ COLUMNS: dict[str, str] = {
     "log2_reference_error": "float64",
     "is_proved": "boolean",
     "is_certified": "boolean",
+    "value_audit": "string",
+    "reason": "string",
 }
 
 
@@ -122,6 +125,9 @@ class Report:
         thresholds: Thresholds = DEFAULT_THRESHOLDS,
     ) -> pd.DataFrame:
         """Medians and quartiles of delta, counts of failures, and a verdict, for each group.
+
+        `unmeasured` counts the rows that neither have a delta nor fail, `reason` is the most
+        frequent reason for that.
 
         Args:
             by: columns to group by; with `"scenario"` among them the scenarios are told apart.

@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fperr.report.plots import Plots
+from fperr.report.reasons import Tally, reasons, tally
 from fperr.report.summary import advice, headline, overview, short, summarise
-from fperr.report.verdict import Thresholds, judge
+from fperr.report.verdict import Thresholds, is_judged, judge
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("fperr.report", ""),
@@ -85,17 +86,30 @@ def _network(
         "samples": frame["sample"].nunique(),
         "classes": provenance["model"]["classes"],
         "interrupted": provenance["interrupted"],
-        "margin": short(frame["margin"].median()),
+        "margin": short(frame["margin"].median()) if frame["margin"].notna().any() else None,
         "verdicts": [
             _verdict(str(loss), str(fmt), rows, thresholds)
             for (loss, fmt), rows in independent.groupby(["loss", "format"], sort=False)
         ],
         "advice": advice(independent, thresholds),
         "headline": headline(frame),
+        "missing": _missing(independent),
+        "rows": len(independent),
         "grid": _grid(independent, thresholds),
         "figures": _figures(name, frame),
         "provenance": json.dumps(provenance, indent=2),
     }
+
+
+def _missing(frame: pd.DataFrame) -> list[tuple[Tally, bool]]:
+    """Why rows have no number that is judged; whether they fail all the same."""
+    judged = is_judged(frame)
+    fails = judged & frame["delta"].isna()
+    return [
+        (group, is_failing)
+        for part, is_failing in ((frame[~judged], False), (frame[fails], True))
+        for group in tally(reasons(part))
+    ]
 
 
 def _grid(frame: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
@@ -173,7 +187,10 @@ def _alt(kind: str, name: str, panel: str, rows: pd.DataFrame) -> str:
     column = "delta" if kind == "relative_error" else "sign_error_rate"
     medians = rows.groupby(["loss", "format"], sort=False)[column].median()
     what = "Relative error of the gradient" if kind == "relative_error" else "Share of wrong signs"
-    listed = ", ".join(f"{loss} in {fmt} {value:.1g}" for (loss, fmt), value in medians.items())
+    listed = ", ".join(
+        f"{loss} in {fmt} {'not measured' if math.isnan(value) else f'{value:.1g}'}"
+        for (loss, fmt), value in medians.items()
+    )
     return f"{what} on {name}, {panel.replace('_', ' ')}, medians: {listed}."
 
 
@@ -208,7 +225,7 @@ def _cell(value: object) -> dict[str, str]:
         return {"kind": "number", "value": "" if math.isnan(value) else repr(value), "text": text}
     if isinstance(value, int):
         return {"kind": "number", "value": str(value), "text": str(value)}
-    text = str(value)
+    text = "-" if value is None else str(value)
     leading = text.split(" ", 1)[0]
     try:
         number = repr(float(leading))

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fperr.report.verdict import Thresholds, judge
+from fperr.report.reasons import reasons, tally
+from fperr.report.verdict import Thresholds, is_unmeasured, judge
 
-# below this median relative error, a difference between losses is not worth a headline
-_WORTH_SAYING = 0.01
+# below this median relative error, or below this factor between the medians, a difference between
+# losses is not worth a headline
+_WORTH_SAYING, _LEAST_GAP = 0.01, 10.0
 
 
 def usable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -50,7 +52,8 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], thresholds: Thresholds) ->
     Sign twins (another scenario's gradient with its sign changed) are no independent results and
     are left out, unless the scenarios are told apart. Rows whose scale was capped, whose gradient
     is exactly flat, or which have no finite or no certified number are counted, and left out of
-    the quartiles. The verdict is that of the worst scenario in the group.
+    the quartiles; `unmeasured` are those of them that have no number and do not fail either, with
+    the most frequent reason. The verdict is that of the worst scenario in the group.
     """
     shown = frame if "scenario" in by else frame[~frame["is_sign_twin"]]
     groups = shown.groupby(list(by), sort=False, observed=True)
@@ -63,7 +66,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], thresholds: Thresholds) ->
 def overview(frame: pd.DataFrame) -> pd.DataFrame:
     """Median relative errors: a line for each network, scenario and format, a column for each loss.
 
-    A cell also says how many gradients are exactly zero or not finite.
+    A cell also says how many gradients are exactly zero, not finite, or not measured.
     """
     shown = frame[~frame["is_sign_twin"]]
     lines = []
@@ -85,18 +88,19 @@ def advice(frame: pd.DataFrame, thresholds: Thresholds) -> str:
     """One sentence: in which formats the gradient of each loss may be followed."""
     good: dict[str, list[str]] = {}
     bad: dict[str, list[str]] = {}
+    without: dict[str, list[str]] = {}
     for (loss, fmt), rows in frame.groupby(["loss", "format"], sort=False):
         verdict = judge(rows, thresholds)
-        if verdict.rows:
-            (good if verdict.is_trustworthy else bad).setdefault(str(loss), []).append(str(fmt))
-    if not good and not bad:
-        return "nothing could be judged."
+        judged = good if verdict.is_trustworthy else bad
+        (judged if verdict.rows else without).setdefault(str(loss), []).append(str(fmt))
     parts = [
-        f"{word} {'; '.join(f'{loss} in {_listed(formats)}' for loss, formats in found.items())}"
-        for word, found in (("follow", good), ("do not follow", bad))
-        if found
+        f"{word} {'; '.join(f'{loss} in {_listed(formats)}' for loss, formats in named.items())}"
+        for word, named in (("follow", good), ("do not follow", bad), ("not judged:", without))
+        if named
     ]
-    return f"{', but '.join(parts)}."
+    if good and bad:
+        parts[:2] = [", but ".join(parts[:2])]
+    return f"{'; '.join(parts)}."
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -105,35 +109,46 @@ def _listed(words: Sequence[str]) -> str:
 
 def headline(frame: pd.DataFrame) -> str:
     """One sentence: the worst and the best loss of the widest gap that one format shows."""
-    widest, place, medians = 1.0, ("", ""), pd.Series(dtype=float)
-    for key, group in usable(frame).groupby(["scenario", "format"], sort=False):
+    counted = usable(frame)
+    if not len(counted):
+        first = "; ".join(f"{t.words}, {t.remedy}" for t in tally(reasons(frame))[:1])
+        return f"No gap is shown, as nothing was measured{': ' * bool(first)}{first}."
+    widest, place, medians = 0.0, ("", ""), pd.Series(dtype=float)
+    for key, group in counted.groupby(["scenario", "format"], sort=False):
         losses = group.groupby("loss", sort=False)["delta"].median()
-        gap = losses.max() / max(losses.min(), math.ulp(0.0))
-        if losses.max() > _WORTH_SAYING and gap > widest:
+        gap = float(losses.max()) / max(float(losses.min()), math.ulp(0.0))
+        if losses.max() > _WORTH_SAYING and gap >= _LEAST_GAP and gap > widest:
             widest, place, medians = gap, key, losses
-    if widest == 1.0:
-        return "no loss has a median relative error above 1 % where another one does better."
+    if not widest:
+        return (
+            "No wide gap: no loss has a median relative error above "
+            f"{100 * _WORTH_SAYING:g} % that is {_LEAST_GAP:g} times another one's."
+        )
     scenario, fmt = place
     return (
-        f"in {fmt} ({scenario.replace('_', ', ')}), the {medians.idxmax()} gradient has a "
-        "median relative error of "
-        f"{medians.max():.2g} and the {medians.idxmin()} gradient one of {medians.min():.2g}: "
+        f"The widest gap: in {fmt} ({scenario.replace('_', ', ')}), the {medians.idxmax()} "
+        f"gradient has a median relative error of {medians.max():.2g} and the {medians.idxmin()} "
+        f"gradient one of {medians.min():.2g}: "
         "the same network, the same images; the difference is floating-point error."
     )
 
 
 def short(number: float) -> str:
-    """Three digits, without an exponent where there are few more."""
+    """Three digits, without an exponent where there are few more; NaN is a dash."""
+    if math.isnan(number):
+        return "-"
     return f"{number:.0f}" if 100 <= abs(number) < 1e6 else f"{number:.3g}"
 
 
 def _cell(rows: pd.DataFrame) -> str:
     median = usable(rows)["delta"].median()
+    unmeasured = is_unmeasured(rows)
     notes = [
         f"{count} of {len(rows)} {words}"
         for count, words in (
             (_count(rows, "is_dead"), "zero"),
-            (len(rows) - _count(rows, "is_finite"), "not finite"),
+            (int((~rows["is_finite"].fillna(False) & ~unmeasured).sum()), "not finite"),
+            (int(unmeasured.sum()), "not measured"),
         )
         if count
     ]
@@ -144,6 +159,7 @@ def _cell(rows: pd.DataFrame) -> str:
 def _summary(group: pd.DataFrame, thresholds: Thresholds) -> dict[str, object]:
     counted = usable(group)
     delta = counted["delta"].quantile([0.25, 0.5, 0.75])
+    unmeasured = group[is_unmeasured(group)]
     return {
         "rows": len(group),
         "delta_q25": delta[0.25],
@@ -157,6 +173,8 @@ def _summary(group: pd.DataFrame, thresholds: Thresholds) -> dict[str, object]:
         "not_finite": len(group) - _count(group, "is_finite"),
         "flat": _count(group, "truly_flat"),
         "uncertified": len(group) - _count(group, "is_certified"),
+        "unmeasured": len(unmeasured),
+        "reason": tally(reasons(unmeasured))[0].words if len(unmeasured) else None,
         "verdict": judge(group, thresholds).sentence,
     }
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from fperr.report.reasons import Tally, counted, reasons, tally
+
 _PLAIN = {
     "untargeted_unsuccessful": "while an untargeted attack has not succeeded",
     "untargeted_successful": "once an untargeted attack has succeeded",
@@ -40,6 +42,8 @@ class Verdict:
         rows: rows judged there; failing: those that fail.
         dead, not_finite, wrong_direction, wrong_signs: why; each failing row is counted once.
         delta_median, sign_error_median: over the rows judged there.
+        total: rows in all scenarios.
+        left_out: why, of those, the ones that are not judged are not.
     """
 
     is_trustworthy: bool
@@ -52,12 +56,30 @@ class Verdict:
     wrong_signs: int
     delta_median: float
     sign_error_median: float
+    total: int
+    left_out: tuple[Tally, ...]
 
     @property
     def sentence(self) -> str:
-        """The judgement in words."""
+        """The judgement in words, with what was left out, and why."""
         if not self.rows:
-            return "not measured: no row with a reference and a gradient that is not flat"
+            return self._nothing
+        if not self.left_out:
+            return self._judgement
+        number = sum(t.rows for t in self.left_out)
+        return f"{self._judgement}; left out: {number} of {self.total} ({counted(self.left_out)})"
+
+    @property
+    def _nothing(self) -> str:
+        """Why no row is judged: the most frequent reason, and what to do."""
+        if not self.left_out:
+            return "not measured: there are no rows"
+        first = self.left_out[0]
+        share = "" if first.rows == self.total else f" ({first.rows} of {self.total} rows)"
+        return f"not measured: {first.words}{share}, {first.remedy}"
+
+    @property
+    def _judgement(self) -> str:
         medians = (
             f"relative error {self.delta_median:.2g}, wrong signs {self.sign_error_median:.1%} "
             "(medians)"
@@ -75,12 +97,12 @@ class Verdict:
             (self.wrong_direction, "off by more than allowed"),
             (self.wrong_signs, "have too many wrong signs"),
         )
-        reasons = ", ".join(f"{count} {words}" for count, words in causes if count)
+        listed = ", ".join(f"{count} {words}" for count, words in causes if count)
         verb = "fails" if self.failing == 1 else "fail"
         word = "trustworthy" if self.is_trustworthy else "do not trust"
         return (
             f"{word}: {self.failing} of {self.rows} gradients {verb} {_PLAIN[self.scenario]} "
-            f"({reasons}); {medians}"
+            f"({listed}); {medians}"
         )
 
 
@@ -90,13 +112,8 @@ def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
     Rows whose scale was capped, whose true gradient is exactly zero or undefined, or which have
     no certified reference (an input that is not finite has none) are left out.
     """
-    flag = {
-        name: frame[name].fillna(False).astype(bool)
-        for name in ("is_finite", "is_dead", "scale_capped")
-    }
-    has_reference = frame["is_defined"].fillna(False).astype(bool)
-    judged = has_reference & (frame["delta"].notna() | ~flag["is_finite"]) & ~flag["scale_capped"]
-    dead, broken = flag["is_dead"] & judged, ~flag["is_finite"] & judged
+    judged = is_judged(frame)
+    dead, broken = _flag(frame, "is_dead") & judged, ~_flag(frame, "is_finite") & judged
     direction = judged & ~dead & ~broken & (frame["delta"] > thresholds.delta)
     signs = judged & ~dead & ~broken & ~direction
     signs &= frame["sign_error_rate"] > thresholds.sign_error_rate
@@ -117,4 +134,23 @@ def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
         wrong_signs=int((signs & here).sum()),
         delta_median=float(frame["delta"][here].median()),
         sign_error_median=float(frame["sign_error_rate"][here].median()),
+        total=len(frame),
+        left_out=tally(reasons(frame[~judged])),
     )
+
+
+def is_judged(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows count for or against a loss: a relative error, or a format that is not finite."""
+    has_reference, is_finite = _flag(frame, "is_defined"), _flag(frame, "is_finite")
+    speaks = has_reference & (frame["delta"].notna() | ~is_finite)
+    return speaks & ~_flag(frame, "scale_capped")
+
+
+def is_unmeasured(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows have no relative error and are not judged either: nothing is said of them."""
+    return frame["delta"].isna() & ~is_judged(frame)
+
+
+def _flag(frame: pd.DataFrame, name: str) -> "pd.Series[bool]":
+    """A column of flags, a missing one taken for False."""
+    return frame[name].fillna(False).astype(bool)
