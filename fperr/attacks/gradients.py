@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from fperr.attacks.goal import Goal
 from fperr.errors import ModelError, ReferenceNotCertifiedError
-from fperr.exact.batched import BatchedNetwork, to_mpmath
+from fperr.exact.batched import BatchedNetwork, BatchRun, to_mpmath
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.exact.multiword import Words
 from fperr.exact.multiword.decided import order_in_doubt
 from fperr.formats import Format, of_dtype
 from fperr.measurement.network import FormatNetwork
-from fperr.measurement.reference import LossAt, Reference
+from fperr.measurement.reference import LossAt, NoReference, Reference
 from fperr.measurement.vectors import WordVectors
 from fperr.theory.losses import Context
 
@@ -103,7 +103,11 @@ class ExactSource(Source):
         return self._own.running()
 
     def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-        """See `Source`: a gradient in float64, each sample's times some power of two."""
+        """See `Source`: a gradient in float64, each sample's times some power of two.
+
+        Raises:
+            ContradictedError: PyTorch in float64 computes something else.
+        """
         found = [self._piece(x[piece], goal, piece.start) for piece in self._network.pieces(len(x))]
         return self._own.logits(x), torch.cat(found).reshape(x.shape)
 
@@ -131,6 +135,8 @@ class ExactSource(Source):
         length = torch.linalg.vector_norm(g.high.flatten(1), dim=1)
         doubt |= self._network.in_doubt(len(x)) | ~(g.radius <= length * _SMALL)
         gradient = (g.high + g.low).flatten(1)
+        batch = BatchRun(forward, len(x))
+        self._network.audits(batch, x, high[:, 0], g, ~doubt, first)
         for i in torch.nonzero(doubt).flatten().tolist():
             gradient[i] = self._by_balls(x[i : i + 1], goal, first + i)
         return gradient
@@ -145,8 +151,10 @@ class ExactSource(Source):
 
     def _by_balls(self, x: Tensor, goal: Goal, i: int) -> Tensor:
         sample = next(iter(self._balls.samples(x, lambda: None)))
-        if sample is None:
-            raise ReferenceNotCertifiedError(f"sample {i}: its exact gradient cannot be proved")
+        if isinstance(sample, NoReference):
+            raise ReferenceNotCertifiedError(
+                f"sample {i}: its exact gradient cannot be proved: {sample.reason}"
+            )
         found = sample.gradient(self._asked(sample.z, goal, i))
         if found is None:  # undefined, as DLR's where its denominator is 0
             return torch.zeros(x[0].numel(), dtype=torch.float64, device=x.device)

@@ -2,23 +2,27 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.arithmetic import Array
 from fperr.exact.certified import Certifier, log2_relative_radius, losses
 from fperr.exact.enclosed import decide_order
-from fperr.exact.graph import Capture
+from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import ForwardRun, Interpreter, Readings
 from fperr.exact.pool import Balls
 from fperr.exact.routing import Decisions, decisions_of
+from fperr.exact.singularities import check_regular
+from fperr.exact.value_audit import SampleAudit, audit_sample
 from fperr.measurement.maps import LinearMap, Products, linear_map, map_of_rows
 from fperr.measurement.vectors import MpVectors, Vectors
 
+Result = TypeVar("Result")
 _LARGEST_RAISE = 8  # a sample whose decisions are undecided at this many times the start is marked
 
 
@@ -36,6 +40,7 @@ class State:
         rows: J (K, entries) of that arithmetic, where all rows were computed.
         decisions: which way ReLUs and poolings decided.
         is_proved: its errors are bounds, and not differences between two precisions.
+        audit: what PyTorch in float64 says of the network at this sample.
         coarser: the same map with fewer bits, where products with too wide a bound are compared.
     """
 
@@ -48,7 +53,19 @@ class State:
     rows: Array | None
     decisions: tuple[Decisions, ...]
     is_proved: bool
+    audit: SampleAudit
     coarser: "CoarserMap | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A sample at which the exact network could not be had.
+
+    Attributes:
+        fault: why.
+    """
+
+    fault: ReferenceNotCertifiedError
 
 
 class CoarserMap(LinearMap):
@@ -68,8 +85,12 @@ class Engine(ABC):
         """A batch in pieces that are computed together."""
 
     @abstractmethod
-    def states(self, x: Tensor) -> list[State | None]:
-        """The network at each sample of a piece x; None where it cannot be certified."""
+    def states(self, x: Tensor) -> list[State | Unknown]:
+        """The network at each sample of a piece x.
+
+        Raises:
+            ContradictedError: PyTorch in float64 computes something else.
+        """
 
     @abstractmethod
     def maps(self, states: Sequence[State], readings: Sequence[Readings]) -> list[LinearMap]:
@@ -93,22 +114,23 @@ class SampleEngine(Engine):
 
         Raises:
             ReferenceNotCertifiedError: it cannot be proved to the digits that were asked for.
+            ContradictedError: PyTorch in float64 computes something else.
         """
 
     def pieces(self, samples: int) -> Iterator[slice]:
         """See `Engine`."""
         return (slice(i, i + 1) for i in range(samples))
 
-    def states(self, x: Tensor) -> list[State | None]:
+    def states(self, x: Tensor) -> list[State | Unknown]:
         """See `Engine`."""
-        return [self.state_or_none(x[i : i + 1]) for i in range(len(x))]
+        return [self.state_if_known(x[i : i + 1]) for i in range(len(x))]
 
-    def state_or_none(self, x: Tensor) -> State | None:
-        """The network at x (1, *shape); None where it cannot be certified."""
+    def state_if_known(self, x: Tensor) -> State | Unknown:
+        """The network at x (1, *shape)."""
         try:
             return self.state(x)
-        except ReferenceNotCertifiedError:
-            return None
+        except ReferenceNotCertifiedError as fault:
+            return Unknown(fault)
 
     def maps(self, states: Sequence[State], readings: Sequence[Readings]) -> list[LinearMap]:
         """See `Engine`."""
@@ -117,8 +139,19 @@ class SampleEngine(Engine):
             for state, read in zip(states, readings, strict=True)
         ]
 
-    def _state(self, interpreter: Interpreter, run: ForwardRun, *, is_proved: bool) -> State:
-        rows = interpreter.jacobian(run.readings) if self._by_rows else None
+    def _state(
+        self, interpreter: Interpreter, run: ForwardRun, x: Tensor, *, is_proved: bool
+    ) -> State:
+        A, rows = interpreter.arithmetic, None
+        v = probe(x.new_empty(A.shape(run.logits), dtype=torch.float64))
+        entering = A.from_torch(v)
+        if self._by_rows:
+            rows = interpreter.jacobian(run.readings)
+            gradient = A.matmul(entering, rows)
+        else:
+            gradient = interpreter.products(run.readings, entering)
+        check_regular(interpreter, run, entering, gradient)
+        audit = audit_sample(interpreter, run, x, v, gradient)
         products = Products(interpreter, run.readings, self._vectors)
         return State(
             list(self._vectors.numbers(self._vectors.of_engine(run.logits))[0]),
@@ -130,6 +163,7 @@ class SampleEngine(Engine):
             rows,
             decisions_of(interpreter.capture, run, interpreter.arithmetic),
             is_proved,
+            audit,
         )
 
 
@@ -147,7 +181,7 @@ class MpmathEngine(SampleEngine):
 
     def state(self, x: Tensor) -> State:
         """See `SampleEngine`."""
-        return self._state(self.interpreter, self.interpreter.forward(x), is_proved=False)
+        return self._state(self.interpreter, self.interpreter.forward(x), x, is_proved=False)
 
 
 class BallEngine(SampleEngine):
@@ -166,18 +200,51 @@ class BallEngine(SampleEngine):
 
     def state(self, x: Tensor) -> State:
         """See `SampleEngine`."""
+        found, bits = self._certifier.raised(
+            lambda interpreter: self._at(interpreter, x), _proved, lambda i: losses(i, x, None)
+        )
+        self._highest = max(self._highest, bits)
+        return found
 
-        def attempt(interpreter: Interpreter) -> State:
-            run = interpreter.forward(x)
-            decide_order(run.logits)
-            return self._state(interpreter, run, is_proved=True)
+    def raised(
+        self,
+        x: Tensor,
+        use: Callable[[State], Result],
+        proved: Callable[[Result], float],
+        states: dict[int, State],
+    ) -> Result:
+        """What is made of the network at x (1, *shape), at a precision that proves enough of it.
 
-        def proved(state: State) -> float:
-            if not isinstance(state.rows, Balls):
-                return -log2_relative_radius(state.logits)
-            rows = [Balls(state.rows.pool, index[None]) for index in state.rows.index]
-            return -max(map(log2_relative_radius, rows))
+        Args:
+            x: one sample.
+            use: makes it.
+            proved: how many bits of it are proved.
+            states: those at x that the caller holds, by their precision; new ones are added.
+
+        Raises:
+            ReferenceNotCertifiedError: too few at the largest precision.
+            ContradictedError: PyTorch in float64 computes something else.
+        """
+
+        def attempt(interpreter: Interpreter) -> Result:
+            bits = interpreter.arithmetic.bits
+            if bits not in states:
+                states[bits] = self._at(interpreter, x)
+            return use(states[bits])
 
         found, bits = self._certifier.raised(attempt, proved, lambda i: losses(i, x, None))
         self._highest = max(self._highest, bits)
         return found
+
+    def _at(self, interpreter: Interpreter, x: Tensor) -> State:
+        run = interpreter.forward(x)
+        decide_order(run.logits)
+        return self._state(interpreter, run, x, is_proved=True)
+
+
+def _proved(state: State) -> float:
+    """How many bits of the logits, or of every row, are proved."""
+    if not isinstance(state.rows, Balls):
+        return -log2_relative_radius(state.logits)
+    rows = [Balls(state.rows.pool, index[None]) for index in state.rows.index]
+    return -max(map(log2_relative_radius, rows))

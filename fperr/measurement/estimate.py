@@ -12,6 +12,7 @@ from fperr.formats import BFLOAT16, FLOAT16
 from fperr.measurement.arguments import Job, checked_job
 from fperr.measurement.entry import measure
 from fperr.measurement.lab import Lab
+from fperr.measurement.reference import NoReference
 
 # An mpf: the object, its tuple, exponent, bit count, mantissa, and its place in an array; and once
 # more the mantissa, aligned, for products. Python's and gmpy2's own sizes, at up to 512 bits.
@@ -101,7 +102,7 @@ def _calibrate(lab: Lab, job: Job) -> tuple[float, float, float]:
     started = time.perf_counter()
     sample = lab.reference.samples(chosen, lambda: None)[0]
     state = (time.perf_counter() - started) / len(chosen)
-    if sample is None:
+    if isinstance(sample, NoReference):
         return state, 0.0, 0.0
     A, numbers = lab.reference.vectors, [lab.reference.vectors.context.one] * job.classes
     v = A.array(numbers)

@@ -102,7 +102,7 @@ class FormatReference:
         if others:
             states = self._engine.states(torch.cat([cast for _, cast in others]))
             pairs = zip(others, states, strict=True)
-            found |= {i: state for (i, _), state in pairs if state is not None}
+            found |= {i: state for (i, _), state in pairs if isinstance(state, State)}
         return found
 
     def _maps(

@@ -1,19 +1,20 @@
 """A measurement at work: batches through the formats, samples through the exact network."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fperr.bounds.cross_entropy import Bound
-from fperr.errors import CaptureAuditError
+from fperr.errors import CaptureAuditError, ModelError
 from fperr.exact.graph import probe
 from fperr.exact.readings import FloatRun
 from fperr.exact.routing import Decisions
-from fperr.formats import FLOAT64, of_dtype
+from fperr.formats import FLOAT64, Format, of_dtype
 from fperr.measurement.arguments import Job
 from fperr.measurement.bounded import logit_bound
 from fperr.measurement.cases import Case, cases_of
@@ -21,17 +22,20 @@ from fperr.measurement.format_reference import FormatReference, FormatSample
 from fperr.measurement.model_checks import check_function_of_sample
 from fperr.measurement.network import FloatGradient, FormatNetwork
 from fperr.measurement.provenance import provenance
-from fperr.measurement.reference import ExactSample, Reference
+from fperr.measurement.reference import ExactSample, NoReference, Reference
 from fperr.measurement.rows import (
     Row,
     RowContext,
     Situation,
+    failed_row,
     measured_row,
     negated_row,
     unmeasured_row,
 )
-from fperr.report.reasons import INPUT_NOT_FINITE, NOT_CERTIFIED
+from fperr.report.reasons import format_fails
 from fperr.theory.losses import Context, Loss
+
+_PASSED = NoReference("its rows have been made")  # in place of a sample that is no longer held
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +62,30 @@ class Lab:
         by_rows = job.jacobian == "rows"
         self.reference = Reference(own, job.x, job.digits, job.engine, by_rows=by_rows)
         self._norms_from = own if by_rows else _widest(own, job)
-        self.formats = [
-            FormatReference(
-                self.reference, FormatNetwork(job.model, f, autocast=job.autocast), job.x
-            )
-            for f in job.formats
-        ]
+        self.failed: dict[Format, str] = {}
+        self.formats = self._formats()
         self._check_batches()
         self.switches: dict[str, dict[str, str]] = {}
         for fmt in self.formats:
             with fmt.network.running() as switches:
                 self.switches[fmt.network.format.name] = switches
+
+    def _formats(self) -> list[FormatReference]:
+        """The formats in which the network runs; the others are noted, with the reason.
+
+        Raises:
+            FperrError: it runs in none of them.
+        """
+        found: list[FormatReference] = []
+        for fmt in self.job.formats:
+            try:
+                network = FormatNetwork(self.job.model, fmt, autocast=self.job.autocast)
+                found.append(FormatReference(self.reference, network, self.job.x))
+            except ModelError as fault:
+                if len(self.failed) == len(self.job.formats) - 1:
+                    raise
+                self.failed[fmt] = format_fails(fmt, str(fault))
+        return found
 
     def _check_batches(self) -> None:
         """Run samples one by one where a batch runs other operations than a single sample does.
@@ -102,14 +119,19 @@ class Lab:
         """
         for batch in self.job.batches():
             x = self.job.x[batch]
-            exact = self.reference.samples(x, advance)
+            samples = self.reference.samples(x, advance)
+            exact = [s if isinstance(s, ExactSample) else None for s in samples]
             cases = cases_of(self.job, batch, _orders(exact, self.job.classes, x.device))
-            runs = [self._run(fmt, x, cases) for fmt in self.formats]
+            runs = {fmt.network.format: self._run(fmt, x, cases) for fmt in self.formats}
             routes = [None if e is None else e.state.decisions for e in exact]
-            sides = [run.reference.samples(x, run.left_behind, exact) for run in runs]
-            for i, sample in enumerate(exact):
-                cast = [next(side) for side in sides]
+            sides = {
+                fmt: run.reference.samples(x, run.left_behind, exact) for fmt, run in runs.items()
+            }
+            for i in range(len(x)):
+                sample = samples[i]
+                cast = {fmt: next(side) for fmt, side in sides.items()}
                 exact[i] = None  # what it holds is not needed again
+                samples[i] = _PASSED
                 yield self._sample_rows(batch.start, i, sample, x, cases, runs, cast, routes)
                 advance()
 
@@ -164,41 +186,40 @@ class Lab:
         self,
         start: int,
         i: int,
-        exact: ExactSample | None,
+        exact: ExactSample | NoReference,
         x: Tensor,
         cases: list[Case],
-        runs: list[_FormatRun],
-        cast: Sequence[FormatSample | None],
+        runs: Mapping[Format, _FormatRun],
+        cast: Mapping[Format, FormatSample | None],
         routes: Sequence[tuple[Decisions, ...] | None],
     ) -> list[Row]:
         context = None
-        if exact is not None:
+        if isinstance(exact, ExactSample):
             norms = self._row_log2_norms(exact, x[i : i + 1])
             context = RowContext(self.reference, norms, self.job.certify)
         found: dict[tuple[str, str, str], Row] = {}
-        for number, case in enumerate(cases):
-            for loss in self.job.losses:
-                for run, sample in zip(runs, cast, strict=True):
-                    fmt = run.reference.network.format
-                    scenario = case.scenarios[i]
-                    twin = found.get((scenario.twin.name, loss.name, fmt.name))
-                    if twin is not None and loss.targeted_is_negated:
-                        row = negated_row(twin, scenario)
-                    else:
-                        gradient = run.gradients[loss, number]
-                        frozen = self._frozen(run, (loss, number), x, sample, routes)
-                        bound = run.bounds[loss, number]
-                        situation = Situation(
-                            start + i, i, loss, fmt, case, gradient, frozen, bound
-                        )
-                        if exact is None or sample is None or context is None:
-                            finite = bool(x[i].isfinite().all())
-                            reason = NOT_CERTIFIED if finite else INPUT_NOT_FINITE
-                            certified = False if finite else None
-                            row = unmeasured_row(situation, reason, is_certified=certified)
-                        else:
-                            row = measured_row(situation, exact, sample, context)
-                    found[scenario.name, loss.name, fmt.name] = row
+        for (number, case), loss, fmt in product(
+            enumerate(cases), self.job.losses, self.job.formats
+        ):
+            scenario = case.scenarios[i]
+            twin = found.get((scenario.twin.name, loss.name, fmt.name))
+            if twin is not None and loss.targeted_is_negated:
+                row = negated_row(twin, scenario)
+            elif fmt in self.failed:
+                row = failed_row(start + i, i, loss, fmt, case, self.failed[fmt])
+            else:
+                run, sample = runs[fmt], cast[fmt]
+                gradient = run.gradients[loss, number]
+                frozen = self._frozen(run, (loss, number), x, sample, routes)
+                bound = run.bounds[loss, number]
+                situation = Situation(start + i, i, loss, fmt, case, gradient, frozen, bound)
+                if isinstance(exact, NoReference):
+                    row = unmeasured_row(situation, exact.reason, is_certified=exact.is_certified)
+                else:
+                    assert sample is not None
+                    assert context is not None
+                    row = measured_row(situation, exact, sample, context)
+            found[scenario.name, loss.name, fmt.name] = row
         return list(found.values())
 
 

@@ -10,23 +10,25 @@ import torch
 from flint import arb
 from torch import Tensor
 
+from fperr.errors import ReferenceNotCertifiedError, SingularGradientError
 from fperr.exact.ball import BallArithmetic, log2_upper
 from fperr.exact.batched import log2_relative_errors
 from fperr.exact.certified import arb_of, log2_relative_radius, midpoints, norms, to_balls
 from fperr.exact.enclosed import logit_gradient_balls
 from fperr.exact.engine import GUARD_BITS, LEAST_BOUND, log2_difference
-from fperr.exact.graph import Capture, probe
+from fperr.exact.graph import Capture, called_in, probe
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.logit_gradient import cross_entropy, logit_gradient
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.multiword import LARGEST_BITS, MultiwordArithmetic
 from fperr.exact.pool import Balls
-from fperr.measurement.engines import BallEngine, Engine, MpmathEngine, State
+from fperr.measurement.engines import BallEngine, Engine, MpmathEngine, State, Unknown
 from fperr.measurement.maps import Rows
 from fperr.measurement.network import FormatNetwork
 from fperr.measurement.stages import scaled
 from fperr.measurement.vectors import MpVectors, Vector, Vectors, WordVectors
 from fperr.measurement.words_engine import WordsEngine
+from fperr.report.reasons import INPUT_NOT_FINITE, infinite_slope, not_certified
 
 _LOGIT_BITS = 200  # working precision of logit gradients, for words
 _FEW_DIGITS, _FEW_BITS = 10, 63  # up to so many digits, products at so many bits suffice
@@ -71,6 +73,19 @@ class ExactRow:
     enclosure: Balls | None
 
 
+@dataclass(frozen=True, slots=True)
+class NoReference:
+    """A sample without an exact network.
+
+    Attributes:
+        reason: why, in words.
+        is_certified: False where a certificate was tried for; None where there was nothing to try.
+    """
+
+    reason: str
+    is_certified: bool | None = False
+
+
 class ExactSample:
     """One sample through the exact network.
 
@@ -84,6 +99,8 @@ class ExactSample:
         self._reference, self._x = reference, x
         self.state, self.z = state, state.z
         self.order = sorted(range(len(self.z)), key=lambda i: -self.z[i])
+        self._states_in_balls: dict[int, State] = {}
+        self._is_hopeless = False  # balls at the largest precision have been tried
 
     @cached_property
     def logits(self) -> Tensor:
@@ -105,9 +122,11 @@ class ExactSample:
             return None
         B = self.state.interpreter.arithmetic
         if isinstance(B, BallArithmetic):
-            return self._in_balls(B, loss, asked)
+            found = self._in_balls(self.state, loss, asked)
+            return found if self._reference.certifies(found) else self._raised(found, loss, asked)
         if isinstance(B, MultiwordArithmetic):
-            return self._in_words(loss, asked)
+            found = self._in_words(loss, asked)
+            return found if self._reference.certifies(found) else self._raised(found, loss, asked)
         exact = A.array(v)
         product = self.state.map.product(exact)
         return ExactRow(exact, product, self.log2_disagreement, False, None)
@@ -122,30 +141,47 @@ class ExactSample:
         exact = A.from_torch(v[None])
         if isinstance(B, BallArithmetic):
             balls = to_balls(B, A.numbers(exact))
-            g = self._of_balls(B, balls)
+            g = _of_balls(self.state, balls)
             return A.of_engine(g), log2_relative_radius(g)
         found = self.state.map.product(exact)
         if isinstance(B, MultiwordArithmetic):
             return found, float(log2_relative_errors(found.words))
         return found, self.log2_disagreement
 
-    def _of_balls(self, B: BallArithmetic, v: Balls) -> Balls:
-        """J^T v, enclosed."""
-        if self.state.rows is not None:
-            found: Balls = B.matmul(v, self.state.rows)
-        else:
-            found = self.state.interpreter.products(self.state.readings, v)
-        return found
-
-    def _in_balls(self, B: BallArithmetic, loss: LossAt, asked: dict[str, Any]) -> ExactRow:
-        A = self._reference.vectors
-        enclosed = logit_gradient_balls(B, loss.kind, self.state.logits, loss.label, **asked)
+    def _in_balls(self, state: State, loss: LossAt, asked: dict[str, Any]) -> ExactRow:
+        """The gradient at a state of the balls, of whatever precision."""
+        A, B = self._reference.vectors, state.interpreter.arithmetic
+        assert isinstance(B, BallArithmetic)
+        enclosed = logit_gradient_balls(B, loss.kind, state.logits, loss.label, **asked)
         assert enclosed is not None
-        g = self._of_balls(B, enclosed)
+        g = _of_balls(state, enclosed)
         error = max(log2_relative_radius(enclosed), log2_relative_radius(g))
         return ExactRow(A.of_engine(enclosed), A.of_engine(g), error, True, g)
 
-    def _in_words(self, loss: LossAt, asked: dict[str, Any]) -> ExactRow | None:
+    def _raised(self, found: ExactRow, loss: LossAt, asked: dict[str, Any]) -> ExactRow:
+        """The gradient by balls at a precision that gives it its digits; `found` if none does.
+
+        The rows of J may be certain where their combination cancels, and pairs of float64 may
+        have too few bits for the exponents of a large margin.
+        """
+        if self._is_hopeless:
+            return found
+
+        def bits(result: ExactRow) -> float:
+            return -result.log2_error
+
+        try:
+            return self._reference.balls.raised(
+                self._x,
+                lambda state: self._in_balls(state, loss, asked),
+                bits,
+                self._states_in_balls,
+            )
+        except ReferenceNotCertifiedError:
+            self._is_hopeless = True
+            return found
+
+    def _in_words(self, loss: LossAt, asked: dict[str, Any]) -> ExactRow:
         """The logit gradient in balls around the logits, and its product in words."""
         A, B = self._reference.vectors, BallArithmetic(_LOGIT_BITS)
         radius = 2.0 ** math.ceil(max(self.state.log2_radius, -1000.0))
@@ -185,6 +221,15 @@ class ExactSample:
         return worst
 
 
+def _of_balls(state: State, v: Balls) -> Balls:
+    """J^T v, enclosed."""
+    if state.rows is not None:
+        found: Balls = state.interpreter.arithmetic.matmul(v, state.rows)
+    else:
+        found = state.interpreter.products(state.readings, v)
+    return found
+
+
 class Reference:
     """The exact network at `digits` digits.
 
@@ -214,12 +259,20 @@ class Reference:
         """An engine for a capture, of this reference's kind and precision."""
         if isinstance(self.vectors, MpVectors) and self._kind == "mpmath":
             return MpmathEngine(capture, self.vectors, by_rows=self.by_rows)
-        bits = self._bits + GUARD_BITS // 2  # of every row: their sum may cancel
-        balls = BallEngine(capture, self.vectors, bits, by_rows=self.by_rows)
+        balls = self._balls_for(capture)
         if not isinstance(self.vectors, WordVectors):
             return balls
         working = _FEW_BITS if self.digits <= _FEW_DIGITS else LARGEST_BITS
         return WordsEngine(capture, self.vectors, self._bits, working, balls, by_rows=self.by_rows)
+
+    def _balls_for(self, capture: Capture) -> BallEngine:
+        bits = self._bits + GUARD_BITS // 2  # of every row: their sum may cancel
+        return BallEngine(capture, self.vectors, bits, by_rows=self.by_rows)
+
+    @cached_property
+    def balls(self) -> BallEngine:
+        """The network in balls, for what the engine leaves open."""
+        return self.engine if isinstance(self.engine, BallEngine) else self._balls_for(self.capture)
 
     @cached_property
     def control_arithmetic(self) -> MpArithmetic:
@@ -231,10 +284,8 @@ class Reference:
         """The network at twice the precision."""
         return Interpreter(self.capture, self.control_arithmetic)
 
-    def samples(self, x: Tensor, advance: Callable[[], object]) -> list[ExactSample | None]:
+    def samples(self, x: Tensor, advance: Callable[[], object]) -> list[ExactSample | NoReference]:
         """The exact network at each sample of x (batch, *shape).
-
-        None where x is not finite, or where the exact network cannot be certified.
 
         Args:
             x: the inputs.
@@ -242,8 +293,9 @@ class Reference:
 
         Raises:
             CaptureAuditError: eager run and graph differ at a sample.
+            ContradictedError: PyTorch in float64 computes something else than the exact network.
         """
-        found: list[ExactSample | None] = []
+        found: list[ExactSample | NoReference] = []
         for piece in self.engine.pieces(len(x)):
             finite = x[piece].flatten(1).isfinite().all(1)
             known = x[piece][finite]
@@ -253,10 +305,22 @@ class Reference:
                     self.capture.audit(self.network.model, one, probe(self.network.model(one)))
             states = iter(self.engine.states(known) if len(known) else [])
             for i, is_finite in zip(range(*piece.indices(len(x))), finite.tolist(), strict=True):
-                state = next(states) if is_finite else None
-                found.append(None if state is None else ExactSample(self, x[i : i + 1], state))
+                if is_finite:
+                    found.append(self._sample(next(states), x[i : i + 1]))
+                else:
+                    found.append(NoReference(INPUT_NOT_FINITE, None))
                 advance()
         return found
+
+    def _sample(self, state: State | Unknown, x: Tensor) -> ExactSample | NoReference:
+        if isinstance(state, State):
+            return ExactSample(self, x, state)
+        fault = state.fault
+        if isinstance(fault, SingularGradientError):
+            with self.network.running():
+                modules = called_in(fault.operation, self.network.model, x)
+            return NoReference(infinite_slope(f"{fault.operation}{modules}"))
+        return NoReference(not_certified(str(fault)))
 
     def certifies(self, exact: ExactRow) -> bool:
         """Whether the gradient has the digits that were asked for."""

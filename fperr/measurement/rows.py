@@ -111,6 +111,7 @@ def measured_row(
     result = _identity(situation)
     result |= _scale_columns(situation, exact)
     result |= _routing_columns(cast)
+    result["value_audit"] = exact.state.audit.verdict
     asked = _loss_at(situation, context.reference.vectors)
     found = None if asked is None else exact.gradient(asked)
     # DLR has no gradient where its denominator is 0
@@ -120,7 +121,7 @@ def measured_row(
     if found is None:
         return result | {"reason": UNDEFINED}
     result["log2_reference_error"] = found.log2_error
-    result["is_proved"] = found.is_proved
+    result["is_proved"] = found.is_proved and found.log2_error < math.inf
     result["is_certified"] = context.reference.certifies(found)
     if not result["is_certified"]:
         missed = too_few_digits(found.log2_error, context.reference.digits)
@@ -159,15 +160,34 @@ def unmeasured_row(situation: Situation, reason: str, *, is_certified: bool | No
     return _identity(situation) | {"is_certified": is_certified, "reason": reason}
 
 
+def failed_row(sample: int, i: int, loss: Loss, fmt: Format, case: Case, reason: str) -> Row:
+    """The row of a format in which the network cannot be run.
+
+    Args:
+        sample: index in x.
+        i: index in the batch.
+        loss: what was to be differentiated.
+        fmt: the format.
+        case: the labels.
+        reason: why, in words.
+    """
+    return {
+        "sample": sample,
+        "scenario": case.scenarios[i].name,
+        "loss": loss.name,
+        "format": fmt.name,
+        "label": int(case.label[i]),
+        "is_sign_twin": False,
+        "reason": reason,
+    }
+
+
 def negated_row(twin: Row, scenario: Scenario) -> Row:
     """The row of `scenario` from that of its twin: only the sign of the gradient differs."""
-    seen = SCENARIOS[str(twin["format_scenario"])].twin
-    return {
-        **twin,
-        "scenario": scenario.name,
-        "format_scenario": seen.name,
-        "is_sign_twin": True,
-    }
+    row = {**twin, "scenario": scenario.name, "is_sign_twin": True}
+    if "format_scenario" in twin:
+        row["format_scenario"] = SCENARIOS[str(twin["format_scenario"])].twin.name
+    return row
 
 
 def _reason_of_format(s: Situation) -> str | None:

@@ -1,5 +1,6 @@
 """The exact network in pairs of float64, piece by piece of a batch."""
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,15 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.exact import choices
-from fperr.exact.batched import BatchedNetwork, of_all, to_mpmath
+from fperr.exact.batched import BatchedNetwork, BatchRun, of_all, to_mpmath
 from fperr.exact.engine import LEAST_BOUND
-from fperr.exact.graph import Capture
+from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import ForwardRun, Readings
 from fperr.exact.multiword import Words
 from fperr.exact.multiword.decided import order_in_doubt
 from fperr.exact.multiword.words import euclidean
 from fperr.exact.routing import decisions_of
-from fperr.measurement.engines import BallEngine, CoarserMap, Engine, State
+from fperr.exact.value_audit import SampleAudit
+from fperr.measurement.engines import BallEngine, CoarserMap, Engine, State, Unknown
 from fperr.measurement.maps import LinearMap, Products, WordRows
 from fperr.measurement.vectors import Wide, WordVectors
 
@@ -99,7 +101,7 @@ class WordsEngine(Engine):
         """See `Engine`."""
         return self._network.pieces(samples)
 
-    def states(self, x: Tensor) -> list[State | None]:
+    def states(self, x: Tensor) -> list[State | Unknown]:
         """See `Engine`."""
         run, logits, rows, doubt = self._run(self._network, x)
         doubt |= order_in_doubt(logits)
@@ -112,17 +114,37 @@ class WordsEngine(Engine):
             errors, doubtful = self._by_difference(errors, x, wide)
             doubt |= doubtful | (wide & (_worst(errors) > self._largest))
         logits, *rows = errors
+        audits = self._audits(run, rows, x, ~doubt)
         self._samples += len(x)
         self._by_balls += int(doubt.sum())
         self._by_agreement += int((wide & ~doubt).sum())
         return [
-            self._balls.state_or_none(x[i : i + 1])
-            if doubt[i]
+            self._balls.state_if_known(x[i : i + 1])
+            if audit is None
             else self._state(
-                sample_of_run(run, i), logits.of(i), [r.of(i) for r in rows], x[i : i + 1], wide[i]
+                sample_of_run(run, i),
+                logits.of(i),
+                [r.of(i) for r in rows],
+                x[i : i + 1],
+                wide[i],
+                audit,
             )
-            for i in range(len(x))
+            for i, audit in enumerate(audits)
         ]
+
+    def _audits(
+        self, run: ForwardRun, rows: list[Words], x: Tensor, is_known: Tensor
+    ) -> list[SampleAudit | None]:
+        """Of the samples whose decisions and digits are settled, for a generic v."""
+        A, network = self._network.arithmetic, self._network
+        v = probe(x.new_empty((len(x), self._classes), dtype=torch.float64))
+        if rows:
+            terms = [A.mul(row, A.from_samples(v[:, k, None])) for k, row in enumerate(rows)]
+            gradient = functools.reduce(A.add, terms)
+        else:
+            gradient = network.pullback(run.readings, A.from_samples(v[:, None]))
+        gradient = of_all(gradient, len(x))
+        return network.audits(BatchRun(run, len(x)), x, v, gradient, is_known)
 
     def maps(self, states: Sequence[State], readings: Sequence[Readings]) -> list[LinearMap]:
         """See `Engine`."""
@@ -170,7 +192,13 @@ class WordsEngine(Engine):
         return found, doubtful
 
     def _state(
-        self, run: ForwardRun, logits: Words, rows: list[Words], x: Tensor, wide: Tensor
+        self,
+        run: ForwardRun,
+        logits: Words,
+        rows: list[Words],
+        x: Tensor,
+        wide: Tensor,
+        audit: SampleAudit,
     ) -> State:
         interpreter = self._network.interpreter
         matrix = _matrix(rows) if rows else None
@@ -189,6 +217,7 @@ class WordsEngine(Engine):
             matrix,
             decisions,
             not bool(wide),
+            audit,
             None if rows else CoarserProducts(self._coarser, x, self._vectors),
         )
 

@@ -97,7 +97,8 @@ class Comparison:
         found: list[Row] = []
         is_new = event.of.number != self._pass
         if is_new:
-            self._exact = self._reference_for(x, event).samples(x, lambda: None)
+            samples = self._reference_for(x, event).samples(x, lambda: None)
+            self._exact = [s if isinstance(s, ExactSample) else None for s in samples]
             self._pass = event.of.number
         found += self._own(event, chosen, known, y)
         if is_new:

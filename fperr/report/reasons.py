@@ -56,6 +56,25 @@ class _Rule:
     is_result: bool = False
 
 
+def not_certified(fault: str) -> str:
+    """The reason of a sample at which the exact network could not be certified."""
+    return f"{NOT_CERTIFIED}: {' '.join(fault.split())}"
+
+
+def infinite_slope(operation: str) -> str:
+    """The reason of a sample whose exact gradient is infinite or undefined.
+
+    Args:
+        operation: which has no slope there, and the modules that call it.
+    """
+    return f"infinite slope: {operation} at 0"
+
+
+def format_fails(format: Format, fault: str) -> str:
+    """The reason of the rows of a format in which the network cannot be run."""
+    return f"the network fails in {format.name}: {' '.join(fault.split())}"
+
+
 def unusable_scale(c: float) -> str:
     """The reason of a row whose scale c is 0, infinite or not a number."""
     return f"its scale T/margin is {_word(c)}"
@@ -106,6 +125,17 @@ _RULES = (
         f"{NOT_CERTIFIED}(: .*)?",
         NOT_CERTIFIED,
         "measure with reference='mpmath', which compares two precisions and proves nothing",
+    ),
+    _Rule(
+        "infinite slope: .*",
+        "the exact gradient is infinite or undefined: an operation has no slope at 0",
+        "keep the operation's argument away from 0, or leave such samples out: PyTorch's gradient "
+        "is infinite or not a number there, too",
+    ),
+    _Rule(
+        "the network fails in .*",
+        "the network fails in a format",
+        "leave that format out, or change what does not fit it (a constant such as a mask of -1e9)",
     ),
     _Rule(
         r"the reference is certain to \d+ of \d+ digits",
