@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from flint import arb
 from mpmath import MPContext
-from mpmath.libmp import from_man_exp
+from mpmath.libmp import fninf, from_man_exp
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +26,7 @@ LARGEST_BITS = 8192
 # A start, not a bound: on trained and random networks 1 to 3 bits were lost with each product.
 _BITS_PER_LAYER = 3
 _BITS_FOR_THE_REST = 12
+_MINUS_INFINITY = arb("-inf")
 Result = TypeVar("Result")
 
 
@@ -143,8 +144,8 @@ def log2_relative_radius(balls: Balls) -> float:
 
 
 def norms(balls: Balls) -> tuple[Any, Any]:
-    """An upper bound on |radius|_2, and an enclosure of |midpoint|_2."""
-    listed = balls.listed()
+    """An upper bound on |radius|_2, and an enclosure of |midpoint|_2, of all but masked logits."""
+    listed = [ball for ball in balls.listed() if not _is_masked(ball)]
     radius = sum((ball.rad() ** 2 for ball in listed), arb(0)).sqrt()
     return radius.upper(), sum((ball.mid() ** 2 for ball in listed), arb(0)).sqrt()
 
@@ -167,13 +168,20 @@ def midpoints(balls: Balls, context: MPContext) -> NDArray[np.object_]:
     return _numbers(balls, arb.mid, context)
 
 
+def _is_masked(ball: arb) -> bool:
+    """Whether it is minus infinity, as the logit of a class is that is masked."""
+    return bool(ball.mid() == _MINUS_INFINITY) and bool(ball.rad().is_finite())
+
+
 def to_balls(A: BallArithmetic, numbers: NDArray[np.object_]) -> Balls:
     """Numbers of mpmath in ball arithmetic, rounded with a radius where they are longer."""
     return A.array([arb_of(number) for number in numbers.reshape(-1)], numbers.shape)
 
 
 def arb_of(number: Any) -> Any:
-    """The `mpf` as a ball, exactly."""
+    """The `mpf`, which may be minus infinity, as a ball, exactly."""
+    if number._mpf_ == fninf:
+        return _MINUS_INFINITY
     sign, man, exponent, _ = number._mpf_
     return arb((-int(man) if sign else int(man), exponent))
 
@@ -181,9 +189,15 @@ def arb_of(number: Any) -> Any:
 def _numbers(balls: Balls, part: Callable[[Any], Any], context: MPContext) -> NDArray[np.object_]:
     used, pool = balls.used, np.full(len(balls.pool), None, dtype=object)
     parts = [part(ball) for ball in balls.pool[used]]
-    if not all(number.is_finite() for number in parts):
+    is_masked = [_is_masked(number) for number in parts]
+    if not all(
+        number.is_finite() or masked for number, masked in zip(parts, is_masked, strict=True)
+    ):
         raise ReferenceNotCertifiedError("an enclosure is unbounded: more bits are needed")
-    pool[used] = [context.make_mpf(from_man_exp(*mantissa(number))) for number in parts]
+    pool[used] = [
+        context.ninf if masked else context.make_mpf(from_man_exp(*mantissa(number)))
+        for number, masked in zip(parts, is_masked, strict=True)
+    ]
     return pool[balls.index]
 
 

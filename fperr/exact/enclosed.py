@@ -1,7 +1,7 @@
 """Enclosures beyond the network: of logit gradients, of their order, and of relative errors."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -31,9 +31,9 @@ class _BallContext:
         """The sum."""
         return sum(numbers, arb(0))
 
-    def fdot(self, a: Sequence[arb], b: Sequence[arb]) -> arb:
-        """The sum of the products."""
-        return sum((x * y for x, y in zip(a, b, strict=True)), arb(0))
+    def isinf(self, a: arb) -> bool:
+        """Whether it is infinite: a masked class."""
+        return not a.is_finite()
 
 
 def decide_order(z: Balls) -> None:

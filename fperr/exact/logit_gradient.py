@@ -1,7 +1,8 @@
 """The gradient v = dL/dz of every loss in closed form, in mpmath: unlimited exponent range.
 
 Written from the formulas of the losses, for one sample: `z` is a list of K numbers of `context`,
-`label` is y or, if targeted, y_t. Ties take the lower index, as in a stable sort.
+`label` is y or, if targeted, y_t. Ties take the lower index, as in a stable sort. A logit of minus
+infinity is that of a masked class, which takes no part: its v is 0.
 """
 
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def dlr(
     targeted: bool = False,
     y: int | None = None,
 ) -> list[Number] | None:
-    """The v of DLR by the quotient rule; None where its denominator is 0.
+    """The v of DLR by the quotient rule; None where its denominator is 0, or classes are too few.
 
     Untargeted (max_{i != y} z_i - z_y)/(z_pi1 - z_pi3); targeted
     (z_yt - z_y)/(z_pi1 - (z_pi3 + z_pi4)/2).
@@ -72,7 +73,12 @@ def dlr(
         parts = [(order[0], 1), (order[2], -1)]
     for index, weight in parts:
         fall[index] += weight
-    numerator, denominator = context.fdot(rise, z), context.fdot(fall, z)
+    used = [i for i in range(len(z)) if rise[i] != 0 or fall[i] != 0]
+    if any(context.isinf(z[i]) for i in used):  # fewer classes than it takes: the others are masked
+        return None
+    numerator, denominator = (
+        context.fsum(weight[i] * z[i] for i in used) for weight in (rise, fall)
+    )
     if denominator == 0:
         return None
     return [

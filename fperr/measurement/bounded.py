@@ -35,7 +35,8 @@ def logit_bound(f: FloatGradient, label: Tensor, loss: Loss) -> Bound | None:
     off = float(abs(Fraction(upstream) / exact - 1)) * (1 + 2.0**-50)
     kernel = "cuda" if f.logits.device.type == "cuda" else "cpu"
     c = f.scale.c.to(torch.float64)
-    reach = c[:, None] * f.logits.to(torch.float64).abs()
+    present = torch.where(f.logits.isneginf(), 0.0, f.logits)  # masked classes have no error
+    reach = c[:, None] * present.to(torch.float64).abs()
     fits = (reach <= fmt.largest / 4).all(1) & (upstream * c.clamp_min(1) <= fmt.largest)
     usable = ((c > 0) & fits & (0 < upstream <= fmt.largest))[:, None]
     upstream = upstream if 0 < upstream <= fmt.largest else 1.0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.arithmetic import Array
-from fperr.exact.certified import Certifier, log2_relative_radius, losses
+from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints
 from fperr.exact.enclosed import decide_order
 from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import ForwardRun, Interpreter, Readings
@@ -153,8 +153,11 @@ class SampleEngine(Engine):
         check_regular(interpreter, run, entering, gradient)
         audit = audit_sample(interpreter, run, x, v, gradient)
         products = Products(interpreter, run.readings, self._vectors)
+        logits = run.logits
+        if isinstance(logits, Balls):
+            logits = midpoints(logits, self._vectors.context)
         return State(
-            list(self._vectors.numbers(self._vectors.of_engine(run.logits))[0]),
+            list(logits[0]),
             -math.inf,
             run.readings,
             products if rows is None else map_of_rows(rows, self._vectors),

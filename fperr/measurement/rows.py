@@ -71,9 +71,10 @@ class Situation:
 
     @property
     def part_not_finite(self) -> str | None:
-        """The first of logits, logit gradient and gradient that is not finite, if any."""
+        """The first of (unmasked) logits, logit gradient and gradient not finite, if any."""
         f, i = self.float_gradient, self.i
-        parts = {"logits": f.logits, "logit gradient": f.logit_gradient, "gradient": f.gradient}
+        logits = torch.where(f.logits.isneginf(), 0.0, f.logits)
+        parts = {"logits": logits, "logit gradient": f.logit_gradient, "gradient": f.gradient}
         broken = (name for name, part in parts.items() if not bool(part[i].isfinite().all()))
         return next(broken, None)
 
@@ -268,7 +269,7 @@ def _logit_gradients(
         )
         return None if v is None else A.array(v)
 
-    finite_logits = bool(f.logits[i].isfinite().all())
+    finite_logits = bool((f.logits[i].isfinite() | f.logits[i].isneginf()).all())
     finite_v = bool(f.logit_gradient[i].isfinite().all())
     return LogitGradients(
         computed=_unscaled(s, A, f.logit_gradient[i]) if finite_v and finite_logits else None,

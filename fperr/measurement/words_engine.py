@@ -279,7 +279,8 @@ def _worst(arrays: list[Words]) -> Tensor:
     The logits' counts as that many bits more.
     """
     logits, *rows = arrays
-    found = logits.radius / logits.norm() * 2.0**_MORE_OF_LOGITS
+    present = replace(logits, high=torch.where(logits.high.isneginf(), 0.0, logits.high))
+    found = logits.radius / present.norm() * 2.0**_MORE_OF_LOGITS  # masked classes apart
     if rows:
         radius = euclidean(torch.stack([r.radius for r in rows]), 0)
         size = torch.linalg.vector_norm(torch.stack([r.norm() for r in rows]), dim=0)
