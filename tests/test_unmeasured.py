@@ -186,6 +186,7 @@ def test_the_fault_of_a_format_goes_before_that_of_the_reference():
     assert report.frame["reason"].unique().tolist() == ["the float16 logits are not finite"]
     line = report.summary().iloc[0]
     assert line["verdict"].startswith("do not trust: 2 of 2 gradients fail")
+    assert line["verdict"].endswith("(2 not finite); no relative error")
     assert line["unmeasured"] == 0
 
 

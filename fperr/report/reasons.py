@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fperr.formats import FORMATS, Format
+from fperr.formats import FORMATS, TF32, Format
 
 INPUT_NOT_FINITE = "its input is not finite"
 NOT_CERTIFIED = "the reference could not be certified"
@@ -104,9 +104,10 @@ def _word(number: float) -> str:
 
 
 def _of_format(format: Format) -> _Rule:
-    wider = [f.name for f in FORMATS.values() if f.emax > format.emax]
+    # tf32 has float32's range, and exists on CUDA devices only
+    wider = [f.name for f in FORMATS.values() if f.emax > format.emax and f is not TF32]
     remedy = (
-        f"measure in a format with more range: {' or '.join(wider)}"
+        f"measure in a format with more range: {', '.join(wider)}"
         if wider
         else "scale the network's input or its weights down"
     )
@@ -119,7 +120,7 @@ _RULES = (
     _Rule(
         INPUT_NOT_FINITE,
         INPUT_NOT_FINITE,
-        "leave such samples out: x[x.flatten(1).isfinite().all(1)]",
+        "leave such samples and their labels out: x[x.flatten(1).isfinite().all(1)]",
     ),
     _Rule(
         f"{NOT_CERTIFIED}(: .*)?",

@@ -1,5 +1,6 @@
 """Is the gradient of a loss in a format trustworthy, and if not, why?"""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -81,8 +82,10 @@ class Verdict:
     @property
     def _judgement(self) -> str:
         medians = (
-            f"relative error {self.delta_median:.2g}, wrong signs {self.sign_error_median:.1%} "
-            "(medians)"
+            "no relative error"  # of rows that are not finite
+            if math.isnan(self.delta_median)
+            else f"relative error {self.delta_median:.2g}, wrong signs "
+            f"{self.sign_error_median:.1%} (medians)"
         )
         if not self.failing:
             # with none of n failing, a failing share above this would be seen with 95 %
