@@ -1,0 +1,287 @@
+"""The audit of values: PyTorch in float64 confirms the exact network, or names what differs."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fperr
+from fperr import data, exact, zoo
+from fperr.errors import ContradictedError
+from fperr.exact import choices, float64_run
+from fperr.exact.batched import BatchedNetwork
+from fperr.exact.graph import probe
+from fperr.exact.node_kinds import kinds_of
+from fperr.exact.operations import OPERATIONS
+from fperr.exact.value_audit import audit_values
+from tests.conftest import normal, seeded, tiny_mlp
+from tests.networks import NETWORKS, SIDE, build
+
+ZOO = ("fashion_standard", "fashion_saturated", "fashion_adversarial")
+
+
+class Of(nn.Module):
+    """A network made of one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def subject(name):
+    """A network and inputs: images for the packaged ones, random numbers for the others."""
+    if name in ZOO:
+        return zoo.load(name), data.fashion_mnist_1000().x[:10]
+    generator = torch.Generator().manual_seed(1)
+    return build(name), torch.rand(4, 3, SIDE, SIDE, generator=generator)
+
+
+class ExactRun:
+    """A batch through pairs of float64, and its audit with an error added to the gradient."""
+
+    def __init__(self, model, x):
+        network = BatchedNetwork(exact.capture(model, x[:1]))
+        self.x, self.v = x, probe(model(x)).double()
+        self.batch = network.forward(x)
+        entering = network.arithmetic.from_samples(self.v[:, None])
+        g = network.pullback(self.batch.run.readings, entering)
+        self.gradient = (g.high + g.low).expand(len(x), -1)
+        self.interpreter = network.interpreter
+
+    def audit(self, added=0.0, samples=slice(None)):
+        exponents = torch.zeros(len(self.x), dtype=torch.int64)
+        known = torch.zeros(len(self.x), dtype=torch.bool)
+        known[samples] = True
+        return audit_values(
+            self.interpreter,
+            self.batch.run,
+            self.x,
+            self.v,
+            (self.gradient + added, exponents),
+            is_known=known,
+        )
+
+
+@pytest.mark.parametrize("name", [*ZOO, *NETWORKS])
+def test_networks_are_confirmed_with_a_small_estimate(name):
+    run = ExactRun(*subject(name))
+    audits = run.audit()
+    assert sum(a.verdict == "confirmed" for a in audits) >= 0.95 * len(audits)
+    estimates = torch.tensor([a.estimate for a in audits])
+    assert float(estimates.median()) <= 2.0**-40
+    assert all(a.difference <= a.estimate for a in audits)
+    # and something was compared: float64 does round
+    assert max(a.difference for a in audits) > 2.0**-60
+
+
+@pytest.mark.parametrize("name", ["fashion_standard", "fashion_saturated", "resnet", "vit_mha"])
+def test_eight_times_the_estimate_is_contradicted_and_an_eighth_is_not(name):
+    run = ExactRun(*subject(name))
+    honest = run.audit()
+    direction = normal(*run.gradient.shape, seed=11).double()
+    size = torch.tensor([a.estimate for a in honest])[:, None] * run.gradient.norm(dim=1)[:, None]
+    unit = direction / direction.norm(dim=1, keepdim=True) * size
+    assert {a.verdict for a in run.audit(unit / 8)} == {"confirmed"}
+    for sample in range(2):
+        with pytest.raises(ContradictedError, match=f"sample {sample}: PyTorch in float64"):
+            run.audit(8 * unit, sample)
+
+
+def _times(factor):
+    return lambda right: lambda A, *a, **o: A.mul(right(A, *a, **o), factor)
+
+
+def _opposite(right):
+    return lambda A, *a, **o: ~right(A, *a, **o)
+
+
+def _next_index(right):
+    def wrong(A, *arguments):
+        values, indices = right(A, *arguments)
+        return values, indices + 1 - 2 * (indices % 2)
+
+    return wrong
+
+
+def _first_index_again(right):
+    return lambda A, a, dim, index, **o: right(A, a, dim, index * 0, **o)
+
+
+def _swapped(right):
+    return lambda A, mask, a, b: right(A, mask, b, a)
+
+
+def _rolled(right):
+    return lambda A, a, indices: right(A, a, [i if i is None else np.roll(i, 1) for i in indices])
+
+
+# family -> network, operation, what is wrong with its meaning
+SABOTAGES = {
+    "arithmetic": (lambda x: x * x.flip(1), "aten.mul.Tensor", _times(1 + 2.0**-30)),
+    "a sum": (lambda x: x.sum(1, keepdim=True) * x, "aten.sum.dim_IntList", _times(1.001)),
+    "a product of matrices": (
+        lambda x: x @ torch.ones(6, 3, dtype=x.dtype),
+        "aten.mm.default",
+        _times(1 + 2.0**-30),
+    ),
+    "an elementary function": (lambda x: x.tanh(), "aten.tanh.default", _times(1 + 2.0**-30)),
+    "an activation": (F.gelu, "aten.gelu_backward.default", _times(-1.0)),
+    "a comparison": (
+        lambda x: torch.where(x > 0.1, 2 * x, x),
+        "aten.gt.Scalar",
+        _opposite,
+    ),
+    "a comparison at a tie": (
+        lambda x: torch.where(x / 3 >= x * 2 / 6, 2 * x, x),
+        "aten.ge.Tensor",
+        lambda right: OPERATIONS["aten.gt.Tensor"].meaning,
+    ),
+    "a maximum": (
+        lambda x: F.max_pool2d(x[:, None, None], (1, 2))[:, 0, 0],
+        "aten.max_pool2d_with_indices.default",
+        _next_index,
+    ),
+    "a logical operation": (
+        lambda x: torch.where(x.logical_and(x > 0), 2 * x, x),
+        "aten.logical_and.default",
+        _opposite,
+    ),
+    "a mask": (lambda x: torch.where(x > 0, 2 * x, x), "aten.where.self", _swapped),
+    "an index": (
+        lambda x: x.gather(1, x.argmax(1, keepdim=True)) * x,
+        "aten.gather.default",
+        _first_index_again,
+    ),
+    "indices": (lambda x: x[:, [0, 3, 3]] * x[:, :3], "aten.index.Tensor", _rolled),
+}
+
+
+@pytest.mark.parametrize("family", SABOTAGES)
+def test_a_sabotaged_operation_is_caught_by_the_audit_alone(monkeypatch, family):
+    function, name, change = SABOTAGES[family]
+    model, x = Of(function).eval(), normal(2, 6, seed=3).double()
+    v = normal(*model(x).shape, seed=4).double()
+    assert {a.verdict for a in exact.gradient(model, x, v, engine="mpmath").audits} == {"confirmed"}
+    right = OPERATIONS[name]
+    monkeypatch.setitem(OPERATIONS, name, replace(right, meaning=change(right.meaning)))
+    with pytest.raises(ContradictedError, match=r"PyTorch in float64") as refusal:
+        exact.gradient(model, x, v, engine="mpmath")
+    if family not in ("a comparison at a tie", "an index", "a maximum"):
+        assert name in str(refusal.value)  # the first operation whose value differs
+    assert " in float64, " in str(refusal.value)
+    assert " exactly, at (" in str(refusal.value)
+
+
+def test_sabotaged_integers_and_constants_are_caught(monkeypatch):
+    def counted(x):
+        return x * ((x > 0).sum(1, keepdim=True) + 1)
+
+    model, x = Of(counted).eval(), normal(2, 6, seed=3).double()
+    right = choices.computed
+    monkeypatch.setattr(
+        choices, "computed", lambda *a: right(*a) + (1 if "add" in str(a[0]) else 0)
+    )
+    with pytest.raises(ContradictedError, match=r"aten.add.Tensor"):
+        exact.gradient(model, x, normal(2, 6), engine="ball")
+    monkeypatch.undo()
+
+    def sabotaged(module, x, v):
+        kinds = kinds_of(module, x, v)
+        return replace(kinds, made={name: value + 0.25 for name, value in kinds.made.items()})
+
+    model = Of(lambda x: x * torch.full((6,), 0.5, dtype=x.dtype)).eval()
+    assert exact.gradient(model, x, normal(2, 6)).audits[0].verdict == "confirmed"
+    monkeypatch.setattr("fperr.exact.graph.kinds_of", sabotaged)
+    with pytest.raises(ContradictedError, match=r"aten.full.default"):
+        exact.gradient(model, x, normal(2, 6))
+
+
+# functions that float64 cannot compute at normal inputs, whatever they are exactly
+HOPELESS = {
+    "absorption": lambda x: (x + 2.0**110) - 2.0**110,
+    "saturation": lambda x: torch.tanh(60 * (1 + x.abs())),
+    "underflow": lambda x: torch.exp(x - 800),
+    "a tail": lambda x: F.gelu(x - 12),
+    "a logarithm of 1": lambda x: (x - 40) * torch.tanh(torch.log(1 + torch.exp(x - 40))),
+    "a product that vanishes": lambda x: torch.exp(x - 800) * 2.0**600 * 2.0**600,
+    "a late overflow": lambda x: torch.exp(x + 800) / 2.0**1000,
+}
+
+
+@pytest.mark.parametrize("function", HOPELESS.values(), ids=HOPELESS)
+@pytest.mark.parametrize("engine", ["ball", "multiword"])
+def test_where_float64_cannot_say_nothing_is_taken_from_the_proof(function, engine):
+    model, x = Of(function).eval(), normal(2, 6, seed=3).double()
+    found = exact.gradient(model, x, normal(2, 6, seed=4).double(), engine=engine, bits=64)
+    assert {a.verdict for a in found.audits} == {"float64 cannot say"}
+    assert found.log2_error <= -64
+    assert found.radius is not None
+
+
+def test_a_report_counts_what_float64_could_not_say():
+    class Saturated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = tiny_mlp().double()[2]
+
+        def forward(self, x):
+            return self.last(torch.tanh(60 * (1 + x.abs())))
+
+    x = torch.cat([normal(2, 8, seed=3), normal(2, 8, seed=5)]).double()
+    options = {"losses": ["ce"], "formats": ["float64"], "reference": "ball", "progress": False}
+    frame = fperr.measure(Saturated().eval(), x, **options).frame
+    assert set(frame["value_audit"]) == {"float64 cannot say"}
+    assert frame["is_proved"].all()
+    plain = fperr.measure(tiny_mlp().double(), normal(2, 6).double(), **options).frame
+    assert set(plain["value_audit"]) == {"confirmed"}
+
+
+def test_the_estimate_is_needed(monkeypatch):
+    """Negative control: without the copies' noise, what float64 rounds off is a contradiction."""
+    model = seeded(nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 4))).double()
+    x, v = normal(3, 6).double(), normal(3, 4).double()
+    assert {a.verdict for a in exact.gradient(model, x, v).audits} == {"confirmed"}
+    monkeypatch.setattr(float64_run, "SAFETY", 0.0)
+    monkeypatch.setattr(float64_run, "LEAST_ROUNDINGS", 0.0)
+    with pytest.raises(ContradictedError, match=r"float64 is off by about 0"):
+        exact.gradient(model, x, v)
+
+
+def test_branches_follow_the_exact_ones_where_float64_cannot_tell(monkeypatch):
+    """x/3 + x/3 + x/3 - x is 0, and float64 has it on either side: ReLU's slope there is 0."""
+    model = Of(lambda x: F.relu(x / 3 + x / 3 + x / 3 - x) + F.relu(x - x / 7 * 7) + x).eval()
+    x, v = normal(20, 6, seed=3).double(), torch.ones(20, 6)
+    leaf = x.clone().requires_grad_()
+    (float64,) = torch.autograd.grad(model(leaf), leaf, v.double())
+    assert not bool((float64 == 1).all())  # float64 takes the wrong branch at some of them
+    found = exact.gradient(model, x, v, engine="multiword")
+    assert bool((found.to_torch() == 1).all())
+    assert {a.verdict for a in found.audits} == {"confirmed"}
+    # negative control: a run that decides for itself disagrees
+    monkeypatch.setattr(float64_run._Run, "_beside", lambda run, source, rows, kink: rows)
+    with pytest.raises(ContradictedError):
+        exact.gradient(model, x, v, engine="multiword")
+
+
+def test_a_wrong_branch_against_a_clear_sign_is_contradicted(monkeypatch):
+    name = "aten.threshold_backward.default"
+    right = OPERATIONS[name]
+    flipped = {1: lambda A, a, arguments: ~right.decisions[1](A, a, arguments)}
+    monkeypatch.setitem(OPERATIONS, name, replace(right, decisions=flipped))
+    with pytest.raises(ContradictedError, match=name):
+        exact.gradient(tiny_mlp(), normal(2, 6), normal(2, 4))
+
+
+def test_a_gradient_knows_its_audit():
+    found = exact.gradient(tiny_mlp(), normal(3, 6), normal(3, 4))
+    assert len(found.audits) == 3
+    assert all(0 <= a.difference <= a.estimate < 2.0**-35 for a in found.audits)
+    flat = exact.gradient(Of(lambda x: x * 0).eval(), normal(1, 6), normal(1, 6))
+    assert math.isnan(flat.audits[0].difference)
