@@ -19,7 +19,7 @@ from fperr.exact.multiword.words import Words
 
 MEMORY = 1 << 31  # bytes that a piece of a batch may take
 _MOST_SAMPLES = 64
-_BYTES = 40  # of a number: high, low, three residues of its value number
+_BYTES = 32  # of a number: high, low, both residues of its value number
 _WORKING_ARRAYS = 24  # float64 arrays as large as the largest of the network, during a product
 
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
-from fperr.exact.ball import BallArithmetic, log2_upper, mantissa
+from fperr.exact.ball import BallArithmetic, log2_upper
 from fperr.exact.graph import Capture, Node
 from fperr.exact.interpreter import Interpreter
-from fperr.exact.pool import Balls
+from fperr.exact.pool import Balls, mantissa
 
 LARGEST_BITS = 8192
 # A start, not a bound: on trained and random networks 1 to 3 bits were lost with each product.
@@ -73,9 +73,8 @@ class Certifier:
 
         def attempt(interpreter: Interpreter) -> Balls:
             run = interpreter.forward(x)
-            product: Balls = interpreter.products(
-                run.readings, interpreter.arithmetic.from_torch(v)
-            )
+            entering = interpreter.arithmetic.from_torch(v).renumbered(None)  # decides nothing
+            product: Balls = interpreter.products(run.readings, entering)
             return product
 
         def proved(balls: Balls) -> float:

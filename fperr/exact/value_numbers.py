@@ -1,7 +1,7 @@
 """Value numbers: which numbers are equal by the rules of arithmetic, whatever their digits.
 
 The network is evaluated a second time over finite fields: beside every number stand its residues
-modulo three primes just below 2^20. A float m 2^e has the residues of m 2^e, as 2 has an inverse
+modulo two primes just below 2^20. A float m 2^e has the residues of m 2^e, as 2 has an inverse
 there; sums, differences, products, quotients, matrix products and convolutions are those of the
 fields. All of that commutes with taking residues, so numbers that are equal by the rules of
 arithmetic have equal value numbers, in whatever order and grouping they were computed: a filter
@@ -9,17 +9,17 @@ that sums to zero has the value number 0 on a constant patch, and so has x - mea
 row. A function f(a) that the fields lack has residues hashed from f and the value number of a, with
 the exact relations that `_Function` lists.
 
-Different numbers share a value number where all three primes divide the numerator of their
-difference: with a probability near 2^-60 for numbers without a pattern. With residues drawn at
-random instead of given, it would be at most (d/p)^3 for a difference that is a polynomial of degree
-d in them (Schwartz, Zippel), where d is about the number of layers. The primes are no secret: a
-network can be built to collide. So value numbers decide only what the numbers' own error bounds
-leave open, and equal ones of numbers that are certainly apart put the sample in doubt.
+Different numbers share a value number where both primes divide the numerator of their difference:
+with a probability near 2^-40 for numbers without a pattern. With residues drawn at random instead
+of given, it would be at most (d/p)^2 for a difference that is a polynomial of degree d in them
+(Schwartz, Zippel); d is about the number of layers. The primes are no secret: a network can be
+built to collide. So value numbers decide only what the numbers' own error bounds leave open, and
+equal ones of numbers that are certainly apart put the sample in doubt.
 
-Three small primes, and not a large one, because products of residues then fit into float64 as they
-are: a matrix product takes three float64 products, where halves of residues modulo a prime below
-2^40 take four and give 20 bits less. Residues are kept as float64 for the same reason; NaN stands
-for "equal to nothing": infinities, and quotients by zero.
+Two small primes, and not a large one, because sums of products of residues then fit into float64 as
+they are: a matrix product takes two float64 products, where halves of residues modulo one prime
+below 2^40 take four. Residues are kept as float64 for the same reason; NaN stands for "equal to
+nothing": infinities, and quotients by zero.
 
 None stands for value numbers that nobody asks for: those of the backward half.
 """
@@ -28,12 +28,12 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
-PRIMES = (1048573, 1048571, 1048559)  # the largest below 2^20
+PRIMES = (1048573, 1048571)  # the largest below 2^20
 _BITS = 20
 # `_reduced` is exact below; sums of this many products of two residues are, as |residue| < 2^19
 _REDUCIBLE, LONGEST_SUM = 2**51, 2**13
@@ -66,9 +66,11 @@ class ValueNumbers:
         """Where they are equal; the shapes broadcast."""
         return _all_of([a == b for a, b in zip(self.residues, other.residues, strict=True)])
 
-    def is_zero(self) -> Tensor:
-        """Where they are 0."""
-        return _all_of([r == 0 for r in self.residues])
+    def equals_float(self, number: float) -> Tensor:
+        """Where they are that of a float64."""
+        if number == 0:
+            return _all_of([r == 0 for r in self.residues])
+        return self.equals(of_float(number, self.residues[0].device))
 
     def identifiers(self) -> Tensor:
         """int64: equal where the value numbers are; negative, and all different, at NaN."""
@@ -126,7 +128,7 @@ _FUNCTIONS = {
 
 def zeros(shape: Sequence[int], device: torch.device | str = "cpu") -> ValueNumbers:
     """The value numbers of zeros."""
-    zero = torch.zeros(tuple(shape), dtype=torch.float64, device=device)
+    zero = torch.zeros((), dtype=torch.float64, device=device).expand(tuple(shape))
     return ValueNumbers((zero,) * len(PRIMES))
 
 
@@ -136,21 +138,23 @@ def of_floats(floats: Tensor) -> ValueNumbers:
     whole = significand * 2.0**_SIGNIFICAND  # an integer; NaN and infinities stay
     high = torch.floor(whole * 2.0**-_HALF)
     low = whole - high * 2.0**_HALF
-    place = exponent.to(torch.int64) - (_SIGNIFICAND + _LEAST_EXPONENT)
+    place = exponent.reshape(-1) - (_SIGNIFICAND + _LEAST_EXPONENT)
     is_finite = bool(floats.isfinite().all())
     if not is_finite:
-        place = torch.where(floats.isfinite(), place, 0)
+        place = torch.where(floats.isfinite().reshape(-1), place, 0)
     residues = []
     for p in PRIMES:
         # below 2^27 * 2^19 + 2^26
         short = _reduced(high * _centred(2**_HALF, p) + low, p)
-        residue = _reduced(short * _powers_of_two(p).to(floats.device)[place], p)
+        scale = _powers_of_two(p).to(floats.device).index_select(0, place).reshape(floats.shape)
+        residue = _reduced(short.mul_(scale), p)
         residues.append(
             residue if is_finite else torch.where(floats.isfinite(), residue, torch.nan)
         )
     return ValueNumbers(tuple(residues))
 
 
+@lru_cache(maxsize=1024)
 def of_float(number: float, device: torch.device | str = "cpu") -> ValueNumbers:
     """The value number of one float64, without dimensions."""
     if number == 0:
@@ -191,8 +195,8 @@ def times(a: ValueNumbers | None, b: ValueNumbers | None) -> ValueNumbers | None
 def inverse(a: ValueNumbers | None) -> ValueNumbers | None:
     """The value numbers of 1/a; NaN where a is 0.
 
-    Where only some of the primes divide a, its residues there have no inverse, and the inverse gets
-    residues that are hashed.
+    Where only one of the primes divides a, the residue there has no inverse, and gets a hash for
+    one.
     """
     if a is None:
         return None

@@ -113,7 +113,9 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         return a.shape
 
     def zeros(self, shape: Shape) -> Words:
-        return self.from_torch(torch.zeros(tuple(shape), dtype=torch.float64))
+        zero = torch.zeros(1, *shape, dtype=torch.float64, device=self.device)
+        numbers = value_numbers.zeros(zero.shape, self.device)
+        return Words(zero, zero, zero.new_zeros(1), numbers)
 
     def add(self, a: Words, b: Words | float) -> Words:
         return self._sum(a, self._operand(b), 1)

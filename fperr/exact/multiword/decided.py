@@ -5,7 +5,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fperr.exact import value_numbers
 from fperr.exact.multiword.slices import two_sum
 from fperr.exact.multiword.words import Words
 
@@ -21,8 +20,7 @@ def exceeds(a: Words, threshold: float) -> tuple[Tensor, Tensor]:
         distance = _difference(a.high, a.low, other, torch.zeros_like(other))
     same_number = None
     if a.value_number is not None:
-        other_number = value_numbers.of_float(threshold, a.high.device)
-        same_number = a.value_number.equals(other_number)
+        same_number = a.value_number.equals_float(threshold)
     alike, doubt = _alike(distance, _beside(a.radius, a.high), same_number)
     return (distance > 0) & ~alike, doubt
 
