@@ -255,9 +255,12 @@ def test_ties_by_construction_go_to_the_first_index(monkeypatch):
     leaf = x.clone().requires_grad_()
     (theirs,) = torch.autograd.grad(model(leaf), leaf, v.double())
     assert float((found - theirs).norm() / theirs.norm()) < 1e-14
-    # negative control: without knowing where numbers come from, nothing decides
+    # negative control: without knowing where numbers come from, nothing decides: neither that they
+    # are one entry of the pool nor their value numbers
     everyone = lambda index: (np.arange(len(index)), np.arange(len(index)))  # noqa: E731
     monkeypatch.setattr(ball, "distinct_rows", everyone)
+    assert float((exact.gradient(model, x, v).to_torch() - found).norm()) == 0.0
+    monkeypatch.setattr(ball, "behind_zero", lambda _: None)
     with pytest.raises(
         ReferenceNotCertifiedError, match=r"max_pool2d_with_indices: .* closer than"
     ):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import fperr
 from fperr import data, exact, zoo
 from fperr.errors import InexactProductError
+from fperr.exact import value_numbers
 from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.multiword import MultiwordArithmetic, guards, sliced, slices
@@ -287,7 +288,7 @@ def test_decisions_within_the_radius_are_doubted():
         torch.tensor([[1.0, 1e-30], [1.0, 1e-20]]).double(),
         torch.zeros(2, 2).double(),
         torch.tensor([1e-25, 1e-25]).double(),
-        torch.ones(2, 2, dtype=torch.int64),
+        value_numbers.of_floats(torch.ones(2, 2).double()),
     )
     A.forget_doubts()
     A.exceeds(close, 0.0)

@@ -68,6 +68,10 @@ class Arithmetic(ABC):
         """The nearest float64 tensor (samples, *shape): one sample stands for all."""
         return self.to_torch(a)[None]
 
+    def without_value_numbers(self, a: Array) -> Array:
+        """The same numbers, of which nobody will ask whether they are equal by arithmetic."""
+        return a
+
     def from_choice(self, a: Choice) -> Array:
         """The integers or booleans as numbers, exactly."""
         first, *rest = (self.from_torch(part) for part in choices.float_parts(a))

@@ -1,8 +1,9 @@
 """Ball arithmetic with Arb: every number is an enclosure, every digit that it claims is proved.
 
 An array is a `Balls`: a pool of balls and an index into it. What only moves numbers touches the
-index alone. Numbers made by the same operations from the same numbers are one entry of the pool:
-the maximum of a window of such numbers is decided, although their balls overlap.
+index alone. Numbers made by the same operations from the same numbers are one entry of the pool,
+computed once. Balls that overlap are decided where their value numbers are equal: those of every
+array that is made of arrays from torch only (see `value_numbers`).
 """
 
 import math
@@ -13,24 +14,37 @@ from typing import Any
 import flint
 import numpy as np
 import torch
-from flint import arb, arb_mat
+from flint import arb
 from torch import Tensor
 
 from fperr.errors import UndecidedError
+from fperr.exact import value_numbers
 from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
 from fperr.exact.pool import (
     ZERO,
     Balls,
+    Matrix,
     Pool,
     as_matrix,
+    behind_zero,
     distinct_columns,
     distinct_rows,
     is_injective,
     make_pool,
+    mantissa,
     merged,
     zeros_first,
 )
+from fperr.exact.value_numbers import ValueNumbers
 
+_NUMBERED: dict[Any, Callable[[Balls, Indices, Balls, Indices], ValueNumbers | None]] = {
+    np.add: lambda a, i, b, j: value_numbers.total(a.numbers_at(i), b.numbers_at(j)),
+    np.subtract: lambda a, i, b, j: value_numbers.total(a.numbers_at(i), b.numbers_at(j), -1),
+    np.multiply: lambda a, i, b, j: value_numbers.times(a.numbers_at(i), b.numbers_at(j)),
+    np.true_divide: lambda a, i, b, j: value_numbers.times(
+        a.numbers_at(i), b.renumbered(value_numbers.inverse(b.value_numbers)).numbers_at(j)
+    ),
+}
 _REMEMBERED = 64  # weight matrices
 # where it pays to leave zeros out of a product
 _MANY_ROWS, _FEW_COLUMNS = 16, 0.8
@@ -50,7 +64,7 @@ class BallArithmetic(Arithmetic):
         if bits < 53:
             raise ValueError(f"bits={bits}: at least 53 are needed, to hold float64 exactly")
         self.bits = bits
-        self._matrices: dict[Any, tuple[Balls, tuple[arb_mat, Indices]]] = {}
+        self._matrices: dict[Any, tuple[Balls, Matrix]] = {}
 
     @property
     def name(self) -> str:
@@ -66,7 +80,9 @@ class BallArithmetic(Arithmetic):
         floats = tensor.detach().to("cpu", torch.float64).numpy()
         distinct, index = np.unique(floats.reshape(-1), return_inverse=True)
         pool = make_pool(map(arb, distinct.tolist()), len(distinct))
-        return Balls(pool, zeros_first(pool, index.reshape(-1) + 1).reshape(floats.shape))
+        numbers = behind_zero(value_numbers.of_floats(torch.from_numpy(distinct)))
+        places = zeros_first(pool, index.reshape(-1) + 1).reshape(floats.shape)
+        return Balls(pool, places, numbers)
 
     def to_torch(self, a: Balls) -> Tensor:
         pool = np.array([float(ball.mid()) for ball in a.pool])
@@ -77,13 +93,14 @@ class BallArithmetic(Arithmetic):
         exponent = max((man.bit_length() + exp for man, exp in pairs if man), default=0)
         scale = arb(2) ** -exponent
         with self.precision():
-            return self.to_torch(self._unary(scale.__mul__, a)), exponent
+            return self.to_torch(self._unary(scale.__mul__, a.renumbered(None))), exponent
 
     def shape(self, a: Balls) -> tuple[int, ...]:
         return a.index.shape
 
     def zeros(self, shape: Shape) -> Balls:
-        return Balls(make_pool((), 0), np.zeros(tuple(shape), dtype=np.int64))
+        index = np.zeros(tuple(shape), dtype=np.int64)
+        return Balls(make_pool((), 0), index, value_numbers.zeros((1,)))
 
     def add(self, a: Balls, b: Balls | float) -> Balls:
         return self._binary(np.add, a, b)
@@ -98,41 +115,43 @@ class BallArithmetic(Arithmetic):
         return self._binary(np.true_divide, a, b)
 
     def rsqrt(self, a: Balls) -> Balls:
-        return self._unary(arb.rsqrt, a)
+        return self._elementary("rsqrt", arb.rsqrt, a)
 
     def exp(self, a: Balls) -> Balls:
-        return self._unary(arb.exp, a)
+        return self._elementary("exp", arb.exp, a)
 
     def log(self, a: Balls) -> Balls:
-        return self._unary(arb.log, a)
+        return self._elementary("log", arb.log, a)
 
     def tanh(self, a: Balls) -> Balls:
-        return self._unary(arb.tanh, a)
+        return self._elementary("tanh", arb.tanh, a)
 
     def erf(self, a: Balls) -> Balls:
-        return self._unary(arb.erf, a)
+        return self._elementary("erf", arb.erf, a)
 
     def pi(self) -> Balls:
         with self.precision():
-            return Balls(make_pool([arb.pi()], 1), np.array([1]))
+            pool = make_pool([arb.pi()], 1)
+        return Balls(pool, np.array([1]), behind_zero(value_numbers.of_name("pi")))
 
     def matmul(self, a: Balls, b: Balls) -> Balls:
         first, inverse = distinct_rows(a.index)
         places = a.index[first]
         live = places.any(0)
         if len(first) >= _MANY_ROWS and live.mean() < _FEW_COLUMNS:
-            places, (right, columns) = (
-                places[:, live],
-                distinct_columns(Balls(b.pool, b.index[live])),
-            )
+            places, right = places[:, live], distinct_columns(b.indexed(b.index[live]))
         else:
-            right, columns = self._constant(b)
+            right = self._constant(b)
+        left = a.indexed(places)
         with self.precision():
-            product = as_matrix(Balls(a.pool, places)) * right
-        rows, distinct = len(first), right.ncols()
-        index = np.arange(1, rows * distinct + 1).reshape(rows, distinct)[inverse][:, columns]
+            product = as_matrix(left) * right.columns
+        numbers = value_numbers.product(left.numbers_at(places), right.factor, torch.matmul)
+        numbers = None if numbers is None else numbers.moved(torch.flatten)
+        rows, distinct = len(first), right.columns.ncols()
+        index = np.arange(1, rows * distinct + 1).reshape(rows, distinct)[inverse]
+        index = index[:, right.inverse]
         index[~a.index.any(1)] = 0
-        return Balls(make_pool(product.entries(), rows * distinct), index)
+        return Balls(make_pool(product.entries(), rows * distinct), index, behind_zero(numbers))
 
     def sum(self, a: Balls, dims: Sequence[int]) -> Balls:
         kept = [d for d in range(a.index.ndim) if d not in dims]
@@ -142,23 +161,24 @@ class BallArithmetic(Arithmetic):
         shape = [1 if d in dims else n for d, n in enumerate(a.index.shape)]
         with self.precision():
             totals = np.add.reduce(a.pool[groups[first]], axis=1, initial=ZERO)
-        return Balls(make_pool(totals, len(first)), (inverse + 1).reshape(shape))
+        numbers = behind_zero(value_numbers.sum_last(a.numbers_at(groups[first])))
+        return Balls(make_pool(totals, len(first)), (inverse + 1).reshape(shape), numbers)
 
     def reshape(self, a: Balls, shape: Shape) -> Balls:
-        return Balls(a.pool, a.index.reshape(tuple(shape)))
+        return a.indexed(a.index.reshape(tuple(shape)))
 
     def permute(self, a: Balls, dims: Sequence[int]) -> Balls:
-        return Balls(a.pool, a.index.transpose(*dims))
+        return a.indexed(a.index.transpose(*dims))
 
     def expand(self, a: Balls, shape: Shape) -> Balls:
-        return Balls(a.pool, np.broadcast_to(a.index, tuple(shape)))
+        return a.indexed(np.broadcast_to(a.index, tuple(shape)))
 
     def concatenate(self, arrays: Sequence[Balls], dim: int) -> Balls:
-        pool, indices = merged(arrays)
-        return Balls(pool, np.concatenate(indices, axis=dim))
+        every, indices = merged(arrays)
+        return every.indexed(np.concatenate(indices, axis=dim))
 
     def take(self, a: Balls, index: Indices) -> Balls:
-        return Balls(a.pool, np.append(a.index.reshape(-1), 0)[index])
+        return a.indexed(np.append(a.index.reshape(-1), 0)[index])
 
     def scatter_add(self, a: Balls, index: Indices, shape: Shape) -> Balls:
         source, place = a.index.reshape(-1), index.reshape(-1)
@@ -168,61 +188,64 @@ class BallArithmetic(Arithmetic):
         places, starts = np.unique(place[order], return_index=True)
         with self.precision():
             totals = np.add.reduceat(a.pool[source[order]], starts) if len(starts) else ()
+        target = np.repeat(np.arange(len(places)), np.diff(starts, append=len(order)))
+        numbers = value_numbers.scattered(
+            a.numbers_at(source[order]), torch.from_numpy(target), len(places)
+        )
         where = np.zeros(int(np.prod(shape)), dtype=np.int64)
         where[places] = np.arange(1, len(places) + 1)
-        return Balls(make_pool(totals, len(places)), where.reshape(tuple(shape)))
+        pool = make_pool(totals, len(places))
+        return Balls(pool, where.reshape(tuple(shape)), behind_zero(numbers))
 
     def where(self, mask: Mask, a: Balls, b: Balls) -> Balls:
-        pool, (first, second) = merged([a, b])
-        return Balls(pool, np.where(mask, first, second))
+        every, (first, second) = merged([a, b])
+        return every.indexed(np.where(mask, first, second))
 
     def exceeds(self, a: Balls, threshold: float) -> Mask:
-        bound, used = arb(threshold), a.used
+        bound = arb(threshold)
         above = np.asarray(a.pool > bound, dtype=bool)
-        self._all_decided(above | np.asarray(a.pool <= bound, dtype=bool) | ~used, a.index)
+        decided = above | np.asarray(a.pool <= bound, dtype=bool)
+        if a.value_numbers is not None:
+            alike = a.value_numbers.equals_float(threshold).numpy()
+            apart = above[alike] | np.asarray(a.pool[alike] < bound, dtype=bool)
+            decided[alike] = ~apart  # equal value numbers of numbers apart have collided
+        self._all_decided(decided | ~a.used, a.index)
         return above[a.index]
 
     def sign(self, a: Balls) -> Indices:
         above: Indices = self.exceeds(a, 0.0).astype(np.int64)
-        below: Indices = self.exceeds(
-            Balls(np.asarray(-a.pool, dtype=object), a.index), 0.0
-        ).astype(np.int64)
+        opposite = np.asarray(-a.pool, dtype=object)
+        negative = Balls(opposite, a.index, value_numbers.negative(a.value_numbers))
+        below: Indices = self.exceeds(negative, 0.0).astype(np.int64)
         return above - below
 
     def first_argmax(self, a: Balls, valid: Mask) -> Indices:
-        """Entries that overlap are a tie where they are one entry of the pool."""
-        best = np.argmax(valid, axis=-1)
-        chosen = np.take_along_axis(a.index, best[..., None], -1)[..., 0]
-        taps = a.index.shape[-1]
-        for tap in range(taps):
+        """Entries that overlap are a tie where their value numbers are equal."""
+        first = np.argmax(valid, axis=-1)
+        largest = np.take_along_axis(a.index, first[..., None], -1)[..., 0]
+        for tap in range(a.index.shape[-1]):
             other = a.index[..., tap]
-            greater = valid[..., tap] & self._compare(np.greater, other, chosen, a.pool)
-            best, chosen = np.where(greater, tap, best), np.where(greater, other, chosen)
-        for tap in range(taps):
-            other = a.index[..., tap]
-            beaten = self._compare(np.less_equal, other, chosen, a.pool)
-            earlier = tap < best
-            beaten &= ~earlier | self._compare(np.less, other, chosen, a.pool)
-            beaten |= (other == chosen) & ~earlier
-            self._all_decided(beaten | ~valid[..., tap], None)
-        return np.asarray(best, dtype=np.int64)
+            greater = valid[..., tap] & self._compare(np.greater, other, largest, a.pool)
+            largest = np.where(greater, other, largest)
+        alike, below, above = self._order(a, a.index, largest[..., None])
+        decided = (alike ^ below) & ~above
+        self._all_decided((decided | ~valid).all(-1), None)
+        return np.asarray(np.argmax(alike & valid, axis=-1), dtype=np.int64)
 
     def same(self, a: Balls, b: Balls) -> Mask:
-        pool, (first, second) = merged([a, b])
-        first, second = np.broadcast_arrays(first, second)
-        identical = np.fromiter(map(id, pool), dtype=np.int64, count=len(pool))
-        alike = identical[first] == identical[second]
-        below = self._compare(np.less, first, second, pool)
-        above = self._compare(np.greater, first, second, pool)
-        exact = self._compare(np.equal, first, second, pool)
-        self._all_decided(alike | below | above | exact, None)
-        return np.asarray(alike | exact)
+        every, (first, second) = merged([a, b])
+        alike, below, above = self._order(every, first, second)
+        self._all_decided(alike ^ (below | above), None)
+        return alike
 
     def equal(self, a: Balls, b: Balls) -> bool:
         if a.index.shape != b.index.shape:
             return False
-        pool, (first, second) = merged([a, b])
-        return bool(self._compare(np.equal, first, second, pool).all())
+        every, (first, second) = merged([a, b])
+        return bool(self._compare(np.equal, first, second, every.pool).all())
+
+    def without_value_numbers(self, a: Balls) -> Balls:
+        return a.renumbered(None)
 
     def is_finite(self, a: Balls) -> bool:
         return all(ball.is_finite() for ball in a.pool[a.used])
@@ -231,10 +254,7 @@ class BallArithmetic(Arithmetic):
         return any(ball.is_zero() for ball in a.pool[a.used])
 
     def values(self, a: Balls) -> Indices:
-        known: dict[Any, int] = {}
-        keys = ((mantissa(ball) if ball.is_exact() else id(ball)) for ball in a.pool)
-        numbers = [known.setdefault(key, len(known)) for key in keys]
-        return np.array(numbers, dtype=np.int64)[a.index]
+        return a.identities()[a.index]
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -246,17 +266,26 @@ class BallArithmetic(Arithmetic):
         finally:
             flint.ctx.prec = before
 
+    def _elementary(self, name: str, function: Callable[[arb], arb], a: Balls) -> Balls:
+        result = self._unary(function, a)
+        if a.value_numbers is None:
+            return result
+        numbers = value_numbers.of_function(name, a.numbers_at(_arguments(a)))
+        return Balls(result.pool, result.index, _with_exact(behind_zero(numbers), result.pool))
+
     def _unary(self, function: Callable[[arb], arb], a: Balls) -> Balls:
-        used = a.used
-        used[0] |= not a.index.all()
-        place = np.cumsum(used, dtype=np.int64)  # 1, 2, ... for the used ones
+        arguments = _arguments(a)
+        place = np.zeros(len(a.pool), dtype=np.int64)
+        place[arguments] = np.arange(1, len(arguments) + 1)
         with self.precision():
-            pool = make_pool(map(function, a.pool[used].tolist()), int(place[-1]))
+            pool = make_pool(map(function, a.pool[arguments].tolist()), len(arguments))
         return Balls(pool, place[a.index])
 
     def _binary(self, function: Any, a: Balls, b: Balls | float) -> Balls:
         if not isinstance(b, Balls):
-            b = Balls(make_pool([arb(float(b))], 1), np.ones((1,) * a.index.ndim, dtype=np.int64))
+            index = np.ones((1,) * a.index.ndim, dtype=np.int64)
+            number = value_numbers.of_float(b).moved(lambda t: t[None])
+            b = Balls(make_pool([arb(float(b))], 1), index, behind_zero(number))
         first, second = np.broadcast_arrays(a.index, b.index)
         flat, other = first.reshape(-1), second.reshape(-1)
         if is_injective(flat, a) or is_injective(other, b):
@@ -267,13 +296,16 @@ class BallArithmetic(Arithmetic):
             flat, other = np.divmod(pairs, len(b.pool))
         with self.precision():
             pool = make_pool(function(a.pool[flat], b.pool[other]), len(flat))
+        numbers = None
+        if a.value_numbers is not None and b.value_numbers is not None:
+            numbers = behind_zero(_NUMBERED[function](a, flat, b, other))
         index = inverse.reshape(-1) + 1
         if function is np.multiply:  # an exact zero stays the one exact zero
             vanish = np.flatnonzero((flat == 0) | (other == 0)) + 1
             gone = np.zeros(len(pool), dtype=bool)
             gone[vanish] = [ball.is_zero() for ball in pool[vanish]]
             index[gone[index]] = 0
-        return Balls(pool, index.reshape(first.shape))
+        return Balls(pool, index.reshape(first.shape), numbers)
 
     def _compare(self, relation: Any, a: Indices, b: Indices, pool: Pool) -> Mask:
         """Where the relation certainly holds between pool[a] and pool[b]."""
@@ -283,6 +315,20 @@ class BallArithmetic(Arithmetic):
         if relation in (np.less_equal, np.equal):
             result[~different] = True
         return result
+
+    def _order(self, a: Balls, first: Indices, second: Indices) -> tuple[Mask, Mask, Mask]:
+        """Where entries of the pool are equal, and where they are certainly below or above.
+
+        One of them is left open where none holds, and two have collided where two do.
+        """
+        first, second = np.broadcast_arrays(first, second)
+        identities = a.identities()
+        alike = identities[first] == identities[second]
+        below = self._compare(np.less, first, second, a.pool)
+        above = self._compare(np.greater, first, second, a.pool)
+        open_ = ~(alike | below | above)
+        alike[open_] = a.pool[first[open_]] == a.pool[second[open_]]  # exact balls
+        return alike, below, above
 
     def _all_decided(self, decided: Mask, index: Indices | None) -> None:
         if decided.all():
@@ -294,7 +340,7 @@ class BallArithmetic(Arithmetic):
             f"{self.name} can tell"
         )
 
-    def _constant(self, b: Balls) -> tuple[arb_mat, Indices]:
+    def _constant(self, b: Balls) -> Matrix:
         """The columns of `b` for Arb; those of the last few arrays are remembered."""
         key = (id(b.pool), b.index.__array_interface__["data"][0], b.index.shape, b.index.strides)
         if key not in self._matrices:
@@ -307,10 +353,21 @@ class BallArithmetic(Arithmetic):
         return self._matrices[key][1]
 
 
-def mantissa(exact: arb) -> tuple[int, int]:
-    """(m, e) with m * 2**e equal to the ball, which has no radius."""
-    man, exponent = exact.man_exp()
-    return int(man), int(exponent)
+def _arguments(a: Balls) -> Indices:
+    """Which entries of the pool a function is to be applied to."""
+    used = a.used
+    used[0] |= not a.index.all()
+    return np.flatnonzero(used)
+
+
+def _with_exact(numbers: ValueNumbers | None, pool: Pool) -> ValueNumbers | None:
+    """The value numbers of a pool, those of exact balls from their digits."""
+    exact = [i for i, ball in enumerate(pool) if ball.is_exact() and ball.is_finite()]
+    if numbers is None or len(exact) == 1:  # zero alone
+        return numbers
+    own, places = value_numbers.of_dyadics([mantissa(pool[i]) for i in exact]), torch.tensor(exact)
+    pairs = zip(numbers.residues, own.residues, strict=True)
+    return ValueNumbers(tuple(r.index_copy(0, places, o) for r, o in pairs))
 
 
 def log2_upper(number: arb) -> float:

@@ -20,7 +20,7 @@ from fperr.exact.value_audit import SampleAudit, audit_values
 
 MEMORY = 1 << 31  # bytes that a piece of a batch may take
 _MOST_SAMPLES = 64
-_BYTES = 24  # of a number: high, low, label
+_BYTES = 32  # of a number: high, low, both residues of its value number
 _WORKING_ARRAYS = 24  # float64 arrays as large as the largest of the network, during a product
 
 
@@ -83,8 +83,7 @@ class BatchedNetwork:
 
     def pullback(self, readings: Readings, v: Words) -> Words:
         """J^T v of every sample: (entries,) for v (1, K)."""
-        unlabelled = replace(v, label=None)
-        g: Words = self.interpreter.pullback(readings, unlabelled)
+        g: Words = self.interpreter.pullback(readings, v)
         return self.arithmetic.reshape(g, (math.prod(g.shape),))
 
     def gradient(self, x: Tensor, v: Tensor) -> tuple[Words, Tensor]:

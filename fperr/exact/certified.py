@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
-from fperr.exact.ball import BallArithmetic, log2_upper, mantissa
+from fperr.exact.ball import BallArithmetic, log2_upper
 from fperr.exact.graph import Capture, Node
 from fperr.exact.interpreter import ForwardRun, Interpreter
-from fperr.exact.pool import Balls
+from fperr.exact.pool import Balls, mantissa
 from fperr.exact.singularities import check_regular
 from fperr.exact.value_audit import SampleAudit, audit_sample
 

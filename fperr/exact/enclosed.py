@@ -37,17 +37,17 @@ class _BallContext:
 
 
 def decide_order(z: Balls) -> None:
-    """Check that the order of the logits (1, K) is certain; equal by construction counts as a tie.
+    """Check that the order of the logits (1, K) is certain; equal value numbers count as a tie.
 
     Raises:
-        UndecidedError: two logits overlap.
+        UndecidedError: two logits overlap, or have equal value numbers and are apart.
     """
-    listed = z.listed()
+    listed, identities = z.listed(), z.identities()[z.index].reshape(-1).tolist()
     # by the exact midpoints: then neighbours in certain order put all pairs in certain order
     ranked = sorted(range(len(listed)), key=lambda i: listed[i].mid(), reverse=True)
     for first, second in pairwise(ranked):
         a, b = listed[first], listed[second]
-        if not (a is b or a > b or a == b):
+        if (a > b) == (identities[first] == identities[second]):
             raise UndecidedError(f"logits {first} and {second} overlap")
 
 

@@ -168,7 +168,7 @@ class Interpreter:
         self.capture.constants()
         A, (count, classes) = self._columns, self.arithmetic.shape(v)
         values = self._lifted | {key: self._lift(read) for key, read in readings.values.items()}
-        entering = self.arithmetic.permute(v, (1, 0))
+        entering = self.arithmetic.permute(self.arithmetic.without_value_numbers(v), (1, 0))
         v_node = self.capture.placeholders[1].name
         values[v_node] = self.arithmetic.reshape(entering, (1, classes, count))
         values |= {name: self._lift(value) for name, value in (given or {}).items()}
@@ -195,6 +195,7 @@ class Interpreter:
             StaleCaptureError: weights were changed after the capture.
         """
         self.capture.constants()
+        v = self.arithmetic.without_value_numbers(v)  # nothing is decided that depends on it
         values = {**self._constants, **readings.values, self.capture.placeholders[1].name: v}
         for node in self.capture.backward:
             if node.name not in values:

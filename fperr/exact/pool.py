@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from flint import arb, arb_mat
 from numpy.typing import NDArray
 
+from fperr.exact import value_numbers
 from fperr.exact.arithmetic import Indices, Mask
+from fperr.exact.value_numbers import Factor, ValueNumbers
 
 Pool = NDArray[np.object_]
 ZERO = arb(0)
@@ -23,10 +26,12 @@ class Balls:
     Attributes:
         pool: 1-D, the balls.
         index: where in the pool each number is; its shape is the array's.
+        value_numbers: those of the pool; None where nobody asks.
     """
 
     pool: Pool
     index: Indices
+    value_numbers: ValueNumbers | None = None
 
     @property
     def used(self) -> Mask:
@@ -39,11 +44,62 @@ class Balls:
         """The balls, row-major."""
         return self.pool[self.index.reshape(-1)].tolist()  # type: ignore[no-any-return]
 
+    def indexed(self, index: Indices) -> "Balls":
+        """The entries of the pool at `index`, as an array."""
+        return Balls(self.pool, index, self.value_numbers)
 
-def distinct_columns(b: Balls) -> tuple[arb_mat, Indices]:
-    """The distinct columns as a matrix, and for each column which of them it is."""
+    def renumbered(self, numbers: ValueNumbers | None) -> "Balls":
+        """The same balls with other value numbers, or none."""
+        return Balls(self.pool, self.index, numbers)
+
+    def numbers_at(self, index: Indices) -> ValueNumbers | None:
+        """The value numbers at positions of the pool."""
+        if self.value_numbers is None:
+            return None
+        places = torch.from_numpy(np.array(index).reshape(-1))
+        return self.value_numbers.moved(lambda t: t.index_select(0, places).reshape(index.shape))
+
+    def identities(self) -> Indices:
+        """(len(pool),): equal integers stand for equal numbers.
+
+        By value numbers; where there are none, only an entry itself and exact balls of the same
+        number are known to be equal.
+        """
+        if self.value_numbers is not None:
+            integers: Indices = self.value_numbers.identifiers().numpy()
+            return integers
+        first: dict[Any, int] = {}
+        keys = (mantissa(ball) if ball.is_exact() else id(ball) for ball in self.pool)
+        return np.array([first.setdefault(key, len(first)) for key in keys], dtype=np.int64)
+
+
+def mantissa(exact: arb) -> tuple[int, int]:
+    """(m, e) with m * 2**e equal to the ball, which has no radius."""
+    man, exponent = exact.man_exp()
+    return int(man), int(exponent)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The right operand of a product.
+
+    Attributes:
+        columns: the distinct columns, for Arb.
+        inverse: which of them each column is.
+        factor: their value numbers.
+    """
+
+    columns: arb_mat
+    inverse: Indices
+    factor: Factor | None
+
+
+def distinct_columns(b: Balls) -> Matrix:
+    """The right operand `b` of a product."""
     first, inverse = distinct_rows(np.ascontiguousarray(b.index.T))
-    return as_matrix(Balls(b.pool, b.index[:, first])), inverse
+    distinct = b.indexed(b.index[:, first])
+    factor = value_numbers.factor(distinct.numbers_at(distinct.index), len(b.index))
+    return Matrix(as_matrix(distinct), inverse, factor)
 
 
 def as_matrix(a: Balls) -> arb_mat:
@@ -72,17 +128,27 @@ def zeros_first(pool: Pool, index: Indices) -> Indices:
     return np.where(zero[index], 0, index)
 
 
-def merged(arrays: Sequence[Balls]) -> tuple[Pool, list[Indices]]:
-    """One pool for several arrays, and their indices in it."""
+def behind_zero(numbers: ValueNumbers | None) -> ValueNumbers | None:
+    """The value numbers of a pool that `make_pool` makes: those of zero, and the given ones."""
+    if numbers is None:
+        return None
+    return value_numbers.concatenated([value_numbers.zeros((1,)), numbers], 0)
+
+
+def merged(arrays: Sequence[Balls]) -> tuple[Balls, list[Indices]]:
+    """An array over one pool for several arrays, and the index of each of them in that pool."""
     if all(array.pool is arrays[0].pool for array in arrays):
-        return arrays[0].pool, [array.index for array in arrays]
+        return arrays[0], [array.index for array in arrays]
     starts = np.cumsum([0] + [len(array.pool) - 1 for array in arrays])
     pool = np.concatenate([arrays[0].pool[:1], *(array.pool[1:] for array in arrays)])
     indices = [
         np.where(array.index == 0, 0, array.index + start)
         for array, start in zip(arrays, starts, strict=False)
     ]
-    return pool, indices
+    parts = [array.value_numbers for array in arrays]
+    others = [None if part is None else part.moved(lambda t: t[1:]) for part in parts]
+    numbers = behind_zero(value_numbers.concatenated(others, 0))
+    return Balls(pool, np.arange(len(pool)), numbers), indices
 
 
 def is_injective(broadcast: Indices, array: Balls) -> bool:

@@ -261,10 +261,11 @@ def _joined(values: list[Any]) -> Any:
 
 def _one_for_equal(numbers: NDArray[np.object_], logits: Words) -> list[Any]:
     """The numbers, with the first of those that are equal by construction for all of them."""
-    assert logits.label is not None
+    assert logits.value_number is not None
     first: dict[int, Any] = {}
-    pairs = zip(logits.label.reshape(-1).tolist(), numbers.reshape(-1), strict=True)
-    return [first.setdefault(label, number) for label, number in pairs]
+    identifiers = logits.value_number.identifiers().reshape(-1).tolist()
+    pairs = zip(identifiers, numbers.reshape(-1), strict=True)
+    return [first.setdefault(identifier, number) for identifier, number in pairs]
 
 
 def _matrix(rows: list[Words]) -> Words:

@@ -5,26 +5,27 @@ pairs with proven error bounds (`words.py`), and a bound on the Euclidean norm o
 error is carried along. Shapes are those of one sample: arrays have a leading dimension of samples
 that the captured graph does not know of.
 
-Decisions that the radius leaves open, and that no label settles, put their sample in doubt: its
-results then mean nothing.
+Decisions that the radius leaves open, and that no value number settles, put their sample in doubt:
+its results then mean nothing.
 """
 
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fperr.exact import choices
+from fperr.exact import choices, value_numbers
 from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, Shape
 from fperr.exact.choices import Choice
-from fperr.exact.multiword import decided, labels, moves, products
+from fperr.exact.multiword import decided, moves, products
 from fperr.exact.multiword.elementary import ELEMENTARY, constant_pi
+from fperr.exact.multiword.products import Constant
 from fperr.exact.multiword.radii import LARGEST, SMALLEST, aligned, checked, crossed
-from fperr.exact.multiword.sliced import Right
 from fperr.exact.multiword.slices import by_sample, width_of_sum
 from fperr.exact.multiword.words import (
     SQUARE,
@@ -93,7 +94,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         """An array from the floating-point numbers (samples, *shape), exactly."""
         high = tensor.detach().to(self.device, torch.float64)
         exact = high.new_zeros(len(high))
-        return Words(high, torch.zeros_like(high), exact, labels.of_floats(high))
+        return Words(high, torch.zeros_like(high), exact, value_numbers.of_floats(high))
 
     def from_choice(self, a: Choice) -> Words:
         if not isinstance(a, Tensor):
@@ -108,6 +109,9 @@ class MultiwordArithmetic(Arithmetic, Convolving):
 
     def to_samples(self, a: Words) -> Tensor:
         return torch.where(a.high.isfinite(), a.high + a.low, a.high)
+
+    def without_value_numbers(self, a: Words) -> Words:
+        return replace(a, value_number=None)
 
     def is_finite(self, a: Words) -> bool:
         return bool(a.high.isfinite().all())
@@ -126,7 +130,9 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         return a.shape
 
     def zeros(self, shape: Shape) -> Words:
-        return self.from_torch(torch.zeros(tuple(shape), dtype=torch.float64))
+        zero = torch.zeros(1, *shape, dtype=torch.float64, device=self.device)
+        numbers = value_numbers.zeros(zero.shape, self.device)
+        return Words(zero, zero, zero.new_zeros(1), numbers)
 
     def add(self, a: Words, b: Words | float) -> Words:
         return self._sum(a, self._operand(b), 1)
@@ -136,7 +142,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
 
     def _sum(self, a: Words, b: Words, sign: int) -> Words:
         a, b = aligned(a, b)
-        label = labels.total(a.label, b.label, sign)
+        numbers = value_numbers.total(a.value_number, b.value_number, sign)
         if sign < 0:
             b = Words(-b.high, -b.low, b.radius, None)
         high, low = add(a, b)
@@ -144,30 +150,33 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         for part in (a, b):
             own = part.radius + 4 * SQUARE * part.norm()
             radius = radius + own * spread_of(part, tuple(high.shape[1:]))
-        return self._ended(Words(high, low, (radius * UP).expand(len(high)), label))
+        return self._ended(Words(high, low, (radius * UP).expand(len(high)), numbers))
 
     def mul(self, a: Words, b: Words | float) -> Words:
         if isinstance(b, int | float) and abs(math.frexp(b)[0]) == 0.5 and abs(b) < LARGEST:
             return self._times_power_of_two(a, float(b))
         a, b = aligned(a, self._operand(b))
         high, low = multiply(a, b)
-        result = Words(high, low, a.radius, labels.times(a.label, b.label))
+        numbers = value_numbers.times(a.value_number, b.value_number)
+        result = Words(high, low, a.radius, numbers)
         radius = 12 * SQUARE * result.norm() + crossed(a, b, result.shape)
         return self._ended(checked(result, radius))
 
     def _times_power_of_two(self, a: Words, factor: float) -> Words:
-        label = a.label
-        if label is not None:
-            known = labels.of_floats(torch.tensor(factor, dtype=torch.float64)).to(self.device)
-            label = -label if factor == -1.0 else labels.times(label, known)
+        numbers = value_numbers.negative(a.value_number)
+        if factor != -1.0:
+            other = value_numbers.of_float(factor, self.device)
+            numbers = value_numbers.times(a.value_number, other)
         lost = SMALLEST if abs(factor) < 1 else 0.0
-        return Words(a.high * factor, a.low * factor, a.radius * abs(factor) + lost, label)
+        return Words(a.high * factor, a.low * factor, a.radius * abs(factor) + lost, numbers)
 
     def div(self, a: Words, b: Words | float) -> Words:
         a, b = aligned(a, self._operand(b))
         high, low = divide(a, b)
-        inverse = labels.of_function("inverse", b.label, keeps_zero=False)
-        result = Words(high, low, a.radius, labels.times(a.label, inverse))
+        numbers = None
+        if a.value_number is not None:
+            numbers = value_numbers.times(a.value_number, value_numbers.inverse(b.value_number))
+        result = Words(high, low, a.radius, numbers)
         least = by_sample(b.high).abs().amin(1) / UP - b.radius
         widened = a.radius * spread_of(a, result.shape)
         across = b.radius * spread_of(b, result.shape)
@@ -194,13 +203,13 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         pair = torch.tensor([constant_pi()], dtype=torch.float64, device=self.device)
         high, low = pair[:, :1], pair[:, 1:]
         radius = torch.full((1,), 4 * SQUARE, dtype=torch.float64, device=self.device)
-        return Words(high, low, radius, labels.of_floats(high))
+        number = value_numbers.of_name("pi", self.device).moved(lambda t: t[None])
+        return Words(high, low, radius, number)
 
     def _elementary(self, name: str, a: Words) -> Words:
         function = ELEMENTARY[name]
         high, low = function.values(a.high, a.low)
-        label = labels.of_function(name, a.label, keeps_zero=function.keeps_zero)
-        result = Words(high, low, a.radius, label)
+        result = Words(high, low, a.radius, value_numbers.of_function(name, a.value_number))
         flat = by_sample(a.high)
         # the low words and rounding lie within one part in 2^28 of the arguments
         slack = flat.abs().amax(1) * (UP - 1) + a.radius
@@ -226,9 +235,9 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         right = self._filters(weight, geometry, transposed=True)
         return products.spread(y, weight, shape, geometry, right)
 
-    def _filters(self, weight: Words, geometry: Geometry, *, transposed: bool) -> Right:
+    def _filters(self, weight: Words, geometry: Geometry, *, transposed: bool) -> Constant:
         settings = tuple(map(tuple, geometry.over(len(weight.shape) - 2)))
-        right: Right = self.prepared(
+        right: Constant = self.prepared(
             (weight,),
             ("convolution", transposed, settings, geometry.groups),
             lambda: products.prepared_convolution(
@@ -243,11 +252,11 @@ class MultiwordArithmetic(Arithmetic, Convolving):
         length = math.prod(a.shape[d] for d in dims)
         order = [0, *(d + 1 for d in (*kept, *dims))]
         rows = a.moved(lambda t: t.permute(order).reshape(len(t), -1, length))
-        label = None if rows.label is None else rows.label.sum(-1)
+        numbers = value_numbers.sum_last(rows.value_number)
         rounding = 4 * SQUARE * math.ceil(math.log2(max(length, 2))) * a.norm()
         radius = (a.radius + rounding) * width_of_sum(length) * UP
         high, low = total(rows.high, rows.low)
-        found = self._ended(Words(high, low, radius, label))
+        found = self._ended(Words(high, low, radius, numbers))
         return found.moved(lambda t: t.reshape(len(t), *shape))
 
     def reshape(self, a: Words, shape: Shape) -> Words:
@@ -290,8 +299,8 @@ class MultiwordArithmetic(Arithmetic, Convolving):
 
     def values(self, a: Words) -> Indices:
         """Of one sample."""
-        assert a.label is not None
-        found: Indices = a.label[0].cpu().numpy()
+        assert a.value_number is not None
+        found: Indices = a.value_number.identifiers()[0].cpu().numpy()
         return found
 
     def equal(self, a: Words, b: Words) -> bool:
@@ -308,7 +317,7 @@ class MultiwordArithmetic(Arithmetic, Convolving):
             return a
         high, low = shortened(a.high, a.low, self.bits)
         radius = a.radius + a.norm() * 2.0 ** (1 - self.bits)
-        return Words(high, low, radius * UP, a.label)
+        return Words(high, low, radius * UP, a.value_number)
 
     def _operand(self, b: Words | float) -> Words:
         if isinstance(b, Words):

@@ -1,11 +1,10 @@
-"""Decisions on `Words`: what is certain, what is equal by construction, and what is left open."""
+"""Decisions on `Words`: what is certain, what is equal by arithmetic, and what is left open."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fperr.exact.multiword import labels
 from fperr.exact.multiword.slices import two_sum
 from fperr.exact.multiword.words import Words
 
@@ -19,9 +18,10 @@ def exceeds(a: Words, threshold: float) -> tuple[Tensor, Tensor]:
     if threshold:
         other = torch.full_like(a.high, threshold)
         distance = _difference(a.high, a.low, other, torch.zeros_like(other))
-    known = torch.tensor(threshold, dtype=torch.float64, device=a.high.device)
-    label = None if a.label is None else a.label == labels.of_floats(known)
-    alike, doubt = _alike(distance, _beside(a.radius, a.high), label)
+    same_number = None
+    if a.value_number is not None:
+        same_number = a.value_number.equals_float(threshold)
+    alike, doubt = _alike(distance, _beside(a.radius, a.high), same_number)
     return (distance > 0) & ~alike, doubt
 
 
@@ -33,8 +33,10 @@ def first_argmax(a: Words, valid: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
     best = torch.where(candidates, a.low, -torch.inf).argmax(-1, keepdim=True)
     top = a.high.gather(-1, best), a.low.gather(-1, best)
     behind = _difference(*top, a.high, a.low)
-    label = None if a.label is None else a.label == a.label.gather(-1, best)
-    alike, doubt = _alike(behind, _beside(a.radius, a.high) * _OF_TWO, label)
+    same_number = None
+    if a.value_number is not None:
+        same_number = a.value_number.equals(a.value_number.moved(lambda t: t.gather(-1, best)))
+    alike, doubt = _alike(behind, _beside(a.radius, a.high) * _OF_TWO, same_number)
     first = (alike & known).to(torch.uint8).argmax(-1)
     return first, (known & doubt).any(-1)
 
@@ -42,30 +44,39 @@ def first_argmax(a: Words, valid: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
 def same(a: Words, b: Words) -> tuple[Tensor, Tensor]:
     """Where the numbers are equal, and where that is left open."""
     distance = _difference(a.high, a.low, b.high, b.low)
-    label = None if a.label is None or b.label is None else a.label == b.label
-    return _alike(distance, _beside(a.radius + b.radius, distance), label)
+    same_number = None
+    if a.value_number is not None and b.value_number is not None:
+        same_number = a.value_number.equals(b.value_number)
+    alike, doubt = _alike(distance, _beside(a.radius + b.radius, distance), same_number)
+    masked = (a.high == b.high) & a.high.isinf()  # both minus infinity, whatever the others are off
+    return alike | masked, doubt & ~masked
 
 
-def _alike(distance: Tensor, radius: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+def _alike(distance: Tensor, radius: Tensor, same_number: Tensor | None) -> tuple[Tensor, Tensor]:
     """Where numbers at that distance are equal, and where that is left open.
 
-    Labels speak only where the radius does not: equal ones of numbers that are apart are a
+    Value numbers speak only where the radius does not: equal ones of numbers that are apart are a
     collision.
     """
     apart = distance.abs() * _DOWN > radius
     alike = (distance == 0) & (radius == 0)
-    if label is None:
+    if same_number is None:
         return alike, ~alike & ~apart
-    alike = alike | (label & ~apart)
-    return alike, (~alike & ~apart) | (label & apart)
+    alike = alike | (same_number & ~apart)
+    return alike, (~alike & ~apart) | (same_number & apart)
 
 
 def _difference(high: Tensor, low: Tensor, other_high: Tensor, other_low: Tensor) -> Tensor:
-    """The difference of two pairs, nearly to float64's relative precision."""
+    """The difference of two pairs, nearly to float64's relative precision; 0 of equal infinities."""
     first, rest = two_sum(high, -other_high)
     second, least = two_sum(low, -other_low)
     total, error = two_sum(first, second)
-    return total + (error + (rest + least))
+    difference = total + (error + (rest + least))
+    if bool(difference.isnan().any()):
+        infinite = (high.isinf() | other_high.isinf()) & ~(high.isnan() | other_high.isnan())
+        plain = torch.where(high == other_high, 0.0, high - other_high)
+        difference = torch.where(infinite, plain, difference)
+    return difference
 
 
 def _beside(radius: Tensor, numbers: Tensor) -> Tensor:

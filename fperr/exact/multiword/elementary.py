@@ -20,12 +20,10 @@ class Elementary:
     Attributes:
         function: of a ball.
         slope: (least argument, largest argument) -> at least |f'| between them.
-        keeps_zero: whether its value at 0 is 0.
     """
 
     function: Callable[[arb], arb]
     slope: Callable[[Tensor, Tensor], Tensor]
-    keeps_zero: bool = False
 
     def values(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """The pairs nearest to f(high + low), off by at most 4 u^2 of it; NaN where undefined."""
@@ -71,6 +69,6 @@ ELEMENTARY = {
     "exp": Elementary(arb.exp, lambda _, largest: torch.exp(largest) * UP),
     "log": Elementary(arb.log, _positive(lambda least: 1 / least)),
     "rsqrt": Elementary(arb.rsqrt, _positive(lambda least: 0.5 * least**-1.5)),
-    "tanh": Elementary(arb.tanh, _constant(1.0), keeps_zero=True),
-    "erf": Elementary(arb.erf, _constant(1.13), keeps_zero=True),  # 2/sqrt(pi) = 1.128...
+    "tanh": Elementary(arb.tanh, _constant(1.0)),
+    "erf": Elementary(arb.erf, _constant(1.13)),  # 2/sqrt(pi) = 1.128...
 }

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fperr.exact import value_numbers
 from fperr.exact.choices import Choice
 from fperr.exact.multiword.slices import by_sample, width_of_sum
 from fperr.exact.multiword.words import SQUARE, UP, Words, add, euclidean
@@ -17,10 +18,9 @@ def concatenate(arrays: Sequence[Words], dim: int) -> Words:
     samples = max(a.samples for a in arrays)
     whole = [a.moved(lambda t: t.expand(samples, *t.shape[1:])) for a in arrays]
     high, low = (torch.cat([getattr(a, n) for a in whole], dim + 1) for n in ("high", "low"))
-    known = [a.label for a in whole if a.label is not None]
-    label = torch.cat(known, dim + 1) if len(known) == len(whole) else None
+    numbers = value_numbers.concatenated([a.value_number for a in whole], dim + 1)
     radius = euclidean(torch.stack([a.radius.expand(samples) for a in arrays]), 0)
-    return Words(high, low, radius, label)
+    return Words(high, low, radius, numbers)
 
 
 def take(a: Words, index: Choice) -> Words:
@@ -57,12 +57,10 @@ def scatter_add(a: Words, index: Choice, shape: Sequence[int]) -> Words:
         more = [torch.zeros_like(high).scatter_(1, chosen, t) for t in (flat.high, flat.low)]
         so_far = Words(high, low, flat.radius, None)
         high, low = add(so_far, Words(more[0], more[1], flat.radius, None))
-    label = None
-    if flat.label is not None:
-        label = torch.zeros_like(high, dtype=torch.int64).scatter_add_(1, places, flat.label)
+    numbers = value_numbers.scattered(flat.value_number, places, count + 1)
     rounding = 4 * SQUARE * (most - 1) * a.norm()
     radius = ((a.radius + rounding) * width_of_sum(most) * UP).expand(samples)
-    total = Words(high, low, radius, label)
+    total = Words(high, low, radius, numbers)
     return total.moved(lambda t: t[:, :-1].reshape(samples, *shape))
 
 
@@ -72,13 +70,11 @@ def where(mask: Choice, a: Words, b: Words) -> Words:
     missing = a.high.ndim - chosen.ndim
     chosen = chosen.reshape(len(chosen), *[1] * missing, *chosen.shape[1:]).to(a.high.device)
     high = torch.where(chosen, a.high, b.high)
-    label = None
-    if a.label is not None and b.label is not None:
-        label = torch.where(chosen, a.label, b.label)
+    numbers = value_numbers.where(chosen, a.value_number, b.value_number)
     shape = high[0].numel()
     grown = [c.radius * width_of_sum(max(1, shape // max(c.high[0].numel(), 1))) for c in (a, b)]
     radius = torch.hypot(grown[0], grown[1]) * UP
-    return Words(high, torch.where(chosen, a.low, b.low), radius.expand(len(high)), label)
+    return Words(high, torch.where(chosen, a.low, b.low), radius.expand(len(high)), numbers)
 
 
 def _places(index: Choice, device: torch.device) -> Tensor:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fperr.exact import value_numbers
 from fperr.exact.arithmetic import Geometry
-from fperr.exact.multiword import labels
 from fperr.exact.multiword.norms import (
     convolution_norm,
     frobenius_norm,
@@ -16,27 +17,48 @@ from fperr.exact.multiword.norms import (
 )
 from fperr.exact.multiword.sliced import Multiply, Right, prepare_right, sliced_product
 from fperr.exact.multiword.words import UP, Words
-from fperr.exact.windows import output_size, windows
+from fperr.exact.value_numbers import Factor
 
 _CHANNELS = 2  # where a convolution's result (samples, rows, channels, ...) has its channels
 
 
-def prepared_matrix(b: Words, bits: int, *, tight: bool) -> Right:
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A constant right operand.
+
+    Attributes:
+        right: its numbers.
+        factor: its value numbers.
+    """
+
+    right: Right
+    factor: Factor | None
+
+
+def prepared_matrix(b: Words, bits: int, *, tight: bool) -> Constant:
     """The matrix b, one for all samples, as a right operand."""
 
     def norm(matrix: Tensor, wanted_tight: bool) -> float:
         return spectral_norm(matrix) if tight and wanted_tight else frobenius_norm(matrix)
 
     terms = b.shape[0]
-    return prepare_right(b.high[0], b.low[0], terms, bits, over=(0,), along=1, norm=norm)
+    right = prepare_right(b.high[0], b.low[0], terms, bits, over=(0,), along=1, norm=norm)
+    return Constant(right, _factor(b, terms))
 
 
-def matrix_product(a: Words, b: Words, right: Right) -> Words:
+def _factor(constant: Words, terms: int) -> Factor | None:
+    numbers = constant.value_number
+    one = None if numbers is None else numbers.moved(lambda t: t[0])
+    return value_numbers.factor(one, terms)
+
+
+def matrix_product(a: Words, b: Words, constant: Constant) -> Words:
     """The product of (m, k) of every sample with the prepared (k, n)."""
+    right = constant.right
     high, low, error = sliced_product(a.high, a.low, right, torch.matmul, _CHANNELS)
-    label = labels.of_product(a.label, b.label)
+    numbers = value_numbers.product(a.value_number, constant.factor, torch.matmul)
     across = (a.norm() + a.radius) * b.radius if b.radius.any() else 0.0
-    return Words(high, low, (a.radius * right.norm + error + across) * UP, label)
+    return Words(high, low, (a.radius * right.norm + error + across) * UP, numbers)
 
 
 def products_by_sample(a: Words, b: Words, bits: int) -> Words:
@@ -47,13 +69,13 @@ def products_by_sample(a: Words, b: Words, bits: int) -> Words:
         one = b.of(i)
         found.append(matrix_product(a.of(i), one, prepared_matrix(one, bits, tight=False)))
     parts = [torch.cat([getattr(f, n) for f in found]) for n in ("high", "low", "radius")]
-    label = labels.of_product(a.label, b.label)
-    return Words(parts[0], parts[1], parts[2], label)
+    numbers = value_numbers.concatenated([f.value_number for f in found], 0)
+    return Words(parts[0], parts[1], parts[2], numbers)
 
 
 def prepared_convolution(
     weight: Words, geometry: Geometry, bits: int, *, transposed: bool
-) -> Right:
+) -> Constant:
     """The weight (out, channels / groups, *kernel) of a convolution, or of its transpose."""
     out, width, *kernel = weight.shape
     stride, _, dilation = geometry.over(len(kernel))
@@ -66,15 +88,15 @@ def prepared_convolution(
     inner = tuple(range(2, 2 + len(kernel)))
     terms = (out // groups if transposed else width) * taps
     over, along = ((0, *inner), 1) if transposed else ((1, *inner), 0)
-    return prepare_right(
+    right = prepare_right(
         weight.high[0], weight.low[0], terms, bits, over=over, along=along, norm=norm
     )
+    return Constant(right, _factor(weight, terms))
 
 
-def correlated(x: Words, weight: Words, geometry: Geometry, right: Right) -> Words:
+def correlated(x: Words, weight: Words, geometry: Geometry, constant: Constant) -> Words:
     """Cross-correlation of (rows, channels, *size) of every sample with the weight."""
     rows, _, *size = x.shape
-    _, _, *kernel = weight.shape
     settings = geometry.over(len(size))
 
     def run(part: Tensor, filters: Tensor) -> Tensor:
@@ -83,18 +105,11 @@ def correlated(x: Words, weight: Words, geometry: Geometry, right: Right) -> Wor
         )
         return y.reshape(-1, rows, *y.shape[1:])
 
-    high, low, error = sliced_product(
-        x.high, x.low, right, _by_slices(run, geometry, right), _CHANNELS
-    )
-    index = torch.from_numpy(windows(size, kernel, *settings)).to(x.high.device)
-    label = labels.of_convolution(x.label, weight.label, index, geometry.groups)
-    if label is not None:
-        label = label.reshape(*label.shape[:3], *output_size(size, kernel, *settings))
-    return _with_radius(x, weight, geometry, right, Words(high, low, error, label))
+    return _convolved(x, weight, geometry, constant, run)
 
 
 def spread(
-    y: Words, weight: Words, shape: Sequence[int], geometry: Geometry, right: Right
+    y: Words, weight: Words, shape: Sequence[int], geometry: Geometry, constant: Constant
 ) -> Words:
     """The transpose of `correlated`: an array of its input's shape (rows, channels, *size)."""
     rows, channels, *size = shape
@@ -110,11 +125,20 @@ def spread(
         )[0]  # fmt: skip
         return x.reshape(-1, rows, *x.shape[1:])
 
-    high, low, error = sliced_product(
-        y.high, y.low, right, _by_slices(run, geometry, right), _CHANNELS
-    )
-    label = _spread_labels(y.label, weight, shape, geometry)
-    return _with_radius(y, weight, geometry, right, Words(high, low, error, label))
+    return _convolved(y, weight, geometry, constant, run)
+
+
+def _convolved(
+    x: Words,
+    weight: Words,
+    geometry: Geometry,
+    constant: Constant,
+    run: Callable[[Tensor, Tensor], Tensor],
+) -> Words:
+    right, multiply = constant.right, _by_slices(run, geometry, constant.right)
+    high, low, error = sliced_product(x.high, x.low, right, multiply, _CHANNELS)
+    numbers = value_numbers.product(x.value_number, constant.factor, multiply)
+    return _with_radius(x, weight, geometry, right, Words(high, low, error, numbers))
 
 
 def _by_slices(
@@ -154,17 +178,4 @@ def _with_radius(
         stride, _, dilation = geometry.over(len(kernel))
         repeats = overlap(kernel, stride, dilation) * torch.Size(kernel).numel() ** 0.5
         radius = radius + (x.norm() + x.radius) * weight.radius * repeats
-    return Words(product.high, product.low, radius * UP, product.label)
-
-
-def _spread_labels(
-    label: Tensor | None, weight: Words, shape: Sequence[int], geometry: Geometry
-) -> Tensor | None:
-    if label is None or weight.label is None:
-        return None
-    rows, channels, *size = shape
-    _, _, *kernel = weight.shape
-    index = torch.from_numpy(windows(size, kernel, *geometry.over(len(size)))).to(label.device)
-    return labels.of_transpose(
-        label, weight.label, index, geometry.groups, torch.Size(size).numel()
-    ).reshape(len(label), rows, channels, *size)
+    return Words(product.high, product.low, radius * UP, product.value_number)

@@ -29,4 +29,4 @@ def checked(result: Words, radius: Tensor) -> Words:
     """The result with that radius, rounded up; without a bound where it may have overflowed."""
     radius = radius * UP + SMALLEST
     radius = torch.where(result.largest() < LARGEST, radius, torch.inf)
-    return Words(result.high, result.low, radius, result.label)
+    return Words(result.high, result.low, radius, result.value_number)

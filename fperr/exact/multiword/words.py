@@ -1,4 +1,4 @@
-"""Numbers as pairs of float64, with a radius for each sample and a label for each number."""
+"""Numbers as pairs of float64: a radius for each sample, a value number for each number."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fperr.exact.multiword.slices import by_sample, fast_two_sum, two_sum, width_of_sum
+from fperr.exact.value_numbers import ValueNumbers
 
 UNIT_ROUNDOFF = 2.0**-53
 SQUARE = UNIT_ROUNDOFF**2
@@ -24,14 +25,14 @@ class Words:
         high, low: (samples, *shape), float64; |low| is at most half a unit in the last place of
             high. One sample stands for all where the array is a constant.
         radius: (samples,): the Euclidean norm of the error of a sample's numbers is at most this.
-        label: int64 like `high`: equal where numbers are equal by construction; 0 for exact zeros;
+        value_number: of each number: equal where numbers are equal by the rules of arithmetic;
             None where nobody asks.
     """
 
     high: Tensor
     low: Tensor
     radius: Tensor
-    label: Tensor | None
+    value_number: ValueNumbers | None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,10 +45,10 @@ class Words:
         return len(self.high)
 
     def moved(self, move: Callable[[Tensor], Tensor], widening: float = 1.0) -> "Words":
-        """The numbers and labels moved alike, each to at most `widening`^2 places."""
+        """The numbers and value numbers moved alike, each to at most `widening`^2 places."""
         radius = self.radius if widening == 1.0 else self.radius * (widening * UP)
-        label = None if self.label is None else move(self.label)
-        return Words(move(self.high), move(self.low), radius, label)
+        numbers = None if self.value_number is None else self.value_number.moved(move)
+        return Words(move(self.high), move(self.low), radius, numbers)
 
     def with_rank(self, rank: int) -> "Words":
         """With dimensions of length 1 after the samples, for broadcasting."""
@@ -61,8 +62,9 @@ class Words:
         if self.samples == 1:
             return self
         part = slice(sample, sample + 1)
-        label = None if self.label is None else self.label[part]
-        return Words(self.high[part], self.low[part], self.radius[part], label)
+        numbers = self.value_number
+        numbers = None if numbers is None else numbers.moved(lambda t: t[part])
+        return Words(self.high[part], self.low[part], self.radius[part], numbers)
 
     def norm(self) -> Tensor:
         """(samples,): at least the Euclidean norm of each sample's numbers, without the radius."""

@@ -1,0 +1,375 @@
+"""Value numbers: which numbers are equal by the rules of arithmetic, whatever their digits.
+
+The network is evaluated a second time over finite fields: beside every number stand its residues
+modulo two primes just below 2^20. A float m 2^e has the residues of m 2^e, as 2 has an inverse
+there; sums, differences, products, quotients, matrix products and convolutions are those of the
+fields. All of that commutes with taking residues, so numbers that are equal by the rules of
+arithmetic have equal value numbers, in whatever order and grouping they were computed: a filter
+that sums to zero has the value number 0 on a constant patch, and so has x - mean(x) on a constant
+row. A function f(a) that the fields lack has residues hashed from f and the value number of a, with
+the exact relations that `_Function` lists.
+
+Different numbers share a value number where both primes divide the numerator of their difference:
+with a probability near 2^-40 for numbers without a pattern. With residues drawn at random instead
+of given, it would be at most (d/p)^2 for a difference that is a polynomial of degree d in them
+(Schwartz, Zippel); d is about the number of layers. The primes are no secret: a network can be
+built to collide. So value numbers decide only what the numbers' own error bounds leave open, and
+equal ones of numbers that are certainly apart put the sample in doubt.
+
+Two small primes, and not a large one, because sums of products of residues then fit into float64 as
+they are: a matrix product takes two float64 products, where halves of residues modulo one prime
+below 2^40 take four. Residues are kept as float64 for the same reason; NaN stands for "equal to
+nothing": infinities, and quotients by zero.
+
+None stands for value numbers that nobody asks for: those of the backward half.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+from torch import Tensor
+
+PRIMES = (1048573, 1048571)  # the largest below 2^20
+_BITS = 20
+# `_reduced` is exact below; sums of this many products of two residues are, as |residue| < 2^19
+_REDUCIBLE, LONGEST_SUM = 2**51, 2**13
+_SIGNIFICAND = 53
+_LEAST_EXPONENT, _LARGEST_EXPONENT = -1074 - _SIGNIFICAND, 1024 + _SIGNIFICAND
+_HALF = 26  # bits of the lower part of a significand
+_HASHED = 50  # bits of a hash that become a residue
+_ODD = -0x61C8864680B583EB  # 2^64 over the golden ratio, as a signed number
+_OTHER = -0x4B47D0C5A1A6A7B5
+
+Multiply = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ValueNumbers:
+    """The value numbers of an array.
+
+    Attributes:
+        residues: for each prime p a float64 tensor like the array, of integers between -(p - 1)/2
+            and (p - 1)/2, or NaN.
+    """
+
+    residues: tuple[Tensor, ...]
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "ValueNumbers":
+        """Rearranged: `move` must not compute."""
+        return ValueNumbers(tuple(map(move, self.residues)))
+
+    def equals(self, other: "ValueNumbers") -> Tensor:
+        """Where they are equal; the shapes broadcast."""
+        return _all_of([a == b for a, b in zip(self.residues, other.residues, strict=True)])
+
+    def equals_float(self, number: float) -> Tensor:
+        """Where they are that of a float64."""
+        if number == 0:
+            return _all_of([r == 0 for r in self.residues])
+        return self.equals(of_float(number, self.residues[0].device))
+
+    def identifiers(self) -> Tensor:
+        """int64: equal where the value numbers are; negative, and all different, at NaN."""
+        packed = self._packed()
+        undefined = self.residues[0].isnan()
+        for residue in self.residues[1:]:
+            undefined = undefined | residue.isnan()
+        if not bool(undefined.any()):
+            return packed
+        single = -1 - torch.arange(packed.numel(), device=packed.device).reshape(packed.shape)
+        return torch.where(undefined, single, packed)
+
+    def _packed(self) -> Tensor:
+        """The residues side by side in the bits of an int64."""
+        packed = torch.zeros_like(self.residues[0], dtype=torch.int64)
+        for p, residue in zip(PRIMES, self.residues, strict=True):
+            packed = (packed << _BITS) + (residue.nan_to_num() + p // 2).to(torch.int64)
+        return packed
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """The constant operand of a product, so that sums of its products can be reduced.
+
+    Attributes:
+        pieces: for each prime the residues in pieces, the highest first.
+        width: bits of a piece.
+    """
+
+    pieces: tuple[tuple[Tensor, ...], ...]
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """What is exactly true of a function.
+
+    Attributes:
+        is_odd: f(-a) = -f(a), and so f(0) = 0.
+        at: an argument and the value there, both integers.
+    """
+
+    is_odd: bool = False
+    at: tuple[float, float] | None = None
+
+
+_FUNCTIONS = {
+    "exp": _Function(at=(0.0, 1.0)),
+    "log": _Function(at=(1.0, 0.0)),
+    "rsqrt": _Function(at=(1.0, 1.0)),
+    "tanh": _Function(is_odd=True),
+    "erf": _Function(is_odd=True),
+}
+
+
+def zeros(shape: Sequence[int], device: torch.device | str = "cpu") -> ValueNumbers:
+    """The value numbers of zeros."""
+    zero = torch.zeros((), dtype=torch.float64, device=device).expand(tuple(shape))
+    return ValueNumbers((zero,) * len(PRIMES))
+
+
+def of_floats(floats: Tensor) -> ValueNumbers:
+    """The value numbers of float64 numbers."""
+    significand, exponent = torch.frexp(floats)
+    whole = significand * 2.0**_SIGNIFICAND  # an integer; NaN and infinities stay
+    high = torch.floor(whole * 2.0**-_HALF)
+    low = whole - high * 2.0**_HALF
+    place = exponent.reshape(-1) - (_SIGNIFICAND + _LEAST_EXPONENT)
+    is_finite = bool(floats.isfinite().all())
+    if not is_finite:
+        place = torch.where(floats.isfinite().reshape(-1), place, 0)
+    residues = []
+    for p in PRIMES:
+        # below 2^27 * 2^19 + 2^26
+        short = _reduced(high * _centred(2**_HALF, p) + low, p)
+        scale = _powers_of_two(p).to(floats.device).index_select(0, place).reshape(floats.shape)
+        residue = _reduced(short.mul_(scale), p)
+        residues.append(
+            residue if is_finite else torch.where(floats.isfinite(), residue, torch.nan)
+        )
+    return ValueNumbers(tuple(residues))
+
+
+@lru_cache(maxsize=1024)
+def of_float(number: float, device: torch.device | str = "cpu") -> ValueNumbers:
+    """The value number of one float64, without dimensions."""
+    if number == 0:
+        return zeros((), device)
+    return of_floats(torch.tensor(float(number), dtype=torch.float64, device=device))
+
+
+def of_dyadics(numbers: Sequence[tuple[int, int]]) -> ValueNumbers:
+    """The value numbers of m 2^e for pairs (m, e) of integers of any size."""
+    rows = [[_centred(m * pow(2, e, p), p) for m, e in numbers] for p in PRIMES]
+    return ValueNumbers(tuple(torch.tensor(row, dtype=torch.float64) for row in rows))
+
+
+def of_name(name: str, device: torch.device | str = "cpu") -> ValueNumbers:
+    """The value number, of shape (1,), of a constant that is no rational number."""
+    return _hashed(torch.zeros(1, dtype=torch.int64, device=device), name)
+
+
+def total(a: ValueNumbers | None, b: ValueNumbers | None, sign: int = 1) -> ValueNumbers | None:
+    """The value numbers of a + b or, with sign -1, of a - b."""
+    if a is None or b is None:
+        return None
+    return _by_prime(lambda p, x, y: _reduced(torch.add(x, y, alpha=sign), p), a, b)
+
+
+def negative(a: ValueNumbers | None) -> ValueNumbers | None:
+    """The value numbers of -a."""
+    return None if a is None else ValueNumbers(tuple(-r for r in a.residues))
+
+
+def times(a: ValueNumbers | None, b: ValueNumbers | None) -> ValueNumbers | None:
+    """The value numbers of a b."""
+    if a is None or b is None:
+        return None
+    return _by_prime(lambda p, x, y: _reduced(x * y, p), a, b)
+
+
+def inverse(a: ValueNumbers | None) -> ValueNumbers | None:
+    """The value numbers of 1/a; NaN where a is 0.
+
+    Where only one of the primes divides a, the residue there has no inverse, and gets a hash for
+    one.
+    """
+    if a is None:
+        return None
+    found = _by_prime(lambda p, x: _power(x, p - 2, p), a)
+    is_divisible = [r == 0 for r in a.residues]
+    if not any(bool(d.any()) for d in is_divisible):
+        return found
+    hashed, is_zero = _hashed(a._packed(), "inverse"), _all_of(is_divisible)
+    return ValueNumbers(
+        tuple(
+            torch.where(is_zero, torch.nan, torch.where(divisible, other, residue))
+            for residue, other, divisible in zip(
+                found.residues, hashed.residues, is_divisible, strict=True
+            )
+        )
+    )
+
+
+def of_function(name: str, a: ValueNumbers | None) -> ValueNumbers | None:
+    """The value numbers of an elementary function's values."""
+    if a is None:
+        return None
+    relations = _FUNCTIONS[name]
+    if not relations.is_odd:
+        found = _hashed(a._packed(), name, a)
+        if relations.at is None:
+            return found
+        argument, value = relations.at
+        at = _all_of([r == argument for r in a.residues])
+        return found.moved(lambda t: torch.where(at, value, t))
+    sign = torch.zeros_like(a.residues[0])
+    for residue in a.residues:  # that of the first residue which is not 0
+        sign = torch.where(sign == 0, residue.sign(), sign)
+    upward = a.moved(lambda t: t * sign)
+    return _hashed(upward._packed(), name, upward).moved(lambda t: t * sign)
+
+
+def sum_last(a: ValueNumbers | None) -> ValueNumbers | None:
+    """The value numbers of sums along the last dimension, of fewer than 2^32 numbers."""
+    return None if a is None else _by_prime(lambda p, t: _reduced(t.sum(-1), p), a)
+
+
+def scattered(a: ValueNumbers | None, places: Tensor, count: int) -> ValueNumbers | None:
+    """The value numbers (..., count) of sums of all (..., terms) that go to the same place."""
+    if a is None:
+        return None
+
+    def at_places(p: int, t: Tensor) -> Tensor:
+        received = t.new_zeros(*t.shape[:-1], count)
+        return _reduced(received.scatter_add_(-1, places, t), p)
+
+    return _by_prime(at_places, a)
+
+
+def concatenated(arrays: Sequence[ValueNumbers | None], dim: int) -> ValueNumbers | None:
+    """Joined along `dim`."""
+    numbered = [a for a in arrays if a is not None]
+    if len(numbered) < len(arrays):
+        return None
+    joined = zip(*(a.residues for a in numbered), strict=True)
+    return ValueNumbers(tuple(torch.cat(residues, dim) for residues in joined))
+
+
+def where(mask: Tensor, a: ValueNumbers | None, b: ValueNumbers | None) -> ValueNumbers | None:
+    """Those of a where the mask holds, else those of b."""
+    if a is None or b is None:
+        return None
+    return _by_prime(lambda _, x, y: torch.where(mask, x, y), a, b)
+
+
+def factor(a: ValueNumbers | None, terms: int) -> Factor | None:
+    """An operand of products that are sums of so many terms.
+
+    Its residues in pieces of `width` bits: products with a residue are below 2^(18 + width), and
+    `terms` of them below 2^50. Up to `LONGEST_SUM` terms, the residues themselves are short enough.
+    """
+    if a is None:
+        return None
+    if terms <= LONGEST_SUM:
+        return Factor(tuple((r,) for r in a.residues), _BITS)
+    width = 32 - math.ceil(math.log2(terms))
+    return Factor(tuple(_pieces(r, width) for r in a.residues), width)
+
+
+def product(a: ValueNumbers | None, b: Factor | None, multiply: Multiply) -> ValueNumbers | None:
+    """The value numbers of a product of matrices, a convolution, or the transpose of one.
+
+    Args:
+        a: the left operand.
+        b: the right operand.
+        multiply: the product in float64, without rounding where sums stay below 2^53.
+    """
+    if a is None or b is None:
+        return None
+    residues = []
+    for p, left, pieces in zip(PRIMES, a.residues, b.pieces, strict=True):
+        residue = _reduced(multiply(left, pieces[0]), p)
+        for piece in pieces[1:]:
+            residue = _reduced(multiply(left, piece).add_(residue, alpha=2**b.width), p)
+        residues.append(residue)
+    return ValueNumbers(tuple(residues))
+
+
+def _by_prime(compute: Callable[..., Tensor], *arrays: ValueNumbers) -> ValueNumbers:
+    parts = zip(PRIMES, *(a.residues for a in arrays), strict=True)
+    return ValueNumbers(tuple(compute(*part) for part in parts))
+
+
+def _all_of(masks: Sequence[Tensor]) -> Tensor:
+    every = masks[0]
+    for mask in masks[1:]:
+        every = every & mask
+    return every
+
+
+def _reduced(a: Tensor, p: int) -> Tensor:
+    """The residue of integers below 2^51 in magnitude that lies nearest to 0; uses up `a`.
+
+    a/p is at least 1/(2p) from the middle between two integers, and computed with an error below
+    2^-52 |a|/p: the nearest integer is right.
+    """
+    quotient = (a * (1 / p)).round_()
+    return a.sub_(quotient, alpha=p)
+
+
+def _centred(number: int, p: int) -> int:
+    """The residue nearest to 0."""
+    residue = number % p
+    return residue - p if residue > p // 2 else residue
+
+
+def _power(a: Tensor, exponent: int, p: int) -> Tensor:
+    result = torch.ones_like(a)
+    for bit in bin(exponent)[2:]:
+        result = _reduced(result * result, p)
+        if bit == "1":
+            result = _reduced(result * a, p)
+    return result
+
+
+def _pieces(residue: Tensor, width: int) -> tuple[Tensor, ...]:
+    """Integers of up to 2^(width - 1), the highest first, that make up the residues."""
+    pieces = []
+    for _ in range(math.ceil(_BITS / width) - 1):
+        rest = (residue * 2.0**-width).round_()
+        pieces.append(residue - rest * 2.0**width)
+        residue = rest
+    return residue, *reversed(pieces)
+
+
+@cache
+def _powers_of_two(p: int) -> Tensor:
+    """The residues of 2^e for every exponent of float64's significands, from the least on."""
+    exponents = range(_LEAST_EXPONENT, _LARGEST_EXPONENT + 1)
+    return torch.tensor([_centred(pow(2, e, p), p) for e in exponents], dtype=torch.float64)
+
+
+def _hashed(packed: Tensor, name: str, at: ValueNumbers | None = None) -> ValueNumbers:
+    """Residues hashed from integers and a name; NaN where the value numbers `at` are."""
+    residues = []
+    for number, p in enumerate(PRIMES):
+        seed = hashlib.blake2b(f"{name} {number}".encode(), digest_size=8).digest()
+        bits = _mixed(_mixed(packed) ^ int.from_bytes(seed, "little", signed=True))
+        short = (bits >> (64 - _HASHED)) & (2**_HASHED - 1)
+        residues.append(_reduced(short.to(torch.float64), p))
+    if at is None:
+        return ValueNumbers(tuple(residues))
+    # 0 times a residue is 0, but NaN times it NaN
+    undefined = sum(r * 0.0 for r in at.residues)
+    return ValueNumbers(tuple(r + undefined for r in residues))
+
+
+def _mixed(h: Tensor) -> Tensor:
+    h = (h ^ ((h >> 30) & (2**34 - 1))) * _OTHER
+    h = (h ^ ((h >> 27) & (2**37 - 1))) * _ODD
+    return h ^ ((h >> 31) & (2**33 - 1))
