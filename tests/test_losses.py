@@ -120,6 +120,36 @@ def test_stable_ce_has_ces_direction_without_its_errors(dtype, delta):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
+def test_stable_ce_is_the_sum_that_it_is_differentiated_through(dtype, targeted):
+    """Bit for bit, under any factor on the loss."""
+    logits, label = (normal(50, 8) * 10).to(dtype), torch.arange(50) % 8
+    upstream = (normal(50, seed=5) * 100).to(dtype)
+    leaf, own = logits.clone().requires_grad_(), label[:, None]
+    others = logits.scatter(1, own, -math.inf)
+    v = others.softmax(1).scatter(1, own, -1.0)
+    carrier = (v * (leaf - logits.amax(1, keepdim=True))).sum(1)
+    value = others.logsumexp(1) - logits.gather(1, own)[:, 0]
+    expected = value + (carrier - carrier.detach())
+    expected = -expected if targeted else expected
+    (gradient,) = torch.autograd.grad(expected, leaf, upstream)
+    again = logits.clone().requires_grad_()
+    found = named("stable_ce")(again, label, Context(targeted))
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.autograd.grad(found, again, upstream)[0], gradient)
+
+
+@pytest.mark.parametrize("name", [*ALL, "pmifpe", "gama"])
+def test_no_loss_waits_for_the_host(name):
+    """On the meta device there are no values: anything that asks for one raises."""
+    logits = torch.empty(5, 10, device="meta", requires_grad=True)
+    label = torch.zeros(5, dtype=torch.int64, device="meta")
+    for targeted in (False, True):
+        loss = named(name)(logits, label, Context(targeted, y=label, clean=logits.detach()))
+        assert torch.autograd.grad(loss.sum(), logits)[0].shape == (5, 10)
+
+
 def test_plain_ce_does_lose_its_gradient_there():
     """Negative control for the test above."""
     logits = torch.tensor([[30.0, 0.0, -1.0]])

@@ -95,6 +95,14 @@ def test_traps_for_a_root_finder(ratios):
     assert abs(found / float(expected) - 1) < 1e-12
 
 
+@pytest.mark.parametrize("ratios", TRAPS.values(), ids=TRAPS)
+def test_absent_classes_are_no_way_out_of_a_trap(ratios):
+    logits = from_ratios(*ratios)
+    around = torch.full((1, 7), -math.inf, dtype=torch.float64)
+    found = scaling.t_star(torch.cat([around, logits, around, around], 1))
+    assert abs(float(found / scaling.t_star(logits)) - 1) < 2e-12
+
+
 def test_where_the_trap_is_a_local_maximum_has_another_value():
     """Negative control: a solver that returned the other peak would fail the test above."""
     ratios = TRAPS["K=100, a=(1, 10, ...): the smaller t wins"]

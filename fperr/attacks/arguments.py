@@ -10,6 +10,7 @@ from fperr.attacks.gradients import ExactSource, FloatSource, Source
 from fperr.measurement.models import usable_model
 from fperr.measurement.network import device_and_dtype
 from fperr.theory.losses import Loss, named
+from fperr.theory.scaling import present_classes
 
 ARITHMETICS = (*formats.FORMATS, "exact")
 METHODS = ("pgd", "fgsm", "apgd")
@@ -78,13 +79,21 @@ def checked(
     clean = source.logits(x.detach())
     classes = _classes(clean)
     _check_labels("y", y, x, classes)
+    _check_present("y", y, clean, model, x)
     if targets is not None:
         _check_labels("targets", targets, x, classes)
         if bool((targets == y).any()):
             raise ValueError("targets must differ from y: a sample's own class is no target")
+        _check_present("targets", targets, clean, model, x)
     needed = chosen.smallest_K(targeted=targets is not None)
     if classes < needed:
         raise ValueError(f"loss {loss!r} needs at least {needed} classes, the model has {classes}")
+    present = int(present_classes(clean).max())
+    if needed > 2 and present < needed:
+        raise ValueError(
+            f"loss {loss!r} needs at least {needed} classes whose logits are not -inf, the model "
+            f"has {present}: choose another loss"
+        )
     return chosen, source, clean
 
 
@@ -105,6 +114,22 @@ def _check_labels(name: str, labels: Tensor, x: Tensor, classes: int) -> None:
         raise ValueError(f"{name} is on {labels.device} and x on {x.device}: move one of them")
     if bool(((labels < 0) | (labels >= classes)).any()):
         raise ValueError(f"{name} must be between 0 and {classes - 1}")
+
+
+def _check_present(name: str, labels: Tensor, clean: Tensor, model: nn.Module, x: Tensor) -> None:
+    """Raise where a label is an absent class: its loss is infinite."""
+    samples = torch.nonzero(clean.gather(1, labels[:, None])[:, 0] == -math.inf)[:, 0]
+    if len(samples) and clean.dtype == torch.float16:  # a number that overflowed is no absent class
+        wider = FloatSource(model, formats.FLOAT32).logits(x.detach()[samples])
+        own = wider.gather(1, labels[samples, None])[:, 0]
+        samples = samples[own == -math.inf]
+    if len(samples):
+        first = int(samples[0])
+        raise ValueError(
+            f"{name} must be classes of finite logits, got class {int(labels[first])} at -inf "
+            f"for sample {first} ({len(samples)} such samples): the model never predicts it there; "
+            "leave those samples out, or name another class"
+        )
 
 
 def check_options(

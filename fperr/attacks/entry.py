@@ -31,7 +31,8 @@ class AttackResult:
         best_margin: (batch,) float64: the smallest of z_y - max_{i != y} z_i (targeted: of
             max_{i != t} z_i - z_t) that was seen.
         is_finite: (batch,) bool: all logits and gradients were; a gradient that was not counts
-            as 0, and logits that are not are no success.
+            as 0, and logits that are not are no success. A logit of -inf is an absent class and
+            does no harm, unless it is the label's, or no other class is present.
         excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) `adversarial` lies
             outside the ball: never above 0 with the exact projection.
     """
@@ -81,7 +82,8 @@ def attack(
     steps of 2 radius cos(pi i / 2N), momentum 0.25; samples that have succeeded stay put.
 
     Args:
-        model: x to logits (batch, K), in evaluation mode; any device.
+        model: x to logits (batch, K), in evaluation mode; any device. A class whose logit is -inf
+            is absent, as if the model had no such output; it is neither a label nor a target.
         x: (batch, *shape), float16 to float64, within the box. Points stay in its format.
         y: (batch,) int64, the true labels.
         radius: of the ball.

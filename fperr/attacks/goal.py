@@ -52,7 +52,8 @@ class Goal:
     def margin(self, logits: Tensor) -> Tensor:
         """(batch,) float64, what the attack pushes below 0.
 
-        z_y - max_{i != y} z_i, or max_{i != t} z_i - z_t. NaN where logits are.
+        z_y - max_{i != y} z_i, or max_{i != t} z_i - z_t. NaN where logits are; infinite where the
+        label's is -inf, or all others are.
         """
         z, label = logits.detach().to(torch.float64), self.label[:, None]
         mine = z.gather(1, label)

@@ -77,8 +77,12 @@ def checked(
     if not 0 < a < math.inf:
         raise ValueError(f"upstream must be a finite number other than 0, got {upstream!r}")
     z, scale = z.detach(), scale.expand(len(z))[:, None]
-    if not bool(z.isfinite().all()) or bool((scale * z.abs() > stored.largest / 4).any()):
-        raise ValueError(f"z must be finite, and c z below a quarter of {stored.largest:.3g}")
+    size = z.abs().masked_fill(z == -math.inf, 0.0)  # an absent class
+    if not bool(size.isfinite().all()) or bool((scale * size > stored.largest / 4).any()):
+        raise ValueError(
+            "z must be finite, or -inf where a class is absent, and c z below a quarter of "
+            f"{stored.largest:.3g}"
+        )
     if len(z) and a * max(1.0, float(scale.max())) > stored.largest:
         raise ValueError(f"upstream * c overflows {stored.name}: the gradient may be infinite")
     return stored, scale, z

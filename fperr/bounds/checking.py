@@ -13,7 +13,7 @@ from fperr.bounds.arguments import check_labels, format_of
 from fperr.bounds.cross_entropy import Bound
 from fperr.formats import Format
 from fperr.theory.losses import Context, named
-from fperr.theory.scaling import log2_G, margin
+from fperr.theory.scaling import log2_G, margin, present_classes
 from fperr.theory.scenarios import classify, ranked
 
 _OWN_ERROR = 2.0**-44  # relative, of the true gradient in float64
@@ -36,7 +36,8 @@ def check(
     the same (rounded) logits. The network's own part of the error is for `fperr.measure` to see.
 
     Args:
-        logits: (batch, K), any floating-point dtype; rounded to the format.
+        logits: (batch, K), any floating-point dtype; rounded to the format; -inf where a class is
+            absent.
         labels: (batch,) int64: true labels, or targets.
         format: name or `Format`.
         targeted: the labels are targets.
@@ -50,7 +51,8 @@ def check(
         truth in float64 may be off), `bound` (proved, on it), `use_instead`: the first alternative
         whose bound is below `largest_error`, or the format to leave; None where the gradient is
         fine. `status` is `"fine"`, `"at risk"` (measured fine, but the bound allows more than
-        `largest_error`), `"misdirected"` or `"dead"` (exactly zero).
+        `largest_error`), `"misdirected"`, `"dead"` (exactly zero), or `"undefined"`: the label is
+        an absent class, whose loss is infinite, or no other class is present; errors are NaN then.
 
     Raises:
         ValueError: shapes, labels or numbers that do not fit; logits that overflow the format.
@@ -60,6 +62,8 @@ def check(
     if not 0 < largest_error < math.inf:
         raise ValueError(f"largest_error must be positive, got {largest_error!r}")
     z = logits.detach().to(fmt.dtype)
+    if bool((z.isinf() & logits.isfinite()).any()):  # a number is no absent class
+        raise ValueError(f"logits overflow {fmt.name}: mask with -inf, or choose a wider format")
     bound = cross_entropy.enclosed(z, labels, 1.0, fmt, kernel=kernel)
     context = Context(targeted)
     found = _computed(z, labels, targeted=targeted, strided=kernel == "cpu_strided")
@@ -73,12 +77,15 @@ def check(
     unknown = torch.where(is_dead, 1.0, torch.inf)
     error = torch.where((size > 0) & ~is_dead, apart / size, unknown)
     limits = torch.where(size > 0, bound.error.sum(1) / size, torch.inf)
+    is_defined = (z.gather(1, labels[:, None])[:, 0] > -math.inf) & (present_classes(z) > 1)
+    error, limits = (number.where(is_defined, math.nan) for number in (error, limits))
     others = [(name, _limit(name, z, labels, fmt, kernel, context)) for name in alternatives]
     status, instead = [], []
     for i in range(len(z)):
-        status.append(_status(is_dead[i], error[i] > largest_error, limits[i] > largest_error))
+        state = _status(is_dead[i], error[i] > largest_error, limits[i] > largest_error)
+        status.append(state if is_defined[i] else "undefined")
         better = [name for name, limit in others if bool(limit[i] <= largest_error)]
-        needed = status[-1] != "fine"
+        needed = status[-1] not in ("fine", "undefined")
         instead.append((better[0] if better else "a wider format") if needed else None)
     return pd.DataFrame(
         {

@@ -4,8 +4,13 @@ Notation: x = c z, m its largest entry, s = c z - max c z, S = sum e^s, l = log 
 p = e^o, v = a c (p - onehot), hats for what is computed. Each step takes the error of the one
 before and adds what its own rounding can do at most, half an ulp of the largest result possible:
 nothing is left to first order. The order of the additions does not matter.
+
+A class whose logit is -inf is absent: e = 0 without an error, no addition of it rounds, and v is 0
+and computed as 0. The bounds of the other classes are those of their logits alone, but for the
+order in which float64 adds. Of an absent label p is 0 and v = -a c.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +22,7 @@ from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.bounds.roundings import UNIT, UP, half_ulp
 from fperr.bounds.steps import exponential_error, shifted_logits, sum_of_exponentials
 from fperr.formats import Format
+from fperr.theory.scaling import present_classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +30,10 @@ class Bound:
     """A bound on the error of a logit gradient.
 
     Attributes:
-        error: (batch, K) float64, at least |v_hat - v|.
-        exact: (batch, K) float64, |v|, to about 12 digits; 0 below float64's range.
+        error: (batch, K) float64, at least |v_hat - v|; 0 of absent classes; NaN where no class is
+            present.
+        exact: (batch, K) float64, |v|, to about 12 digits; 0 below float64's range and of absent
+            classes; NaN where no class is present.
         is_capped: (batch, K) bool: rounding alone allows more than the range of p_hat does.
     """
 
@@ -54,7 +62,7 @@ def logit_gradient(
     autograd computes in the format.
 
     Args:
-        z: (batch, K), the logits in the format, finite.
+        z: (batch, K), the logits in the format, finite, or -inf where a class is absent.
         label: (batch,) int64.
         c: (batch,) or a number: the scale on the logits, positive.
         format: name or `Format`; that of z if None. It has to be the one that stores z.
@@ -94,7 +102,7 @@ def enclosed(
     worked = kernels.working_format(stored)
     known = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
     is_half = worked != stored
-    mine = label[:, None]
+    mine, is_absent = label[:, None], z == -math.inf
 
     def worked_ulp(size: Tensor) -> Tensor:
         return half_ulp(size, worked, underflow=k.underflow)
@@ -111,11 +119,13 @@ def enclosed(
         S_error = torch.where(overflows, torch.inf, S_error)
     relative = S_error / S
     l_error = torch.where(relative < 1, -torch.log1p(-relative.clamp(max=1 - UNIT)), torch.inf)
-    log_ulps = known.log_of(z.shape[1])
+    present = present_classes(z)[:, None]
+    by_number = [known.log_of(number) for number in present[:, 0].tolist()]
+    log_ulps = torch.tensor(by_number, dtype=torch.float64, device=z.device)[:, None]
     l_error = l_error + 2 * k.log * log_ulps * worked_ulp(log_S + l_error)
     if is_half:
         l_error = l_error + k.store_log * stored_ulp(log_S + l_error)
-    size = (d.exact - log_S).abs()
+    size = (d.exact - log_S).abs().masked_fill(is_absent, 0.0)
     o_error = d.error + l_error
     # where d is 0, o is -l without any rounding
     rounded = k.output * worked_ulp(size + o_error)
@@ -125,6 +135,7 @@ def enclosed(
     p = e / S
     p_error = exponential_error(p, d.exact - log_S, o_error)
     p_error = p_error + 2 * k.exp * known.exp_ulps * worked_ulp(p + p_error)
+    p_error = p_error.masked_fill(is_absent, 0.0)
     rest = p.scatter(1, mine, 0.0).sum(1, keepdim=True)  # 1 - p_label without cancellation
     largest = torch.maximum(p, 1 - p).scatter(1, mine, torch.maximum(p.gather(1, mine), rest))
     is_capped = p_error > largest  # p_hat lies between 0 and 1
@@ -142,4 +153,6 @@ def enclosed(
     v = c * g
     error = c * error
     error = error + torch.where(c == 1, 0.0, k.rescale * stored_ulp(v + error))
-    return Bound(error * UP, v, is_capped)
+    is_alone = (present == 1) & ~is_absent.gather(1, mine)  # p = 1 and p - 1 = 0, exactly
+    error = error.masked_fill((is_absent & ~is_mine) | is_alone, 0.0)
+    return Bound((error * UP).masked_fill(present == 0, math.nan), v, is_capped)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fperr.bounds.arguments import check_labels, format_of
 from fperr.bounds.inputs import log2_input_gradient
 from fperr.formats import FLOAT32, Format
-from fperr.theory.scaling import log2_G
+from fperr.theory.scaling import log2_G, present_classes
 
 
 def paper(
@@ -32,16 +32,18 @@ def paper(
     expression for all four. It is to bound |v_hat - v|_1 / |v|_1; |v|_1 = 2 G.
 
     Args:
-        logits: (batch, K), any floating-point dtype.
+        logits: (batch, K), any floating-point dtype; -inf where a class is absent.
         label: (batch,) int64, y or y_t.
         c: (batch,) or a number, the scale; 1 for plain cross-entropy, T/Delta for (T-)MIFPE.
         epsilon_max: the absolute truncation error; None: u of `format`, the papers' choice. Others
             that make sense: half its smallest subnormal number, its smallest normal one.
         format: name or `Format`.
-        per_class: epsilon_max is that of each coefficient: K epsilon_max / (2 G).
+        per_class: epsilon_max is that of each coefficient: K epsilon_max / (2 G), with K the number
+            of classes present, for the coefficient of an absent one is 0.
 
     Returns:
-        (batch,) float64; logarithms, because G may be e^-1000.
+        (batch,) float64; logarithms, because G may be e^-1000; infinite where the label is the only
+            class present, for G is 0 there.
 
     Raises:
         TypeError, ValueError: shapes, labels or an epsilon_max that make no sense.
@@ -52,8 +54,10 @@ def paper(
     if not size > 0:
         raise ValueError(f"epsilon_max must be positive, got {epsilon_max!r}")
     scale = torch.as_tensor(c, dtype=torch.float64, device=logits.device).expand(len(logits))
-    factor = logits.shape[1] / 2 if per_class else 1.0
-    return log2_delta_sup_logit(log2_G(logits, label, scale), size * factor)
+    K = logits.shape[1]
+    total = log2_delta_sup_logit(log2_G(logits, label, scale), size * (K / 2 if per_class else 1))
+    present = present_classes(logits).to(torch.float64)
+    return total + (present / K).log2() if per_class else total
 
 
 def log2_delta_sup_logit(log2_G: Tensor, epsilon_max: float) -> Tensor:

@@ -11,6 +11,9 @@ that and S >= 1. Since v_label is exact and |v|_2 >= 1,
     |v_hat - v|_2 / |v|_2 <= |v_hat - v|_1 <= u (2 log(K - 1) + K + 2 kappa) + ...
 
 whatever the margin: nothing is subtracted from a number near 1.
+
+A class whose logit is -inf is absent: v is 0 there and computed as 0, and K counts the others.
+Without a class beside the label, v is 0.
 """
 
 import math
@@ -25,6 +28,7 @@ from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.bounds.roundings import UP, half_ulp
 from fperr.bounds.steps import shifted_logits, sum_of_exponentials
 from fperr.formats import Format
+from fperr.theory.scaling import present_classes
 
 _DIVISIONS = 3  # half ulps: of a quotient 1; of a product with the rounded inverse of S 3 at most
 
@@ -43,7 +47,7 @@ def stable_ce_logit_gradient(
     Args and errors are those of `logit_gradient`, without a scale.
 
     Returns:
-        (batch, K) float64; 0 at the label where `upstream` is 1.
+        (batch, K) float64; 0 at absent classes, and at the label where `upstream` is 1.
     """
     return enclosed(z, label, format, kernel=kernel, upstream=upstream, accuracy=accuracy).error
 
@@ -59,15 +63,14 @@ def enclosed(
 ) -> Bound:
     """`stable_ce_logit_gradient` with |v|."""
     stored, one, z = checked(z, label, 1.0, upstream, format)
-    if z.shape[1] == 2:
-        v = torch.ones_like(z, dtype=torch.float64)
-        return Bound(torch.zeros_like(v), abs(upstream) * v, torch.zeros_like(v, dtype=torch.bool))
     k, a = kernels.named(kernel), abs(upstream)
     worked = kernels.working_format(stored)
     known = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
     others = torch.arange(z.shape[1], device=z.device).expand_as(z)
     others = others[others != label[:, None]].reshape(len(z), -1)
-    d = shifted_logits(z.gather(1, others), one, stored, k)
+    rest = z.gather(1, others)
+    present = present_classes(rest)[:, None]
+    d = shifted_logits(rest, one, stored, k)
     e, e_error, S, S_error = sum_of_exponentials(d, worked, k, known)
     p = e / S
     least = S - S_error
@@ -79,8 +82,10 @@ def enclosed(
     error = a * error
     if a != 1.0:
         error = error + half_ulp(a * p + error, stored)
+    # of one other class p is 1, a quotient of equal numbers; without any, v is 0
+    error = error.masked_fill((rest == -math.inf) | (present < 2), 0.0)
     spread = torch.zeros_like(z, dtype=torch.float64)
-    whole = torch.full_like(spread, a).scatter(1, others, a * p)
+    whole = torch.full_like(spread, a).scatter(1, others, a * p).masked_fill(present == 0, 0.0)
     return Bound(
         spread.scatter(1, others, error * UP), whole, torch.zeros_like(z, dtype=torch.bool)
     )

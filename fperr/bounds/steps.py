@@ -1,5 +1,6 @@
 """What cross-entropy and stable cross-entropy share: shifted logits, exponentials, their sum."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from fperr.bounds import kernels
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.bounds.roundings import half_ulp, known_rounding
 from fperr.formats import FLOAT64, Format, of_dtype
+from fperr.theory.scaling import present_classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,7 @@ class Shifted:
     """D = c z - max c z.
 
     Attributes:
-        exact: (batch, K) float64, to 2^-52 of each.
+        exact: (batch, K) float64, to 2^-52 of each; -inf, without an error, of absent classes.
         error: (batch, K) float64, at least |d_hat - d|.
         top: (batch, 1), where it is 0.
     """
@@ -32,13 +34,15 @@ def shifted_logits(
     """What scaling and shifting make of the logits: both roundings are known, not only bounded.
 
     Args:
-        z: (batch, K), in the format.
+        z: (batch, K), in the format; -inf where a class is absent.
         c: (batch, 1), float64.
         stored: the format of z.
         k: the kernel.
         is_shifted: max z is subtracted before scaling, too.
     """
     top = z.argmax(1, keepdim=True)
+    is_absent = z == -math.inf
+    z = torch.where(is_absent, z.gather(1, top), z)  # a number to compute with
     wide = z.to(torch.float64)
     exact = c * (wide - wide.gather(1, top))
     error = torch.zeros_like(wide)
@@ -57,7 +61,8 @@ def shifted_logits(
     wide = x.to(torch.float64)
     shift = known_rounding(difference, wide - wide.gather(1, top), of_dtype(working.dtype))
     error = error + error.gather(1, top) + k.shift * shift
-    return Shifted(exact, torch.where(exact == 0, 0.0, error), top)
+    error = torch.where(exact == 0, 0.0, error)
+    return Shifted(exact.masked_fill(is_absent, -math.inf), error.masked_fill(is_absent, 0.0), top)
 
 
 def sum_of_exponentials(
@@ -69,12 +74,13 @@ def sum_of_exponentials(
     those are numbers of the format. Along the way of the largest summand to the root each other
     one is added once; among themselves the others are added K - 2 times. Ties with the largest are
     exact ones: an addition is never off by more than the summands below them, R together, come to.
+    An absent class adds exp(-inf) = 0, and an addition of 0 is exact: K counts the present ones.
     """
-    classes = d.exact.shape[1]
+    classes = present_classes(d.exact)[:, None].to(torch.float64)
     e = d.exact.exp()
     error = exponential_error(e, d.exact, d.error)
     error = error + 2 * k.exp * known.exp_ulps * half_ulp(e + error, worked, underflow=k.underflow)
-    error = torch.where(d.exact == 0, 0.0, error)  # exp(0) = 1
+    error = torch.where((d.exact == 0) | (d.exact == -math.inf), 0.0, error)  # exp(0) = 1
     grown = 1 + 2 * classes * worked.unit_roundoff
     largest = (e + error) * grown
     others = largest.scatter(1, d.top, 0.0)
@@ -82,7 +88,8 @@ def sum_of_exponentials(
     spacing = half_ulp(total, worked)
     inner = half_ulp(others.sum(1, keepdim=True) * grown, worked)
     onto_top = torch.minimum(others, spacing).sum(1, keepdim=True)
-    added = torch.minimum((classes - 1) * spacing, onto_top + (classes - 2) * inner)
+    among = (classes - 2).clamp_min(0)
+    added = torch.minimum((classes - 1) * spacing, onto_top + among * inner)
     below_ties = torch.where(d.exact == 0, 0.0, largest).sum(1, keepdim=True) * grown
     added = torch.minimum(added, (classes - 1) * below_ties)
     S_error = error.sum(1, keepdim=True) + k.add * added

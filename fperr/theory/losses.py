@@ -2,11 +2,18 @@
 
 A loss maps (logits, label, context) to one value per sample; its gradient with respect to the
 logits is what the lab measures. The scale c is detached: a constant under differentiation.
+
+A class whose logit is -inf is absent: values are those of the present classes alone, and so are
+gradients, which are 0 at absent classes. Of an absent label every loss but GAMA is infinite. Where
+one class alone is present, the gradient is 0, and the value that of an empty maximum or sum: -inf
+of stable cross-entropy and C&W, 0 of cross-entropy with any scale, -1 of GAMA. DLR, which divides
+by differences of logits, is NaN where they are not those of present classes, and so is its
+gradient.
 """
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -125,7 +132,7 @@ class Loss:
         if self.kind == "stable_ce":
             return _stable_ce(logits, label, targeted=context.targeted)
         if self.kind == "cw":
-            gap = _gather(logits, _best_other(logits, label)) - _gather(logits, label)
+            gap = _cw(logits, label)
             return -gap if context.targeted else gap
         return (
             _gama(logits, label, context) if self.kind == "gama" else _dlr(logits, label, context)
@@ -149,33 +156,77 @@ def _gather(logits: Tensor, index: Tensor) -> Tensor:
 
 def _best_other(logits: Tensor, label: Tensor) -> Tensor:
     """argmax_{i != label} z_i, (batch,); the lower index of a tie."""
-    order = ranked(logits)
+    return _first_but(ranked(logits), label)
+
+
+def _first_but(order: Tensor, label: Tensor) -> Tensor:
     return torch.where(order[:, 0] == label, order[:, 1], order[:, 0])
 
 
+def _cw(logits: Tensor, label: Tensor) -> Tensor:
+    """max_{i != l} z_i - z_l; without another class -inf, a constant."""
+    others = logits.detach().scatter(1, label[:, None], -math.inf)
+    best, index = others.max(1)  # the lower index of a tie
+    gap = _gather(logits, index) - _gather(logits, label)
+    return gap.masked_fill(best == -math.inf, -math.inf)
+
+
 def _stable_ce(logits: Tensor, label: Tensor, *, targeted: bool) -> Tensor:
-    """logsumexp_{i != l} z_i - z_l, differentiated through sum_i v_i z_i with v detached.
+    """logsumexp_{i != l} z_i - z_l, with the gradient v; without another class -inf, a constant.
 
     v is a shifted softmax over the other classes: its relative error is O(K u) for every margin.
     """
     others = logits.detach().scatter(1, label[:, None], -math.inf)
-    v = others.softmax(1).scatter(1, label[:, None], -1.0)  # shifted by the best other class
-    carrier = (v * (logits - logits.detach().amax(1, keepdim=True))).sum(1)
-    value = others.logsumexp(1) - _gather(logits.detach(), label)
-    loss = value + (carrier - carrier.detach())
+    rest = _no_plus_infinity(others.logsumexp(1, keepdim=True))
+    v = others.softmax(1).scatter_(1, label[:, None], -1.0)  # shifted by the best other class
+    v.masked_fill_(rest == -math.inf, 0.0)
+    own = _no_plus_infinity(_gather(logits.detach(), label))
+    loss: Tensor = _WithGradient.apply(logits, rest[:, 0] - own, v)  # type: ignore[no-untyped-call]
     return -loss if targeted else loss
 
 
+def _no_plus_infinity(numbers: Tensor) -> Tensor:
+    """The numbers, in place, with NaN for +inf."""
+    return numbers.nan_to_num_(math.nan, math.nan, -math.inf)
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value (batch,) whose gradient with respect to the logits is given.
+
+    As a sum of v_i z_i less itself it would be NaN where a logit is -inf.
+    """
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, value: Tensor, v: Tensor) -> Tensor:
+        del logits
+        context.save_for_backward(v)
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (v,) = context.saved_tensors
+        return upstream[:, None] * v, None, None
+
+
 def _dlr(logits: Tensor, label: Tensor, context: Context) -> Tensor:
-    """DLR (Croce and Hein 2020); not a number, and so marked, where its denominator is 0."""
-    top = [_gather(logits, index) for index in ranked(logits)[:, :4].unbind(1)]
+    """DLR (Croce and Hein 2020); not a number, and so marked, where its denominator is 0.
+
+    Neither where a class of the denominator is absent: it would be infinite, and the gradient 0.
+    """
+    order = ranked(logits)
+    top = [_gather(logits, index) for index in order[:, :4].unbind(1)]
     if not context.targeted:
-        best = _gather(logits, _best_other(logits, label))
-        return (best - _gather(logits, label)) / (top[0] - top[2])
+        best = _gather(logits, _first_but(order, label))
+        return (best - _gather(logits, label)) / _unless_absent(top[2], top[0] - top[2])
     if context.y is None:
         raise ValueError("targeted 'dlr' needs the true label: give y as well as target")
     rise = _gather(logits, label) - _gather(logits, context.y)
-    return rise / (top[0] - (top[2] + top[3]) / 2)
+    return rise / _unless_absent(top[3], top[0] - (top[2] + top[3]) / 2)
+
+
+def _unless_absent(logit: Tensor, number: Tensor) -> Tensor:
+    """`number`, or NaN where the logit is -inf."""
+    return number.masked_fill(logit.detach() == -math.inf, math.nan)
 
 
 def _gama(logits: Tensor, label: Tensor, context: Context) -> Tensor:

@@ -10,7 +10,8 @@ underflow, are modelled by
 
 with u_w of the format computed in, u_s of a half format that the kernel's sum, logarithm and
 output are stored in (else 0), R = max |z| and a the loss scale: the leading terms of the bound
-`fperr.bounds.logit_gradient`, no bound themselves. t* minimises the last term only.
+`fperr.bounds.logit_gradient`, no bound themselves. t* minimises the last term only. K and R are
+those of the classes present, by sample: a logit of -inf is an absent class.
 """
 
 import math
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fperr.formats import BFLOAT16, FLOAT16, FLOAT32, Format
+from fperr.theory.scaling import margin, present_classes, saturation
 
 SMALLEST_T = 1e-2  # below, the gradient is the mean over all classes, to 1 %
 _POINTS = 48
@@ -50,8 +52,10 @@ def relative_error_model(
     is_half = fmt in (FLOAT16, BFLOAT16)
     worked = (FLOAT32 if is_half else fmt).storage_unit_roundoff
     stored = fmt.storage_unit_roundoff if is_half else 0.0
-    A = worked * (z.shape[1] + 1 + log_S) + stored * (1 + log_S - log_p)
-    scaling = 2 * fmt.storage_unit_roundoff * c * z.abs().amax(1, keepdim=True)
+    K = present_classes(z)[:, None]
+    A = worked * (K + 1 + log_S) + stored * (1 + log_S - log_p)
+    reach = z.nan_to_num(neginf=0.0).abs().amax(1, keepdim=True)
+    scaling = 2 * fmt.storage_unit_roundoff * c * reach
     lost = units * fmt.smallest_subnormal / loss_scale / c
     return (A / 2 + lost) * (-log_rest).exp() + scaling
 
@@ -61,18 +65,27 @@ def format_aware_T(  # noqa: N802
 ) -> Tensor:
     """The minimiser (batch,) float64 of r between 0.01 and the saturation, to 1 % of itself.
 
-    Arguments are those of `relative_error_model`.
+    NaN where fewer than two classes are present. Arguments are those of `relative_error_model`.
     """
-    K = logits.shape[1]
-    saturation = math.log(max(K - 1, 2) / fmt.storage_unit_roundoff)
-    ends = math.log(SMALLEST_T), math.log(saturation)
+    smallest = math.log(SMALLEST_T)
+    largest = _log_saturation(logits, fmt)
     unit = torch.linspace(0, 1, _POINTS, dtype=torch.float64, device=logits.device)
-    low = torch.full((len(logits), 1), ends[0], dtype=torch.float64, device=logits.device)
-    width = ends[1] - ends[0]
+    low = torch.full_like(largest, smallest)
+    width = largest - smallest
     for _ in range(_REFINEMENTS):
         log_t = low + width * unit
         heights = relative_error_model(log_t, logits, label, fmt, units, loss_scale)
         best = log_t.gather(1, heights.argmin(1, keepdim=True))
         width = 2 * width / (_POINTS - 1)
-        low = (best - width / 2).clamp(ends[0], ends[1] - width)
-    return best[:, 0].exp()
+        low = torch.minimum((best - width / 2).clamp_min(smallest), largest - width)
+    return best[:, 0].exp().add_(0 * margin(logits))
+
+
+def _log_saturation(logits: Tensor, fmt: Format) -> Tensor:
+    """The logarithm (batch, 1) of the T beyond which nothing changes, of 3 classes for 2."""
+    K = logits.shape[1]
+    whole = saturation(max(K, 3), fmt.storage_unit_roundoff)
+    present = present_classes(logits)[:, None].clamp_min(3)
+    fewer = ((present - 1).to(torch.float64) / fmt.storage_unit_roundoff).log().log()
+    # math's logarithm and torch's may differ in the last place
+    return torch.where(present < K, fewer, math.log(whole))

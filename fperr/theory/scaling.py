@@ -3,6 +3,11 @@
 Everything is formed in float64 from the logits of the format, batched, on their device, without
 a synchronisation with the host. Notation: pi sorts the classes by descending logit,
 Delta = z_pi1 - z_pi2, and a_i = (z_pi1 - z_pii)/Delta >= 1 for i >= 2.
+
+A class whose logit is -inf is absent, as one that a head masks: its probability is 0, and every
+function gives what it gives for the logits of the present classes alone. A sample with fewer than
+two present classes has no scale: its T is NaN and its Delta infinite (NaN without any). NaN and
++inf are no logits: what depends on them is NaN.
 """
 
 import math
@@ -35,8 +40,10 @@ class Scale:
     """The scale that a loss puts on the logits of a batch.
 
     Attributes:
-        T: (batch,), float64 numbers rounded to the format; c * Delta where the cap was used.
-        c: (batch,), in the dtype of the logits; never differentiated.
+        T: (batch,), float64 numbers rounded to the format; c * Delta where the cap was used; NaN
+            where fewer than two classes are present.
+        c: (batch,), in the dtype of the logits; never differentiated. Where one class is present,
+            the cap: softmax is exact there for every c, and the gradient 0.
         is_capped: (batch,) bool, c is the cap and not T/Delta.
     """
 
@@ -46,9 +53,22 @@ class Scale:
 
 
 def margin(logits: Tensor) -> Tensor:
-    """Delta = z_pi1 - z_pi2 (batch,), float64, for logits (batch, K)."""
-    top = logits.detach().to(torch.float64).topk(2, dim=1).values
-    return (top[:, 0] - top[:, 1]).abs()  # -0.0 - 0.0 is negative zero
+    """Delta = z_pi1 - z_pi2 (batch,), float64, for logits (batch, K).
+
+    Infinite where one class is present, NaN where none is.
+    """
+    return _top_and_margin(logits)[1]
+
+
+def _top_and_margin(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """z_pi1 and Delta."""
+    first, second = logits.detach().topk(2, dim=1).values.to(torch.float64).unbind(1)
+    return first, (first - second).abs()  # -0.0 - 0.0 is negative zero
+
+
+def present_classes(logits: Tensor) -> Tensor:
+    """(batch,) int64: how many logits are not -inf."""
+    return (logits.detach() != -math.inf).sum(1)
 
 
 def largest_t_star(classes: int) -> float:
@@ -61,13 +81,23 @@ def saturation(classes: int, unit_roundoff: float) -> float:
     return math.log((classes - 1) / unit_roundoff)
 
 
+def saturations(logits: Tensor, unit_roundoff: float) -> Tensor:
+    """T_sat (batch,), float64, with K the number of classes present; below two -inf or NaN.
+
+    To two ulps of `saturation`, and the same number where no class is absent.
+    """
+    K = logits.shape[1]
+    others = (logits.detach() != -math.inf).sum(1, dtype=torch.float64).sub_(1)
+    return others.div_(K - 1).log_().add_(saturation(K, unit_roundoff))  # log 1 = 0 exactly
+
+
 def t_star(logits: Tensor) -> Tensor:
     """The T (batch,), float64, that maximises G(T) = c (1 - p_pi1): the global maximum.
 
     G' = 0 has several solutions in general, so all peaks on a grid are compared and the best
     three refined. Relative accuracy 1e-12, except where two maxima agree or G'' is near 0: there
-    G is accurate, T is not. Meaningless where Delta = 0 (see `scale`); NaN where a logit is not
-    finite.
+    G is accurate, T is not. Meaningless where Delta = 0 (see `scale`); NaN where a logit is NaN
+    or +inf, or fewer than two classes are present.
 
     Args:
         logits: (batch, K), any floating-point dtype.
@@ -79,16 +109,20 @@ def t_star(logits: Tensor) -> Tensor:
     first, second = top.values.T
     # (K, batch): the operations below then run along the batch, which is many times faster
     delta = first - second
-    ratios = torch.where(delta > 0, (first - z.T.contiguous()) / delta, 1.0)
+    z = z.T.contiguous()
+    is_ratio = (delta > 0) | (z == -math.inf)  # that of an absent class is infinite, always
+    ratios = torch.where(is_ratio, (first - z) / delta, 1.0)
     ratios.clamp_(max=_LARGEST_RATIO)
     ratios.scatter_(0, top.indices[None, :, 0], _LARGEST_RATIO)  # the largest is no runner-up
     parts = torch.split(ratios, max(1, _NUMBERS // len(ratios)), dim=1)
     t = torch.cat([_highest(part.contiguous()) for part in parts])
-    return t.add_((0 * z).sum(1))  # NaN where a logit is not finite
+    return t.add_(0 * delta)  # topk puts NaN first: no Delta is finite beside a NaN or +inf
 
 
 def log2_G(logits: Tensor, label: Tensor, c: Tensor) -> Tensor:  # noqa: N802 (G is the papers')
     """log2 of G = c (1 - p_label) with p = softmax(c z): (batch,), float64.
+
+    -inf where `label` is the only class present; log2 c where it is absent.
 
     Args:
         logits: (batch, K).
@@ -106,10 +140,16 @@ def largest_scale(logits: Tensor, fmt: Format, loss_scale: float) -> Tensor:
     """The cap c_max (batch,), float64: a power of two that keeps every intermediate finite.
 
     The largest power of two below min(2**k, (F/4)/max(1, a, R)), with F the largest number of
-    the format, a the loss scale, R = max_i max(|z_i|, |z_i - z_pi1|).
+    the format, a the loss scale, R = max_i max(|z_i|, |z_i - z_pi1|) over the present classes.
     """
-    z = logits.detach().to(torch.float64)
-    reach = torch.maximum(z.abs().amax(1), z.amax(1) - z.amin(1)).clamp(min=max(1.0, loss_scale))
+    return _largest_scale(logits, logits.detach().amax(1).to(torch.float64), fmt, loss_scale)
+
+
+def _largest_scale(logits: Tensor, high: Tensor, fmt: Format, loss_scale: float) -> Tensor:
+    """The cap; `high` is the largest logit, in float64."""
+    # a 0 in place of -inf, or of NaN, which `high` is then, changes no R
+    low = logits.detach().nan_to_num(neginf=0.0).amin(1).to(torch.float64)
+    reach = torch.maximum(torch.maximum(high, -low), high - low).clamp(min=max(1.0, loss_scale))
     limit = (fmt.largest / 4 / reach).clamp(max=2.0**fmt.scale_exponent)
     mantissa = torch.frexp(limit).mantissa  # in [1/2, 1): limit/mantissa is a power of two
     return limit / mantissa / 2
@@ -128,24 +168,26 @@ def temperature(
         logits: (batch, K).
         label: (batch,), the class that the loss uses.
         T: a fixed temperature, or None for the optimal one: t* where `label` is the prediction,
-            the saturation ln((K - 1)/u) elsewhere (G has no maximum there).
+            the saturation ln((K - 1)/u) elsewhere (G has no maximum there), K by sample.
         unit_roundoff: u of the format in which the logit gradient is stored.
         label_leads: take `label` for the prediction, or not, whatever it is.
     """
     if T is not None:
         return torch.full(logits.shape[:1], T, dtype=torch.float64, device=logits.device)
-    saturated = saturation(logits.shape[1], unit_roundoff)
-    if label_leads is None:
-        leads = logits.detach().argmax(1) == label  # the lower index of a tie
-        return torch.where(leads, t_star(logits), saturated)
     if label_leads:
         return t_star(logits)
-    return torch.full(logits.shape[:1], saturated, dtype=torch.float64, device=logits.device)
+    saturated = saturations(logits, unit_roundoff)
+    if label_leads is not None:
+        return saturated
+    leads = logits.detach().argmax(1) == label  # the lower index of a tie
+    return torch.where(leads, t_star(logits), saturated)
 
 
 def factor(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Tensor:
     """c = min(T/Delta, c_max) (batch,), in the dtype of the logits; arguments as for `scale`."""
-    return _capped(logits, margin(logits), wanted, fmt, loss_scale)[0]
+    high, delta = _top_and_margin(logits)
+    cap = _largest_scale(logits, high, fmt, loss_scale)
+    return _factor(delta, wanted / delta, cap).to(logits.dtype)
 
 
 def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) -> Scale:
@@ -157,19 +199,17 @@ def scale(logits: Tensor, wanted: Tensor, fmt: Format, loss_scale: float = 1.0) 
         fmt: the format of the logits.
         loss_scale: a, the factor on the loss.
     """
-    delta = margin(logits)
-    c, is_capped = _capped(logits, delta, wanted, fmt, loss_scale)
-    rounded = wanted.to(logits.dtype).to(torch.float64)
+    high, delta = _top_and_margin(logits)
+    exact, cap = wanted / delta, _largest_scale(logits, high, fmt, loss_scale)
+    is_capped = exact > cap
+    c = _factor(delta, exact, cap).to(logits.dtype)
+    rounded = wanted.to(logits.dtype).to(torch.float64) + 0 * delta  # NaN without a scale
     return Scale(torch.where(is_capped, c.to(torch.float64) * delta, rounded), c, is_capped)
 
 
-def _capped(
-    logits: Tensor, delta: Tensor, wanted: Tensor, fmt: Format, loss_scale: float
-) -> tuple[Tensor, Tensor]:
-    """c, and whether it is the cap."""
-    exact, cap = wanted / delta, largest_scale(logits, fmt, loss_scale)
-    is_capped = exact > cap  # not where the cap is no number, as with a class masked by -inf
-    return torch.where(is_capped, cap, exact).to(logits.dtype), is_capped
+def _factor(delta: Tensor, exact: Tensor, cap: Tensor) -> Tensor:
+    """c in float64: T/Delta, or the cap if that is less or one class alone is present."""
+    return torch.where(delta == math.inf, cap, torch.minimum(exact, cap))
 
 
 def _highest(ratios: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Logits to try a bound on: five kinds, any number of classes, temperatures over four decades."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -124,6 +125,21 @@ def draw(
         float(torch.tensor(upstream, dtype=fmt.dtype)),
         bool(torch.rand((), generator=generator) < 0.3),
     )
+
+
+def masked(cases: Cases, generator: Generator) -> Cases:
+    """The cases with classes at random absent (-inf), but the label and one more.
+
+    Args:
+        cases: of at least two classes.
+        generator: of the random numbers.
+    """
+    count, K = cases.z.shape
+    draws = torch.rand(count, K, generator=generator)
+    draws.scatter_(1, cases.label[:, None], 2.0)
+    draws.scatter_(1, draws.topk(2, dim=1).indices[:, 1:], 2.0)
+    share = torch.rand(count, 1, generator=generator)
+    return replace(cases, z=cases.z.masked_fill(draws < share, -math.inf))
 
 
 def scaled(z: Tensor, T: Tensor, fmt: Format) -> Tensor:

@@ -16,7 +16,7 @@ from fperr.formats import named as format_named
 from fperr.theory.scaling import log2_G
 from fperr.theory.scenarios import SCENARIOS, classify, ranked
 from fperr.validation import truth
-from fperr.validation.cases import KINDS, Cases, draw
+from fperr.validation.cases import KINDS, Cases, draw, masked
 from fperr.validation.search import climb
 
 FORMATS = ("float16", "bfloat16", "float32", "float64")
@@ -35,6 +35,7 @@ def falsify(
     kernel: str | Kernel = "cpu",
     accuracy: Accuracy | None = None,
     computed: Computed = truth.computed,
+    is_masked: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -47,6 +48,7 @@ def falsify(
         kernel: the model of the kernel, e.g. `"cpu"`.
         accuracy: of exp and log; None: as swept on this machine, else as documented.
         computed: what is tried: PyTorch's gradient; a control may put another in its place.
+        is_masked: classes at random are absent: their logits are -inf.
         seed: of the random numbers.
         progress: show a bar.
 
@@ -63,7 +65,7 @@ def falsify(
         for name in formats:
             fmt = format_named(name)
             known = kernels.accuracy(fmt, torch.device("cpu")) if accuracy is None else accuracy
-            done, trials = 0, _trials(fmt, logits, k, known, computed, seed, batch)
+            done, trials = 0, _trials(fmt, logits, k, known, computed, is_masked, seed, batch)
             while done < cases:
                 trial = next(trials)
                 found.append(
@@ -80,6 +82,7 @@ def _trials(
     k: Kernel,
     known: Accuracy,
     computed: Computed,
+    is_masked: bool,
     seed: int,
     largest: int,
 ) -> Iterator[pd.DataFrame]:
@@ -96,7 +99,8 @@ def _trials(
     def drawn(turn: int) -> tuple[str, Cases]:
         name, kind = kinds[turn % len(kinds)]
         K = kind.shape[1] if isinstance(kind, Tensor) else _CLASSES[turn % len(_CLASSES)]
-        return name, draw(kind, min(largest, _NUMBERS // K), K, fmt, generator)
+        cases = draw(kind, min(largest, _NUMBERS // K), K, fmt, generator)
+        return name, masked(cases, generator) if is_masked else cases
 
     for turn in itertools.count():
         name, cases = drawn(turn)

@@ -1,5 +1,6 @@
 """Hill climbing on measured over bound: the worst case is looked for, not waited for."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -34,7 +35,8 @@ def climb(cases: Cases, ratio: Ratio, fmt: Format, steps: int, generator: Genera
 
 def _changed(cases: Cases, fmt: Format, generator: Generator) -> Cases:
     """Each case with some of its logits moved, by a few ulps or by much, or with another scale."""
-    z = cases.z.to(torch.float64)
+    is_absent = cases.z == -math.inf  # and stays so
+    z = cases.z.masked_fill(is_absent, 0.0).to(torch.float64)
     count, K = z.shape
     largest = fmt.largest / 16
 
@@ -58,4 +60,5 @@ def _changed(cases: Cases, fmt: Format, generator: Generator) -> Cases:
     is_rescaled = usable & (uniform(count) < 0.4)
     kept = cases.c * moved.abs().amax(1) < largest
     new = torch.where(kept[:, None] | is_rescaled[:, None], moved, z).to(fmt.dtype)
+    new = new.masked_fill(is_absent, -math.inf)
     return replace(cases, z=new, c=torch.where(is_rescaled, rescaled, cases.c))

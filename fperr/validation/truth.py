@@ -1,5 +1,7 @@
 """Logit gradients: what PyTorch computes, and what is true."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -38,16 +40,20 @@ def absolute_error(cases: Cases, found: Tensor) -> tuple[Tensor, Tensor]:
     """|v_hat - v| and |v|, (batch, K) float64, the former less what the truth may be off.
 
     In pairs of float64 for float64 (100 bits), in float64 for the narrower formats (44 bits).
+    v is 0 of an absent class (-inf).
     """
     sign = torch.where(cases.targeted, -1.0, 1.0)[:, None]
     mine = torch.zeros_like(found, dtype=torch.bool).scatter(1, cases.label[:, None], value=True)
     factor = abs(cases.upstream) * cases.c[:, None]
-    wide = cases.z.to(torch.float64)
+    is_absent = cases.z == -math.inf
+    top = cases.z.amax(1, keepdim=True)
+    wide = torch.where(is_absent, top, cases.z).to(torch.float64)
     if found.dtype == torch.float64:
-        size, low = _in_pairs(wide, cases.c[:, None], abs(cases.upstream), mine)
+        size, low = _in_pairs(wide, cases.c[:, None], abs(cases.upstream), mine, is_absent)
         accuracy, lost = 2.0**-95, 2.0**-1000  # low words of tiny numbers underflow
     else:
         e = (cases.c[:, None] * (wide - wide.amax(1, keepdim=True))).exp()
+        e = e.masked_fill(is_absent, 0.0)
         p = e / e.sum(1, keepdim=True)
         others = torch.where(mine, 0.0, p).sum(1, keepdim=True)
         size, low = factor * torch.where(mine, others, p), torch.zeros_like(p)
@@ -57,7 +63,9 @@ def absolute_error(cases: Cases, found: Tensor) -> tuple[Tensor, Tensor]:
     return (apart.abs() - accuracy * size - lost * factor).clamp_min(0.0), size
 
 
-def _in_pairs(z: Tensor, c: Tensor, upstream: float, mine: Tensor) -> tuple[Tensor, Tensor]:
+def _in_pairs(
+    z: Tensor, c: Tensor, upstream: float, mine: Tensor, is_absent: Tensor
+) -> tuple[Tensor, Tensor]:
     """|v| as a pair: high and low words; numbers below 2^-960 are good to 2^-1020 only."""
     A = MultiwordArithmetic()
     top = z.amax(1, keepdim=True)
@@ -66,7 +74,7 @@ def _in_pairs(z: Tensor, c: Tensor, upstream: float, mine: Tensor) -> tuple[Tens
         return A.from_samples(t)
 
     s = A.mul(A.sub(row(z), row(top)), row(c.expand_as(z)))
-    kept = s.high > -700.0
+    kept = (s.high > -700.0) & ~is_absent
     e = A.exp(Words(s.high.clamp_min(-700.0), torch.where(kept, s.low, 0.0), s.radius, None))
     e = Words(torch.where(kept, e.high, 0.0), torch.where(kept, e.low, 0.0), e.radius, None)
     total = A.sum(e, [0])
