@@ -141,7 +141,7 @@ SABOTAGES = {
     "a comparison at a tie": (
         lambda x: torch.where(x / 3 >= x * 2 / 6, 2 * x, x),
         "aten.ge.Tensor",
-        lambda right: OPERATIONS["aten.gt.Tensor"].meaning,
+        lambda _: OPERATIONS["aten.gt.Tensor"].meaning,
     ),
     "a maximum": (
         lambda x: F.max_pool2d(x[:, None, None], (1, 2))[:, 0, 0],
@@ -265,7 +265,7 @@ def test_branches_follow_the_exact_ones_where_float64_cannot_tell(monkeypatch):
     assert bool((found.to_torch() == 1).all())
     assert {a.verdict for a in found.audits} == {"confirmed"}
     # negative control: a run that decides for itself disagrees
-    monkeypatch.setattr(float64_run._Run, "_beside", lambda run, source, rows, kink: rows)
+    monkeypatch.setattr(float64_run._Run, "_beside", lambda *arguments: arguments[2])
     with pytest.raises(ContradictedError):
         exact.gradient(model, x, v, engine="multiword")
 

@@ -1,5 +1,6 @@
 """The door to exact gradients: J^T v of an unmodified network, to a stated number of bits."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +17,14 @@ from fperr.exact.arithmetic import Array
 from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
 from fperr.exact.certified import LARGEST_BITS as LARGEST_BALL_BITS
 from fperr.exact.certified import Certifier
-from fperr.exact.function_of_sample import check_function_of_sample
-from fperr.exact.graph import Capture, called_in, capture, fixed_parameters, probe
+from fperr.exact.function_of_sample import check_function_of_sample, check_repeatable
+from fperr.exact.graph import Capture, called_in, capture, logits_of, probe
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.multiword import LARGEST_BITS
 from fperr.exact.multiword.words import Words
 from fperr.exact.singularities import check_regular
 from fperr.exact.value_audit import SampleAudit, audit_sample
-from fperr.precision import mathematical_attention
 
 ENGINES = ("mpmath", "ball", "multiword")
 # For the multiword engine: working bits that prove this many on ordinary networks, and the step
@@ -146,6 +146,8 @@ def gradient(
         raise ValueError("the model has parameters that are not finite")
     if any(module.training for module in model.modules()):
         raise ValueError("the model must be in evaluation mode: call model.eval()")
+    logits = functools.partial(logits_of, model)
+    check_repeatable(logits, x)
     captured = capture(model, x[:1])
     classes = captured.shapes[captured.results[0].name][1]
     if v.shape != (len(x), classes) or not v.is_floating_point():
@@ -153,7 +155,9 @@ def gradient(
             f"v must be floating point of shape ({len(x)}, {classes}), like the logits; "
             f"got {v.dtype} of shape {tuple(v.shape)}"
         )
-    _check_eager(captured, model, x)
+    check_function_of_sample(logits, x, captured.depth, torch.finfo(x.dtype).eps / 2)
+    for i in range(len(x)):
+        captured.audit(model, x[i : i + 1], probe(logits(x[i : i + 1])))
     try:
         return _by_engine(engine, captured, x, v, bits, largest_bits)
     except SingularGradientError as fault:
@@ -183,25 +187,6 @@ def _all_audited(audits: Sequence[SampleAudit | None]) -> tuple[SampleAudit, ...
     audited = tuple(audit for audit in audits if audit is not None)
     assert len(audited) == len(audits)
     return audited
-
-
-def _check_eager(captured: Capture, model: nn.Module, x: Tensor) -> None:
-    """Check that the captured graph is the model at every sample, whatever else is in the batch.
-
-    Raises:
-        ModelError: the model is random, or a sample's logits depend on its batch.
-        CaptureAuditError: graph and model differ at a sample.
-    """
-
-    @torch.no_grad()
-    def logits(batch: Tensor) -> Tensor:
-        with mathematical_attention(), fixed_parameters(model):
-            found: Tensor = model(batch)
-        return found
-
-    check_function_of_sample(logits, x, captured.depth, torch.finfo(x.dtype).eps / 2)
-    for i in range(len(x)):
-        captured.audit(model, x[i : i + 1], probe(logits(x[i : i + 1])))
 
 
 def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> ExactGradient:

@@ -11,6 +11,19 @@ from fperr.errors import ModelError
 _PROBED_SAMPLES = 8
 
 
+def check_repeatable(logits: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Run the model twice at equal shape.
+
+    Raises:
+        ModelError: the two runs differ.
+    """
+    if bool(_apart(logits(x), logits(x)).any()):
+        raise ModelError(
+            "two runs of the model on the same batch differ: it depends on randomness. "
+            "Remove it, or make it a function of the input"
+        )
+
+
 def check_function_of_sample(
     logits: Callable[[Tensor], Tensor], x: Tensor, depth: int, unit_roundoff: float
 ) -> None:
@@ -29,12 +42,7 @@ def check_function_of_sample(
         ModelError: two equal runs differ; or a sample's logits depend on its batch by more than
             64 u sqrt(depth) in relative norm: kernels that add in another order stay below that.
     """
-    first, second = logits(x), logits(x)
-    if bool(_apart(first, second).any()):
-        raise ModelError(
-            "two runs of the model on the same batch differ: it depends on randomness. "
-            "Remove it, or make it a function of the input"
-        )
+    check_repeatable(logits, x)
     allowed = 64 * unit_roundoff * math.sqrt(max(1, depth))
     company = x if len(x) > 1 else torch.cat([x, 0.5 * x])
     together = logits(company)

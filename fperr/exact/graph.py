@@ -169,7 +169,7 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
         UnsupportedOperationError: operations without an exact meaning; lists them all.
         CaptureAuditError: the replay is not bit-equal to the eager run.
     """
-    v = probe(_logits(model, x))
+    v = probe(logits_of(model, x))
     try:
         with torch.no_grad(), mathematical_attention(), fixed_parameters(model):
             module = make_fx(functionalize(_joint(model), remove="mutations"))(x, v)
@@ -283,7 +283,12 @@ def _joint(model: nn.Module) -> Any:
     return logits_and_gradient
 
 
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits (batch, K) at x.
+
+    Raises:
+        ModelError: the model fails, or returns something else.
+    """
     try:
         with torch.no_grad(), mathematical_attention(), fixed_parameters(model):
             z = model(x)

@@ -67,7 +67,7 @@ def _alike(distance: Tensor, radius: Tensor, same_number: Tensor | None) -> tupl
 
 
 def _difference(high: Tensor, low: Tensor, other_high: Tensor, other_low: Tensor) -> Tensor:
-    """The difference of two pairs, nearly to float64's relative precision; 0 of equal infinities."""
+    """The difference of two pairs, nearly to float64's precision; 0 of equal infinities."""
     first, rest = two_sum(high, -other_high)
     second, least = two_sum(low, -other_low)
     total, error = two_sum(first, second)
