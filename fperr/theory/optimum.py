@@ -52,8 +52,8 @@ def relative_error_model(
     is_half = fmt in (FLOAT16, BFLOAT16)
     worked = (FLOAT32 if is_half else fmt).storage_unit_roundoff
     stored = fmt.storage_unit_roundoff if is_half else 0.0
-    K = present_classes(z)[:, None]
-    A = worked * (K + 1 + log_S) + stored * (1 + log_S - log_p)
+    terms = present_classes(z)[:, None].to(torch.float64) + 1
+    A = worked * (terms + log_S) + stored * (1 + log_S - log_p)
     reach = z.nan_to_num(neginf=0.0).abs().amax(1, keepdim=True)
     scaling = 2 * fmt.storage_unit_roundoff * c * reach
     lost = units * fmt.smallest_subnormal / loss_scale / c
