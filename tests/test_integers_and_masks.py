@@ -86,9 +86,10 @@ REAL_UNARY = {
 }
 BINARY = {
     "add": torch.add,
-    "sub": lambda a, b: a - b if torch.bool not in (a.dtype, b.dtype) else a ^ b,
+    "sub": lambda a, b: (a if a.dtype != torch.bool else a.long())
+    - (b if b.dtype != torch.bool else b.long()),
     "mul": torch.mul,
-    "div": lambda a, b: a / (b.sign() * 2 + 4 if b.dtype != torch.bool else b + 1),
+    "div": lambda a, b: a / ((b > 0) * 3 + 1),
     "maximum": torch.maximum,
     "minimum": torch.minimum,
     "gt": torch.gt,
@@ -205,9 +206,10 @@ def test_the_sweep_meets_the_table():
     met = set()
     for dtype in DTYPES.values():
         functions = UNARY | (REAL_UNARY if dtype.is_floating_point else {})
-        capture = exact.capture(Collected(list(functions.values()), [dtype]).eval(), inputs(1))
+        model = Collected(list(functions.values()), [dtype], ["whole"]).eval()
+        capture = exact.capture(model, inputs(1))
         met |= {str(n.target) for n in capture.forward + capture.backward}
-    for first, second in PAIRS:
+    for first, second in [("bool", "int64"), ("int64", "float64"), ("float32", "float64")]:
         model = Collected(list(BINARY.values()), (DTYPES[first], DTYPES[second])).eval()
         capture = exact.capture(model, inputs(1))
         met |= {str(n.target) for n in capture.forward + capture.backward}

@@ -255,9 +255,14 @@ def test_the_estimate_is_needed(monkeypatch):
 
 
 def test_branches_follow_the_exact_ones_where_float64_cannot_tell(monkeypatch):
-    """x/3 + x/3 + x/3 - x is 0, and float64 has it on either side: ReLU's slope there is 0."""
-    model = Of(lambda x: F.relu(x / 3 + x / 3 + x / 3 - x) + F.relu(x - x / 7 * 7) + x).eval()
-    x, v = normal(20, 6, seed=3).double(), torch.ones(20, 6)
+    """49 times a/49 less b is 0 where a = b, and float64 has it on either side of ReLU's kink."""
+
+    def function(x):
+        a, b = x.chunk(2, 1)
+        return F.relu(torch.stack([a / 49] * 49, 1).sum(1) - b) + a + b
+
+    model = Of(function).eval()
+    x, v = normal(20, 3, seed=3).double().repeat(1, 2), torch.ones(20, 3)
     leaf = x.clone().requires_grad_()
     (float64,) = torch.autograd.grad(model(leaf), leaf, v.double())
     assert not bool((float64 == 1).all())  # float64 takes the wrong branch at some of them
