@@ -269,10 +269,10 @@ def test_branches_follow_the_exact_ones_where_float64_cannot_tell(monkeypatch):
     found = exact.gradient(model, x, v, engine="multiword")
     assert bool((found.to_torch() == 1).all())
     assert {a.verdict for a in found.audits} == {"confirmed"}
-    # negative control: a run that decides for itself disagrees
+    # negative control: copies that decide for themselves go either way, and nothing can be said
     monkeypatch.setattr(float64_run._Run, "_beside", lambda *arguments: arguments[2])
-    with pytest.raises(ContradictedError):
-        exact.gradient(model, x, v, engine="multiword")
+    alone = exact.gradient(model, x, v, engine="multiword")
+    assert "float64 cannot say" in {a.verdict for a in alone.audits}
 
 
 def test_a_wrong_branch_against_a_clear_sign_is_contradicted(monkeypatch):

@@ -1,0 +1,222 @@
+"""Random graphs over real, integer and boolean operations: all engines agree, and with PyTorch."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from fperr import exact
+from fperr.errors import ReferenceNotCertifiedError
+
+WIDTH, CLASSES = 4, 3
+CHUNKS, EXAMPLES, SLOW_EXAMPLES = 10, 20, 60
+BITS = 80
+WIDE = mpmath.MPContext()
+WIDE.prec = 400
+
+REAL = {
+    "add": lambda p: p.real() + p.real(),
+    "sub": lambda p: p.real() - p.real(),
+    "mul": lambda p: p.real() * p.real() / 2,
+    "div": lambda p: p.real() / (1 + p.real().square()),
+    "tanh": lambda p: p.real().tanh(),
+    "sigmoid": lambda p: p.real().sigmoid(),
+    "exp": lambda p: (-p.real().square()).exp(),
+    "log": lambda p: (1 + p.real().square()).log(),
+    "sqrt": lambda p: (1 + p.real().square()).sqrt(),
+    "relu": lambda p: p.real().relu(),
+    "gelu": lambda p: F.gelu(p.real()),
+    "silu": lambda p: F.silu(p.real()),
+    "leaky": lambda p: F.leaky_relu(p.real(), 0.2),
+    "elu": lambda p: F.elu(p.real()),
+    "hardtanh": lambda p: F.hardtanh(p.real()),
+    "abs": lambda p: p.real().abs(),
+    "maximum": lambda p: torch.maximum(p.real(), p.real()),
+    "clamp": lambda p: p.real().clamp(-0.5, 0.75),
+    "softmax": lambda p: p.real().softmax(1),
+    "layer norm": lambda p: F.layer_norm(p.real(), (WIDTH,)),
+    "centred": lambda p: (lambda a: a - a.mean(1, keepdim=True))(p.real()),
+    "max": lambda p: p.real().max(1, keepdim=True)[0] + p.real(),
+    "matrix": lambda p: p.real() @ p.matrix,
+    "flip": lambda p: p.real().flip(1),
+    "where": lambda p: torch.where(p.mask(), p.real(), p.real()),
+    "masked": lambda p: p.real() * p.mask(),
+    "filled": lambda p: p.real().masked_fill(p.mask(), 0.5),
+    "of an integer": lambda p: p.integer() * 0.25 + p.real(),
+    "by an integer": lambda p: p.real() / (p.integer().abs() + 1),
+    "gather": lambda p: p.real().gather(1, p.integer() % WIDTH),
+    "norm": lambda p: F.normalize(p.real(), dim=1),
+}
+INTEGER = {
+    "count": lambda p: p.mask().sum(1, keepdim=True).expand(-1, WIDTH),
+    "of a mask": lambda p: p.mask().long() * 3 - 1,
+    "sum": lambda p: p.integer() + p.integer(),
+    "product": lambda p: (p.integer() * p.integer()).clamp(-50, 50),
+    "remainder": lambda p: p.integer() % 5,
+    "largest": lambda p: p.real().argmax(1, keepdim=True).expand(-1, WIDTH),
+    "where the max is": lambda p: p.real().max(1, keepdim=True)[1] + p.integer(),
+    "constant": lambda p: torch.arange(WIDTH) + p.integer() * 0,
+    "cumulative": lambda p: p.integer().cumsum(1),
+}
+MASK = {
+    "gt": lambda p: p.real() > p.real(),
+    "le": lambda p: p.real() <= 0.25,
+    "ne": lambda p: p.real() != p.real(),
+    "integers": lambda p: p.integer() >= p.integer(),
+    "integers equal": lambda p: p.integer() == p.integer(),
+    "or": lambda p: p.mask() + p.mask(),
+    "and": lambda p: p.mask() * p.mask(),
+    "logical": lambda p: p.integer().logical_and(p.mask()),
+    "xor": lambda p: p.mask() ^ p.mask(),
+    "not": lambda p: ~p.mask(),
+    "true": lambda p: p.integer().bool(),
+}
+STEPS = (
+    [("real", name) for name in REAL]
+    + [("integer", name) for name in INTEGER]
+    + [("mask", name) for name in MASK]
+)
+
+
+class Pool:
+    """The values so far, picked from by the numbers that were drawn."""
+
+    def __init__(self, x, numbers):
+        self.values = {"real": [x, x.flip(1) / 3], "integer": [], "mask": [x > 0.1]}
+        self.values["integer"] = [(x > -0.5).long() + (x > 0.5).long()]
+        self.numbers, self.used = numbers, 0
+        generator = torch.Generator().manual_seed(1)
+        self.matrix = torch.randn(WIDTH, WIDTH, generator=generator).to(x) / 2
+
+    def _pick(self, kind):
+        number = self.numbers[self.used % len(self.numbers)]
+        self.used += 1
+        values = self.values[kind]
+        return values[-1 - number % len(values)]
+
+    def real(self):
+        return self._pick("real")
+
+    def integer(self):
+        return self._pick("integer")
+
+    def mask(self):
+        return self._pick("mask")
+
+
+class Graph(nn.Module):
+    """Some steps, and logits of the last real numbers."""
+
+    def __init__(self, steps, numbers):
+        super().__init__()
+        self.steps, self.numbers = steps, numbers
+        generator = torch.Generator().manual_seed(2)
+        self.last = nn.Parameter(torch.randn(2 * WIDTH, CLASSES, generator=generator).double())
+
+    def forward(self, x):
+        pool = Pool(x, self.numbers)
+        tables = {"real": REAL, "integer": INTEGER, "mask": MASK}
+        for kind, name in self.steps:
+            pool.values[kind].append(tables[kind][name](pool))
+        return torch.cat(pool.values["real"][-2:], 1) @ self.last
+
+
+graphs = st.tuples(
+    st.lists(st.sampled_from(STEPS), min_size=3, max_size=9),
+    st.lists(st.integers(0, 6), min_size=8, max_size=20),
+    st.integers(0, 10_000),
+)
+
+
+def error_to_balls(midpoint, balls):
+    """The largest of both samples' relative distance in norm, and 0 for 0/0."""
+    worst = WIDE.mpf(0)
+    for ours, theirs in zip(midpoint, balls, strict=True):
+        wide = [[WIDE.mpf(n) for n in part.reshape(-1)] for part in (ours, theirs)]
+        apart = WIDE.norm([a - b for a, b in zip(*wide, strict=True)])
+        size = WIDE.norm(wide[1])
+        worst = max(worst, apart / size if size else (WIDE.mpf(0) if not apart else WIDE.inf))
+    return worst
+
+
+def check(steps, numbers, seed):
+    """Whether all could be computed: then engines agree to what they claim, and with float64."""
+    model = Graph(steps, numbers).eval()
+    x = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(seed)).double()
+    v = torch.randn(2, CLASSES, generator=torch.Generator().manual_seed(seed + 1)).double()
+    try:
+        balls = exact.gradient(model, x, v, engine="ball", bits=250, largest_bits=2000)
+    except ReferenceNotCertifiedError:
+        return False  # equal by no rule of arithmetic, or a gradient that is 0 by none
+    assert -balls.log2_error >= 250
+    pairs = exact.gradient(model, x, v, engine="multiword", bits=BITS)
+    found = exact.gradient(model, x, v, engine="mpmath", bits=BITS)
+    for other in (pairs, found):
+        claimed = WIDE.mpf(2) ** other.log2_error if math.isfinite(other.log2_error) else 0
+        assert error_to_balls(other.midpoint, balls.midpoint) <= claimed + WIDE.mpf(2) ** -249
+    # autograd, which knows nothing of captures, at samples where float64 can say something
+    leaf = x.clone().requires_grad_()
+    (theirs,) = torch.autograd.grad(model(leaf), leaf, v)
+    ours = balls.to_torch()
+    for sample, audit in enumerate(balls.audits):
+        if audit.verdict == "confirmed" and not decides_near_a_tie(model, x[sample : sample + 1]):
+            apart = float((theirs[sample] - ours[sample]).norm())
+            assert apart <= audit.estimate * float(ours[sample].norm())
+    return True
+
+
+def decides_near_a_tie(model, x):
+    """Whether float64 itself may take another branch: its run at neighbours of x jumps."""
+    gradients = []
+    for factor in (1.0, 1 - 2.0**-50, 1 + 2.0**-50):
+        leaf = (x * factor).requires_grad_()
+        gradients.append(torch.autograd.grad(model(leaf).sum(), leaf)[0])
+    size = gradients[0].norm()
+    return any(bool((g - gradients[0]).norm() > 2.0**-20 * size) for g in gradients[1:])
+
+
+def run_chunk(examples):
+    judged = []
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(graphs)
+    def examine(graph):
+        judged.append(check(*graph))
+
+    examine()
+    return judged
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_random_graphs(chunk):
+    judged = run_chunk(EXAMPLES)
+    assert np.mean(judged) > 0.75  # of a few: the share is looked at over many below
+
+
+@pytest.mark.slow
+def test_many_random_graphs():
+    judged = [result for _ in range(CHUNKS) for result in run_chunk(SLOW_EXAMPLES)]
+    assert len(judged) >= 500
+    assert np.mean(judged) > 0.9
+
+
+def test_a_wrong_claim_is_noticed(monkeypatch):
+    """Negative control: pairs whose products have 70 bits, and claim 100."""
+    steps, numbers = [("real", "matrix"), ("real", "tanh"), ("real", "matrix")], [0, 1, 0, 2]
+    assert check(steps, numbers, 1)
+    right = exact.engine._in_words
+
+    def boastful(*arguments):
+        found = right(*arguments)
+        moved = found.midpoint * (1 + WIDE.mpf(2) ** -70)
+        return type(found)(moved, found.radius, found.engine, BITS, -100.0, found.audits)
+
+    monkeypatch.setattr("fperr.exact.engine._in_words", boastful)
+    with pytest.raises(AssertionError):
+        check(steps, numbers, 1)
