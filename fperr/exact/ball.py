@@ -139,7 +139,10 @@ class BallArithmetic(Arithmetic):
         places = a.index[first]
         live = places.any(0)
         if len(first) >= _MANY_ROWS and live.mean() < _FEW_COLUMNS:
-            places, right = places[:, live], distinct_columns(b.indexed(b.index[live]))
+            rest = b.indexed(b.index[live])
+            if a.value_numbers is None:  # nor are those of the right operand used
+                rest = rest.renumbered(None)
+            places, right = places[:, live], distinct_columns(rest)
         else:
             right = self._constant(b)
         left = a.indexed(places)

@@ -130,9 +130,7 @@ def zeros_first(pool: Pool, index: Indices) -> Indices:
 
 def behind_zero(numbers: ValueNumbers | None) -> ValueNumbers | None:
     """The value numbers of a pool that `make_pool` makes: those of zero, and the given ones."""
-    if numbers is None:
-        return None
-    return value_numbers.concatenated([value_numbers.zeros((1,)), numbers], 0)
+    return None if numbers is None else numbers.moved(lambda t: torch.nn.functional.pad(t, (1, 0)))
 
 
 def merged(arrays: Sequence[Balls]) -> tuple[Balls, list[Indices]]:
