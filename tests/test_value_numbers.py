@@ -422,7 +422,7 @@ def test_the_backward_half_has_no_value_numbers():
     interpreter.products(run.readings, v, lambda _, value: seen.append(value))
     arrays = [value for value in seen if isinstance(value, Balls)]
     assert arrays
-    assert all(value.value_numbers is None for value in arrays)
+    assert all(value.value_number is None for value in arrays)
 
 
 def test_columns_keep_the_value_numbers_of_what_they_lift():

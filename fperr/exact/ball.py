@@ -42,7 +42,7 @@ _NUMBERED: dict[Any, Callable[[Balls, Indices, Balls, Indices], ValueNumbers | N
     np.subtract: lambda a, i, b, j: value_numbers.total(a.numbers_at(i), b.numbers_at(j), -1),
     np.multiply: lambda a, i, b, j: value_numbers.times(a.numbers_at(i), b.numbers_at(j)),
     np.true_divide: lambda a, i, b, j: value_numbers.times(
-        a.numbers_at(i), b.renumbered(value_numbers.inverse(b.value_numbers)).numbers_at(j)
+        a.numbers_at(i), b.renumbered(value_numbers.inverse(b.value_number)).numbers_at(j)
     ),
 }
 _REMEMBERED = 64  # weight matrices
@@ -139,7 +139,10 @@ class BallArithmetic(Arithmetic):
         places = a.index[first]
         live = places.any(0)
         if len(first) >= _MANY_ROWS and live.mean() < _FEW_COLUMNS:
-            places, right = places[:, live], distinct_columns(b.indexed(b.index[live]))
+            rest = b.indexed(b.index[live])
+            if a.value_number is None:  # nor are those of the right operand used
+                rest = rest.renumbered(None)
+            places, right = places[:, live], distinct_columns(rest)
         else:
             right = self._constant(b)
         left = a.indexed(places)
@@ -205,8 +208,8 @@ class BallArithmetic(Arithmetic):
         bound = arb(threshold)
         above = np.asarray(a.pool > bound, dtype=bool)
         decided = above | np.asarray(a.pool <= bound, dtype=bool)
-        if a.value_numbers is not None:
-            alike = a.value_numbers.equals_float(threshold).numpy()
+        if a.value_number is not None:
+            alike = a.value_number.equals_float(threshold).numpy()
             apart = above[alike] | np.asarray(a.pool[alike] < bound, dtype=bool)
             decided[alike] = ~apart  # equal value numbers of numbers apart have collided
         self._all_decided(decided | ~a.used, a.index)
@@ -215,7 +218,7 @@ class BallArithmetic(Arithmetic):
     def sign(self, a: Balls) -> Indices:
         above: Indices = self.exceeds(a, 0.0).astype(np.int64)
         opposite = np.asarray(-a.pool, dtype=object)
-        negative = Balls(opposite, a.index, value_numbers.negative(a.value_numbers))
+        negative = Balls(opposite, a.index, value_numbers.negative(a.value_number))
         below: Indices = self.exceeds(negative, 0.0).astype(np.int64)
         return above - below
 
@@ -268,7 +271,7 @@ class BallArithmetic(Arithmetic):
 
     def _elementary(self, name: str, function: Callable[[arb], arb], a: Balls) -> Balls:
         result = self._unary(function, a)
-        if a.value_numbers is None:
+        if a.value_number is None:
             return result
         numbers = value_numbers.of_function(name, a.numbers_at(_arguments(a)))
         return Balls(result.pool, result.index, _with_exact(behind_zero(numbers), result.pool))
@@ -297,7 +300,7 @@ class BallArithmetic(Arithmetic):
         with self.precision():
             pool = make_pool(function(a.pool[flat], b.pool[other]), len(flat))
         numbers = None
-        if a.value_numbers is not None and b.value_numbers is not None:
+        if a.value_number is not None and b.value_number is not None:
             numbers = behind_zero(_NUMBERED[function](a, flat, b, other))
         index = inverse.reshape(-1) + 1
         if function is np.multiply:  # an exact zero stays the one exact zero

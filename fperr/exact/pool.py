@@ -26,12 +26,12 @@ class Balls:
     Attributes:
         pool: 1-D, the balls.
         index: where in the pool each number is; its shape is the array's.
-        value_numbers: those of the pool; None where nobody asks.
+        value_number: those of the pool; None where nobody asks.
     """
 
     pool: Pool
     index: Indices
-    value_numbers: ValueNumbers | None = None
+    value_number: ValueNumbers | None = None
 
     @property
     def used(self) -> Mask:
@@ -46,7 +46,7 @@ class Balls:
 
     def indexed(self, index: Indices) -> "Balls":
         """The entries of the pool at `index`, as an array."""
-        return Balls(self.pool, index, self.value_numbers)
+        return Balls(self.pool, index, self.value_number)
 
     def renumbered(self, numbers: ValueNumbers | None) -> "Balls":
         """The same balls with other value numbers, or none."""
@@ -54,10 +54,10 @@ class Balls:
 
     def numbers_at(self, index: Indices) -> ValueNumbers | None:
         """The value numbers at positions of the pool."""
-        if self.value_numbers is None:
+        if self.value_number is None:
             return None
         places = torch.from_numpy(np.array(index).reshape(-1))
-        return self.value_numbers.moved(lambda t: t.index_select(0, places).reshape(index.shape))
+        return self.value_number.moved(lambda t: t.index_select(0, places).reshape(index.shape))
 
     def identities(self) -> Indices:
         """(len(pool),): equal integers stand for equal numbers.
@@ -65,8 +65,8 @@ class Balls:
         By value numbers; where there are none, only an entry itself and exact balls of the same
         number are known to be equal.
         """
-        if self.value_numbers is not None:
-            integers: Indices = self.value_numbers.identifiers().numpy()
+        if self.value_number is not None:
+            integers: Indices = self.value_number.identifiers().numpy()
             return integers
         first: dict[Any, int] = {}
         keys = (mantissa(ball) if ball.is_exact() else id(ball) for ball in self.pool)
@@ -130,9 +130,7 @@ def zeros_first(pool: Pool, index: Indices) -> Indices:
 
 def behind_zero(numbers: ValueNumbers | None) -> ValueNumbers | None:
     """The value numbers of a pool that `make_pool` makes: those of zero, and the given ones."""
-    if numbers is None:
-        return None
-    return value_numbers.concatenated([value_numbers.zeros((1,)), numbers], 0)
+    return None if numbers is None else numbers.moved(lambda t: torch.nn.functional.pad(t, (1, 0)))
 
 
 def merged(arrays: Sequence[Balls]) -> tuple[Balls, list[Indices]]:
@@ -145,7 +143,7 @@ def merged(arrays: Sequence[Balls]) -> tuple[Balls, list[Indices]]:
         np.where(array.index == 0, 0, array.index + start)
         for array, start in zip(arrays, starts, strict=False)
     ]
-    parts = [array.value_numbers for array in arrays]
+    parts = [array.value_number for array in arrays]
     others = [None if part is None else part.moved(lambda t: t[1:]) for part in parts]
     numbers = behind_zero(value_numbers.concatenated(others, 0))
     return Balls(pool, np.arange(len(pool)), numbers), indices
