@@ -22,9 +22,14 @@ class Nearest:
 
     Exp and log are correctly rounded, the sum is pairwise (each summand is in log2 K additions
     instead of up to K - 1), and the last product is fused with the subtraction.
+
+    Attributes:
+        is_fused: that product is not rounded.
+        is_pairwise: otherwise the summands are added one by one, from the first class to the last.
     """
 
     is_fused: bool = True
+    is_pairwise: bool = True
 
     def opposite(self) -> "Nearest":
         return self
@@ -40,11 +45,19 @@ class Nearest:
         return value.to(fmt.dtype).to(torch.float64)
 
     def total(self, terms: Tensor, fmt: Format) -> Tensor:
+        if not self.is_pairwise:
+            return self.one_by_one(terms, fmt)
         while terms.shape[1] > 1:
             if terms.shape[1] % 2:
                 terms = torch.cat([terms, torch.zeros_like(terms[:, :1])], 1)
             terms = self.result(terms[:, ::2] + terms[:, 1::2], fmt)
         return terms
+
+    def one_by_one(self, terms: Tensor, fmt: Format) -> Tensor:
+        total = terms[:, :1]
+        for k in range(1, terms.shape[1]):
+            total = self.result(total + terms[:, k : k + 1], fmt)
+        return total
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,7 @@ def largest_error(cases: Cases, fmt: Format) -> Tensor:
     return torch.maximum(up, down)
 
 
-def nearest_error(cases: Cases, fmt: Format) -> tuple[Tensor, Tensor]:
-    """|v_hat - v| of the most accurate kernel, and |v|, (batch, K)."""
-    return truth.absolute_error(cases, gradient(cases, fmt, Nearest()).to(fmt.dtype))
+def nearest_error(cases: Cases, fmt: Format, *, is_pairwise: bool = True) -> tuple[Tensor, Tensor]:
+    """|v_hat - v| of the most accurate kernel with that order of additions, and |v|, (batch, K)."""
+    roundings = Nearest(is_pairwise=is_pairwise)
+    return truth.absolute_error(cases, gradient(cases, fmt, roundings).to(fmt.dtype))

@@ -5,9 +5,12 @@ Half-precision kernels differ between CPUs, and medians of plain CE depend on si
 """
 
 import pytest
+import torch
 
 import fperr
-from fperr import cli, data, zoo
+from fperr import cli, data, formats, zoo
+from fperr.validation.cases import Cases
+from tests import kernel_model
 
 TEMPERATURES = ("mifpe:T=0.01", "mifpe:T=0.1", "mifpe", "tmifpe", "mifpe:T=4", "mifpe:T=8")
 TEMPERATURES += ("mifpe:T=16",)
@@ -76,10 +79,32 @@ def test_fastat_pgd_float64(fastat):
 
 
 @pytest.mark.slow
-def test_fastat_pgd_violates_the_papers_bound_at_four_images(fastat):
-    """float32 CE, epsilon_max = u: |v_hat - v|_1/|v|_1 > u/G at 4 of 40 images."""
-    ce = fastat.frame[(fastat.frame["loss"] == "ce") & (fastat.frame["format"] == "float32")]
-    assert (ce["logit_delta"] > 2 ** ce["log2_delta_sup_logit"]).sum() == 4
+def test_fastat_pgd_stays_within_the_proved_bound(fastat):
+    ce = fastat.frame[fastat.frame["loss"] == "ce"]
+    assert set(ce["format"]) == {"float16", "float32", "float64"}
+    assert (ce["logit_delta"] <= ce["logit_delta_bound"]).all()
+
+
+@pytest.mark.parametrize(("is_pairwise", "violations"), [(False, [2, 29, 37, 39]), (True, [])])
+def test_fastat_pgd_violates_the_papers_bound_at_four_images(fperr_data, is_pairwise, violations):
+    """float32 CE, epsilon_max = u: |v_hat - v|_1/|v|_1 > u/G at 4 of 40 images.
+
+    The bound counts the cancellation in p - 1 and not the K additions before it, so the order of
+    these decides: four images where classes are added one by one, none where they are added
+    pairwise. The order of a CPU's kernel, between the two, depends on the width of its vectors, and
+    so do the last bits of its logits; so both orders are modelled, at the logits of the float64
+    network.
+    """
+    images = data.mnist_test().first(40)
+    with torch.no_grad():
+        z = zoo.load("mnist_fastat_pgd").double()(images.x.double()).float()
+    cases = Cases(
+        z, images.y, torch.ones(40).double(), torch.zeros(40).bool(), upstream=1.0, is_shifted=False
+    )
+    error, size = kernel_model.nearest_error(cases, formats.FLOAT32, is_pairwise=is_pairwise)
+    G = size.sum(1) / 2
+    is_above = error.sum(1) / size.sum(1) > formats.FLOAT32.unit_roundoff / G
+    assert is_above.nonzero()[:, 0].tolist() == violations
 
 
 LEVELSETS_DELTA = {
