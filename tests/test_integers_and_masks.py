@@ -86,8 +86,9 @@ REAL_UNARY = {
 }
 BINARY = {
     "add": torch.add,
-    "sub": lambda a, b: (a if a.dtype != torch.bool else a.long())
-    - (b if b.dtype != torch.bool else b.long()),
+    "sub": lambda a, b: (
+        (a if a.dtype != torch.bool else a.long()) - (b if b.dtype != torch.bool else b.long())
+    ),
     "mul": torch.mul,
     "div": lambda a, b: a / ((b > 0) * 3 + 1),
     "maximum": torch.maximum,

@@ -87,12 +87,11 @@ STEPS = (
 class Pool:
     """The values so far, picked from by the numbers that were drawn."""
 
-    def __init__(self, x, numbers):
+    def __init__(self, x, numbers, matrix):
+        self.matrix = matrix
         self.values = {"real": [x, x.flip(1) / 3], "integer": [], "mask": [x > 0.1]}
         self.values["integer"] = [(x > -0.5).long() + (x > 0.5).long()]
         self.numbers, self.used = numbers, 0
-        generator = torch.Generator().manual_seed(1)
-        self.matrix = torch.randn(WIDTH, WIDTH, generator=generator).to(x) / 2
 
     def _pick(self, kind):
         number = self.numbers[self.used % len(self.numbers)]
@@ -117,10 +116,11 @@ class Graph(nn.Module):
         super().__init__()
         self.steps, self.numbers = steps, numbers
         generator = torch.Generator().manual_seed(2)
+        self.matrix = nn.Parameter(torch.randn(WIDTH, WIDTH, generator=generator).double() / 2)
         self.last = nn.Parameter(torch.randn(2 * WIDTH, CLASSES, generator=generator).double())
 
     def forward(self, x):
-        pool = Pool(x, self.numbers)
+        pool = Pool(x, self.numbers, self.matrix)
         tables = {"real": REAL, "integer": INTEGER, "mask": MASK}
         for kind, name in self.steps:
             pool.values[kind].append(tables[kind][name](pool))
@@ -159,6 +159,9 @@ def check(steps, numbers, seed):
     found = exact.gradient(model, x, v, engine="mpmath", bits=BITS)
     for other in (pairs, found):
         claimed = WIDE.mpf(2) ** other.log2_error if math.isfinite(other.log2_error) else 0
+        # a logarithm near 100 in float64 is off by 2^-46, and mpmath's claim is a difference to a
+        # run at 240 bits, which is off by 2^-120 of it
+        claimed *= 1 + WIDE.mpf(2) ** -40
         assert error_to_balls(other.midpoint, balls.midpoint) <= claimed + WIDE.mpf(2) ** -249
     # autograd, which knows nothing of captures, at samples where float64 can say something
     leaf = x.clone().requires_grad_()
@@ -166,8 +169,8 @@ def check(steps, numbers, seed):
     ours = balls.to_torch()
     for sample, audit in enumerate(balls.audits):
         if audit.verdict == "confirmed" and not decides_near_a_tie(model, x[sample : sample + 1]):
-            apart = float((theirs[sample] - ours[sample]).norm())
-            assert apart <= audit.estimate * float(ours[sample].norm())
+            apart, size = (float(g.norm()) for g in (theirs[sample] - ours[sample], ours[sample]))
+            assert apart <= (audit.estimate * size if size else 0.0)
     return True
 
 
