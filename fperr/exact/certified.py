@@ -101,6 +101,7 @@ class Certifier:
         attempt: Callable[[Interpreter], Result],
         proved: Callable[[Result], float],
         explain: Callable[[Interpreter], str],
+        largest: int | None = None,
     ) -> tuple[Result, int]:
         """The first attempt that is proved to enough bits, and its working precision.
 
@@ -108,11 +109,13 @@ class Certifier:
             attempt: computes; may raise `UndecidedError`.
             proved: how many bits a result has.
             explain: where the bits went, in words.
+            largest: working precision at which to give up, if not that of all.
 
         Raises:
             ReferenceNotCertifiedError: none is up to the largest precision.
         """
-        bits = min(self.start, self.largest)
+        largest = self.largest if largest is None else largest
+        bits = min(self.start, largest)
         while True:
             undecided = None
             try:
@@ -124,14 +127,14 @@ class Certifier:
                 missing = self.bits - got
             except UndecidedError as fault:
                 undecided, missing, got = fault, math.inf, 0.0
-            if bits >= self.largest:
+            if bits >= largest:
                 reason = str(undecided) if undecided else explain(interpreter)
                 raise ReferenceNotCertifiedError(
                     f"{max(got, 0.0):.1f} of {self.bits} bits are proved at {bits} bits, the "
                     f"largest working precision allowed: {reason}"
                 ) from undecided
             step = bits if not math.isfinite(missing) else int(missing) + 16
-            bits = min(bits + min(step, bits), self.largest)
+            bits = min(bits + min(step, bits), largest)
 
 
 def log2_relative_radius(balls: Balls) -> float:

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.arithmetic import Array
-from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints
+from fperr.exact.certified import (
+    LARGEST_BITS,
+    Certifier,
+    log2_relative_radius,
+    losses,
+    midpoints,
+)
 from fperr.exact.enclosed import decide_order
 from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import ForwardRun, Interpreter, Readings
@@ -235,7 +241,9 @@ class BallEngine(SampleEngine):
                 states[bits] = self._at(interpreter, x)
             return use(states[bits])
 
-        found, bits = self._certifier.raised(attempt, proved, lambda i: losses(i, x, None))
+        found, bits = self._certifier.raised(
+            attempt, proved, lambda i: losses(i, x, None), LARGEST_BITS
+        )
         self._highest = max(self._highest, bits)
         return found
 

@@ -115,6 +115,7 @@ class WordsEngine(Engine):
             doubt |= doubtful | (wide & (_worst(errors) > self._largest))
         logits, *rows = errors
         audits = self._audits(run, rows, x, ~doubt)
+        doubt |= torch.tensor([audit is None for audit in audits], device=doubt.device)
         self._samples += len(x)
         self._by_balls += int(doubt.sum())
         self._by_agreement += int((wide & ~doubt).sum())
@@ -144,6 +145,8 @@ class WordsEngine(Engine):
         else:
             gradient = network.pullback(run.readings, A.from_samples(v[:, None]))
         gradient = of_all(gradient, len(x))
+        # an infinite slope is for the balls to name
+        is_known = is_known & gradient.high.flatten(1).isfinite().all(1)
         return network.audits(BatchRun(run, len(x)), x, v, gradient, is_known)
 
     def maps(self, states: Sequence[State], readings: Sequence[Readings]) -> list[LinearMap]:
