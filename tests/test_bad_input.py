@@ -166,7 +166,15 @@ def test_a_model_that_fails_in_half_precision_is_named():
             return self.linear(x @ self.other)
 
     with pytest.raises(ModelError, match="in float16: the model fails on an input"):
-        fperr.measure(Float32Only().eval(), X)
+        fperr.measure(Float32Only().eval(), X, formats=["float16"])
+    # beside a format that works the rows of the others say so
+    with pytest.warns(UserWarning, match="the network fails in a format"):
+        frame = fperr.measure(Float32Only().eval(), X, progress=False).frame
+    for format in ("float16", "float64"):
+        reasons = set(frame["reason"][frame["format"] == format])
+        assert len(reasons) == 1
+        assert f"in {format}: the model fails on an input" in reasons.pop()
+    assert frame["delta"][frame["format"] == "float32"].notna().all()
 
 
 def test_errors_are_of_one_family():

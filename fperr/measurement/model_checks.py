@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from fperr.exact.function_of_sample import check_function_of_sample as check_logits
+from fperr.exact.function_of_sample import check_repeatable
 from fperr.formats import of_dtype
 from fperr.measurement.network import FormatNetwork
 
@@ -17,5 +18,6 @@ def check_function_of_sample(network: FormatNetwork, x: Tensor) -> None:
     Raises:
         ModelError: two equal runs differ, or a sample's logits depend on its batch.
     """
+    check_repeatable(network.logits, x)  # what is random cannot be captured
     depth = network.capture(x[:1]).depth
     check_logits(network.logits, x, depth, of_dtype(network.dtype).unit_roundoff)
