@@ -202,7 +202,7 @@ def audit_values(
         parts = [(found.logits[i], logits[i], float(found.logits_error[i]))]
         exponent = int(exponents[i]) - int(exponents_of_v[i])
         if abs(exponent) <= _LARGEST_EXPONENT:
-            scaled = torch.ldexp(values[i], torch.tensor(exponent))
+            scaled = torch.ldexp(values[i], torch.tensor(exponent, device=values.device))
             parts.append((found.gradient[i], scaled, float(found.gradient_error[i])))
         explain = functools.partial(_explained, interpreter, run, x, v, exact, i)
         audits.append(_judged(parts, explain, i if names is None else names[i]))
