@@ -290,3 +290,14 @@ def test_a_gradient_knows_its_audit():
     assert all(0 <= a.difference <= a.estimate < 2.0**-35 for a in found.audits)
     flat = exact.gradient(Of(lambda x: x * 0).eval(), normal(1, 6), normal(1, 6))
     assert math.isnan(flat.audits[0].difference)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["fashion_standard", *NETWORKS])
+def test_networks_are_confirmed_on_cuda(name):
+    model, x = subject(name)
+    model, x = model.cuda(), x.cuda()
+    v = normal(*model(x).shape, seed=4).cuda()
+    found = exact.gradient(model, x, v, engine="multiword")
+    assert {a.verdict for a in found.audits} == {"confirmed"}
