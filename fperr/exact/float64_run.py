@@ -268,15 +268,16 @@ class _Run:
         return self._changed(value, size)
 
     def _changed(self, value: Tensor, size: Tensor) -> Tensor:
-        """The rows with noise of that size, in units roundoff, in the copies."""
-        samples = self.samples
-        kept, moved = value[:samples], value[samples:]
+        """The rows, which are used up, with noise of that size, in units roundoff, in the copies."""
+        samples, value = self.samples, value.contiguous()
+        moved = value[samples:]
         noise = torch.empty(moved.shape, dtype=torch.float32, device=value.device)
         noise.uniform_(-UNIT_ROUNDOFF, UNIT_ROUNDOFF, generator=self._generator)
         change = size.expand_as(value)[samples:] * noise
-        if not bool(change.isfinite().all()):
-            change = torch.where(moved.isfinite(), change, 0.0)
-        return torch.cat([kept, moved + change])
+        if not math.isfinite(float(change.sum())):
+            change = torch.where(change.isfinite(), change, 0.0)
+        moved += change
+        return value
 
     def _uncertainty(self, rows: Tensor, size: Tensor) -> Tensor:
         """(samples, entries): how far float64 may be off at each number.

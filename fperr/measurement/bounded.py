@@ -19,7 +19,8 @@ def logit_bound(f: FloatGradient, label: Tensor, loss: Loss) -> Bound | None:
     """Bounds on the error of a batch's logit gradients, any loss scale and averaging divided out.
 
     NaN where logits or scale are out of scope: not finite, or above a quarter of the format's
-    largest number. None for losses without a bound, and under autocast.
+    largest number. None for losses without a bound, under autocast, and where the format cannot
+    hold the loss scale.
 
     Args:
         f: what the format computed.
@@ -30,6 +31,8 @@ def logit_bound(f: FloatGradient, label: Tensor, loss: Loss) -> Bound | None:
         return None
     fmt = of_dtype(f.logits.dtype)
     upstream = _upstream(f)
+    if not math.isfinite(upstream):  # the format cannot hold the loss scale: there is no gradient
+        return None
     loss_scale, count = f.factor
     exact = Fraction(loss_scale) / count  # what is divided out
     off = float(abs(Fraction(upstream) / exact - 1)) * (1 + 2.0**-50)
