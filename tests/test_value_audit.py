@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import fperr
 from fperr import data, exact, zoo
 from fperr.errors import ContradictedError
-from fperr.exact import choices, float64_run
+from fperr.exact import choices, float64_error, float64_run
 from fperr.exact.batched import BatchedNetwork
 from fperr.exact.graph import probe
 from fperr.exact.node_kinds import kinds_of
@@ -248,8 +248,8 @@ def test_the_estimate_is_needed(monkeypatch):
     model = seeded(nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 4))).double()
     x, v = normal(3, 6).double(), normal(3, 4).double()
     assert {a.verdict for a in exact.gradient(model, x, v).audits} == {"confirmed"}
-    monkeypatch.setattr(float64_run, "SAFETY", 0.0)
-    monkeypatch.setattr(float64_run, "LEAST_ROUNDINGS", 0.0)
+    monkeypatch.setattr(float64_error, "SAFETY", 0.0)
+    monkeypatch.setattr(float64_error, "LEAST_ROUNDINGS", 0.0)
     with pytest.raises(ContradictedError, match=r"float64 is off by about 0"):
         exact.gradient(model, x, v)
 
@@ -270,7 +270,7 @@ def test_branches_follow_the_exact_ones_where_float64_cannot_tell(monkeypatch):
     assert bool((found.to_torch() == 1).all())
     assert {a.verdict for a in found.audits} == {"confirmed"}
     # negative control: copies that decide for themselves go either way, and nothing can be said
-    monkeypatch.setattr(float64_run._Run, "_beside", lambda *arguments: arguments[2])
+    monkeypatch.setattr(float64_run, "beside", lambda *arguments: arguments[1])
     alone = exact.gradient(model, x, v, engine="multiword")
     assert "float64 cannot say" in {a.verdict for a in alone.audits}
 

@@ -4,16 +4,12 @@ Numbers are float64 wherever the graph has floating-point numbers; integers, mas
 graph makes from nothing are PyTorch's own, in the dtypes that the graph writes. Beside each sample
 run a few copies of it, in which the result of every operation is changed at random by about its
 rounding error (`rounding_noise`). How far the copies end from the sample estimates how far float64
-is off: an estimate, and no bound.
-
-Where float64 cannot tell on which side of a kink a number is, or which of two is larger, the exact
-numbers are asked for the side, and PyTorch's own operation decides on stand-ins that lie there.
+is off (`float64_error`): an estimate, and no bound. Branches are the exact network's where float64
+cannot tell (`float64_branches`).
 """
 
-import functools
 import math
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import getitem
@@ -22,53 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fperr.exact.float64_branches import (
+    COMPARISONS,
+    MAXIMA,
+    ExactNumbers,
+    beside,
+    compared,
+    largest,
+    operand_difference,
+    operand_sizes,
+)
+from fperr.exact.float64_error import COPIES, error_of_norm
 from fperr.exact.graph import Capture, Node
 from fperr.exact.node_kinds import is_discrete
 from fperr.exact.operations import OPERATIONS
 from fperr.exact.rounding_noise import UNIT_ROUNDOFF, moves_numbers, noise_size
-
-COPIES = 2
-# The estimate: that many times the largest distance of a copy, and in any case that many roundings
-# of the result itself. A sum of n terms is off by up to about n/2 roundings where a copy moves by
-# sqrt(n): 64 and 128 leave room for the longest sums of networks (n about 10^4, added in blocks).
-SAFETY = 64.0
-LEAST_ROUNDINGS = 128.0
-_POOLINGS = {"aten.max_pool2d_with_indices.default", "aten.adaptive_max_pool2d.default"}
-_MAXIMA = {*_POOLINGS, "aten.max.dim"}
-_COMPARISONS = {
-    f"aten.{name}.{kind}"
-    for name in ("gt", "lt", "ge", "le", "eq", "ne")
-    for kind in ("Tensor", "Scalar")
-}
-
-
-class ExactNumbers(ABC):
-    """What the exact run says about the samples where float64 cannot tell."""
-
-    @abstractmethod
-    def sides(self, node: Node, kink: float, entries: Tensor) -> Tensor | None:
-        """On which side of a kink numbers of a node are: -1, 0 (exactly on it) or 1.
-
-        Args:
-            node: it holds the numbers.
-            kink: where an operation on them jumps.
-            entries: flat positions in one sample's numbers.
-
-        Returns:
-            (samples, entries), or None where the node depends on v.
-        """
-
-    @abstractmethod
-    def relations(self, node: Node, entries: Tensor) -> Tensor | None:
-        """The sign of a - b of a comparison (a, b), at flat positions of its result: as `sides`."""
-
-    @abstractmethod
-    def positions(self, node: Node) -> Tensor | None:
-        """Where the maxima of a pooling are, (samples, *shape), as its second result gives them."""
-
-    @abstractmethod
-    def are_equal(self, node: Node, first: Tensor, second: Tensor) -> Tensor:
-        """Whether a node's numbers at two flat positions are equal: (samples, entries) of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +67,6 @@ def float64_run(
         v: (samples, K), float64.
         exact: asked where float64 cannot tell.
         everything: keep what every node holds.
-
     """
     run = _Run(capture, len(x), exact)
     with warnings.catch_warnings():  # operations that vmap has to take sample by sample
@@ -118,27 +81,6 @@ def float64_run(
         run.values if everything else {},
         frozenset(run.batched),
     )
-
-
-def error_of_norm(rows: Tensor, samples: int) -> Tensor:
-    """(samples,): the estimate of the norm of the error of each sample's numbers (rows, entries).
-
-    Infinite where they, or those of a copy, are not finite (both the same infinity apart).
-    """
-    plain = rows[:samples]
-    apart = _distance(rows, samples).flatten(2)
-    spread = torch.linalg.vector_norm(apart, dim=2).amax(0)
-    finite = torch.where(plain.isinf(), 0.0, plain)
-    least = LEAST_ROUNDINGS * UNIT_ROUNDOFF * torch.linalg.vector_norm(finite.flatten(1), dim=1)
-    estimate: Tensor = SAFETY * spread + least
-    return estimate.nan_to_num(torch.inf, torch.inf)
-
-
-def _distance(rows: Tensor, samples: int) -> Tensor:
-    """(copies, samples, ...): how far each copy is from its sample."""
-    plain = rows[:samples]
-    others = rows[samples:].reshape(-1, *plain.shape)
-    return torch.where(others == plain, 0.0, (others - plain).abs())
 
 
 class _Run:
@@ -242,10 +184,17 @@ class _Run:
     def _decided(self, node: Node, value: Any) -> Any:
         """The result with the exact network's branches, and in the copies with noise."""
         name = str(node.target)
-        if name in _COMPARISONS:
-            value = self._compared(node, value)
-        elif name in _MAXIMA:
-            return self._largest(node, value)
+        if name in COMPARISONS:
+            operands = [self._argument(part) for part in node.args[:2]]
+            apart, size = (
+                self._by_rows(function, self._dims_of(node)[:2], operands)
+                for function in (operand_difference, operand_sizes)
+            )
+            value = compared(node, value, apart, size, self.samples, self.exact)
+        elif name in MAXIMA:
+            source = node.args[0]
+            assert isinstance(source, Node)
+            return largest(node, value, self.rows(source), self.samples, self.exact)
         if not isinstance(value, Tensor):
             return [self._noisy(node, part) if _is_real(part) else part for part in value]
         if is_discrete(value.dtype):  # copies have the masks and indices of their sample
@@ -268,7 +217,7 @@ class _Run:
         return self._changed(value, size)
 
     def _changed(self, value: Tensor, size: Tensor) -> Tensor:
-        """The rows, which are used up, with noise of that size, in units roundoff, in the copies."""
+        """The rows, which are used up, with noise of that size, in units roundoff, in copies."""
         samples, value = self.samples, value.contiguous()
         moved = value[samples:]
         noise = torch.empty(moved.shape, dtype=torch.float32, device=value.device)
@@ -278,40 +227,6 @@ class _Run:
             change = torch.where(change.isfinite(), change, 0.0)
         moved += change
         return value
-
-    def _uncertainty(self, rows: Tensor, size: Tensor) -> Tensor:
-        """(samples, entries): how far float64 may be off at each number.
-
-        Args:
-            rows: (rows, entries).
-            size: (samples or 1, entries or 1): how large the numbers were that these came from.
-        """
-        plain, others = rows[: self.samples], rows[self.samples :]
-        spread = (others.reshape(COPIES, *plain.shape) - plain).abs_().amax(0)
-        typical = spread.square().mean(1, keepdim=True).sqrt()
-        rounded = LEAST_ROUNDINGS * UNIT_ROUNDOFF * size
-        return SAFETY * torch.maximum(spread, typical) + rounded
-
-    def _unclear(self, rows: Tensor, kink: float, size: Tensor) -> Tensor | None:
-        """Where numbers are as near to the kink as float64 may be off: (samples, entries).
-
-        Numbers that lie on it in every row have seen no rounding. None: nowhere.
-
-        Args:
-            rows: (rows, entries).
-            kink: a number.
-            size: as for `_uncertainty`.
-        """
-        plain = rows[: self.samples]
-        # no number is closer than this one in the many cases where all are clear
-        spread = (rows[self.samples :].reshape(COPIES, *plain.shape) - plain).abs_().amax()
-        rounded = LEAST_ROUNDINGS * UNIT_ROUNDOFF * float(size.amax())
-        limit = 2 * SAFETY * float(spread) + 2 * rounded
-        is_rounded = (rows != kink).reshape(-1, *plain.shape).any(0)
-        candidates = ((plain - kink).abs() <= limit) & is_rounded
-        if math.isfinite(limit) and not bool(candidates.any()):
-            return None
-        return ((plain - kink).abs() <= self._uncertainty(rows, size)) & is_rounded
 
     def _stand_ins(self, node: Node) -> dict[int, Tensor]:
         """Arguments of an operation that jumps, on the exact sides of its kinks."""
@@ -329,84 +244,9 @@ class _Run:
                 continue
             numbers = self.values[source.name]
             for kink in kinks(node.args):
-                numbers = self._beside(source, numbers, kink)
+                numbers = beside(source, numbers, self.samples, kink, self.exact)
             found[position] = numbers
         return found
-
-    def _beside(self, source: Node, rows: Tensor, kink: float) -> Tensor:
-        """The numbers of all rows, moved to the side of the kink where the exact ones are."""
-        if rows[0].numel() == 0:
-            return rows
-        flat = rows.flatten(1)
-        near = self._unclear(flat, kink, flat[: self.samples].abs() + abs(kink))
-        if near is None:
-            return rows
-        entries = near.any(0).nonzero().flatten()
-        sides = self.exact.sides(source, kink, entries) if len(entries) else None
-        if sides is None:
-            return rows
-        near = near[:, entries].repeat(1 + COPIES, 1)
-        sides = sides.to(flat.device).expand(self.samples, -1).repeat(1 + COPIES, 1)
-        moved = torch.where(sides == 0, kink, flat[:, entries])
-        moved = torch.where(sides > 0, moved.clamp(min=math.nextafter(kink, math.inf)), moved)
-        moved = torch.where(sides < 0, moved.clamp(max=math.nextafter(kink, -math.inf)), moved)
-        flat = flat.clone()
-        flat[:, entries] = torch.where(near, moved, flat[:, entries])
-        return flat.reshape(rows.shape)
-
-    def _compared(self, node: Node, value: Tensor) -> Tensor:
-        """A comparison: PyTorch's own of the exact difference and 0 where float64 cannot tell."""
-        a, b = (self._argument(part) for part in node.args[:2])
-        dims = self._dims_of(node)[:2]
-        apart = self._by_rows(_difference, dims, [a, b])
-        size = self._by_rows(_sizes, dims, [a, b])
-        if value[0].numel() == 0:
-            return value
-        near = self._unclear(apart.flatten(1), 0.0, size[: self.samples].flatten(1))
-        if near is None:
-            return value
-        entries = near.any(0).nonzero().flatten()
-        relations = self.exact.relations(node, entries) if len(entries) else None
-        if relations is None:
-            return value
-        signs = relations.to(torch.float64).to(value.device).expand(self.samples, -1)
-        zero = torch.zeros((), dtype=torch.float64) if str(node.target).endswith("Tensor") else 0.0
-        decided = node.target(signs, zero)  # type: ignore[operator]
-        flat = value[: self.samples].flatten(1).clone()
-        flat[:, entries] = torch.where(near[:, entries], decided, flat[:, entries])
-        return flat.reshape(value[: self.samples].shape).repeat(1 + COPIES, *[1] * (value.ndim - 1))
-
-    def _largest(self, node: Node, value: Any) -> Any:
-        """A maximum, where the exact network has it if float64 cannot tell; the first of ties."""
-        largest, own = value
-        source = node.args[0]
-        assert isinstance(source, Node)
-        exact = self.exact.positions(node)
-        if exact is None or source.name not in self.batched:
-            return value
-        along = None if str(node.target) in _POOLINGS else node.args[1]
-        numbers, samples = self.rows(source), self.samples
-        exact = exact.to(own.device).expand(samples, *own.shape[1:])
-        keeps = along is None or own.ndim == numbers.ndim
-        flat_of = functools.partial(_flat_index, shape=numbers.shape[1:], along=along, keeps=keeps)
-        mine, other = (flat_of(part).flatten(1) for part in (own[:samples], exact))
-        if torch.equal(mine, other):
-            return value
-        flat = numbers.flatten(1)
-        uncertainty = self._uncertainty(flat, flat[:samples].abs())
-        apart = (flat[:samples].gather(1, mine) - flat[:samples].gather(1, other)).abs()
-        near = apart <= uncertainty.gather(1, mine) + uncertainty.gather(1, other)
-        near = near & (mine != other)
-        entries = near.any(0).nonzero().flatten()
-        if len(entries):
-            pair = mine[:, entries], other[:, entries]
-            is_later = self.exact.are_equal(source, *pair).to(own.device) & (pair[1] > pair[0])
-            near[:, entries] &= ~is_later
-        taken = torch.where(near, other, mine)
-        position = torch.where(near, exact.flatten(1), own[:samples].flatten(1))
-        whole = flat.gather(1, taken.repeat(1 + COPIES, 1)).reshape(largest.shape)
-        position = position.reshape(exact.shape).repeat(1 + COPIES, *[1] * (exact.ndim - 1))
-        return [whole, position]
 
 
 def _is_real(value: Any) -> bool:
@@ -424,32 +264,6 @@ def _wide(value: Any) -> Any:
 
 def _has_rows(dims: Any) -> bool:
     return any(map(_has_rows, dims)) if isinstance(dims, list) else dims is not None
-
-
-def _difference(a: Tensor, b: Any) -> Tensor:
-    """The difference of two operands, 0 where both are the same infinity."""
-    return torch.where(a == b, 0.0, a.to(torch.float64) - b)
-
-
-def _sizes(a: Tensor, b: Any) -> Tensor:
-    size: Tensor = a.to(torch.float64).abs() + abs(b)
-    return size
-
-
-def _flat_index(positions: Tensor, *, shape: Sequence[int], along: Any, keeps: bool) -> Tensor:
-    """Flat positions in numbers of that shape: of positions in planes, or along a dimension."""
-    if along is None:
-        planes = math.prod(shape[:-2])
-        first = torch.arange(planes, device=positions.device) * math.prod(shape[-2:])
-        flat = positions.reshape(len(positions), planes, -1) + first[:, None]
-        whole: Tensor = flat.reshape(positions.shape)
-        return whole
-    dim = along % len(shape)
-    expanded = positions if keeps else positions.unsqueeze(dim + 1)
-    every = torch.arange(math.prod(shape), device=positions.device).reshape(tuple(shape))
-    start = every.narrow(dim, 0, 1)
-    along_dim: Tensor = start + expanded * every.stride(dim)
-    return along_dim.reshape(positions.shape)
 
 
 # a view of rows that lie elsewhere in memory, and copies whose layout nobody sees

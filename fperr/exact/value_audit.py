@@ -18,7 +18,9 @@ from torch import Tensor
 from fperr.errors import ContradictedError
 from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array
-from fperr.exact.float64_run import ExactNumbers, Float64Run, error_of_norm, float64_run
+from fperr.exact.float64_branches import ExactNumbers
+from fperr.exact.float64_error import error_of_norm
+from fperr.exact.float64_run import Float64Run, float64_run
 from fperr.exact.graph import Node
 from fperr.exact.interpreter import ForwardRun, Interpreter
 
