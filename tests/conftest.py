@@ -38,6 +38,17 @@ def fashion_standard() -> nn.Module:
     return zoo.load("fashion_standard")
 
 
+class Of(nn.Module):
+    """A network made of one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
     """`model` with random parameters and statistics that depend on the seed only."""
     generator = torch.Generator().manual_seed(seed)

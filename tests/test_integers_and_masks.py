@@ -17,7 +17,7 @@ from fperr.errors import ModelError, UnsupportedOperationError
 from fperr.exact import BallArithmetic, Interpreter, MpArithmetic
 from fperr.exact.batched import BatchedNetwork
 from fperr.exact.operations import OPERATIONS
-from tests.conftest import normal
+from tests.conftest import Of, normal
 
 WIDTH = 4
 DTYPES = {
@@ -225,15 +225,6 @@ def test_the_comparison_notices_a_wrong_meaning(monkeypatch):
     monkeypatch.setattr("fperr.exact.graph._refusal", lambda *_: None)
     with pytest.raises(AssertionError):
         check([torch.add], [torch.bool, torch.bool])
-
-
-class Of(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 @pytest.mark.parametrize("engine", exact.ENGINES)

@@ -10,22 +10,13 @@ from torch.nn import functional as F
 import fperr
 from fperr import exact
 from fperr.errors import SingularGradientError
-from tests.conftest import normal
-
-
-class Inner(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
+from tests.conftest import Of, normal
 
 
 def network(function, width=6):
     """A function between two layers: the module that calls it has a name."""
     model = nn.Sequential()
-    model.add_module("head", Inner(function))
+    model.add_module("head", Of(function))
     model.add_module("last", nn.Linear(width, 4))
     with torch.no_grad():
         model.last.weight.copy_(normal(4, width, seed=7))
@@ -89,7 +80,7 @@ def test_an_infinite_slope_names_sample_operation_and_module(function, operation
     assert theirs.isfinite().all(1).tolist() == [True, False, True]
     with pytest.raises(SingularGradientError) as refusal:
         exact.gradient(model, x, v, engine=engine, bits=64)
-    assert f"infinite slope at sample 1: {operation} in head (Inner) at 0" in str(refusal.value)
+    assert f"infinite slope at sample 1: {operation} in head (Of) at 0" in str(refusal.value)
     # the remedies: the sample left out, or the argument kept away from 0
     kept = exact.gradient(model, x[[0, 2]], v[[0, 2]], engine=engine, bits=64).to_torch()
     error = (kept - theirs[[0, 2]]).norm(dim=1) / theirs[[0, 2]].norm(dim=1)
@@ -107,7 +98,7 @@ def test_a_measurement_marks_the_sample_and_goes_on(engine, jacobian):
             network(torch.sqrt), inputs(), losses=["ce"], formats=["float64"], **options
         ).frame
     marked = frame[frame["sample"] == 1]
-    assert set(marked["reason"]) == {"infinite slope: aten.sqrt.default in head (Inner) at 0"}
+    assert set(marked["reason"]) == {"infinite slope: aten.sqrt.default in head (Of) at 0"}
     assert not marked["is_certified"].any()
     assert not marked["is_proved"].fillna(False).any()
     others = frame[frame["sample"] != 1]

@@ -18,21 +18,10 @@ from fperr.exact.graph import probe
 from fperr.exact.node_kinds import kinds_of
 from fperr.exact.operations import OPERATIONS
 from fperr.exact.value_audit import audit_values
-from tests.conftest import normal, seeded, tiny_mlp
+from tests.conftest import Of, normal, seeded, tiny_mlp
 from tests.networks import NETWORKS, SIDE, build
 
 ZOO = ("fashion_standard", "fashion_saturated", "fashion_adversarial")
-
-
-class Of(nn.Module):
-    """A network made of one function."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def subject(name):

@@ -231,9 +231,9 @@ class _Run:
     def _stand_ins(self, node: Node) -> dict[int, Tensor]:
         """Arguments of an operation that jumps, on the exact sides of its kinks."""
         operation = OPERATIONS.get(str(node.target))
-        found: dict[int, Tensor] = {}
+        stand_ins: dict[int, Tensor] = {}
         if operation is None or self.capture.kinds.is_discrete(node):
-            return found
+            return stand_ins
         for position, kinks in operation.kinks.items():
             source = node.args[position]
             assert isinstance(source, Node)
@@ -245,8 +245,8 @@ class _Run:
             numbers = self.values[source.name]
             for kink in kinks(node.args):
                 numbers = beside(source, numbers, self.samples, kink, self.exact)
-            found[position] = numbers
-        return found
+            stand_ins[position] = numbers
+        return stand_ins
 
 
 def _is_real(value: Any) -> bool:

@@ -127,11 +127,11 @@ def _by_sample(choice: Any) -> Tensor:
 def _descendants(interpreter: Interpreter) -> set[str]:
     """The names of the nodes that depend on v."""
     capture = interpreter.capture
-    found = {capture.placeholders[1].name}
+    names = {capture.placeholders[1].name}
     for node in capture.backward:
-        if any(source.name in found for source in node.all_input_nodes):
-            found.add(node.name)
-    return found
+        if any(source.name in names for source in node.all_input_nodes):
+            names.add(node.name)
+    return names
 
 
 def audit_sample(
@@ -192,20 +192,20 @@ def audit_values(
     exact = _Exact(interpreter, run)
     exponents_of_v = torch.frexp(v.to(torch.float64).abs().amax(1)).exponent
     v = torch.ldexp(v.to(torch.float64), -exponents_of_v[:, None])
-    found = float64_run(interpreter.capture, x, v, exact)
-    logits = _float64(interpreter.arithmetic, run.logits).to(found.logits.device)
+    float64 = float64_run(interpreter.capture, x, v, exact)
+    logits = _float64(interpreter.arithmetic, run.logits).to(float64.logits.device)
     logits = logits.expand(len(x), -1)
-    values, exponents = (part.to(found.logits.device) for part in gradient)
+    values, exponents = (part.to(float64.logits.device) for part in gradient)
     audits: list[SampleAudit | None] = []
     for i in range(len(x)):
         if is_known is not None and not is_known[i]:
             audits.append(None)
             continue
-        parts = [(found.logits[i], logits[i], float(found.logits_error[i]))]
+        parts = [(float64.logits[i], logits[i], float(float64.logits_error[i]))]
         exponent = int(exponents[i]) - int(exponents_of_v[i])
         if abs(exponent) <= _LARGEST_EXPONENT:
             scaled = torch.ldexp(values[i], torch.tensor(exponent, device=values.device))
-            parts.append((found.gradient[i], scaled, float(found.gradient_error[i])))
+            parts.append((float64.gradient[i], scaled, float(float64.gradient_error[i])))
         explain = functools.partial(_explained, interpreter, run, x, v, exact, i)
         audits.append(_judged(parts, explain, i if names is None else names[i]))
     return audits
@@ -216,8 +216,8 @@ def _judged(
 ) -> SampleAudit:
     """The verdict on logits and gradient of one sample."""
     can_say, difference, estimate = len(parts) > 1, math.nan, math.inf
-    for ours, exact, error in parts:
-        apart = torch.where(ours == exact, 0.0, ours - exact)
+    for computed, exact, error in parts:
+        apart = torch.where(computed == exact, 0.0, computed - exact)
         difference = float(torch.linalg.vector_norm(apart))
         norm = float(torch.linalg.vector_norm(torch.where(exact.isinf(), 0.0, exact)))
         is_usable = error <= _USABLE * norm and math.isfinite(difference)
@@ -263,9 +263,9 @@ def _results(float64: Float64Run, node: Node, exact: Any) -> Iterator[tuple[int,
     rows = float64.values[node.name]
     several = isinstance(rows, list | tuple)
     pairs = zip(rows, exact, strict=True) if several and exact is not None else [(rows, exact)]
-    for number, (ours, numbers) in enumerate(pairs):
-        if ours is not None and numbers is not None:
-            yield number, ours if node.name in float64.batched else ours[None], numbers
+    for number, (computed, numbers) in enumerate(pairs):
+        if computed is not None and numbers is not None:
+            yield number, computed if node.name in float64.batched else computed[None], numbers
 
 
 def _numbers(A: Arithmetic, a: Any) -> Tensor:
@@ -279,9 +279,9 @@ def _apart(rows: Tensor, exact: Tensor, samples: int, sample: int) -> str:
     """Where one sample's numbers differ most, with both; "" where they agree."""
     is_alone = len(rows) == 1
     own = rows[:1] if is_alone else rows[:samples]
-    ours = own[0 if is_alone else sample].to(torch.float64).cpu()
-    other = exact[sample if len(exact) > 1 else 0].to(torch.float64).cpu().expand_as(ours)
-    apart = torch.where(ours == other, 0.0, (ours - other).abs()).nan_to_num(math.inf)
+    computed = own[0 if is_alone else sample].to(torch.float64).cpu()
+    true = exact[sample if len(exact) > 1 else 0].to(torch.float64).cpu().expand_as(computed)
+    apart = torch.where(computed == true, 0.0, (computed - true).abs()).nan_to_num(math.inf)
     error = 0.0
     if rows.is_floating_point():
         wide = rows if not is_alone else rows.repeat(2, *[1] * (rows.ndim - 1))
@@ -289,10 +289,10 @@ def _apart(rows: Tensor, exact: Tensor, samples: int, sample: int) -> str:
     if not torch.linalg.vector_norm(apart) > error:
         return ""
     worst = int(apart.argmax())
-    place = tuple(int(i) for i in np.unravel_index(worst, tuple(ours.shape)))
+    position = tuple(int(i) for i in np.unravel_index(worst, tuple(computed.shape)))
     return (
-        f"{float(ours.flatten()[worst]):.17g} in float64, {float(other.flatten()[worst]):.17g} "
-        f"exactly, at {place}"
+        f"{float(computed.flatten()[worst]):.17g} in float64, {float(true.flatten()[worst]):.17g} "
+        f"exactly, at {position}"
     )
 
 
