@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import fperr
+from fperr.errors import ContradictedError
 from fperr.exact import operations
+from fperr.exact.value_audit import SampleAudit
 from fperr.measurement.format_reference import FormatReference
 from fperr.measurement.lab import Lab
 from fperr.report.frame import COLUMNS
@@ -73,11 +75,15 @@ def test_a_wrong_operation_in_the_interpreter_is_caught(
     def wrong(A, *arguments):
         return A.mul(right.meaning(A, *arguments), 1 + 1e-9)
 
-    broken = operations.Operation(wrong, right.shape_only, right.decisions, right.refusal)
-    monkeypatch.setitem(operations.OPERATIONS, name, broken)
-    report = fperr.measure(
-        fashion_standard, fashion.x[:1], formats=["float64"], scenarios=["untargeted_unsuccessful"]
-    )
+    monkeypatch.setitem(operations.OPERATIONS, name, replace(right, meaning=wrong))
+    options = {"formats": ["float64"], "scenarios": ["untargeted_unsuccessful"]}
+    with pytest.raises(ContradictedError, match=name):
+        fperr.measure(fashion_standard, fashion.x[:1], **options)
+    # the audit apart, the numbers tell
+    passed = SampleAudit("confirmed", 0.0, 0.0)
+    monkeypatch.setattr("fperr.measurement.engines.audit_sample", lambda *_: passed)
+    monkeypatch.setattr("fperr.exact.batched.audit_values", lambda *_, **__: [passed])
+    report = fperr.measure(fashion_standard, fashion.x[:1], **options)
     with pytest.raises(AssertionError):
         assert_float64_is_right(report)
 

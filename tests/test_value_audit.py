@@ -62,10 +62,9 @@ class ExactRun:
 def test_networks_are_confirmed_with_a_small_estimate(name):
     run = ExactRun(*subject(name))
     audits = run.audit()
-    assert sum(a.verdict == "confirmed" for a in audits) >= 0.95 * len(audits)
+    assert {a.verdict for a in audits} == {"confirmed"}
     estimates = torch.tensor([a.estimate for a in audits])
     assert float(estimates.median()) <= 2.0**-40
-    assert all(a.difference <= a.estimate for a in audits)
     # and something was compared: float64 does round
     assert max(a.difference for a in audits) > 2.0**-60
 
@@ -122,6 +121,13 @@ SABOTAGES = {
     ),
     "an elementary function": (lambda x: x.tanh(), "aten.tanh.default", _times(1 + 2.0**-30)),
     "an activation": (F.gelu, "aten.gelu_backward.default", _times(-1.0)),
+    "a slope that is lost": (torch.tanh, "aten.tanh_backward.default", _times(0.0)),
+    "a slope that nearly is": (torch.tanh, "aten.tanh_backward.default", _times(2.0**-60)),
+    "tiny numbers": (
+        lambda x: x.tanh() * 2.0**-560,
+        "aten.tanh_backward.default",
+        _times(0.5),
+    ),
     "a comparison": (
         lambda x: torch.where(x > 0.1, 2 * x, x),
         "aten.gt.Scalar",
@@ -204,6 +210,52 @@ HOPELESS = {
 }
 
 
+def _sum_of_parts(a):
+    """a, from 49 times a/49: float64 is off by a rounding or two, either way."""
+    return torch.stack([a / 49] * 49, 1).sum(1)
+
+
+def _beside_a_mask(x):
+    """A comparison of equal numbers, with an infinite one in the same tensor."""
+    a, b = _sum_of_parts(x), x
+    masked = torch.tensor([True, *[False] * 5])
+    return torch.where(a.masked_fill(masked, -torch.inf) >= b, 2 * x, x)
+
+
+# functions that float64 computes more or less well, all of them right exactly: no false alarm
+CANCELLING = {
+    "one added": lambda x: (x / 1e3 + 1) - 1,
+    "one added to less": lambda x: (x / 1e4 + 1) - 1,
+    "near a half": lambda x: (x / 100).sigmoid() - 0.5,
+    "absorption just above a power": lambda x: (x + 1.01 * 2.0**110) - 1.01 * 2.0**110,
+    "a kink after absorption": lambda x: F.relu((x * 2.0**-60 + 1) - 1) + x,
+    "a comparison after saturation": lambda x: x * (torch.tanh(40 * (1 + x.abs())) < 1),
+    "a tie beside a mask": _beside_a_mask,
+    "a subnormal number": lambda x: torch.exp(x - 740) * 2.0**600 * 2.0**460,
+    "a product of tiny matrices": lambda x: (
+        ((x * 2.0**-600) @ (torch.eye(6, dtype=x.dtype) * 2.0**-600)) * 2.0**600 * 2.0**600
+    ),
+    "the largest of two equal numbers": lambda x: (
+        torch.stack([_sum_of_parts(x), x], 2).argmax(2) * x
+    ),
+    "a constant row": lambda x: F.layer_norm(0 * x + 0.1 + 1e-9 * x, (6,)),
+    "a log of probabilities": lambda x: F.log_softmax(40 * x, 1),
+    "a tail": lambda x: F.silu(x - 30) + F.elu(x - 30) + F.softplus(x - 30),
+    "a mean removed": lambda x: (x - x.mean(1, keepdim=True)) * 1e8,
+}
+
+
+@pytest.mark.parametrize("function", CANCELLING.values(), ids=CANCELLING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cancellation_is_no_false_alarm(function, dtype):
+    model = Of(function).eval()
+    for seed in range(3):
+        x = normal(3, 6, seed=seed).to(dtype)
+        v = normal(*model(x).shape, seed=seed + 50).to(dtype)
+        found = exact.gradient(model, x, v, engine="multiword", bits=64)
+        assert found.log2_error <= -64
+
+
 @pytest.mark.parametrize("function", HOPELESS.values(), ids=HOPELESS)
 @pytest.mark.parametrize("engine", ["ball", "multiword"])
 def test_where_float64_cannot_say_nothing_is_taken_from_the_proof(function, engine):
@@ -233,7 +285,7 @@ def test_a_report_counts_what_float64_could_not_say():
 
 
 def test_the_estimate_is_needed(monkeypatch):
-    """Negative control: without the copies' noise, what float64 rounds off is a contradiction."""
+    """Negative control: where nothing is allowed, what float64 rounds off is a contradiction."""
     model = seeded(nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 4))).double()
     x, v = normal(3, 6).double(), normal(3, 4).double()
     assert {a.verdict for a in exact.gradient(model, x, v).audits} == {"confirmed"}
@@ -241,6 +293,13 @@ def test_the_estimate_is_needed(monkeypatch):
     monkeypatch.setattr(float64_error, "LEAST_ROUNDINGS", 0.0)
     with pytest.raises(ContradictedError, match=r"float64 is off by about 0"):
         exact.gradient(model, x, v)
+    monkeypatch.undo()
+    # without the copies' noise the cancellation in this one looks like an error
+    model = Of(lambda x: (x / 1e4 + 1) - 1).eval()
+    assert exact.gradient(model, x, normal(3, 6).double()).log2_error <= -128
+    monkeypatch.setattr(float64_run._Run, "_changed", lambda *arguments: arguments[1])
+    with pytest.raises(ContradictedError):
+        exact.gradient(model, x, normal(3, 6).double())
 
 
 def test_branches_follow_the_exact_ones_where_float64_cannot_tell(monkeypatch):

@@ -254,6 +254,10 @@ def _samples(
         entering = A.from_torch(v[one])
         results.append(interpreter.products(run.readings, entering))
         check_regular(interpreter, run, entering, results[-1], i)
+        if not A.is_finite(results[-1]):
+            raise ReferenceNotCertifiedError(
+                f"the gradient at sample {i} is infinite or undefined: leave the sample out"
+            )
         if is_audited:
             audits.append(audit_sample(interpreter, run, x[one], v[one], results[-1], i))
     return np.concatenate(results, 0).reshape(x.shape), audits

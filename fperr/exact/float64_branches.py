@@ -5,7 +5,6 @@ numbers are asked for the side, and PyTorch's own operation decides on stand-ins
 branch against a clear sign is never followed: then the results differ, which the audit notices.
 """
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from fperr.exact.graph import Node
 
 _POOLINGS = {"aten.max_pool2d_with_indices.default", "aten.adaptive_max_pool2d.default"}
 MAXIMA = {*_POOLINGS, "aten.max.dim"}
+ARGMAX = "aten.argmax.default"
 COMPARISONS = {
     f"aten.{name}.{kind}"
     for name in ("gt", "lt", "ge", "le", "eq", "ne")
@@ -48,7 +48,7 @@ class ExactNumbers(ABC):
 
     @abstractmethod
     def positions(self, node: Node) -> Tensor | None:
-        """Where the maxima of a pooling are, (samples, *shape), as its second result gives them."""
+        """Where the maxima are, (samples, *shape), as the operation's result gives them."""
 
     @abstractmethod
     def are_equal(self, node: Node, first: Tensor, second: Tensor) -> Tensor:
@@ -118,33 +118,46 @@ def largest(node: Node, value: Any, numbers: Tensor, samples: int, exact: ExactN
         exact: is asked where float64 cannot tell.
     """
     greatest, own = value
-    source = node.args[0]
+    positions = position_of_largest(node, own, numbers, samples, exact)
+    flat_index = _flat_index(node, positions, numbers.shape[1:])
+    copies_follow = flat_index[:samples].flatten(1).repeat(1 + COPIES, 1)
+    return [numbers.flatten(1).gather(1, copies_follow).reshape(greatest.shape), positions]
+
+
+def position_of_largest(
+    node: Node, own: Tensor, numbers: Tensor, samples: int, exact: ExactNumbers
+) -> Tensor:
+    """The positions of maxima, (rows, *shape), those of the samples for their copies, too.
+
+    Args:
+        node: a maximum along a dimension, a pooling or an argmax.
+        own: the positions that float64 finds.
+        numbers: among which they are the largest, (rows, *shape).
+        samples: how many rows are no copies.
+        exact: is asked where float64 cannot tell.
+    """
+    source, positions = node.args[0], exact.positions(node)
     assert isinstance(source, Node)
-    positions = exact.positions(node)
+    plain, copies = own[:samples], [1 + COPIES, *[1] * (own.ndim - 1)]
     if positions is None:
-        return value
-    along = None if str(node.target) in _POOLINGS else node.args[1]
-    positions = positions.to(own.device).expand(samples, *own.shape[1:])
-    keeps = along is None or own.ndim == numbers.ndim
-    flat_of = functools.partial(_flat_index, shape=numbers.shape[1:], along=along, keeps=keeps)
-    own_place, exact_place = (flat_of(part).flatten(1) for part in (own[:samples], positions))
-    if torch.equal(own_place, exact_place):
-        return value
-    flat = numbers.flatten(1)
+        return plain.repeat(copies)
+    positions = positions.to(own.device).expand_as(plain)
+    shape, flat = numbers.shape[1:], numbers.flatten(1)
+    float64_index, exact_index = (
+        _flat_index(node, part, shape).flatten(1) for part in (plain, positions)
+    )
+    if torch.equal(float64_index, exact_index):
+        return plain.repeat(copies)
     error = uncertainty(flat, samples, flat[:samples].abs())
-    apart = (flat[:samples].gather(1, own_place) - flat[:samples].gather(1, exact_place)).abs()
-    near = apart <= error.gather(1, own_place) + error.gather(1, exact_place)
-    near = near & (own_place != exact_place)
+    apart = flat[:samples].gather(1, float64_index) - flat[:samples].gather(1, exact_index)
+    near = apart.abs() <= error.gather(1, float64_index) + error.gather(1, exact_index)
+    near = near & (float64_index != exact_index)
     entries = near.any(0).nonzero().flatten()
     if len(entries):
-        pair = own_place[:, entries], exact_place[:, entries]
+        pair = float64_index[:, entries], exact_index[:, entries]
         is_later = exact.are_equal(source, *pair).to(own.device) & (pair[1] > pair[0])
         near[:, entries] &= ~is_later
-    taken = torch.where(near, exact_place, own_place)
-    position = torch.where(near, positions.flatten(1), own[:samples].flatten(1))
-    whole = flat.gather(1, taken.repeat(1 + COPIES, 1)).reshape(greatest.shape)
-    position = position.reshape(positions.shape).repeat(1 + COPIES, *[1] * (own.ndim - 1))
-    return [whole, position]
+    return torch.where(near.reshape(plain.shape), positions, plain).repeat(copies)
 
 
 def operand_difference(a: Tensor, b: Any) -> Tensor:
@@ -158,15 +171,20 @@ def operand_sizes(a: Tensor, b: Any) -> Tensor:
     return size
 
 
-def _flat_index(positions: Tensor, *, shape: Sequence[int], along: Any, keeps: bool) -> Tensor:
+def _flat_index(node: Node, positions: Tensor, shape: Sequence[int]) -> Tensor:
     """Flat positions in numbers of that shape: of positions in planes, or along a dimension."""
-    if along is None:
+    name, along = str(node.target), node.args[1] if len(node.args) > 1 else None
+    if name == ARGMAX and along is None:
+        return positions
+    if name in _POOLINGS:
         planes = math.prod(shape[:-2])
         first = torch.arange(planes, device=positions.device) * math.prod(shape[-2:])
         flat = positions.reshape(len(positions), planes, -1) + first[:, None]
         whole: Tensor = flat.reshape(positions.shape)
         return whole
+    assert isinstance(along, int)
     dim = along % len(shape)
+    keeps = positions.ndim == len(shape) + 1
     expanded = positions if keeps else positions.unsqueeze(dim + 1)
     every = torch.arange(math.prod(shape), device=positions.device).reshape(tuple(shape))
     start = every.narrow(dim, 0, 1)

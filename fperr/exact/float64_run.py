@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from fperr.exact.float64_branches import (
+    ARGMAX,
     COMPARISONS,
     MAXIMA,
     ExactNumbers,
@@ -27,6 +28,7 @@ from fperr.exact.float64_branches import (
     largest,
     operand_difference,
     operand_sizes,
+    position_of_largest,
 )
 from fperr.exact.float64_error import COPIES, error_of_norm
 from fperr.exact.graph import Capture, Node
@@ -195,33 +197,42 @@ class _Run:
             source = node.args[0]
             assert isinstance(source, Node)
             return largest(node, value, self.rows(source), self.samples, self.exact)
+        elif name == ARGMAX:
+            source = node.args[0]
+            assert isinstance(source, Node)
+            value = position_of_largest(node, value, self.rows(source), self.samples, self.exact)
         if not isinstance(value, Tensor):
-            return [self._noisy(node, part) if _is_real(part) else part for part in value]
+            return [
+                self._noisy(node, part, is_first=i == 0) if _is_real(part) else part
+                for i, part in enumerate(value)
+            ]
         if is_discrete(value.dtype):  # copies have the masks and indices of their sample
             return value[: self.samples].repeat(1 + COPIES, *[1] * (value.ndim - 1))
-        return self._noisy(node, value) if not moves_numbers(name) else value
+        return self._noisy(node, value, is_first=True) if not moves_numbers(name) else value
 
-    def _noisy(self, node: Node, value: Tensor) -> Tensor:
+    def _noisy(self, node: Node, value: Tensor, *, is_first: bool) -> Tensor:
+        """A result of a node with noise in the copies: the first of several has its own size."""
+        if not is_first:
+            return self._changed(value, value.abs())
         name = str(node.target)
-        arguments = [self._argument(part) for part in node.args]
-        # the dimensions of `value` decide: of several results only the first has a size of its own
-        shape = self.capture.kinds.shapes.get(node.name)
-        if shape is not None:
-            size = self._by_rows(
-                lambda result, *a: noise_size(name, a, result),
-                [0, *self._dims_of(node)],
-                [value, *arguments],
-            )
-        else:
-            size = value.abs()
+        size = self._by_rows(
+            lambda result, *a: noise_size(name, a, result),
+            [0, *self._dims_of(node)],
+            [value, *(self._argument(part) for part in node.args)],
+        )
         return self._changed(value, size)
 
     def _changed(self, value: Tensor, size: Tensor) -> Tensor:
-        """The rows, which are used up, with noise of that size, in units roundoff, in copies."""
+        """The rows, changed in place: copies by noise of that size, in units roundoff.
+
+        By two to four units roundoff, so that it is never rounded away: a number has one to two of
+        them in a unit in its last place.
+        """
         samples, value = self.samples, value.contiguous()
         moved = value[samples:]
         noise = torch.empty(moved.shape, dtype=torch.float32, device=value.device)
-        noise.uniform_(-UNIT_ROUNDOFF, UNIT_ROUNDOFF, generator=self._generator)
+        noise.uniform_(-1, 1, generator=self._generator)
+        noise = (2 * UNIT_ROUNDOFF) * (noise + noise.sign())
         change = size.expand_as(value)[samples:] * noise
         if not math.isfinite(float(change.sum())):
             change = torch.where(change.isfinite(), change, 0.0)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 UNIT_ROUNDOFF = 2.0**-53
-_SMALLEST = 2.0**-1074
+_SMALLEST_NORMAL = 2.0**-1022
+_TINY = 2.0**-500  # products of numbers above it are normal
 Arguments = Sequence[Any]
 
 
@@ -28,11 +29,10 @@ def noise_size(operation: str, arguments: Arguments, result: Tensor) -> Tensor:
     """
     lost = _LOST_INSIDE.get(operation)
     size = result.abs() if lost is None else lost(arguments, result)
-    if operation in _MAY_UNDERFLOW:
-        # a zero that was nearly one: what is lost is the smallest number there is
-        vanished = (result == 0) & _is_nonzero(arguments, result)
-        size = torch.where(vanished, size.clamp(min=_SMALLEST / UNIT_ROUNDOFF), size)
-    return size
+    # below the smallest normal number an absolute error takes the place of the relative one; a
+    # zero that was nearly one counts, and a zero that zeros make does not
+    underflows = (result.abs() < _SMALLEST_NORMAL) & _can_underflow(operation, arguments, result)
+    return torch.where(underflows, size.clamp(min=_SMALLEST_NORMAL), size)
 
 
 def moves_numbers(operation: str) -> bool:
@@ -40,18 +40,25 @@ def moves_numbers(operation: str) -> bool:
     return operation in _WITHOUT_ROUNDING
 
 
-def _is_nonzero(arguments: Arguments, result: Tensor) -> Tensor:
-    """Where none of the tensors among the first two arguments is 0."""
-    nonzero = torch.ones_like(result, dtype=torch.bool)
-    for argument in arguments[:2]:
-        if isinstance(argument, Tensor) and argument.ndim <= result.ndim:
+def _can_underflow(operation: str, arguments: Arguments, result: Tensor) -> Tensor:
+    """Where the result may be too small: at nonzero arguments, or sums of products of tiny ones."""
+    tensors = [a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
+    if operation in _BY_ENTRY:
+        nonzero = torch.ones_like(result, dtype=torch.bool)
+        for argument in tensors[:2]:
             nonzero = nonzero & (argument != 0)
-    return nonzero
+        return nonzero
+    tiny = torch.zeros((), dtype=torch.bool, device=result.device)
+    for argument in tensors:
+        tiny = tiny | ((argument != 0) & (argument.abs() < _TINY)).any()
+    return tiny
 
 
 def _first(arguments: Arguments, result: Tensor) -> Tensor:
     """An error of u |a|: `gelu` forms 1 + erf(a/sqrt 2), which cancels for negative a."""
-    return torch.maximum(arguments[0].abs(), result.abs())
+    del result
+    size: Tensor = arguments[0].abs()
+    return size
 
 
 def _gradient_and_argument(arguments: Arguments, result: Tensor) -> Tensor:
@@ -61,7 +68,7 @@ def _gradient_and_argument(arguments: Arguments, result: Tensor) -> Tensor:
 
 
 def _log_softmax(arguments: Arguments, result: Tensor) -> Tensor:
-    """An error of u (|a - max a| + log K): the logarithm of a sum from 1 to K is subtracted."""
+    """An error of u (|a - max a| + 1 + log K): the logarithm of a sum is subtracted."""
     a, dim = arguments[:2]
     span = (a - a.amax(dim, keepdim=True)).abs().nan_to_num(0.0, 0.0, 0.0)
     return torch.maximum(span + 1 + torch.tensor(float(a.shape[dim])).log(), result.abs())
@@ -97,26 +104,35 @@ _LOST_INSIDE: dict[str, Callable[[Arguments, Tensor], Tensor]] = {
     "aten.cudnn_batch_norm.default": _normalised,
 }
 
-_MAY_UNDERFLOW = {
-    "aten.mul.Tensor",
-    "aten.mul.Scalar",
-    "aten.div.Tensor",
-    "aten.div.Scalar",
-    "aten.exp.default",
-    "aten.sigmoid.default",
-    "aten.sigmoid_backward.default",
-    "aten.silu.default",
-    "aten.silu_backward.default",
-    "aten.gelu.default",
-    "aten.gelu_backward.default",
-    "aten.elu.default",
-    "aten.elu_backward.default",
-    "aten.softplus.default",
-    "aten.softplus_backward.default",
-    "aten._softmax.default",
-    "aten._softmax_backward_data.default",
-    "aten.pow.Tensor_Scalar",
-    "aten.reciprocal.default",
+# operations whose result at an entry is made of the first two arguments there, or of one
+_BY_ENTRY = {
+    f"aten.{name}"
+    for name in (
+        "mul.Tensor",
+        "mul.Scalar",
+        "div.Tensor",
+        "div.Scalar",
+        "exp.default",
+        "tanh.default",
+        "tanh_backward.default",
+        "sigmoid.default",
+        "sigmoid_backward.default",
+        "silu.default",
+        "silu_backward.default",
+        "gelu.default",
+        "gelu_backward.default",
+        "elu.default",
+        "softplus.default",
+        "softplus_backward.default",
+        "hardswish.default",
+        "hardswish_backward.default",
+        "_softmax.default",
+        "_softmax_backward_data.default",
+        "pow.Tensor_Scalar",
+        "reciprocal.default",
+        "rsqrt.default",
+        "erf.default",
+    )
 }
 
 # fmt: off

@@ -1,6 +1,6 @@
 """Where a gradient is infinite or undefined: which operation has no slope there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from operator import getitem
 from typing import Any
 
@@ -36,7 +36,9 @@ _WITHOUT_NAME = {
 def check_regular(
     interpreter: Interpreter, run: ForwardRun, v: Array, gradient: Array, sample: int = 0
 ) -> None:
-    """Check that a gradient which is not finite is so for want of precision only.
+    """Check that no operation without a slope at 0 makes a gradient infinite or undefined.
+
+    What is not finite for other reasons, for want of precision above all, is the caller's to find.
 
     Args:
         interpreter: the exact network, for one sample.
@@ -46,7 +48,8 @@ def check_regular(
         sample: its number, for the error.
 
     Raises:
-        SingularGradientError: an operation divides by an exact zero, and the result is used.
+        SingularGradientError: an operation is taken at an exact zero where it has no value or no
+            slope, and the result is used.
     """
     A = interpreter.arithmetic
     if A.is_finite(gradient) and A.is_finite(run.logits):
@@ -58,25 +61,25 @@ def check_regular(
 
     interpreter.pullback(run.readings, v, observe)
     values[interpreter.capture.placeholders[1].name] = v
-    culprit = _first_not_finite(interpreter, values)
-    position = None if culprit is None else _SINGULAR_AT.get(str(culprit.target))
-    if culprit is None or position is None:
-        return
-    divisor = culprit.args[position]
-    if isinstance(divisor, Node) and A.has_zero(values[divisor.name]):
-        raise SingularGradientError(sample, _named(interpreter.capture, culprit, divisor))
+    for culprit in _first_not_finite(interpreter, values):
+        position = _SINGULAR_AT.get(str(culprit.target))
+        divisor = None if position is None else culprit.args[position]
+        if isinstance(divisor, Node) and A.has_zero(values[divisor.name]):
+            raise SingularGradientError(sample, _named(interpreter.capture, culprit, divisor))
 
 
-def _first_not_finite(interpreter: Interpreter, values: Mapping[str, Any]) -> Node | None:
-    """The operation from which the result is not finite, though its arguments are."""
-    for result in interpreter.capture.results:
-        node = result if _is_bad(interpreter, values, result) else None
-        while node is not None:
-            bad = [n for n in node.all_input_nodes if _is_bad(interpreter, values, n)]
-            if not bad:
-                return node
-            node = bad[0]
-    return None
+def _first_not_finite(interpreter: Interpreter, values: Mapping[str, Any]) -> Iterator[Node]:
+    """The operations whose results are not finite, and are used, though their arguments are."""
+    pending, seen = list(interpreter.capture.results), set[Node]()
+    while pending:
+        node = pending.pop()
+        if node in seen or not _is_bad(interpreter, values, node):
+            continue
+        seen.add(node)
+        bad = [n for n in node.all_input_nodes if _is_bad(interpreter, values, n)]
+        pending += bad
+        if not bad:
+            yield node
 
 
 def _is_bad(interpreter: Interpreter, values: Mapping[str, Any], node: Node) -> bool:

@@ -19,7 +19,7 @@ from fperr.errors import ContradictedError
 from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array
 from fperr.exact.float64_branches import ExactNumbers
-from fperr.exact.float64_error import error_of_norm
+from fperr.exact.float64_error import error_of_norm, norm
 from fperr.exact.float64_run import Float64Run, float64_run
 from fperr.exact.graph import Node
 from fperr.exact.interpreter import ForwardRun, Interpreter
@@ -90,7 +90,9 @@ class _Exact(ExactNumbers):
     def positions(self, node: Node) -> Tensor | None:
         """See `ExactNumbers`."""
         value = self.numbers(node)
-        return None if value is None else _by_sample(value[1])
+        if value is None:
+            return None
+        return _by_sample(value[1] if isinstance(value, list | tuple) else value)
 
     def are_equal(self, node: Node, first: Tensor, second: Tensor) -> Tensor:
         """See `ExactNumbers`."""
@@ -201,39 +203,73 @@ def audit_values(
         if is_known is not None and not is_known[i]:
             audits.append(None)
             continue
-        parts = [(float64.logits[i], logits[i], float(float64.logits_error[i]))]
-        exponent = int(exponents[i]) - int(exponents_of_v[i])
+        on_logits = _Part.of(float64.logits[i], logits[i], float64.logits_error[i])
+        on_gradient, exponent = None, int(exponents[i]) - int(exponents_of_v[i])
         if abs(exponent) <= _LARGEST_EXPONENT:
             scaled = torch.ldexp(values[i], torch.tensor(exponent, device=values.device))
-            parts.append((float64.gradient[i], scaled, float(float64.gradient_error[i])))
+            error = float64.gradient_error[i]
+            on_gradient = _Part.of(float64.gradient[i], scaled, error)
         explain = functools.partial(_explained, interpreter, run, x, v, exact, i)
-        audits.append(_judged(parts, explain, i if names is None else names[i]))
+        name = i if names is None else names[i]
+        audits.append(_judged(on_logits, on_gradient, explain, name))
     return audits
 
 
 def _judged(
-    parts: list[tuple[Tensor, Tensor, float]], explain: Callable[[], str], sample: int
+    logits: "_Part", gradient: "_Part | None", explain: Callable[[], str], sample: int
 ) -> SampleAudit:
-    """The verdict on logits and gradient of one sample."""
-    can_say, difference, estimate = len(parts) > 1, math.nan, math.inf
-    for computed, exact, error in parts:
-        apart = torch.where(computed == exact, 0.0, computed - exact)
-        difference = float(torch.linalg.vector_norm(apart))
-        norm = float(torch.linalg.vector_norm(torch.where(exact.isinf(), 0.0, exact)))
-        is_usable = error <= _USABLE * norm and math.isfinite(difference)
-        if is_usable and difference > error:
+    """The verdict on one sample, of whose gradient float64 may know nothing."""
+    parts = [logits] if gradient is None else [logits, gradient]
+    for part in parts:
+        if part.is_usable and part.difference > part.error:
             raise ContradictedError(
                 f"sample {sample}: PyTorch in float64 and the exact network differ by "
-                f"{difference / norm:.2g} in relative norm, where float64 is off by about "
-                f"{error / norm:.2g}: {explain()}. One of the two does not compute what the model "
-                "says: please report it, with the model"
+                f"{part.difference / part.size:.2g} in relative norm, where float64 is off by "
+                f"about {part.error / part.size:.2g}: {explain()}. One of the two does not compute "
+                "what the model says: please report it, with the model"
             )
-        can_say = can_say and is_usable
-        estimate, difference = (
-            part / norm if norm else (math.nan if part == 0 else math.inf)
-            for part in (error, difference)
-        )
-    return SampleAudit("confirmed" if can_say else "float64 cannot say", difference, estimate)
+    if gradient is None:
+        return SampleAudit("float64 cannot say", math.nan, math.inf)
+    can_say = logits.is_usable and gradient.is_usable
+    return SampleAudit(
+        "confirmed" if can_say else "float64 cannot say",
+        gradient.relative(gradient.difference),
+        gradient.relative(gradient.error),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Logits or gradient of one sample.
+
+    Attributes:
+        difference: the norm of float64's numbers minus the exact ones.
+        size: the larger one of both norms; exact_size: that of the exact ones.
+        error: the estimate of the norm of float64's error.
+    """
+
+    difference: float
+    size: float
+    exact_size: float
+    error: float
+
+    @classmethod
+    def of(cls, computed: Tensor, exact: Tensor, error: Tensor) -> "_Part":
+        """From numbers (entries,); masked logits, minus infinity in both, are left out."""
+        apart = torch.where(computed == exact, 0.0, computed - exact)
+        sizes = [float(norm(torch.where(t.isinf(), 0.0, t))) for t in (computed, exact)]
+        return cls(float(norm(apart)), max(sizes), sizes[1], float(error))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether float64 is off by little enough to say something. 0 without any error is."""
+        return self.error <= _USABLE * self.size and math.isfinite(self.difference)
+
+    def relative(self, number: float) -> float:
+        """A norm relative to the exact one."""
+        if self.exact_size:
+            return number / self.exact_size
+        return math.inf if number else math.nan
 
 
 def _explained(
@@ -286,7 +322,7 @@ def _apart(rows: Tensor, exact: Tensor, samples: int, sample: int) -> str:
     if rows.is_floating_point():
         wide = rows if not is_alone else rows.repeat(2, *[1] * (rows.ndim - 1))
         error = float(error_of_norm(wide.to(torch.float64), len(own))[-1 if is_alone else sample])
-    if not torch.linalg.vector_norm(apart) > error:
+    if not norm(apart.flatten()) > error:
         return ""
     worst = int(apart.argmax())
     position = tuple(int(i) for i in np.unravel_index(worst, tuple(computed.shape)))
