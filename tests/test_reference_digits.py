@@ -142,6 +142,35 @@ def test_a_format_that_fails_leaves_the_others_alone():
         fperr.measure(WithMask(-1e9).eval(), x, y, formats=["float16"], progress=False)
 
 
+CLASSES = {
+    "all but one masked": (-torch.inf, 3, "all classes but one are masked"),
+    "one undefined": (torch.nan, 1, "its exact logits are infinite or undefined|not be certified"),
+    "one infinite": (torch.inf, 1, "its exact logits are infinite or undefined|not be certified"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::fperr.report.reasons.UnmeasuredWarning")
+@pytest.mark.parametrize(("value", "count", "reason"), CLASSES.values(), ids=CLASSES)
+@pytest.mark.parametrize("reference", ["mpmath", "ball", "multiword"])
+@pytest.mark.parametrize("jacobian", ["rows", "products"])
+def test_logits_that_leave_nothing_to_measure(value, count, reason, reference, jacobian):
+    class Filled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny_mlp()
+
+        def forward(self, x):
+            z = self.inner(x)
+            return torch.cat([z[:, : 4 - count], torch.full_like(z[:, :count], value)], 1)
+
+    frame = fperr.measure(
+        Filled().eval(), normal(2, 6), torch.tensor([0, 0]), losses=["ce", "tmifpe"],
+        reference=reference, jacobian=jacobian, progress=False,
+    ).frame  # fmt: skip
+    assert frame["delta"].isna().all()
+    assert frame["reason"].str.contains(reason).all()
+
+
 @pytest.mark.parametrize("reference", ["mpmath", "ball", "multiword"])
 def test_a_masked_class_is_as_good_as_one_that_is_not_there(reference):
     class Fewer(nn.Module):

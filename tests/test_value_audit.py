@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fperr
 from fperr import data, exact, zoo
-from fperr.errors import ContradictedError
+from fperr.errors import ContradictedError, ReferenceNotCertifiedError
 from fperr.exact import choices, float64_error, float64_run
 from fperr.exact.batched import BatchedNetwork
 from fperr.exact.graph import probe
@@ -21,6 +21,7 @@ from fperr.exact.value_audit import audit_values
 from tests.conftest import Of, normal, seeded, tiny_mlp
 from tests.networks import NETWORKS, SIDE, build
 
+WEIGHT = normal(3, 6, seed=9)
 ZOO = ("fashion_standard", "fashion_saturated", "fashion_adversarial")
 
 
@@ -54,6 +55,7 @@ class ExactRun:
             self.x,
             self.v,
             (self.gradient + added, exponents),
+            off=torch.zeros(len(self.x)),
             is_known=known,
         )
 
@@ -241,6 +243,20 @@ CANCELLING = {
     "a constant row": lambda x: F.layer_norm(0 * x + 0.1 + 1e-9 * x, (6,)),
     "a log of probabilities": lambda x: F.log_softmax(40 * x, 1),
     "a tail": lambda x: F.silu(x - 30) + F.elu(x - 30) + F.softplus(x - 30),
+    "a mask and Python numbers": lambda x: x * ((x > 0) * 0.9 + 0.1) + x / ((x > 0) + 7),
+    "a count and Python numbers": lambda x: (
+        x * ((x > 0).sum(1, keepdim=True) / 7 + (x.argmax(1, keepdim=True) + 1).sqrt() * 0.1)
+    ),
+    "parameters that cancel": lambda x: (
+        x @ F.layer_norm(1 + 1e-4 * WEIGHT.to(x), (6,), eps=1e-12).t()
+    ),
+    "a quiet softmax": lambda x: (
+        x * torch.tensor([0.0, 20, 1, 0, 0, 1], dtype=x.dtype).add(x / 9).softmax(1)
+    ),
+    "an exponential less one": lambda x: (x / 1e6).exp() - 1,
+    "a constant row but one": lambda x: F.layer_norm(
+        torch.cat([0 * x + 0.3, 0.3 + 1e-6 * x[:, :1]], 1), (7,), eps=1e-12
+    ),
     "a mean removed": lambda x: (x - x.mean(1, keepdim=True)) * 1e8,
 }
 
@@ -291,7 +307,7 @@ def test_the_estimate_is_needed(monkeypatch):
     assert {a.verdict for a in exact.gradient(model, x, v).audits} == {"confirmed"}
     monkeypatch.setattr(float64_error, "SAFETY", 0.0)
     monkeypatch.setattr(float64_error, "LEAST_ROUNDINGS", 0.0)
-    with pytest.raises(ContradictedError, match=r"float64 is off by about 0"):
+    with pytest.raises(ContradictedError, match=r"float64 is off by about \d"):
         exact.gradient(model, x, v)
     monkeypatch.undo()
     # without the copies' noise the cancellation in this one looks like an error
@@ -300,6 +316,54 @@ def test_the_estimate_is_needed(monkeypatch):
     monkeypatch.setattr(float64_run._Run, "_changed", lambda *arguments: arguments[1])
     with pytest.raises(ContradictedError):
         exact.gradient(model, x, normal(3, 6).double())
+
+
+@pytest.mark.parametrize("engine", exact.ENGINES)
+@pytest.mark.parametrize("bits", [13, 40, 80])
+def test_an_exact_network_of_few_digits_is_no_contradiction(engine, bits):
+    """What balls and pairs are off by is theirs to know: logits may have fewer digits than v J."""
+    model = Of(lambda x: F.softplus(x - 10)).eval()
+    for shift in (0.0, -20.0, -90.0):
+        x = normal(2, 6, seed=3) + shift
+        try:
+            found = exact.gradient(model, x, normal(2, 6), engine=engine, bits=bits)
+        except ReferenceNotCertifiedError:
+            assert engine == "mpmath"  # which says that its digits are too few
+            assert shift < -50
+        else:
+            assert found.log2_error <= -bits
+
+
+def test_mpmath_says_so_where_its_digits_saturate():
+    """1 - tanh(200)^2 is 7.7e-174, and nothing at 168 bits or at twice as many."""
+    model = Of(torch.tanh).eval()
+    x, v = torch.tensor([[200.0, 210.0]]), torch.ones(1, 2)
+    with pytest.raises(ReferenceNotCertifiedError, match=r"agreement with \d+ proves nothing"):
+        exact.gradient(model, x, v, engine="mpmath")
+    balls = exact.gradient(model, x, v, engine="ball")  # the remedy
+    assert float(balls.midpoint[0, 0]) == pytest.approx(7.66e-174, rel=1e-3)
+
+
+def test_mpmath_says_so_where_it_cannot_compare():
+    """x/3 + y/3 and (x + y)/3 are equal, and differ in mpmath's last digit."""
+
+    def function(x):
+        a, b = x[:, 0] / 3 + x[:, 1] / 3, (x[:, 0] + x[:, 1]) / 3
+        return x.gather(1, torch.stack([a, b], 1).max(1, keepdim=True)[1]) + x
+
+    model, v = Of(function).eval(), torch.ones(1, 2)
+    refused = 0
+    for seed in range(12):
+        x = torch.rand(1, 2, generator=torch.Generator().manual_seed(seed))
+        ball = exact.gradient(model, x, v, engine="ball", bits=60)
+        assert ball.to_torch().tolist() == [[3.0, 1.0]]  # the first of equal numbers
+        try:
+            found = exact.gradient(model, x, v, engine="mpmath", bits=60)
+        except ReferenceNotCertifiedError:
+            refused += 1
+        else:
+            assert found.to_torch().tolist() == [[3.0, 1.0]]
+    assert refused > 0
 
 
 def test_branches_follow_the_exact_ones_where_float64_cannot_tell(monkeypatch):

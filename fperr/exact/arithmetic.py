@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,6 +68,11 @@ class Arithmetic(ABC):
     def to_samples(self, a: Array) -> Tensor:
         """The nearest float64 tensor (samples, *shape): one sample stands for all."""
         return self.to_torch(a)[None]
+
+    def error_norms(self, a: Array) -> Tensor:
+        """(samples or 1,): upper bounds on the norm of the numbers' error, where known; else 0."""
+        del a
+        return torch.zeros(1, dtype=torch.float64)
 
     def without_value_numbers(self, a: Array) -> Array:
         """The same numbers, of which nobody will ask whether they are equal by arithmetic."""

@@ -86,7 +86,7 @@ class BallArithmetic(Arithmetic):
 
     def to_torch(self, a: Balls) -> Tensor:
         pool = np.array([float(ball.mid()) for ball in a.pool])
-        return torch.from_numpy(pool[a.index])
+        return torch.from_numpy(np.asarray(pool[a.index]))
 
     def to_scaled(self, a: Balls) -> tuple[Tensor, int]:
         pairs = [mantissa(ball.mid()) for ball in a.pool[a.used]]
@@ -246,6 +246,10 @@ class BallArithmetic(Arithmetic):
             return False
         every, (first, second) = merged([a, b])
         return bool(self._compare(np.equal, first, second, every.pool).all())
+
+    def error_norms(self, a: Balls) -> Tensor:
+        squares = [float(ball.rad()) ** 2 for ball in a.listed() if ball.rad().is_finite()]
+        return torch.tensor([math.sqrt(math.fsum(squares)) * (1 + 2.0**-20)], dtype=torch.float64)
 
     def without_value_numbers(self, a: Balls) -> Balls:
         return a.renumbered(None)

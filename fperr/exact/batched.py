@@ -154,6 +154,7 @@ class BatchedNetwork:
             x,
             v,
             (values, torch.zeros(len(x), dtype=torch.int64)),
+            off=gradient.radius.expand(len(x)),
             is_known=is_known,
             names=range(first, first + len(x)),
         )

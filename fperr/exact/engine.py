@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +11,14 @@ from mpmath import MPContext
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fperr.errors import ReferenceNotCertifiedError, SingularGradientError
+from fperr.errors import ReferenceNotCertifiedError, SingularGradientError, UndecidedError
 from fperr.exact.arithmetic import Array
 from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
 from fperr.exact.certified import LARGEST_BITS as LARGEST_BALL_BITS
 from fperr.exact.certified import Certifier
 from fperr.exact.function_of_sample import check_function_of_sample, check_repeatable
 from fperr.exact.graph import Capture, called_in, capture, logits_of, probe
-from fperr.exact.interpreter import Interpreter
+from fperr.exact.interpreter import ForwardRun, Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.multiword import LARGEST_BITS
 from fperr.exact.multiword.words import Words
@@ -191,15 +190,30 @@ def _all_audited(audits: Sequence[SampleAudit | None]) -> tuple[SampleAudit, ...
 
 def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> ExactGradient:
     working, control = MpArithmetic(bits + GUARD_BITS), MpArithmetic(2 * (bits + GUARD_BITS))
-    value, audits = _samples(Interpreter(captured, working), x, v, is_audited=True)
-    check, _ = _samples(Interpreter(captured, control), x, v, is_audited=False)
-    agreement = max(log2_difference(a, b, control) for a, b in zip(value, check, strict=True))
+    try:
+        value = _samples(Interpreter(captured, working), x, v)
+        check = _samples(Interpreter(captured, control), x, v)
+    except UndecidedError as fault:
+        raise ReferenceNotCertifiedError(f"{fault}: use engine='ball'") from fault
+    if control.has_absorbed:
+        raise ReferenceNotCertifiedError(
+            f"a number vanishes beside a constant at {control.bits} bits, so that agreement with "
+            f"{working.bits} proves nothing (a function is saturated): use engine='ball'"
+        )
+    pairs = list(zip(value, check, strict=True))
+    agreement = max(log2_difference(a.gradient, b.gradient, control) for a, b in pairs)
     if agreement > -bits:
         raise ReferenceNotCertifiedError(
             f"{working.name} and {control.name} agree to {-agreement:.1f} bits only, {bits} were "
             "asked for. Ask for more bits: a decision of a ReLU or of a pooling may be close"
         )
-    return ExactGradient(value, None, working.name, bits, agreement, tuple(audits))
+    # the better one of the two is audited: its logits are off by less than both are apart
+    audits = [
+        b.audit(x[i : i + 1], v[i : i + 1], i, control.distance(a.logits, b.logits))
+        for i, (a, b) in enumerate(pairs)
+    ]
+    midpoint = np.concatenate([run.gradient for run in value], 0).reshape(x.shape)
+    return ExactGradient(midpoint, None, working.name, bits, agreement, tuple(audits))
 
 
 def _in_words(
@@ -243,21 +257,37 @@ def _agreement(
     return torch.where(doubt, math.inf, apart)
 
 
-def _samples(
-    interpreter: Interpreter, x: Tensor, v: Tensor, *, is_audited: bool
-) -> tuple[Any, list[SampleAudit]]:
+@dataclass(frozen=True, slots=True)
+class _MpRun:
+    """One sample in mpmath."""
+
+    interpreter: Interpreter
+    run: ForwardRun
+    gradient: Array
+
+    @property
+    def logits(self) -> Array:
+        """(1, K)."""
+        return self.run.logits
+
+    def audit(self, x: Tensor, v: Tensor, sample: int, logits_off: float) -> SampleAudit:
+        """See `audit_sample`."""
+        return audit_sample(
+            self.interpreter, self.run, x, v, self.gradient, sample, logits_off=logits_off
+        )
+
+
+def _samples(interpreter: Interpreter, x: Tensor, v: Tensor) -> list[_MpRun]:
     A = interpreter.arithmetic
-    results, audits = [], []
+    runs = []
     for i in range(len(x)):
-        one = slice(i, i + 1)
-        run = interpreter.forward(x[one])
-        entering = A.from_torch(v[one])
-        results.append(interpreter.products(run.readings, entering))
-        check_regular(interpreter, run, entering, results[-1], i)
-        if not A.is_finite(results[-1]):
+        run = interpreter.forward(x[i : i + 1])
+        entering = A.from_torch(v[i : i + 1])
+        gradient = interpreter.products(run.readings, entering)
+        check_regular(interpreter, run, entering, gradient, i)
+        if not A.is_finite(gradient):
             raise ReferenceNotCertifiedError(
                 f"the gradient at sample {i} is infinite or undefined: leave the sample out"
             )
-        if is_audited:
-            audits.append(audit_sample(interpreter, run, x[one], v[one], results[-1], i))
-    return np.concatenate(results, 0).reshape(x.shape), audits
+        runs.append(_MpRun(interpreter, run, gradient))
+    return runs

@@ -132,7 +132,42 @@ class _Run:
         elif any(source.name in self.batched for source in node.all_input_nodes):
             self._store(node, self._decided(node, self._applied(node)))
         else:
-            self.values[node.name] = self._applied(node)
+            self._store_of_parameters(node, self._applied(node))
+
+    def _store_of_parameters(self, node: Node, value: Any) -> None:
+        """What is computed from parameters alone: in the copies from noisy ones, if not large."""
+        rows = self.samples * (1 + COPIES)
+        first = value[0] if isinstance(value, list | tuple) else value
+        rounds = _is_real(first) and not moves_numbers(str(node.target))
+        if not rounds or first.numel() * rows > _LARGEST_WITH_ROWS:
+            self.values[node.name] = value
+            return
+        options = {key: _wide(part) for key, part in node.kwargs.items()}
+        runs = [value]
+        for _ in range(COPIES):
+            noisy = [self._with_noise(part) for part in self._arguments(node)]
+            runs.append(node.target(*noisy, **options))  # type: ignore[operator]
+        self._store(node, self._of_every_copy(runs))
+
+    def _with_noise(self, value: Any) -> Any:
+        """Floating-point numbers without rows, with noise."""
+        if isinstance(value, list | tuple):
+            return [self._with_noise(part) for part in value]
+        if not _is_real(value):
+            return value
+        both = torch.stack([value, value])  # the first stays as it is
+        return self._changed(both, both.abs(), samples=1)[1]
+
+    def _of_every_copy(self, runs: Sequence[Any]) -> Any:
+        """(rows, *shape) of the result of a sample and those of its copies."""
+        if isinstance(runs[0], list | tuple):
+            return [self._of_every_copy(parts) for parts in zip(*runs, strict=True)]
+        if not isinstance(runs[0], Tensor):
+            return runs[0]
+        both = torch.stack(list(runs))
+        if _is_real(both):
+            both = self._changed(both, both.abs(), samples=1)
+        return both.repeat_interleave(self.samples, 0)
 
     def _made(self, node: Node) -> Any:
         """A value from nothing in the graph's dtype; of anything else only the shape counts."""
@@ -143,15 +178,25 @@ class _Run:
 
     def _applied(self, node: Node) -> Any:
         """PyTorch's own operation on every row."""
-        arguments = [self._argument(part) for part in node.args]
+        arguments = self._arguments(node)
         stand_ins = self._stand_ins(node)
         arguments = [stand_ins.get(i, part) for i, part in enumerate(arguments)]
         options = {key: _wide(part) for key, part in node.kwargs.items() if key != "memory_format"}
         function = _INSTEAD.get(str(node.target), node.target)
         return self._by_rows(lambda *a: function(*a, **options), self._dims_of(node), arguments)
 
-    def _argument(self, argument: Any) -> Any:
-        return _wide(fx.node.map_arg(argument, lambda n: _wide(self.values[n.name])))
+    def _arguments(self, node: Node) -> list[Any]:
+        """Floating-point numbers as float64: integers and masks, too, where they are numbers."""
+        operation = OPERATIONS.get(str(node.target))
+        are_numbers = operation is not None and not self.capture.kinds.is_discrete(node)
+        taken_as_they_are = range(0) if operation is None else operation.discrete
+        return [
+            _wide(
+                fx.node.map_arg(part, lambda n: self.values[n.name]),
+                with_integers=are_numbers and position not in taken_as_they_are,
+            )
+            for position, part in enumerate(node.args)
+        ]
 
     def _by_rows(self, function: Any, dims: Sequence[Any], arguments: Sequence[Any]) -> Any:
         """`function` of every row of the arguments; `dims` are those of their rows."""
@@ -187,7 +232,7 @@ class _Run:
         """The result with the exact network's branches, and in the copies with noise."""
         name = str(node.target)
         if name in COMPARISONS:
-            operands = [self._argument(part) for part in node.args[:2]]
+            operands = self._arguments(node)[:2]
             apart, size = (
                 self._by_rows(function, self._dims_of(node)[:2], operands)
                 for function in (operand_difference, operand_sizes)
@@ -218,17 +263,17 @@ class _Run:
         size = self._by_rows(
             lambda result, *a: noise_size(name, a, result),
             [0, *self._dims_of(node)],
-            [value, *(self._argument(part) for part in node.args)],
+            [value, *self._arguments(node)],
         )
         return self._changed(value, size)
 
-    def _changed(self, value: Tensor, size: Tensor) -> Tensor:
+    def _changed(self, value: Tensor, size: Tensor, *, samples: int | None = None) -> Tensor:
         """The rows, changed in place: copies by noise of that size, in units roundoff.
 
         By two to four units roundoff, so that it is never rounded away: a number has one to two of
         them in a unit in its last place.
         """
-        samples, value = self.samples, value.contiguous()
+        samples, value = samples or self.samples, value.contiguous()
         moved = value[samples:]
         noise = torch.empty(moved.shape, dtype=torch.float32, device=value.device)
         noise.uniform_(-1, 1, generator=self._generator)
@@ -264,19 +309,21 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _wide(value: Any) -> Any:
-    """Floating-point tensors, and floating-point dtypes, as float64."""
+def _wide(value: Any, *, with_integers: bool = False) -> Any:
+    """Floating-point tensors and dtypes as float64, and integers and masks if asked for."""
     if isinstance(value, list | tuple):
-        return [_wide(part) for part in value]
+        return [_wide(part, with_integers=with_integers) for part in value]
     if isinstance(value, torch.dtype):
         return torch.float64 if value.is_floating_point else value
-    return value.to(torch.float64) if _is_real(value) else value
+    is_number = _is_real(value) or (with_integers and isinstance(value, Tensor))
+    return value.to(torch.float64) if is_number else value
 
 
 def _has_rows(dims: Any) -> bool:
     return any(map(_has_rows, dims)) if isinstance(dims, list) else dims is not None
 
 
+_LARGEST_WITH_ROWS = 50_000_000  # numbers, of 8 bytes each
 # a view of rows that lie elsewhere in memory, and copies whose layout nobody sees
 _INSTEAD: dict[str, Any] = {
     "aten.view.default": torch.ops.aten.reshape.default,

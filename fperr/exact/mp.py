@@ -3,7 +3,7 @@
 An array is a NumPy array of `mpf` objects of a context of its own: no global precision is used.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter, mul
 from typing import Any
@@ -15,10 +15,12 @@ from mpmath.libmp import fninf, from_float, from_man_exp, mpf_mul, mpf_sum
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fperr.errors import UndecidedError
 from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
 
 MpArray = NDArray[np.object_]
 _ROUND_TO_NEAREST = "n"
+_LAST_DIGITS = 20  # bits in which numbers differ that are equal but for rounding
 _WIDEST_SPREAD = 2**14  # bits: exp(-10000) beside 1
 _LOWEST = -(2**20)  # an exponent that makes any float zero
 _REMEMBERED = 64  # matrices: more than the weights that one pullback of a small network meets
@@ -30,6 +32,10 @@ class MpArithmetic(Arithmetic):
     Args:
         bits: precision of every rounding; sums and dot products are accumulated exactly.
 
+    Attributes:
+        has_absorbed: a number has vanished beside a constant, as e^-200 does in 1 + e^-200: what is
+            left of it later is nothing, at twice the precision, too, and agreement proves nothing.
+
     Raises:
         ValueError: fewer than 53 bits.
     """
@@ -40,6 +46,7 @@ class MpArithmetic(Arithmetic):
         self.bits = bits
         self.context = mpmath.MPContext()
         self.context.prec = bits
+        self.has_absorbed = False
         self._remembered: dict[Any, tuple[MpArray, list[_Vector]]] = {}
 
     @property
@@ -84,10 +91,16 @@ class MpArithmetic(Arithmetic):
         return np.full(tuple(shape), self.context.zero, dtype=object)
 
     def add(self, a: MpArray, b: MpArray | float) -> MpArray:
-        return np.asarray(a + self._operand(b), dtype=object)
+        return self._watched(a, np.asarray(a + self._operand(b), dtype=object), b)
 
     def sub(self, a: MpArray, b: MpArray | float) -> MpArray:
-        return np.asarray(a - self._operand(b), dtype=object)
+        return self._watched(a, np.asarray(a - self._operand(b), dtype=object), b)
+
+    def _watched(self, a: MpArray, result: MpArray, b: MpArray | float) -> MpArray:
+        """The sum of a number and a Python number, noting if one of them has vanished in it."""
+        if not isinstance(b, np.ndarray) and b and not self.has_absorbed:
+            self.has_absorbed = bool(np.any((result == b) & (a != 0)))
+        return result
 
     def mul(self, a: MpArray, b: MpArray | float) -> MpArray:
         return np.asarray(a * self._operand(b), dtype=object)
@@ -125,10 +138,17 @@ class MpArithmetic(Arithmetic):
         return self.context.ninf if a == 0 else self.context.nan
 
     def tanh(self, a: MpArray) -> MpArray:
-        return self.array(map(self.context.tanh, a.reshape(-1)), a.shape)
+        return self._saturating(self.context.tanh, a)
 
     def erf(self, a: MpArray) -> MpArray:
-        return self.array(map(self.context.erf, a.reshape(-1)), a.shape)
+        return self._saturating(self.context.erf, a)
+
+    def _saturating(self, function: Callable[[Any], Any], a: MpArray) -> MpArray:
+        """A function that tends to 1 and never is it, noting if its digits say that it is."""
+        result = self.array(map(function, a.reshape(-1)), a.shape)
+        if not self.has_absorbed:
+            self.has_absorbed = bool(np.any(abs(result) == 1) and self.is_finite(a))
+        return result
 
     def pi(self) -> MpArray:
         return self.array([+self.context.pi], (1,))
@@ -179,10 +199,32 @@ class MpArithmetic(Arithmetic):
 
     def first_argmax(self, a: MpArray, valid: Mask) -> Indices:
         lowest = np.where(valid, a, self.context.ninf)
-        return np.asarray(np.argmax(lowest, axis=-1), dtype=np.int64)
+        first = np.asarray(np.argmax(lowest, axis=-1), dtype=np.int64)
+        largest = np.take_along_axis(lowest, first[..., None], -1)
+        self._check_apart(*np.broadcast_arrays(largest, np.where(valid, a, largest)))
+        return first
 
     def same(self, a: MpArray, b: MpArray) -> Mask:
+        self._check_apart(a, b)
         return np.asarray(a == b, dtype=bool)
+
+    def _check_apart(self, a: MpArray, b: MpArray) -> None:
+        """Check that numbers are equal, or differ by more than rounding can explain.
+
+        Raises:
+            UndecidedError: they differ in their last digits.
+        """
+        limit = self.context.ldexp(1, _LAST_DIGITS - self.bits)
+        close = np.asarray((abs(a - b) <= limit * abs(a)) & (a != b), dtype=bool)
+        if close.any():
+            raise UndecidedError(
+                f"{int(close.sum())} comparisons are closer than {self.name} can tell"
+            )
+
+    def distance(self, a: MpArray, b: MpArray) -> float:
+        """The norm of a - b; numbers that are the same, infinities too, count as 0."""
+        apart = [x - y for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True) if x != y]
+        return float(self.context.norm(apart)) if apart else 0.0
 
     def is_finite(self, a: MpArray) -> bool:
         return all(map(_is_finite, self._raw(a.reshape(-1))))

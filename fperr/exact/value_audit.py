@@ -143,6 +143,8 @@ def audit_sample(
     v: Tensor,
     gradient: Array,
     sample: int = 0,
+    *,
+    logits_off: float = 0.0,
 ) -> SampleAudit:
     """`audit_values` at one sample.
 
@@ -153,13 +155,26 @@ def audit_sample(
         v: (1, K), floating point, taken exactly.
         gradient: the exact J^T v, of the arithmetic.
         sample: its number, for the error.
+        logits_off: how far the exact logits may be off, beyond what their arithmetic knows.
 
     Raises:
         ContradictedError: see `audit_values`.
     """
-    values, exponent = interpreter.arithmetic.to_scaled(gradient)
+    A = interpreter.arithmetic
+    values, exponent = A.to_scaled(gradient)
     result = values.reshape(1, -1), torch.tensor([exponent])
-    (audit,) = audit_values(interpreter, run, x, v, result, names=[sample])
+    error = float(A.error_norms(gradient)[0])
+    off = [math.ldexp(error, -exponent) if abs(exponent) < _LARGEST_EXPONENT else math.inf]
+    (audit,) = audit_values(
+        interpreter,
+        run,
+        x,
+        v,
+        result,
+        off=torch.tensor(off, dtype=torch.float64),
+        logits_off=logits_off,
+        names=[sample],
+    )
     assert audit is not None
     return audit
 
@@ -171,6 +186,8 @@ def audit_values(
     v: Tensor,
     gradient: tuple[Tensor, Tensor],
     *,
+    off: Tensor,
+    logits_off: float = 0.0,
     is_known: Tensor | None = None,
     names: Sequence[int] | None = None,
 ) -> list[SampleAudit | None]:
@@ -183,6 +200,9 @@ def audit_values(
         v: (samples, K), floating point, taken exactly.
         gradient: the exact J^T v: (samples, entries) float64 and exponents (samples,), its numbers
             are values * 2**exponent.
+        off: (samples,), upper bounds on the norm of the error of those values; of mpmath, which has
+            none, 0.
+        logits_off: see `audit_sample`.
         is_known: (samples,) bool, where the exact run settled its decisions; elsewhere the answer
             is None.
         names: the numbers of the samples, for the error; None: 0, 1, ...
@@ -198,16 +218,19 @@ def audit_values(
     logits = _float64(interpreter.arithmetic, run.logits).to(float64.logits.device)
     logits = logits.expand(len(x), -1)
     values, exponents = (part.to(float64.logits.device) for part in gradient)
+    radii = interpreter.arithmetic.error_norms(run.logits).expand(len(x))
     audits: list[SampleAudit | None] = []
     for i in range(len(x)):
         if is_known is not None and not is_known[i]:
             audits.append(None)
             continue
-        on_logits = _Part.of(float64.logits[i], logits[i], float64.logits_error[i])
+        error = float(float64.logits_error[i]) + float(radii[i]) + logits_off
+        on_logits = _Part.of(float64.logits[i], logits[i], error)
         on_gradient, exponent = None, int(exponents[i]) - int(exponents_of_v[i])
         if abs(exponent) <= _LARGEST_EXPONENT:
-            scaled = torch.ldexp(values[i], torch.tensor(exponent, device=values.device))
-            error = float64.gradient_error[i]
+            scale = torch.tensor(exponent, device=values.device)
+            scaled = torch.ldexp(values[i], scale)
+            error = float(float64.gradient_error[i]) + math.ldexp(float(off[i]), exponent)
             on_gradient = _Part.of(float64.gradient[i], scaled, error)
         explain = functools.partial(_explained, interpreter, run, x, v, exact, i)
         name = i if names is None else names[i]
@@ -245,7 +268,7 @@ class _Part:
     Attributes:
         difference: the norm of float64's numbers minus the exact ones.
         size: the larger one of both norms; exact_size: that of the exact ones.
-        error: the estimate of the norm of float64's error.
+        error: the estimate of the norm of float64's error, with a bound on that of the exact ones.
     """
 
     difference: float
@@ -254,11 +277,11 @@ class _Part:
     error: float
 
     @classmethod
-    def of(cls, computed: Tensor, exact: Tensor, error: Tensor) -> "_Part":
+    def of(cls, computed: Tensor, exact: Tensor, error: float) -> "_Part":
         """From numbers (entries,); masked logits, minus infinity in both, are left out."""
         apart = torch.where(computed == exact, 0.0, computed - exact)
         sizes = [float(norm(torch.where(t.isinf(), 0.0, t))) for t in (computed, exact)]
-        return cls(float(norm(apart)), max(sizes), sizes[1], float(error))
+        return cls(float(norm(apart)), max(sizes), sizes[1], error)
 
     @property
     def is_usable(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fperr.errors import ReferenceNotCertifiedError
+from fperr.errors import ReferenceNotCertifiedError, UndecidedError
 from fperr.exact.arithmetic import Array
 from fperr.exact.certified import (
     LARGEST_BITS,
@@ -190,7 +190,11 @@ class MpmathEngine(SampleEngine):
 
     def state(self, x: Tensor) -> State:
         """See `SampleEngine`."""
-        return self._state(self.interpreter, self.interpreter.forward(x), x, is_proved=False)
+        try:
+            run = self.interpreter.forward(x)
+        except UndecidedError as fault:
+            raise ReferenceNotCertifiedError(str(fault)) from fault
+        return self._state(self.interpreter, run, x, is_proved=False)
 
 
 class BallEngine(SampleEngine):

@@ -28,9 +28,16 @@ from fperr.measurement.network import FormatNetwork
 from fperr.measurement.stages import scaled
 from fperr.measurement.vectors import MpVectors, Vector, Vectors, WordVectors
 from fperr.measurement.words_engine import WordsEngine
-from fperr.report.reasons import INPUT_NOT_FINITE, infinite_slope, not_certified
+from fperr.report.reasons import (
+    INPUT_NOT_FINITE,
+    LOGITS_NOT_FINITE,
+    TOO_FEW_CLASSES,
+    infinite_slope,
+    not_certified,
+)
 
 _LOGIT_BITS = 200  # working precision of logit gradients, for words
+_FEWEST_CLASSES = 2
 _FEW_DIGITS, _FEW_BITS = 10, 63  # up to so many digits, products at so many bits suffice
 
 
@@ -129,7 +136,8 @@ class ExactSample:
             return found if self._reference.certifies(found) else self._raised(found, loss, asked)
         exact = A.array(v)
         product = self.state.map.product(exact)
-        return ExactRow(exact, product, self.log2_disagreement, False, None)
+        found = ExactRow(exact, product, self.log2_disagreement, False, None)
+        return found if self._reference.certifies(found) else self._raised(found, loss, asked)
 
     def product(self, v: Tensor) -> tuple[Vector, float]:
         """J^T v of a floating-point v (K,), taken exactly; log2 of the relative error in norm.
@@ -210,6 +218,8 @@ class ExactSample:
         A, B = self._reference.vectors, self._reference.control_arithmetic
         control = self._reference.control
         run = control.forward(self._x)
+        if B.has_absorbed:
+            return math.inf  # agreement proves nothing
         worst = -math.inf
         for label in self.order[:2]:
             v = A.array(cross_entropy(A.context, self.z, label, A.context.one))
@@ -314,6 +324,11 @@ class Reference:
 
     def _sample(self, state: State | Unknown, x: Tensor) -> ExactSample | NoReference:
         if isinstance(state, State):
+            present = [z for z in state.z if z != self.vectors.context.ninf]
+            if not all(map(self.vectors.context.isfinite, present)):
+                return NoReference(LOGITS_NOT_FINITE, None)
+            if len(present) < _FEWEST_CLASSES:
+                return NoReference(TOO_FEW_CLASSES, None)
             return ExactSample(self, x, state)
         fault = state.fault
         if isinstance(fault, SingularGradientError):

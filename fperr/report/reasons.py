@@ -10,6 +10,8 @@ import pandas as pd
 from fperr.formats import FORMATS, TF32, Format
 
 INPUT_NOT_FINITE = "its input is not finite"
+LOGITS_NOT_FINITE = "its exact logits are infinite or undefined"
+TOO_FEW_CLASSES = "all classes but one are masked: there is no margin"
 NOT_CERTIFIED = "the reference could not be certified"
 UNDEFINED = "the loss is undefined: its denominator is 0"
 FLAT = "the exact gradient is zero: there is no relative error"
@@ -121,6 +123,16 @@ _RULES = (
         INPUT_NOT_FINITE,
         INPUT_NOT_FINITE,
         "leave such samples and their labels out: x[x.flatten(1).isfinite().all(1)]",
+    ),
+    _Rule(
+        LOGITS_NOT_FINITE,
+        LOGITS_NOT_FINITE,
+        "leave such samples out: the model has no logits there (0/0, or a softmax of masks only)",
+    ),
+    _Rule(
+        TOO_FEW_CLASSES,
+        TOO_FEW_CLASSES,
+        "leave such samples out: no attack can change their class",
     ),
     _Rule(
         f"{NOT_CERTIFIED}(: .*)?",

@@ -110,6 +110,9 @@ class MultiwordArithmetic(Arithmetic, Convolving):
     def to_samples(self, a: Words) -> Tensor:
         return torch.where(a.high.isfinite(), a.high + a.low, a.high)
 
+    def error_norms(self, a: Words) -> Tensor:
+        return a.radius
+
     def without_value_numbers(self, a: Words) -> Words:
         return replace(a, value_number=None)
 

@@ -32,9 +32,9 @@ def take(a: Words, index: Choice) -> Words:
     padded = a.moved(lambda t: torch.nn.functional.pad(t.reshape(len(t), count), (0, 1)))
     flat = torch.where(flat < 0, count, flat)
     if len(flat) == 1:
-        return padded.moved(lambda t: t.index_select(1, flat[0]).reshape(-1, *shape), widening)
+        return padded.moved(lambda t: t.index_select(1, flat[0]).reshape(len(t), *shape), widening)
     whole = padded.moved(lambda t: t.expand(len(flat), -1))
-    return whole.moved(lambda t: t.gather(1, flat).reshape(-1, *shape), widening)
+    return whole.moved(lambda t: t.gather(1, flat).reshape(len(t), *shape), widening)
 
 
 def scatter_add(a: Words, index: Choice, shape: Sequence[int]) -> Words:

@@ -161,7 +161,10 @@ def sum_dims(
     del dtype
     shape = A.shape(a)
     over = _dims(len(shape), dims)
-    total = A.sum(a, over)
+    if math.prod(shape) == 0:  # a sum of nothing
+        total = A.zeros([1 if d in over else n for d, n in enumerate(shape)])
+    else:
+        total = A.sum(a, over)
     return total if keepdim else A.reshape(total, [n for d, n in enumerate(shape) if d not in over])
 
 
