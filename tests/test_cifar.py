@@ -37,6 +37,7 @@ def test_a_certified_network_with_every_engine(fperr_data):
     assert np.isclose(words["delta"], balls["delta"], 1e-10, 0).all()
 
 
+@pytest.mark.slow
 def test_a_resnet_of_others_from_the_command_line(fperr_data, autoattack_examples, tmp_path):
     images = data.cifar10_test_800().first(2)
     np.savez(tmp_path / "images.npz", x=images.x.numpy(), y=images.y.numpy())

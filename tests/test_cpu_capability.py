@@ -48,6 +48,11 @@ FILES = tuple(
         "routing",
         "recording",
         "user_models",
+        "value_audit",
+        "random_graphs",
+        "singularities",
+        "reference_digits",
+        "masked_classes",
     )
 )
 PYTEST = """\
