@@ -146,18 +146,20 @@ def test_targeted_dlr_uses_the_true_label():
     assert column(report, "log2_G").isna().all()
 
 
-# two of the samples are nearly flat: the digits that their gradients lose by cancellation are more
-# than a reference of 50 has to spare
-@pytest.mark.filterwarnings("ignore:.* rows were not measured. the reference is certain to")
 def test_stages_of_an_exact_computation_vanish():
     """Integer weights and inputs: the forward pass is exact in every format, and so is the cast."""
     model = integers(nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)))
     x = torch.randint(-2, 3, (4, 5), generator=torch.Generator().manual_seed(0)).float()
     report = fperr.measure(model, x, formats=["float16", "bfloat16", "float32", "float64"])
     curved = report.frame[~report.frame["truly_flat"]]
-    assert len(curved) >= 48
-    assert (curved["stage_forward"] == 0).all()
-    assert (curved["stage_cast"] == 0).all()
+    assert len(curved) == len(report.frame)
+    # two of the samples are nearly flat: cancellation leaves 40 and 49 of mpmath's digits, so that
+    # balls took their gradients, and where mpmath's stages meet those the missing digits show
+    raised = curved["is_proved"]
+    assert 0 < raised.sum() <= len(curved) / 2
+    assert (curved["stage_forward"][~raised] == 0).all()
+    assert (curved["stage_cast"][~raised] == 0).all()
+    assert (curved[["stage_forward", "stage_cast"]][raised] < 1e-40).all(axis=None)
     cw = fperr.measure(model, x, losses=["cw"])
     curved = cw.frame[~cw.frame["truly_flat"]]
     assert (curved["delta"] == 0).all()
