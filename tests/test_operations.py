@@ -366,10 +366,23 @@ def test_scaled_conversion_has_no_range():
     assert exponent == -4998
 
 
-def test_products_refuse_what_is_not_finite():
+def test_products_of_what_is_not_finite_are_ieee():
     A = exact.MpArithmetic(64)
-    with pytest.raises(ValueError, match="infinite or undefined entries"):
-        A.matmul(A.from_torch(torch.ones(1, 2)), A.from_torch(torch.tensor([[1.0], [torch.inf]])))
+    b = torch.tensor([[1.0, 1.0, 0.0, 1.0], [torch.inf, -torch.inf, torch.inf, torch.nan]])
+    for a in (torch.ones(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, -1.0]])):
+        found = A.to_torch(A.matmul(A.from_torch(a), A.from_torch(b)))
+        assert torch.equal(found.isnan(), (a @ b).isnan())
+        assert torch.equal(found.nan_to_num(), (a @ b).double().nan_to_num())
+
+
+def test_a_number_that_a_difference_swallows_is_noted():
+    """And 2 - 1, which is the subtrahend too, is not."""
+    A = exact.MpArithmetic(64)
+    A.sub(A.from_torch(torch.tensor([2.0, 0.0])), 1.0)
+    A.add(A.from_torch(torch.tensor([-2.0])), 1.0)
+    assert not A.has_absorbed
+    A.sub(A.from_torch(torch.tensor([2.0**-70])), 1.0)
+    assert A.has_absorbed
 
 
 @settings(deadline=None)

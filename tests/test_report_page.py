@@ -126,7 +126,9 @@ def test_the_verdict_comes_first_and_is_plain(report):
     assert text.index("do not trust") < text.index("<img")
     assert "Cross-entropy (ce) in float32: do not trust" in text
     assert "Stable cross-entropy (stable_ce) in float32: trustworthy" in text
-    assert "http" not in text.replace("http-equiv", "")
+    # pictures are base64, in which any four letters may stand
+    words = re.sub(r"base64,[^\"]*", "", text)
+    assert "http" not in words.replace("http-equiv", "")
     assert "&lt;hard&gt; &amp; co" in text
     assert "<hard>" not in text
 

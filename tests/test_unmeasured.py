@@ -20,6 +20,7 @@ from fperr.report.reasons import (
     SCALE_CAPPED,
     UNDEFINED,
     UnmeasuredWarning,
+    not_certified,
     not_finite,
     tally,
     too_few_digits,
@@ -97,9 +98,14 @@ TIE = torch.tensor([[1.0, 1.0, 1.0, 0.0]])  # DLR's denominator is the first min
 WIDE = torch.tensor([[9.0, 1.0, 0.0], [2.0, 8.0, 0.5]])
 
 # name: (model, x, options, the reason of the rows that have one)
+# with the engine's own words
+UNDECIDED = not_certified(
+    "0.0 of 187 bits are proved at 1640 bits, the largest working precision allowed: relu: 4 "
+    "decisions, the first at (0, 0), are closer than Arb balls, 1640 bits can tell"
+)
 CASES = {
     "input": (tiny_mlp(), with_a_nan(), {}, INPUT_NOT_FINITE),
-    "undecided": (seeded(Undecidable()), normal(2, 4), {"reference": "ball"}, NOT_CERTIFIED),
+    "undecided": (seeded(Undecidable()), normal(2, 4), {"reference": "ball"}, UNDECIDED),
     "scale": (
         diagonal(3, 64.0),
         WIDE,
@@ -136,7 +142,10 @@ def test_a_row_has_a_number_or_a_reason(model, x, options, reason):
     frame = measured(model, x, **options).frame
     assert (frame["delta"].isna() == frame["reason"].notna()).all()
     assert frame["reason"].dropna().unique().tolist() == [reason]
-    assert frame["value_audit"].isna().all()
+    # a reference that was computed was audited, whatever became of the row
+    unknown = frame["reason"].isin([INPUT_NOT_FINITE, UNDECIDED])
+    assert (frame["value_audit"][~unknown] == "confirmed").all()
+    assert frame["value_audit"][unknown].isna().all()
     assert list(COLUMNS)[-3:] == ["is_certified", "value_audit", "reason"]
 
 

@@ -91,15 +91,15 @@ class MpArithmetic(Arithmetic):
         return np.full(tuple(shape), self.context.zero, dtype=object)
 
     def add(self, a: MpArray, b: MpArray | float) -> MpArray:
-        return self._watched(a, np.asarray(a + self._operand(b), dtype=object), b)
+        return self._watched(a, np.asarray(a + self._operand(b), dtype=object), b, 1)
 
     def sub(self, a: MpArray, b: MpArray | float) -> MpArray:
-        return self._watched(a, np.asarray(a - self._operand(b), dtype=object), b)
+        return self._watched(a, np.asarray(a - self._operand(b), dtype=object), b, -1)
 
-    def _watched(self, a: MpArray, result: MpArray, b: MpArray | float) -> MpArray:
-        """The sum of a number and a Python number, noting if one of them has vanished in it."""
+    def _watched(self, a: MpArray, result: MpArray, b: MpArray | float, sign: int) -> MpArray:
+        """The sum of a and a signed Python number, noting if a has vanished beside that."""
         if not isinstance(b, np.ndarray) and b and not self.has_absorbed:
-            self.has_absorbed = bool(np.any((result == b) & (a != 0)))
+            self.has_absorbed = bool(np.any((result == sign * b) & (a != 0)))
         return result
 
     def mul(self, a: MpArray, b: MpArray | float) -> MpArray:

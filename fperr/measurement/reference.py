@@ -38,6 +38,7 @@ from fperr.report.reasons import (
 
 _LOGIT_BITS = 200  # working precision of logit gradients, for words
 _FEWEST_CLASSES = 2
+_STAGE_BITS = 10  # by which stages are finer than a format's rounding
 _FEW_DIGITS, _FEW_BITS = 10, 63  # up to so many digits, products at so many bits suffice
 
 
@@ -71,6 +72,8 @@ class ExactRow:
             pairs of float64 whose bound is too wide, that to fewer bits.
         is_proved: which of the two.
         enclosure: the gradient (1, entries) as balls, or None.
+        log2_error_before: of a gradient that balls took over, what its error was at the precision
+            of the engine, which its stages still have; None for all others.
     """
 
     v: Vector
@@ -78,6 +81,12 @@ class ExactRow:
     log2_error: float
     is_proved: bool
     enclosure: Balls | None
+    log2_error_before: float | None = None
+
+    def resolves_stages(self, unit_roundoff: float) -> bool:
+        """Whether stages, relative to the gradient, are known to a thousandth of a rounding."""
+        before = self.log2_error_before
+        return before is None or before <= math.log2(unit_roundoff) - _STAGE_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +145,8 @@ class ExactSample:
             return found if self._reference.certifies(found) else self._raised(found, loss, asked)
         exact = A.array(v)
         product = self.state.map.product(exact)
-        found = ExactRow(exact, product, self.log2_disagreement, False, None)
+        error = max(self.log2_disagreement, self._log2_cancellation(exact, product))
+        found = ExactRow(exact, product, error, False, None)
         return found if self._reference.certifies(found) else self._raised(found, loss, asked)
 
     def product(self, v: Tensor) -> tuple[Vector, float]:
@@ -179,12 +189,13 @@ class ExactSample:
             return -result.log2_error
 
         try:
-            return self._reference.balls.raised(
+            raised = self._reference.balls.raised(
                 self._x,
                 lambda state: self._in_balls(state, loss, asked),
                 bits,
                 self._states_in_balls,
             )
+            return replace(raised, log2_error_before=found.log2_error)
         except ReferenceNotCertifiedError:
             self._is_hopeless = True
             return found
@@ -208,6 +219,22 @@ class ExactSample:
             return found
         apart = scaled(A, A.sub(g, coarser.product(v))).log2_norm - scaled(A, g).log2_norm
         return replace(found, log2_error=max(errors[0], apart), is_proved=False)
+
+    def _log2_cancellation(self, v: Vector, g: Vector) -> float:
+        """log2 of what mpmath loses where the K rows cancel in g = J^T v, relative to g.
+
+        Twice the precision shows what cross-entropy loses; other losses may lose more. A row is
+        taken to have lost half of the guard bits.
+        """
+        A, norm = self._reference.vectors, scaled(self._reference.vectors, g).log2_norm
+        if not isinstance(self.state.map, Rows) or norm == -math.inf:
+            return -math.inf
+        context, norms = A.context, self.state.map.log2_norms
+        terms = zip(A.numbers(v).reshape(-1), norms, strict=True)
+        total = context.fsum(abs(value) * context.mpf(2) ** size for value, size in terms)
+        log2_total = float(context.log(total, 2))
+        bits: int = context.prec - GUARD_BITS // 2
+        return log2_total - norm - bits
 
     @cached_property
     def log2_disagreement(self) -> float:

@@ -22,6 +22,7 @@ from fperr.measurement.stages import (
     STAGES,
     LogitGradients,
     Split,
+    compared,
     product,
     scaled,
     shares,
@@ -133,7 +134,10 @@ def measured_row(
     # where the format holds weights and input, its cast network is the exact one
     is_exact = cast.cast is exact.state.map and cast.z is exact.z
     cast_gradient = found.gradient if is_exact else product(v.cast, cast.cast)
-    parts = split(arithmetic, computed, found.gradient, v, cast.data, cast_gradient)
+    if found.resolves_stages(situation.format.unit_roundoff):
+        parts = split(arithmetic, computed, found.gradient, v, cast.data, cast_gradient)
+    else:
+        parts = compared(arithmetic, computed, found.gradient)
     result["truly_flat"] = not bool(parts.signs.any())
     if result["truly_flat"]:
         return result | {"reason": _reason_of_format(situation) or FLAT}
@@ -298,7 +302,7 @@ def _error_columns(s: Situation, parts: Split) -> Row:
     result: Row = {"is_dead": not bool(s.float_gradient.gradient[s.i].any())}
     result |= error_metrics(parts)
     for name in STAGES:
-        stage = parts.stages[name]
+        stage = parts.stages.get(name)
         result[f"stage_{name}"] = math.nan if stage is None else stage.ratio(parts.gradient)
     return result | {f"share_{name}": share for name, share in shares(parts).items()}
 

@@ -78,6 +78,7 @@ class Split:
     Attributes:
         gradient: the exact g.
         computed: g_hat, loss scale divided out.
+        stages: empty where they were not asked for.
         signs, computed_signs: of their components, however small: -1, 0 or 1.
     """
 
@@ -137,7 +138,8 @@ def shares(parts: Split) -> dict[str, float]:
     if error is None or not error.values.any():
         return dict.fromkeys(STAGES, math.nan)
     found = {}
-    for name, stage in parts.stages.items():
+    for name in STAGES:
+        stage = parts.stages.get(name)
         if stage is None:
             found[name] = math.nan
         elif not stage.values.any():
