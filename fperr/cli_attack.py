@@ -1,12 +1,13 @@
 """The command line of the attacks: `fperr attack`."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from tqdm.auto import tqdm
 
-from fperr.attacks import AttackResult, attack_in_batches
+from fperr.attacks import AttackResult, Outcome, UnjudgedWarning, attack_in_batches
 from fperr.cli_subjects import subject_of
 
 
@@ -45,44 +46,41 @@ def attack_command(
     folder = out or Path("out") / f"{subject.name}-{loss.replace(':', '-')}"
     x, y = subject.images.x, subject.images.y
     layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    fooled = [0, 0]
+    counts = [0, 0]  # robust samples, and all so far
     with tqdm(total=len(x), desc="attack", bar_format=layout) as bar:
 
         def advance(found: AttackResult) -> None:
-            fooled[0] += int(found.success.sum())
-            fooled[1] += len(found.success)
-            bar.update(len(found.success))
-            bar.set_postfix_str(f"{fooled[1] - fooled[0]} of {fooled[1]} withstand")
+            counts[0] += found.outcome.robust
+            counts[1] += found.outcome.samples
+            bar.update(found.outcome.samples)
+            bar.set_postfix_str(f"{counts[0]} of {counts[1]} withstand")
 
-        frame = attack_in_batches(
-            subject.usable,
-            x,
-            y,
-            folder,
-            batch_size=batch_size,
-            advance=advance,
-            radius=radius,
-            loss=loss,
-            method=method,
-            norm=norm,
-            steps=steps,
-            arithmetic=arithmetic,
-            restarts=restarts,
-            seed=seed,
-        )
+        with warnings.catch_warnings():  # said below, with the rest
+            warnings.simplefilter("ignore", UnjudgedWarning)
+            frame = attack_in_batches(
+                subject.usable,
+                x,
+                y,
+                folder,
+                batch_size=batch_size,
+                advance=advance,
+                radius=radius,
+                loss=loss,
+                method=method,
+                norm=norm,
+                steps=steps,
+                arithmetic=arithmetic,
+                restarts=restarts,
+                seed=seed,
+            )
     frame.to_parquet(folder / "attack.parquet", index=False)
-    clean = int((frame["first_success_step"] == 0).sum())
-    robust = int((~frame["success"]).sum())
+    outcome = Outcome.of_frame(frame)
     where = f"{norm} radius {radius:g}"
     effort = "" if method == "fgsm" else f", {steps} steps"
     effort += f", {restarts} restarts" if restarts > 1 else ""
     typer.echo(
-        f"{subject.name}: {100 * robust / len(frame):.2f} % robust accuracy ({robust} of "
-        f"{len(frame)}) against {method} on {loss} in {arithmetic}, {where}{effort}; "
-        f"clean accuracy {100 * (1 - clean / len(frame)):.2f} %"
+        f"{subject.name}: {100 * outcome.robust_accuracy:.2f} % robust accuracy, "
+        f"{100 * outcome.clean_accuracy:.2f} % clean accuracy, against {method} on {loss} in "
+        f"{arithmetic}, {where}{effort}: {outcome.sentence}"
     )
-    if not frame["is_finite"].all():
-        typer.echo(
-            f"{int((~frame['is_finite']).sum())} images met logits or gradients that are not finite"
-        )
     typer.echo(f"Written: {folder / 'attack.parquet'}, and the adversarial images beside it")

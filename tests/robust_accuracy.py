@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fperr import data, zoo
-from fperr.attacks import attack_in_batches
+from fperr.attacks import Outcome, attack_in_batches
 
 SEEDS = 0, 1, 2
 # images, and for each loss the other implementation's mean and how far ours may be from it (%)
@@ -47,7 +47,7 @@ def robust_accuracies(network: str, loss: str, folder: Path) -> list[float]:
             model, images.x, images.y, folder / network / f"{loss}-{seed}",
             batch_size=n, radius=0.3, loss=loss, seed=seed,
         )  # fmt: skip
-        found.append(100 * (1 - frame["success"].mean()))
+        found.append(100 * Outcome.of_frame(frame).robust_accuracy)
     return found
 
 

@@ -33,7 +33,10 @@ class Wrapped(nn.Module):
 
 def test_logits_inside_another_output():
     x = normal(2, 6)
-    with pytest.raises(ValueError, match=r"got dict: say where they are with logits="):
+    with pytest.raises(
+        ValueError,
+        match=r"got dict with 'logits', 'features': say where .*='logits'",
+    ):
         fperr.measure(Wrapped(), x)
     found = fperr.measure(Wrapped(), x, logits=lambda output: output["logits"], **ONE)
     plain = fperr.measure(tiny_mlp(), x, **ONE)
@@ -294,7 +297,7 @@ FAULTS = {
     "text": (["net.py:build", "--checkpoint", "text.pt"], "checkpoint text.pt"),
     "tuple": (
         ["net.py:pair", "--data", "images.npz"],
-        "got tuple: say where they are with logits=",
+        "got tuple of 2: say where the logits are, e.g. logits=0",
     ),
     "wrong images": (["net.py:build", "--data", "wide.npz"], "the model fails on x[:8], of shape"),
     "no accessor": (

@@ -2,5 +2,6 @@
 
 from fperr.attacks.batches import attack_in_batches
 from fperr.attacks.entry import AttackResult, attack
+from fperr.attacks.outcome import Outcome, UnjudgedWarning
 
-__all__ = ["AttackResult", "attack", "attack_in_batches"]
+__all__ = ["AttackResult", "Outcome", "UnjudgedWarning", "attack", "attack_in_batches"]

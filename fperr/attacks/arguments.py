@@ -1,19 +1,25 @@
 """What `attack` was asked to do, checked: a fault raises at once and says what to do."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fperr import formats
+from fperr import checks, formats
 from fperr.attacks.gradients import ExactSource, FloatSource, Source
-from fperr.measurement.models import usable_model
+from fperr.measurement.model_checks import check_model
+from fperr.measurement.models import Accessor, usable_model
 from fperr.measurement.network import device_and_dtype
 from fperr.theory.losses import Loss, named
 from fperr.theory.scaling import present_classes
 
 ARITHMETICS = (*formats.FORMATS, "exact")
 METHODS = ("pgd", "fgsm", "apgd")
+NORMS = ("linf", "l2")
+SCHEDULES = ("cosine", "linear", "constant")
 
 
 def forced(loss: str, scenario: str | None) -> str:
@@ -30,90 +36,104 @@ def forced(loss: str, scenario: str | None) -> str:
     return f"{loss}:scenario={scenario}" if loss.startswith("tmifpe") else loss
 
 
-def checked(
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked attack.
+
+    Attributes:
+        loss: what is ascended.
+        source: of gradients.
+        x: (batch, *shape), the inputs.
+        y: (batch,) int64, the true labels, on the device of x.
+        targets: (batch,) int64, or None.
+        clean: (batch, K), the logits at x in the arithmetic of the attack.
+    """
+
+    loss: Loss
+    source: Source
+    x: Tensor
+    y: Tensor
+    targets: Tensor | None
+    clean: Tensor
+
+
+def checked_request(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    radius: float,
-    method: str,
+    x: Tensor | np.ndarray,
+    y: object,
+    *,
     loss: str,
-    norm: str,
-    steps: int,
-    targets: Tensor | None,
+    targets: object,
     arithmetic: str,
-) -> tuple[Loss, Source, Tensor]:
-    """The loss, the source of gradients, and the clean logits.
+    logits: Accessor | str | int | None,
+    accept_probabilities: bool,
+) -> Request:
+    """What is attacked, with which loss, in which arithmetic.
 
     Raises:
         TypeError, ValueError: an argument is not usable.
+        ModelError: the model is random, or its samples depend on each other.
     """
-    if not 0 < radius < math.inf:
-        raise ValueError(f"radius must be a positive finite number, got {radius!r}")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number from 1 on, got {steps!r}")
-    for name, value, known in (
-        ("method", method, METHODS),
-        ("norm", norm, ("linf", "l2")),
-        ("arithmetic", arithmetic, ARITHMETICS),
-    ):
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not len(x):
-        raise ValueError("x must be a floating-point tensor (batch, *shape) with samples in it")
-    model = usable_model(model, None, None)
-    device, dtype = device_and_dtype(model)
-    if device != x.device:
-        raise ValueError(f"the model is on {device} and x on {x.device}: move one of them")
-    chosen = named(loss)
-    if chosen.forced is not None and chosen.forced.targeted != (targets is not None):
-        kind = "untargeted" if targets is None else "targeted"
-        raise ValueError(f"scenario {chosen.forced.name!r} is none of {kind} attacks")
-    if arithmetic == "exact":
-        if chosen.kind == "gama":
-            raise ValueError("loss 'gama' has no exact gradient here: choose another loss")
-        if dtype != x.dtype:
-            raise ValueError(f"the model is {dtype} and x {x.dtype}: exact needs them alike")
-        source: Source = ExactSource(model, x)
-    else:
-        source = FloatSource(model, formats.named(arithmetic))
-    clean = source.logits(x.detach())
-    classes = _classes(clean)
-    _check_labels("y", y, x, classes)
-    _check_present("y", y, clean, model, x)
-    if targets is not None:
-        _check_labels("targets", targets, x, classes)
-        if bool((targets == y).any()):
-            raise ValueError("targets must differ from y: a sample's own class is no target")
-        _check_present("targets", targets, clean, model, x)
-    needed = chosen.smallest_K(targeted=targets is not None)
+    checks.choice("arithmetic", arithmetic, ARITHMETICS)
+    checks.flag("accept_probabilities", accept_probabilities)
+    chosen_loss = named(checks.text("loss", loss))
+    usable = usable_model(model, None, logits)
+    device, dtype = device_and_dtype(usable)
+    inputs = checks.inputs("x", x)
+    if device != inputs.device:
+        raise ValueError(f"the model is on {device} and x on {inputs.device}: move one of them")
+    if arithmetic == "tf32" and device.type != "cuda":
+        raise ValueError(
+            f"arithmetic 'tf32' exists on CUDA devices only, and the model is on {device}: move "
+            "model and x there, or use 'float32'"
+        )
+    labels = checks.class_labels("y", y, len(inputs), device)
+    wanted = (
+        None if targets is None else checks.class_labels("targets", targets, len(inputs), device)
+    )
+    if chosen_loss.forced is not None and chosen_loss.forced.targeted != (wanted is not None):
+        kind = "untargeted" if wanted is None else "targeted"
+        remedy = "give targets=" if wanted is None else "leave targets= out"
+        raise ValueError(
+            f"scenario {chosen_loss.forced.name!r} is none of {kind} attacks: {remedy}, or name "
+            "another scenario"
+        )
+    classes = check_model(usable, inputs.to(dtype), accept_probabilities=accept_probabilities)
+    checks.check_classes("y", labels, classes)
+    if wanted is not None:
+        checks.check_classes("targets", wanted, classes)
+        checks.check_targets("targets", wanted, labels)
+    needed = chosen_loss.smallest_K(targeted=wanted is not None)
     if classes < needed:
-        raise ValueError(f"loss {loss!r} needs at least {needed} classes, the model has {classes}")
+        raise ValueError(
+            f"loss {loss!r} needs at least {needed} classes, the model has {classes}: choose "
+            "another loss"
+        )
+    source = _source(usable, inputs, dtype, chosen_loss, arithmetic)
+    clean = source.logits(inputs)
+    _check_present("y", labels, clean, usable, inputs)
+    if wanted is not None:
+        _check_present("targets", wanted, clean, usable, inputs)
     present = int(present_classes(clean).max())
-    if needed > 2 and present < needed:
+    if needed > 2 and present < needed and bool(clean.isfinite().any()):
         raise ValueError(
             f"loss {loss!r} needs at least {needed} classes whose logits are not -inf, the model "
             f"has {present}: choose another loss"
         )
-    return chosen, source, clean
+    return Request(chosen_loss, source, inputs, labels, wanted, clean)
 
 
-def _classes(logits: Tensor) -> int:
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(f"the model must return logits (batch, K), got {tuple(logits.shape)}")
-    return logits.shape[1]
-
-
-def _check_labels(name: str, labels: Tensor, x: Tensor, classes: int) -> None:
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(labels).__name__}: torch.tensor(...)")
-    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+def _source(model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, arithmetic: str) -> Source:
+    if arithmetic != "exact":
+        return FloatSource(model, formats.named(arithmetic))
+    if loss.kind == "gama":
+        raise ValueError("loss 'gama' has no exact gradient here: choose another loss")
+    if dtype != x.dtype:
         raise ValueError(
-            f"{name} must be ({len(x)},) int64, got {tuple(labels.shape)} {labels.dtype}"
+            f"the model is {dtype} and x {x.dtype}, exact gradients need them alike: convert one, "
+            "e.g. x.to(torch.float32)"
         )
-    if labels.device != x.device:
-        raise ValueError(f"{name} is on {labels.device} and x on {x.device}: move one of them")
-    if bool(((labels < 0) | (labels >= classes)).any()):
-        raise ValueError(f"{name} must be between 0 and {classes - 1}")
+    return ExactSource(model, x)
 
 
 def _check_present(name: str, labels: Tensor, clean: Tensor, model: nn.Module, x: Tensor) -> None:
@@ -133,37 +153,73 @@ def _check_present(name: str, labels: Tensor, clean: Tensor, model: nn.Module, x
 
 
 def check_options(
+    radius: float,
+    method: str,
+    norm: str,
+    steps: int,
+    seed: int,
     restarts: int,
     schedule: str,
     step_size: float | None,
     momentum: float,
+    flags: Mapping[str, bool],
     reduction: str,
     projection: str,
     box: tuple[float, float],
-    x: Tensor,
+    on_step: object,
+    x: object,
 ) -> None:
-    """How the attack goes.
+    """How the attack goes; what is wrong here is told before the model is run.
 
     Raises:
-        ValueError: an option is not usable, or x is outside the box.
+        TypeError, ValueError: an option is not usable, or x is outside the box.
     """
-    for name, value, known in (
-        ("schedule", schedule, ("cosine", "linear", "constant")),
+    for name, value, options in (
+        ("method", method, METHODS),
+        ("norm", norm, NORMS),
+        ("schedule", schedule, SCHEDULES),
         ("reduction", reduction, ("sum", "mean")),
         ("projection", projection, ("exact", "library")),
     ):
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
-    if not isinstance(restarts, int) or restarts < 1:
-        raise ValueError(f"restarts must be at least 1, got {restarts!r}")
-    if not box[0] < box[1]:
-        raise ValueError(f"box must be (lowest, highest), got {box}")
-    if step_size is not None and not 0 < step_size < math.inf:
-        raise ValueError(f"step_size must be a positive finite number, got {step_size!r}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be from 0 to below 1, got {momentum!r}")
-    if not bool(((x >= box[0]) & (x <= box[1])).all()):
+        checks.choice(name, value, options)
+    checks.whole_number("steps", steps, 1)
+    checks.whole_number("restarts", restarts, 1)
+    checks.whole_number("seed", seed, 0)
+    for name, switch in flags.items():
+        checks.flag(name, switch)
+    checks.real_number("radius", radius, above=0.0)
+    if step_size is not None:
+        checks.real_number("step_size", step_size, above=0.0)
+    checks.real_number("momentum", momentum, least=0.0, below=1.0)
+    if method == "fgsm" and (step_size is not None or restarts != 1):
+        raise ValueError("method 'fgsm' is one step of the radius: leave out step_size, restarts")
+    if on_step is not None and not callable(on_step):
+        raise TypeError(f"on_step must be a function, got {checks.shown(on_step)}: give one")
+    low, high = _ends(box)
+    inputs = checks.inputs("x", x)
+    if not bool(((inputs >= low) & (inputs <= high)).all()):
+        broken = int(inputs.isnan().sum())
+        seen = f"{broken} NaN" if broken else f"{float(inputs.min())!r} to {float(inputs.max())!r}"
         raise ValueError(
-            f"x must lie in the box {box}, got {float(x.min())} to {float(x.max())}: scale it, or "
-            "give box=(lowest, highest)"
+            f"x must lie in the box {(low, high)}, got {seen}: "
+            + ("leave those samples out" if broken else "scale it, or give box=(lowest, highest)")
         )
+    farthest = (high - low) * (1.0 if norm == "linf" else math.sqrt(inputs[0].numel()))
+    if radius > farthest:
+        raise ValueError(
+            f"radius {radius:g} reaches every point of the box {(low, high)}, whose points are at "
+            f"most {farthest:g} apart in {norm}: "
+            + (
+                f"give box=(lowest, highest) if x is not in {(low, high)}, or a smaller radius"
+                + (f"; for pixels of 0..255 say {radius:g} / 255" if radius >= 1 else "")
+            )
+        )
+
+
+def _ends(box: object) -> tuple[float, float]:
+    if not isinstance(box, Sequence) or isinstance(box, str) or len(box) != 2:
+        raise TypeError(f"box must be (lowest, highest), got {checks.shown(box)}: e.g. (0.0, 1.0)")
+    low, high = (checks.real_number("box", end) for end in box)
+    if not low < high:
+        raise ValueError(f"box must be (lowest, highest), got {box}: give the lower end first")
+    return low, high

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fperr.attacks.entry import AttackResult, attack
+from fperr.attacks.outcome import COLUMNS as OUTCOME_COLUMNS
+from fperr.attacks.outcome import Outcome, UnjudgedWarning
 from fperr.data import digest
+from fperr.measurement.models import usable_model
 
 _SETTINGS = "attack.json"
 _UNSTORED = ("model", "x", "y", "targets", "on_step")
@@ -23,7 +27,7 @@ _PROBED = 4
 _NEAR = (
     1e-3  # relative: another number of threads or machine changes logits by less, in float16 too
 )
-_COLUMNS = ("success", "first_success_step", "best_margin", "is_finite", "excess_ulps")
+_COLUMNS = (*OUTCOME_COLUMNS, "first_success_step", "best_margin", "excess_ulps")
 
 
 def attack_in_batches(
@@ -57,6 +61,7 @@ def attack_in_batches(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number from 1 on, got {batch_size!r}")
     targets = options.pop("targets", None)
+    model = usable_model(model, None, options.pop("logits", None))
     known = [t for t in (x, y, targets) if t is not None]
     if not len(x) or any(len(t) != len(x) for t in known):
         raise ValueError(f"x, y and targets must be as many, got {[len(t) for t in known]}")
@@ -78,7 +83,9 @@ def attack_in_batches(
         path = place / f"{start:07d}.safetensors"
         if not path.exists():
             some = None if targets is None else targets[part]
-            found = attack(model, x[part], y[part], targets=some, **options)
+            with warnings.catch_warnings():  # said at the end, for all batches
+                warnings.simplefilter("ignore", UnjudgedWarning)
+                found = attack(model, x[part], y[part], targets=some, **options)
             names = ("adversarial", "best", *_COLUMNS)  # cloned: the first two may be one tensor
             tensors = {name: getattr(found, name).cpu().clone() for name in names}
             _begin(place, settings)
@@ -91,7 +98,11 @@ def attack_in_batches(
         frames.append(pd.DataFrame({"sample": samples, "label": y[part].cpu().numpy(), **numbers}))
         if advance is not None:
             advance(found)
-    return pd.concat(frames, ignore_index=True)
+    frame = pd.concat(frames, ignore_index=True)
+    outcome = Outcome.of_frame(frame)
+    if outcome.unjudged:
+        warnings.warn(outcome.sentence, UnjudgedWarning, stacklevel=2)
+    return frame
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:

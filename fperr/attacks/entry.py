@@ -1,16 +1,19 @@
 """`fperr.attack`: gradient attacks whose loss and arithmetic are arguments."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fperr.attacks.arguments import check_options, checked, forced
+from fperr.attacks.arguments import check_options, checked_request, forced
 from fperr.attacks.goal import Goal
+from fperr.attacks.outcome import Outcome, UnjudgedWarning
 from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_adaptively
 from fperr.attacks.progress import Progress
 from fperr.attacks.region import Norm, Region
+from fperr.measurement.models import Accessor
 
 _MOMENTUM = 0.25
 
@@ -25,7 +28,7 @@ class AttackResult:
         best: (batch, *shape): the point with the smallest margin; another one only with
             freeze=False, after success.
         success: (batch,) bool, clean errors included, as the network predicts in the arithmetic
-            of the attack (`"exact"`: in the input's format).
+            of the attack (`"exact"`: in the input's format), and predicts again at `adversarial`.
         first_success_step: (batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1
             never.
         best_margin: (batch,) float64: the smallest of z_y - max_{i != y} z_i (targeted: of
@@ -33,6 +36,14 @@ class AttackResult:
         is_finite: (batch,) bool: all logits and gradients were; a gradient that was not counts
             as 0, and logits that are not are no success. A logit of -inf is an absent class and
             does no harm, unless it is the label's, or no other class is present.
+        is_judged: (batch,) bool: the attack succeeded, or all logits that it met were finite. Where
+            not, NaN or overflowing logits hide what the network predicts, or a second prediction
+            at `adversarial` is another one: such a sample is neither fooled nor robust.
+        is_clean_correct: (batch,) bool: the prediction at the clean input is y; not where its
+            logits are not finite.
+        gradient_steps: (batch,) int64: how many gradients were taken before the first success.
+        zero_gradient_steps: (batch,) int64: how many of them were exactly zero: the attack had no
+            direction there.
         excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) `adversarial` lies
             outside the ball: never above 0 with the exact projection.
     """
@@ -43,12 +54,38 @@ class AttackResult:
     first_success_step: Tensor
     best_margin: Tensor
     is_finite: Tensor
+    is_judged: Tensor
+    is_clean_correct: Tensor
+    gradient_steps: Tensor
+    zero_gradient_steps: Tensor
     excess_ulps: Tensor
 
     @property
+    def outcome(self) -> Outcome:
+        """The samples counted, and a sentence about them."""
+        return Outcome.of(
+            success=self.success,
+            is_judged=self.is_judged,
+            is_clean_correct=self.is_clean_correct,
+            is_finite=self.is_finite,
+            gradient_steps=self.gradient_steps,
+            zero_gradient_steps=self.zero_gradient_steps,
+        )
+
+    @property
     def robust_accuracy(self) -> float:
-        """The share of samples that withstood."""
-        return 1.0 - float(self.success.double().mean())
+        """The share of samples that were judged and withstood."""
+        return self.outcome.robust_accuracy
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of samples whose clean input is classified as y, with finite logits."""
+        return self.outcome.clean_accuracy
+
+    @property
+    def sentence(self) -> str:
+        """How many withstood, could not be judged, and never had a gradient."""
+        return self.outcome.sentence
 
 
 def attack(
@@ -74,6 +111,8 @@ def attack(
     reduction: Literal["sum", "mean"] = "sum",
     projection: Literal["exact", "library"] = "exact",
     box: tuple[float, float] = (0.0, 1.0),
+    logits: Accessor | str | int | None = None,
+    accept_probabilities: bool = False,
     on_step: OnStep | None = None,
 ) -> AttackResult:
     """Attack every sample, in one batch.
@@ -108,23 +147,35 @@ def attack(
         projection: `"exact"`: no point is outside, in exact arithmetic; `"library"`: the usual
             clamps, which may leave the ball by a rounding.
         box: where inputs live.
+        logits: where the logits are in what the model returns: a name (a key or an attribute), an
+            index, or a function.
+        accept_probabilities: do not refuse a model that returns probabilities.
         on_step: called with the step's number, points, logits and gradients of every step.
 
     Raises:
         ValueError, TypeError: an argument is wrong; says what to do.
-        ModelError: no gradient reaches x.
+        ModelError: the model is random, depends on its batch, is switched to training mode along
+            the way, or no gradient reaches x.
+
+    Warns:
+        UnjudgedWarning: samples could not be judged.
     """
     loss = forced(loss, scenario)
-    chosen, source, clean = checked(
-        model, x, y, radius, method, loss, norm, steps, targets, arithmetic
-    )
-    if method == "fgsm" and (step_size is not None or restarts != 1):
-        raise ValueError("method 'fgsm' is one step of the radius: leave out step_size, restarts")
-    check_options(restarts, schedule, step_size, momentum, reduction, projection, box, x)
-    x = x.detach()
-    goal = Goal(chosen, y, targets, reduction == "mean", clean.to(torch.float64).softmax(1))
+    flags = {"random_start": random_start, "freeze": freeze}
+    check_options(
+        radius, method, norm, steps, seed, restarts, schedule, step_size, momentum, flags,
+        reduction, projection, box, on_step, x,
+    )  # fmt: skip
+    request = checked_request(
+        model, x, y, loss=loss, targets=targets, arithmetic=arithmetic, logits=logits,
+        accept_probabilities=accept_probabilities,
+    )  # fmt: skip
+    x, source, clean = request.x, request.source, request.clean
+    probabilities = clean.to(torch.float64).softmax(1)
+    goal = Goal(request.loss, request.y, request.targets, reduction == "mean", probabilities)
     region = Region.around(x, norm, radius, box, is_exact=projection == "exact")
     progress = Progress.at(x, clean, goal)
+    is_clean_correct = (clean.argmax(1) == request.y) & progress.is_judged
     is_single = method == "fgsm"
     plan = Steps(
         1 if is_single else steps,
@@ -140,12 +191,20 @@ def attack(
         offset = 1 + restart * (plan.count + 1)
         with source.running():
             progress = way(run, first, progress, offset)
-    return AttackResult(
+    progress = progress.confirmed(source.logits(progress.x), goal)
+    result = AttackResult(
         progress.x,
         progress.best,
         progress.success,
         progress.first_success_step,
         progress.best_margin,
         progress.is_finite,
+        progress.is_judged,
+        is_clean_correct,
+        progress.gradient_steps,
+        progress.zero_gradient_steps,
         region.excess(progress.x),
     )
+    if result.outcome.unjudged:
+        warnings.warn(result.sentence, UnjudgedWarning, stacklevel=2)
+    return result

@@ -63,8 +63,9 @@ class FloatSource(Source):
         """See `Source`.
 
         Raises:
-            ModelError: no gradient reaches x.
+            ModelError: no gradient reaches x, or the model is in training mode now.
         """
+        self._network.check_mode()
         with torch.enable_grad():
             leaf = self._network.cast(x).detach().requires_grad_()
             logits = self._network.model(leaf)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fperr.attacks.goal import Goal
 from fperr.attacks.gradients import Source
-from fperr.attacks.progress import Progress, is_finite
+from fperr.attacks.progress import Progress, gradient_size
 from fperr.attacks.region import Region, by_sample, either
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -64,11 +64,9 @@ class Run:
         """`moved`, and x for the samples that stay put."""
         return either(success, x, moved) if self.freeze else moved
 
-    def seen(
-        self, progress: Progress, x: Tensor, logits: Tensor, usable: Tensor | None
-    ) -> Progress:
-        """The progress with the points x."""
-        return progress.seen(x, logits, self.goal, usable, frozen=self.freeze)
+    def seen(self, progress: Progress, x: Tensor, logits: Tensor, size: Tensor | None) -> Progress:
+        """The progress with the points x, and gradients of that size there."""
+        return progress.seen(x, logits, self.goal, size, frozen=self.freeze)
 
 
 def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progress:
@@ -84,8 +82,9 @@ def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progres
     x = last = start
     for i in range(steps.count):
         logits, gradient = source.both(x, goal.at(i / steps.count))
-        usable = is_finite(gradient)
-        progress = run.seen(progress, x, logits, usable)
+        size = gradient_size(gradient)
+        usable = size < torch.inf
+        progress = run.seen(progress, x, logits, size)
         if run.on_step is not None:
             run.on_step(offset + i, x, logits, gradient)
         moved = region.moved(x, gradient, usable.to(x.dtype) * steps.at(i))
@@ -106,13 +105,14 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
     """
     source, region, goal, steps = run.source, run.region, run.goal, run.steps
     count = steps.count
-    size = torch.full_like(progress.best_margin, steps.size)
+    step_size = torch.full_like(progress.best_margin, steps.size)
     window, least = max(int(0.22 * count), 1), max(int(0.06 * count), 1)
     shrink = max(int(0.03 * count), 1)
     x = last = best = start
     logits, gradient = source.both(x, goal.at(0.0))
-    usable = is_finite(gradient)
-    progress = run.seen(progress, x, logits, usable)
+    size = gradient_size(gradient)
+    usable = size < torch.inf
+    progress = run.seen(progress, x, logits, size)
     value = best_value = at_checkpoint = goal.value(logits)
     best_gradient, best_usable = gradient, usable
     rises = torch.zeros_like(value)
@@ -121,13 +121,14 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
     for i in range(count):
         if run.on_step is not None:
             run.on_step(offset + i, x, logits, gradient)
-        moved = region.moved(x, gradient, usable * size)
+        moved = region.moved(x, gradient, usable * step_size)
         if i and steps.momentum:
             moved = region.carried_on(x, moved, last, steps.momentum)
         x, last = run.kept(progress.success, x, moved), x
         logits, gradient = source.both(x, goal.at((i + 1) / count))
-        usable = is_finite(gradient)
-        progress = run.seen(progress, x, logits, usable)
+        size = gradient_size(gradient)
+        usable = size < torch.inf
+        progress = run.seen(progress, x, logits, size)
         before, value = value, goal.value(logits)
         rises = rises + (value > before)
         is_better = value > best_value
@@ -138,7 +139,7 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
         since += 1
         if since == window:
             stalls = (rises <= 0.75 * window) | (~was_halved & (at_checkpoint >= best_value))
-            size = torch.where(stalls, size / 2, size)
+            step_size = torch.where(stalls, step_size / 2, step_size)
             x = either(stalls, best, x)
             gradient = torch.where(by_sample(stalls, x), best_gradient, gradient)
             usable = torch.where(stalls, best_usable, usable)

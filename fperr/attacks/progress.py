@@ -24,6 +24,9 @@ class Progress:
         seen_before: (batch,) int64: the number of points before the first success.
         best_margin: (batch,) float64, the smallest seen.
         is_finite: (batch,) bool: all logits and gradients so far were.
+        is_judged: (batch,) bool: it has succeeded, or all logits so far were finite.
+        gradient_steps, zero_gradient_steps: (batch,) int64: how many gradients were taken before
+            the first success, and how many of them were exactly zero.
     """
 
     x: Tensor
@@ -32,12 +35,16 @@ class Progress:
     seen_before: Tensor
     best_margin: Tensor
     is_finite: Tensor
+    is_judged: Tensor
+    gradient_steps: Tensor
+    zero_gradient_steps: Tensor
 
     @classmethod
     def at(cls, x: Tensor, logits: Tensor, goal: Goal) -> "Progress":
         """Of the clean inputs."""
         success, margin, finite = goal.reached(logits)
-        return cls(x, x, success, torch.where(success, 0, 1), margin, finite)
+        none = torch.zeros_like(success, dtype=torch.int64)
+        return cls(x, x, success, torch.where(success, 0, 1), margin, finite, finite, none, none)
 
     @property
     def first_success_step(self) -> Tensor:
@@ -48,7 +55,7 @@ class Progress:
         return torch.where(self.success, self.seen_before, NEVER)
 
     def seen(
-        self, x: Tensor, logits: Tensor, goal: Goal, usable: Tensor | None, *, frozen: bool
+        self, x: Tensor, logits: Tensor, goal: Goal, size: Tensor | None, *, frozen: bool
     ) -> "Progress":
         """After one more point for each sample.
 
@@ -56,12 +63,17 @@ class Progress:
             x: (batch, *shape).
             logits: (batch, K), there.
             goal: of the attack.
-            usable: (batch,) whether the gradient there is finite; None: there is none.
+            size: (batch,) of the gradient there, see `gradient_size`; None: none was taken.
             frozen: samples stay where they are after success.
         """
         success, margin, finite = goal.reached(logits)
         open, is_better = ~self.success, margin < self.best_margin
         fallen = self.success | success
+        gradients, zeros, usable = self.gradient_steps, self.zero_gradient_steps, finite
+        if size is not None:
+            still_open = ~fallen
+            gradients, zeros = gradients + still_open, zeros + (still_open & (size == 0))
+            usable = finite & (size < torch.inf)
         taken = either(open & (success | is_better), x, self.x)
         best = taken if frozen else either(is_better, x, self.best)
         return replace(
@@ -71,13 +83,29 @@ class Progress:
             success=fallen,
             seen_before=self.seen_before + ~fallen,
             best_margin=torch.minimum(margin, self.best_margin),
-            is_finite=self.is_finite & (finite if usable is None else finite & usable),
+            is_finite=self.is_finite & usable,
+            is_judged=fallen | (self.is_judged & finite),
+            gradient_steps=gradients,
+            zero_gradient_steps=zeros,
         )
 
+    def confirmed(self, logits: Tensor, goal: Goal) -> "Progress":
+        """After the points `x` have been predicted once more.
 
-def is_finite(gradient: Tensor) -> Tensor:
-    """(batch,) bool: all numbers of a sample's gradient are finite, seen in one sum of them."""
-    flat = gradient.flatten(1)
-    # of finite numbers it cannot overflow: each rounding at most doubles what it adds
-    # (a product of matrices would be formed in half formats under autocast)
-    return (flat * (0.25 / flat.shape[1])).sum(1).abs() < torch.inf  # false for NaN
+        A sample whose prediction is another one now, or none, is not judged, and is no success.
+
+        Args:
+            logits: (batch, K), at `x`.
+            goal: of the attack.
+        """
+        success, _, finite = goal.reached(logits)
+        agrees = (success == self.success) & finite
+        return replace(self, success=self.success & agrees, is_judged=self.is_judged & agrees)
+
+
+def gradient_size(gradient: Tensor) -> Tensor:
+    """(batch,): the largest entry of each sample's gradient (batch, *shape) in absolute value.
+
+    0 where all entries are, NaN or infinite where an entry is.
+    """
+    return gradient.flatten(1).abs().amax(1)

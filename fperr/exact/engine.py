@@ -11,6 +11,7 @@ from mpmath import MPContext
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fperr import checks
 from fperr.errors import ReferenceNotCertifiedError, SingularGradientError, UndecidedError
 from fperr.exact.arithmetic import Array
 from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
@@ -125,26 +126,21 @@ def gradient(
         ContradictedError: PyTorch in float64 computes something else than the exact network.
         InexactProductError: float64 products on x's device are rounded where they need not be.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"unknown engine {engine!r}: expected one of {', '.join(ENGINES)}")
-    if bits is None:
-        bits = _DEFAULT_BITS[engine]
-    if bits < SMALLEST_BITS:
-        raise ValueError(f"bits must be at least {SMALLEST_BITS}, got {bits}")
+    checks.choice("engine", engine, ENGINES)
+    bits = checks.whole_number(
+        "bits", _DEFAULT_BITS[engine] if bits is None else bits, SMALLEST_BITS
+    )
+    checks.whole_number("largest_bits", largest_bits, bits)
     if engine == "multiword" and bits > MOST_MULTIWORD_BITS:
         raise ValueError(
             f"pairs of float64 give at most {MOST_MULTIWORD_BITS} bits, got bits={bits}: use "
             "engine='ball' for more"
         )
-    for name, given in (("x", x), ("v", v)):
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
-        if not (len(given) and bool(given.isfinite().all())):
-            raise ValueError(f"{name} must be finite and hold at least one sample")
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        raise ValueError("the model has parameters that are not finite")
-    if any(module.training for module in model.modules()):
-        raise ValueError("the model must be in evaluation mode: call model.eval()")
+    x, v = checks.inputs("x", x), checks.inputs("v", v)
+    for name, values in (("x", x), ("v", v)):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity: leave those samples out")
+    model = checks.model("model", model)
     logits = functools.partial(logits_of, model)
     check_repeatable(logits, x)
     captured = capture(model, x[:1])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,13 +12,33 @@ from fperr.errors import ModelError
 _PROBED_SAMPLES = 8
 
 
+Output = TypeVar("Output")
+
+
+def run_on_copy(model: Callable[[Tensor], Output], x: Tensor) -> Output:
+    """What the model returns on a copy of x.
+
+    Raises:
+        ModelError: the model changes its input in place: x would not stay what was given.
+    """
+    given = x.detach().clone()
+    output = model(given)
+    if given._version or not torch.equal(given.nan_to_num(), x.detach().nan_to_num()):
+        raise ModelError(
+            "the model changes its input in place, so that x would not stay what was given: write "
+            "x = x + 0.1 for x.add_(0.1), or begin its forward with x = x.clone()"
+        )
+    return output
+
+
 def check_repeatable(logits: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """Run the model twice at equal shape.
 
     Raises:
-        ModelError: the two runs differ.
+        ModelError: the two runs differ, or the model changes its input in place.
     """
-    if bool(_apart(logits(x), logits(x)).any()):
+    first, second = run_on_copy(logits, x), logits(x)
+    if bool(_apart(first, second).any()):
         raise ModelError(
             "two runs of the model on the same batch differ: it depends on randomness. "
             "Remove it, or make it a function of the input"

@@ -56,10 +56,11 @@ def convergence_frame(study: Study) -> pd.DataFrame:
     parts = []
     for subject in study.subjects:
         for loss in MORE_LOSSES:
-            first = attacked(study, subject, loss=loss)["first_success_step"].to_numpy()
+            frame = attacked(study, subject, loss=loss)
+            first = frame.loc[frame["is_judged"], "first_success_step"].to_numpy()
             steps = np.arange(STEPS + 1)  # 0: the start; clean errors are 0 in `first`
             fallen = ((first[None, :] >= 0) & (first[None, :] <= steps[:, None] + 1)).sum(1)
-            part = pd.DataFrame({"step": steps, "n": len(first), "robust": len(first) - fallen})
+            part = pd.DataFrame({"step": steps, "n": len(frame), "robust": len(first) - fallen})
             parts.append(part.assign(network=subject.name, loss=loss))
     return pd.concat(parts, ignore_index=True)
 

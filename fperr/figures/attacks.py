@@ -63,8 +63,14 @@ def attacked(
 
 
 def withstood(found: pd.DataFrame) -> dict[str, int]:
-    """How many images there are, and how many withstood."""
-    return {"n": len(found), "robust": int((~found["success"]).sum())}
+    """How many images there are, and how many of them were judged and withstood."""
+    return {"n": len(found), "robust": int(is_robust(found).sum())}
+
+
+def is_robust(found: pd.DataFrame) -> pd.Series:
+    """Which images were judged and withstood; another library's frame has but `success`."""
+    withstands = ~found["success"]
+    return withstands & found["is_judged"] if "is_judged" in found else withstands
 
 
 def settings_of(study: Study, steps: int) -> dict[str, Any]:

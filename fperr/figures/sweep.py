@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fperr.figures.attacks import HALF, attacked
+from fperr.figures.attacks import HALF, attacked, is_robust
 from fperr.figures.panels import panels
 from fperr.figures.study import Study, Subject
 from fperr.measurement import measure
@@ -50,7 +50,7 @@ def _withstood(study: Study, subject: Subject, T: float, arithmetic: str) -> dic
     """The share of images that withstand MIFPE with T, and how many there are."""
     loss = f"mifpe:T={T:g}"
     found = attacked(study, subject, loss=loss, arithmetic=arithmetic, steps=STEPS)
-    return {"value": float((~found["success"]).mean()), "n": len(found), "is_left_out": False}
+    return {"value": float(is_robust(found).mean()), "n": len(found), "is_left_out": False}
 
 
 def _errors(study: Study) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from fperr import zoo
 from fperr.figures import published, table
-from fperr.figures.attacks import STEPS, attacked, radius_of
+from fperr.figures.attacks import STEPS, attacked, is_robust, radius_of
 from fperr.figures.study import Study, Subject
 
 LOSSES = ("ce", "cw", "dlr", "gama", "mifpe", "tmifpe", "stable_ce")
@@ -56,8 +56,8 @@ def frame(study: Study) -> pd.DataFrame:
 def _ours(study: Study, subject: Subject) -> dict[str, Any]:
     """A line: what withstands each of the losses, in per cent."""
     found = {loss: attacked(study, subject, loss=loss) for loss in LOSSES}
-    clean = found[LOSSES[0]]["first_success_step"] != 0
-    shares = {loss: 100 * (~part["success"]).mean() for loss, part in found.items()}
+    clean = found[LOSSES[0]]["is_clean_correct"]
+    shares = {loss: 100 * is_robust(part).mean() for loss, part in found.items()}
     entry = zoo.entry(subject.name)
     dataset = _DATASETS.get(entry.dataset, entry.dataset)
     about = {"row": subject.name, "data": f"{dataset}, ℓ∞ {radius_of(subject):.3g}"}

@@ -5,7 +5,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from fperr.attacks import attack
-from fperr.figures.attacks import HALF, RADII, STEPS, attacked, radius_of
+from fperr.figures.attacks import HALF, RADII, STEPS, attacked, is_robust, radius_of
 from fperr.figures.panels import panels
 from fperr.figures.study import Study, Subject
 from fperr.recording import record
@@ -107,7 +107,7 @@ def phase_frame(study: Study) -> pd.DataFrame:
                     study, subject, loss="tmifpe", arithmetic=arithmetic, scenario=forced,
                     freeze=False,
                 )  # fmt: skip
-                robust, margin = int((~found["success"]).sum()), found["best_margin"].median()
+                robust, margin = int(is_robust(found).sum()), found["best_margin"].median()
                 rows.append((subject.name, name, arithmetic, len(found), robust, margin))
     columns = ["network", "scenario", "arithmetic", "n", "robust", "best_margin"]
     return pd.DataFrame(rows, columns=columns)

@@ -1,6 +1,5 @@
 """What `measure` was asked to do, checked: a fault raises at once and says what to do."""
 
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,16 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fperr import checks
 from fperr.exact.engine import choose_engine
 from fperr.formats import BFLOAT16, FLOAT16, TF32, Format
 from fperr.formats import named as format_named
 from fperr.measurement.costs import cheapest
-from fperr.measurement.models import (
-    Accessor,
-    multiply_adds,
-    number_of_classes,
-    usable_model,
-)
+from fperr.measurement.model_checks import number_of_classes
+from fperr.measurement.models import Accessor, multiply_adds, usable_model
 from fperr.measurement.network import device_and_dtype
 from fperr.theory.losses import Loss
 from fperr.theory.losses import named as loss_named
@@ -98,7 +94,7 @@ def checked_job(
     autocast: bool = False,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
-    logits: Accessor | None = None,
+    logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
     name: str | None = None,
 ) -> Job:
@@ -107,34 +103,40 @@ def checked_job(
     Raises:
         TypeError, ValueError: an argument is not usable: expected, got, remedy.
     """
+    for option, value in (
+        ("certify", certify),
+        ("autocast", autocast),
+        ("accept_probabilities", accept_probabilities),
+    ):
+        checks.flag(option, value)
     usable = usable_model(model, device, logits)
     where, dtype = device_and_dtype(usable)
-    inputs = _checked_x(x).to(where, dtype)
+    inputs = checks.inputs("x", x).to(where, dtype)
+    _warn_of_range(inputs)
     classes = number_of_classes(usable, inputs, accept_probabilities=accept_probabilities)
     n = len(inputs)
-    y_ = _checked_classes("y", y, n, classes, where)
-    target_ = _checked_classes("target", target, n, classes, where)
-    if y_ is not None and target_ is not None and bool((y_ == target_).any()):
-        sample = int((y_ == target_).nonzero()[0])
-        raise ValueError(
-            f"target equals y at sample {sample} (class {int(y_[sample])}): "
-            "a targeted attack needs a target other than the true label"
-        )
+    y_, target_ = (
+        None if given is None else checks.class_labels(argument, given, n, where)
+        for argument, given in (("y", y), ("target", target))
+    )
+    for argument, labels in (("y", y_), ("target", target_)):
+        if labels is not None:
+            checks.check_classes(argument, labels, classes)
+    if y_ is not None and target_ is not None:
+        checks.check_targets("target", target_, y_)
     chosen = _checked_scenarios(scenarios, y_ is not None, target_ is not None)
-    losses_ = tuple(loss_named(name) for name in _names("losses", losses))
+    losses_ = tuple(loss_named(name) for name in checks.distinct_names("losses", losses))
     _check_class_counts(losses_, chosen, target_ is not None, y_ is not None, classes)
-    formats_ = tuple(format_named(name) for name in _names("formats", formats))
+    formats_ = tuple(format_named(name) for name in checks.distinct_names("formats", formats))
     if TF32 in formats_ and where.type != "cuda":
         raise ValueError(
             f"format 'tf32' exists on CUDA devices only, and the model is on {where}: "
             "move it there with device='cuda', or leave 'tf32' out"
         )
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
-    if not 0 < loss_scale < math.inf:
-        raise ValueError(f"loss_scale must be a positive finite number, got {loss_scale!r}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    checks.choice("reduction", reduction, ("sum", "mean"))
+    loss_scale = checks.real_number("loss_scale", loss_scale, above=0.0)
+    if batch_size is not None:
+        batch_size = checks.whole_number("batch_size", batch_size, 1)
     if autocast and dtype != torch.float32:
         raise ValueError(
             f"autocast=True needs a float32 model, got {dtype}: torch.autocast leaves its "
@@ -146,14 +148,14 @@ def checked_job(
     if digits is None:
         word_digits = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
         digits = word_digits if engine == "multiword" else DIGITS
-    if jacobian not in ("auto", "rows", "products"):
-        raise ValueError(f"jacobian must be 'auto', 'rows' or 'products', got {jacobian!r}")
+    checks.choice("jacobian", jacobian, ("auto", "rows", "products"))
     if jacobian == "auto":
-        labels = 1 if chosen is None else len({s.label_leads for s in chosen})
-        products = labels * len(losses_) * len(formats_)
-        jacobian = "rows" if classes <= max(products, 2 * labels * len(losses_)) else "products"
+        labellings = 1 if chosen is None else len({s.label_leads for s in chosen})
+        products = labellings * len(losses_) * len(formats_)
+        most_rows = max(products, 2 * labellings * len(losses_))
+        jacobian = "rows" if classes <= most_rows else "products"
     return Job(
-        name or type(model).__name__,
+        type(model).__name__ if name is None else checks.text("name", name),
         usable,
         inputs,
         y_,
@@ -167,7 +169,7 @@ def checked_job(
         certify,
         jacobian,
         reduction == "mean",
-        float(loss_scale),
+        loss_scale,
         autocast,
         min(batch_size or 64, n),
         batch_size is not None,
@@ -177,11 +179,13 @@ def checked_job(
 
 def _check_digits(digits: int | None, reference: str, *, half: bool) -> None:
     least = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
-    if digits is not None and (not isinstance(digits, int) or digits < least):
-        raise ValueError(
-            f"digits must be at least {least} to resolve the errors of these formats, "
-            f"got {digits!r}"
-        )
+    if digits is not None:
+        checks.whole_number("digits", digits, 1)
+        if digits < least:
+            raise ValueError(
+                f"digits must be at least {least} to resolve the errors of these formats, "
+                f"got {digits}: leave it out, or give more"
+            )
     if reference == "multiword" and digits is not None and digits > MOST_WORD_DIGITS:
         raise ValueError(
             f"reference='multiword' gives at most {MOST_WORD_DIGITS} digits, got {digits}: use "
@@ -206,49 +210,14 @@ def _checked_engine(
     return cheapest(model, multiply_adds(model, x[:1]), len(x), where, candidates)
 
 
-def _checked_x(x: Tensor | np.ndarray) -> Tensor:
-    if not isinstance(x, Tensor | np.ndarray):
-        raise TypeError(f"x must be a tensor or a NumPy array, got {type(x).__name__}")
-    tensor = torch.as_tensor(x).detach()
-    if not tensor.is_floating_point():
-        raise ValueError(
-            f"x must be floating point in the model's domain, got {tensor.dtype}: "
-            "convert it, e.g. x.float() / 255 for pixels of 0..255"
-        )
-    if tensor.ndim < 2 or tensor.numel() == 0:
-        raise ValueError(
-            f"x must be a batch (n, *shape) of at least one sample, got shape {tuple(tensor.shape)}"
-            + (": add a batch dimension with x[None]" if tensor.ndim == 1 else "")
-        )
-    low, high = (float(v) for v in tensor.nan_to_num(0.0, 0.0, 0.0).aminmax())
+def _warn_of_range(x: Tensor) -> None:
+    low, high = (float(v) for v in x.nan_to_num(0.0, 0.0, 0.0).aminmax())
     if max(-low, high) > UNUSUAL_INPUT:
         warnings.warn(
             f"x ranges from {low:g} to {high:g}, but image models usually take [0, 1] or "
             "standardised values: check that x is in the model's domain",
             stacklevel=4,
         )
-    return tensor
-
-
-def _checked_classes(
-    name: str, given: Any, n: int, classes: int, device: torch.device
-) -> Tensor | None:
-    if given is None:
-        return None
-    labels = torch.as_tensor(given).detach()
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}: use .long()")
-    if labels.shape != (n,):
-        raise ValueError(
-            f"{name} must have shape ({n},), one class for each sample of x, "
-            f"got {tuple(labels.shape)}"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"{name} must hold classes from 0 to {classes - 1}, got values from {low} to {high}"
-        )
-    return labels.to(device, torch.int64)
 
 
 def _checked_scenarios(
@@ -268,7 +237,9 @@ def _checked_scenarios(
         )
     if scenarios == "all":
         return tuple(SCENARIOS.values())
-    names = [scenarios] if isinstance(scenarios, str) else _names("scenarios", scenarios)
+    names = (
+        [scenarios] if isinstance(scenarios, str) else checks.distinct_names("scenarios", scenarios)
+    )
     for name in names:
         if name not in SCENARIOS:
             raise ValueError(
@@ -296,16 +267,3 @@ def _check_class_counts(
             )
         if loss.kind == "dlr" and scenarios is None and has_target and not has_y:
             raise ValueError("targeted 'dlr' needs the true label: give y as well as target")
-
-
-def _names(what: str, names: Sequence[str]) -> list[str]:
-    if isinstance(names, str):
-        raise TypeError(f"{what} must be a sequence of names, got the string {names!r}: use a list")
-    listed = list(names)
-    if not all(isinstance(name, str) for name in listed):
-        raise TypeError(f"{what} must hold names, got {listed}")
-    if not listed:
-        raise ValueError(f"{what} is empty: name at least one")
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"{what} names something twice: {listed}")
-    return listed

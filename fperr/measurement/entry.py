@@ -36,7 +36,7 @@ def measure(
     device: str | torch.device | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
-    logits: Accessor | None = None,
+    logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
     name: str | None = None,
 ) -> Report:
@@ -77,7 +77,8 @@ def measure(
         batch_size: samples in one batch of the format's run: float bits depend on it. If it is not
             given, 64, or 1 (with a warning) where a batch runs other operations than one sample.
         progress: show a progress bar; None: only where standard error is a terminal.
-        logits: takes the logits out of what the model returns, e.g. `lambda output: output[0]`.
+        logits: where the logits are in what the model returns: a name (a key or an attribute), an
+            index, or a function, e.g. `lambda output: output[0]`.
         accept_probabilities: do not refuse a model that returns probabilities.
         name: what the report calls the network; the model's class if not given.
 

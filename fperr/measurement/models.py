@@ -1,193 +1,153 @@
-"""Any user's model, made measurable or refused: unwrapped, in evaluation mode, returning logits."""
+"""Any user's model, made usable or refused: unwrapped, in evaluation mode, returning logits."""
 
-import math
-import re
-import warnings
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.utils.flop_counter import FlopCounterMode
 
-from fperr.formats import of_dtype
+from fperr import checks
 from fperr.measurement.network import copied, device_and_dtype
 from fperr.precision import mathematical_attention
 
 Accessor = Callable[[Any], Tensor]
-_PROBED_SAMPLES = 8
-_SIGMOIDS = frozenset({"Sigmoid", "Hardsigmoid"})
-# operations, as autograd calls them, that move numbers and leave them as they are
-_MOVES = re.compile(
-    "Alias|Cat|Clone|Expand|Permute|ReshapeAlias|Select|Slice|Squeeze|Stack|T|ToCopy|Transpose|"
-    "UnsafeView|Unsqueeze|View"
-)
+
+
+class OutputError(ValueError):
+    """The model's output holds no logits where they were said to be."""
 
 
 class LogitsOf(nn.Module):
-    """A model whose output holds the logits somewhere: `accessor(model(x))`."""
+    """A model whose output holds the logits somewhere.
 
-    def __init__(self, model: nn.Module, accessor: Accessor) -> None:
+    Args:
+        model: any module.
+        where: a function of its output, a name (a key of a mapping, an attribute), or an index
+            into a tuple or list.
+    """
+
+    def __init__(self, model: nn.Module, where: Accessor | str | int) -> None:
         super().__init__()
         self.model = model
-        self.accessor = accessor
+        self.where = where
         self.training = False  # the model's own mode is left as it is
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits at x."""
-        return self.accessor(self.model(x))
+        """The logits at x.
+
+        Raises:
+            OutputError: the output has nothing there.
+        """
+        output = self.model(x)
+        if callable(self.where):
+            return self.where(output)
+        if isinstance(self.where, int):
+            is_there = isinstance(output, Sequence) and self.where in range(
+                -len(output), len(output)
+            )
+            picked = output[self.where] if is_there else None
+        elif isinstance(output, Mapping):
+            picked = output.get(self.where)
+        else:
+            picked = getattr(output, self.where, None)
+        if not isinstance(picked, Tensor):
+            raise OutputError(
+                f"the model's output, {described_output(output)}, has no tensor at "
+                f"logits={self.where!r}: {remedy_for_output(output)}"
+            )
+        return picked
+
+    def extra_repr(self) -> str:
+        """Where the logits are; a function by its name."""
+        where = self.where
+        return (
+            f"logits={getattr(where, '__qualname__', type(where).__name__)}"
+            if callable(where)
+            else f"logits={where!r}"
+        )
+
+
+def described_output(output: object) -> str:
+    """What a model returned, in words: its type, and the names or number of its parts."""
+    kind = type(output).__name__
+    if isinstance(output, Tensor):
+        return f"a tensor {tuple(output.shape)}"
+    names = _names_of_parts(output)
+    if names:
+        return f"{kind} with {', '.join(map(repr, names))}"
+    return f"{kind} of {len(output)}" if isinstance(output, Sequence) else kind
+
+
+def remedy_for_output(output: object) -> str:
+    """How to say where the logits are in such an output."""
+    if isinstance(output, Tensor):
+        return "leave logits= out"
+    names = _names_of_parts(output)
+    if names:
+        likely = next((name for name in names if "logit" in name.lower()), names[0])
+        return f"say where the logits are, e.g. logits={likely!r}"
+    if isinstance(output, Sequence):
+        tensors = [i for i, part in enumerate(output) if isinstance(part, Tensor)]
+        return f"say where the logits are, e.g. logits={tensors[0] if tensors else 0}"
+    return "say where the logits are, e.g. logits=lambda output: output.scores"
+
+
+def _names_of_parts(output: object) -> list[str]:
+    """The names under which an output holds tensors."""
+    if isinstance(output, Mapping):
+        return [key for key in output if isinstance(key, str)]
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return list(output._fields)
+    if dataclasses.is_dataclass(output):
+        return [field.name for field in dataclasses.fields(output)]
+    if isinstance(output, Sequence) or not hasattr(output, "__dict__"):
+        return []
+    return [name for name, part in vars(output).items() if isinstance(part, Tensor)]
 
 
 def usable_model(
-    model: nn.Module, device: str | torch.device | None, logits: Accessor | None
+    model: nn.Module, device: str | torch.device | None, logits: Accessor | str | int | None
 ) -> nn.Module:
     """The model as it will be measured; the original is not changed.
 
     Args:
         model: any module; one from `torch.compile` is unwrapped.
         device: where it shall run: copied there if it is elsewhere; None: where it is.
-        logits: takes the logits out of what the model returns.
+        logits: where the logits are in what the model returns, see `LogitsOf`.
 
     Raises:
-        TypeError: not a module, or TorchScript.
+        TypeError: not a module, or TorchScript; or logits= is no function, name or index.
         ValueError: training mode, several dtypes or devices, or weights that are not finite.
     """
-    if isinstance(model, torch.jit.ScriptModule):
+    if logits is not None and (
+        isinstance(logits, bool) or not (callable(logits) or isinstance(logits, str | int))
+    ):
         raise TypeError(
-            "the model is TorchScript, which cannot be captured: give the nn.Module it was made "
-            "from, with its state_dict loaded"
+            "logits must be a name, an index or a function of the output, got "
+            f"{checks.shown(logits)}: e.g. logits=0, logits='logits' or logits=lambda output: "
+            "output[0]"
         )
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a torch.nn.Module, got {type(model).__name__}: wrap it in one"
-        )
-    plain = getattr(model, "_orig_mod", model)  # torch.compile's wrapper holds the model there
-    training = [name or "the model" for name, m in plain.named_modules() if m.training]
-    if training:
-        raise ValueError(
-            f"the model must be in evaluation mode, but {', '.join(training[:3])}"
-            f"{' and others are' if len(training) > 3 else ' is'} in training mode: "
-            "call model.eval()"
-        )
-    for name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"the model's {name} has NaN or infinite entries: load other weights")
+    plain = checks.model("model", model)
     where, _ = device_and_dtype(plain)
-    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r}, but there is no CUDA device: use device='cpu'")
-    if device is not None and torch.device(device) != where:
+    if device is not None and _usable_device(device) != where:
         plain = copied(plain).to(device)
     return plain if logits is None else LogitsOf(plain, logits)
 
 
-@torch.no_grad()
-def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool) -> int:
-    """K, the number of logits that the model returns.
-
-    Args:
-        model: from `usable_model`.
-        x: (n, *shape), the inputs.
-        accept_probabilities: measure the model even if it returns probabilities.
-
-    Raises:
-        ValueError: the model fails, does not return (batch, K) with K >= 2, or returns
-            probabilities or their logarithms.
-
-    Warns:
-        UserWarning: the values are those of independent sigmoids.
-    """
+def _usable_device(device: str | torch.device) -> torch.device:
     try:
-        z = model(x[:_PROBED_SAMPLES])
-    except Exception as fault:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as fault:
         raise ValueError(
-            f"the model fails on x[:{_PROBED_SAMPLES}], of shape "
-            f"{tuple(x[:_PROBED_SAMPLES].shape)} and dtype {x.dtype}: {fault}"
+            f"device={device!r} is no device of PyTorch: use 'cpu', 'cuda' or 'cuda:0'"
         ) from fault
-    if not isinstance(z, Tensor):
-        raise ValueError(
-            f"the model must return logits (batch, K), got {type(z).__name__}: say where they are "
-            "with logits=, e.g. logits=lambda output: output[0]"
-        )
-    n = len(x[:_PROBED_SAMPLES])
-    if z.shape in ((n, 1), (n,)) or z.numel() == n == 1:
-        raise ValueError(_of_one_logit(z, model(x[:1])))
-    if z.ndim != 2 or len(z) != n or z.shape[1] < 2:
-        raise ValueError(
-            f"the model must return logits (batch, K) of at least 2 classes, got {tuple(z.shape)} "
-            f"for {n} samples"
-        )
-    values = z[~z.isnan().any(1)].double()
-    if not accept_probabilities and len(values):
-        _refuse_probabilities(z.dtype, values)
-        if _within_0_and_1(values) and _ends_in_sigmoids(model, x):
-            warnings.warn(
-                "the model returns the values of sigmoids, all in [0, 1], and no logits: leave out "
-                "its sigmoid, or measure it as it is with accept_probabilities=True",
-                stacklevel=5,  # of which `torch.no_grad` is one
-            )
-    return z.shape[1]
-
-
-def _of_one_logit(z: Tensor, of_one_sample: Tensor) -> str:
-    """What to do about a binary model: one output z for each sample, or a sigmoid's p."""
-    is_flat = z.ndim == of_one_sample.ndim == 1
-    two = f"torch.{'stack' if is_flat else 'cat'}([torch.zeros_like({{0}}), {{1}}], 1)"
-    first = "" if of_one_sample.ndim else "leave out squeeze(), which drops a batch of 1 too, and "
-    text = (
-        "the model returns K = 1 logit, but at least 2 classes are needed: for a binary model "
-        f"{first}give logits=lambda z: {two.format('z', 'z')}"
-    )
-    if not _within_0_and_1(z):
-        return text
-    # torch.logit has no exact meaning here, its definition has
-    return (
-        f"{text}; all its values lie in [0, 1]: if a sigmoid makes them, leave it out first, or "
-        f"else give logits=lambda p: {two.format('p', 'torch.log(p / (1 - p))')}"
-    )
-
-
-def _within_0_and_1(values: Tensor) -> bool:
-    """All of them are, and not only zeros and ones."""
-    return bool(((values >= 0) & (values <= 1)).all() and ((values > 0) & (values < 1)).any())
-
-
-def _ends_in_sigmoids(model: nn.Module, x: Tensor) -> bool:
-    """Whether a sigmoid made every output: honest logits can lie in [0, 1] as well."""
-    with torch.enable_grad():
-        leaf = x[:1].detach().requires_grad_()
-        node = model(leaf.clone()).grad_fn  # a copy: the model may work in place
-    return node is not None and _is_of_sigmoids(node)
-
-
-def _is_of_sigmoids(node: Node) -> bool:
-    kind = node.name().partition("Backward")[0]
-    sources = [source for source, _ in node.next_functions if source is not None]
-    is_moved = _MOVES.fullmatch(kind) is not None and bool(sources)
-    return kind in _SIGMOIDS or (is_moved and all(_is_of_sigmoids(s) for s in sources))
-
-
-def _refuse_probabilities(dtype: torch.dtype, values: Tensor) -> None:
-    """Every row sums to 1, or its exponentials do, to within the rounding of K numbers.
-
-    Args:
-        dtype: in which they were computed.
-        values: (n, K), float64, without NaN.
-    """
-    tolerance = 4 * values.shape[1] * of_dtype(dtype).unit_roundoff
-    if bool((values >= 0).all() and ((values.sum(1) - 1).abs() <= tolerance).all()):
-        kind, remedy = "probabilities", "leave out its softmax"
-    elif bool((values <= 0).all()) and bool(
-        # the logarithms are rounded, too: each by u times its size
-        (values.logsumexp(1).abs() <= tolerance * math.e + tolerance * values.abs().amin(1)).all()
-    ):
-        kind, remedy = "log-probabilities", "leave out its log_softmax"
-    else:
-        return
-    raise ValueError(
-        f"the model returns {kind}, not logits (each row's sum to 1): {remedy}, or measure it as "
-        "it is with accept_probabilities=True"
-    )
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}, but there is no CUDA device: use device='cpu'")
+    if wanted.type == "meta":
+        raise ValueError("device='meta' computes nothing: use device='cpu'")
+    return wanted
 
 
 def multiply_adds(model: nn.Module, x: Tensor) -> int:

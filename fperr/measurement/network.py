@@ -58,6 +58,19 @@ class FormatNetwork:
         self.dtype = own if self._autocast else fmt.dtype
         self.model = model if self.dtype == own else copied(model).to(self.dtype)
         self._captures: dict[tuple[int, ...], Capture] = {}
+        self._modules = tuple(self.model.modules())
+
+    def check_mode(self) -> None:
+        """Refuse to go on in training mode, which somebody has switched on along the way.
+
+        Raises:
+            ModelError: a module is in training mode.
+        """
+        if any(module.training for module in self._modules):
+            raise ModelError(
+                "the model was switched to training mode along the way, where it is another "
+                "function: leave out the call of .train(), or call .eval() after it"
+            )
 
     def cast(self, x: Tensor) -> Tensor:
         """The input in the dtype that this network takes."""
@@ -70,8 +83,10 @@ class FormatNetwork:
         if self._autocast:
             # the cache of casts would hand tensors of one trace to the next
             inner = torch.autocast(self.device.type, dtype=self.format.dtype, cache_enabled=False)
+        self.check_mode()
         with controlled(self.format) as switches, fixed_parameters(self.model), inner:
             yield switches
+        self.check_mode()
 
     def capture(self, x: Tensor) -> Capture:
         """The capture for the shape of x; one is made for each shape.

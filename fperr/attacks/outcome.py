@@ -1,0 +1,104 @@
+"""What an attack's samples add up to, in numbers and in a sentence: the same at every door."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+COLUMNS = (
+    "success",
+    "is_judged",
+    "is_clean_correct",
+    "is_finite",
+    "gradient_steps",
+    "zero_gradient_steps",
+)
+
+
+class UnjudgedWarning(UserWarning):
+    """Samples of an attack could not be judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Samples, counted; each is robust, fooled or unjudged.
+
+    Attributes:
+        samples: all of them.
+        robust: judged, and they withstood.
+        fooled: the attack succeeded, clean errors among them.
+        unjudged: neither: NaN or overflowing logits, or a prediction that did not come again.
+        clean_correct: their clean input is classified as y.
+        without_gradient: the attack took gradients, and every one of them was exactly zero.
+        attacked: samples in which a gradient was taken.
+        not_finite: judged samples that met a gradient (or, after success, logits) that is not
+            finite.
+    """
+
+    samples: int
+    robust: int
+    fooled: int
+    unjudged: int
+    clean_correct: int
+    without_gradient: int
+    attacked: int
+    not_finite: int
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        success: Tensor,
+        is_judged: Tensor,
+        is_clean_correct: Tensor,
+        is_finite: Tensor,
+        gradient_steps: Tensor,
+        zero_gradient_steps: Tensor,
+    ) -> "Outcome":
+        """Of the columns of an `AttackResult`, each (batch,)."""
+        attacked = gradient_steps > 0
+        masks = (
+            is_judged & ~success,
+            success,
+            ~is_judged,
+            is_clean_correct,
+            attacked & (zero_gradient_steps == gradient_steps),
+            attacked,
+            is_judged & ~is_finite,
+        )
+        return cls(len(success), *(int(count) for count in torch.stack(masks).sum(1).tolist()))
+
+    @classmethod
+    def of_frame(cls, frame: pd.DataFrame) -> "Outcome":
+        """Of a frame of `attack_in_batches`."""
+        return cls.of(**{name: torch.tensor(frame[name].to_numpy()) for name in COLUMNS})
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of all samples that were judged and withstood."""
+        return self.robust / self.samples
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of all samples whose clean input is classified as y."""
+        return self.clean_correct / self.samples
+
+    @property
+    def sentence(self) -> str:
+        """What a reader of the robust accuracy must know, in words."""
+        parts = [f"{self.robust} of {self.samples} withstood"]
+        if self.unjudged:
+            parts.append(
+                f"{self.unjudged} of {self.samples} could not be judged (logits that are NaN or "
+                "overflow, or a prediction that did not come again): they are counted neither as "
+                "robust nor as fooled; try a wider format"
+            )
+        if self.without_gradient:
+            parts.append(
+                f"{self.without_gradient} of {self.attacked} never had a gradient: each was "
+                "exactly zero, so that withstanding says nothing about them"
+            )
+        if self.not_finite:
+            parts.append(f"{self.not_finite} of {self.samples} met gradients that are not finite")
+        return "; ".join(parts)

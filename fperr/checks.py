@@ -1,0 +1,293 @@
+"""What arguments must be: each kind is checked in one place, and refused in one wording."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# the formats of inputs that the networks here are run in
+INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def choice(name: str, value: object, options: Sequence[str]) -> str:
+    """One of the options.
+
+    Raises:
+        TypeError, ValueError: it is not; lists them.
+    """
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name} must be a name, got {shown(value)}: expected one of {', '.join(options)}"
+        )
+    if value not in options:
+        raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(options)}")
+    return value
+
+
+def text(name: str, value: object) -> str:
+    """A string that is not empty.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {shown(value)}: give a name in quotes")
+    if not value.strip():
+        raise ValueError(f"{name} must be a name, got {value!r}: give at least one letter")
+    return value
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}: give one of the two")
+    return value
+
+
+def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
+    """An integer within limits; True is none.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    limits = f"from {least} on" if most is None else f"from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number {limits}, got {shown(value)}: give an int")
+    number = int(value)
+    if number < least or (most is not None and number > most):
+        raise ValueError(
+            f"{name} must be a whole number {limits}, got {number}: give one within that range"
+        )
+    return number
+
+
+def real_number(
+    name: str, value: object, *, above: float = -math.inf, least: float = -math.inf,
+    below: float = math.inf,
+) -> float:  # fmt: skip
+    """A finite number within limits; True is none.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        above: smaller than every allowed value.
+        least: the smallest allowed value.
+        below: larger than every allowed value.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {shown(value)}: give a float")
+    number = float(value)
+    if not (above < number < below and number >= least):
+        ends = [
+            f"above {above:g}" if above > -math.inf else "",
+            f"from {least:g} on" if least > -math.inf else "",
+            f"below {below:g}" if below < math.inf else "",
+        ]
+        limits = " and ".join(end for end in ends if end)
+        raise ValueError(
+            f"{name} must be a finite number {limits}".rstrip() + f", got {number!r}: give another"
+        )
+    return number
+
+
+def distinct_names(name: str, values: object) -> list[str]:
+    """A sequence of different names.
+
+    Raises:
+        TypeError, ValueError: it is a single string, empty, or names something twice.
+    """
+    if isinstance(values, str):
+        raise TypeError(
+            f"{name} must be a sequence of names, got the string {values!r}: use a list"
+        )
+    if not isinstance(values, Sequence) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{name} must hold names, got {shown(values)}: use a list of strings")
+    if not values:
+        raise ValueError(f"{name} is empty: name at least one")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} names something twice: {list(values)}: name each once")
+    return list(values)
+
+
+def model(name: str, value: object) -> nn.Module:
+    """A module in evaluation mode with finite weights; that inside `torch.compile`'s wrapper.
+
+    Raises:
+        TypeError: not a module, or TorchScript, or in a wrapper that scatters batches.
+        ValueError: training mode, or weights that are not finite, or on device 'meta'.
+    """
+    if isinstance(value, torch.jit.ScriptModule):
+        raise TypeError(
+            "the model is TorchScript, which cannot be captured: give the nn.Module it was made "
+            "from, with its state_dict loaded"
+        )
+    if not isinstance(value, nn.Module):
+        raise TypeError(
+            f"{name} must be a torch.nn.Module, got {type(value).__name__}: wrap it in one"
+        )
+    if isinstance(value, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"the model is wrapped in {type(value).__name__}, which scatters batches over devices: "
+            "give model.module"
+        )
+    plain: nn.Module = getattr(value, "_orig_mod", value)  # where torch.compile's wrapper has it
+    training = [part or "the model" for part, m in plain.named_modules() if m.training]
+    if training:
+        raise ValueError(
+            f"the model must be in evaluation mode, but {', '.join(training[:3])}"
+            f"{' and others are' if len(training) > 3 else ' is'} in training mode: "
+            "call model.eval()"
+        )
+    for tensor_name, tensor in [*plain.named_parameters(), *plain.named_buffers()]:
+        if tensor.is_meta:
+            raise ValueError(
+                f"the model's {tensor_name} is on device 'meta' and holds no numbers: load its "
+                "weights"
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"the model's {tensor_name} has NaN or infinite entries: load other weights"
+            )
+    return plain
+
+
+def inputs(name: str, value: object) -> Tensor:
+    """A batch of inputs as a tensor without its history; its memory is the caller's.
+
+    Args:
+        name: of the argument.
+        value: (n, *shape), a tensor or NumPy array, float16, bfloat16, float32 or float64.
+
+    Raises:
+        TypeError, ValueError: it is no dense batch of such numbers.
+    """
+    if isinstance(value, np.ndarray):
+        value = _from_numpy(name, value)
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor or a NumPy array, got {type(value).__name__}: "
+            "torch.tensor(...)"
+        )
+    _check_storage(name, value)
+    if value.dtype not in INPUT_DTYPES:
+        raise ValueError(
+            f"{name} must be floating point in the model's domain (float16, bfloat16, float32 or "
+            f"float64), got {value.dtype}: convert it, e.g. {name}.float() / 255 for pixels of "
+            "0..255"
+        )
+    if value.ndim < 2 or value.numel() == 0:
+        raise ValueError(
+            f"{name} must be a batch (n, *shape) of at least one sample, got shape "
+            f"{tuple(value.shape)}: "
+            + (f"add a batch dimension with {name}[None]" if value.ndim else "give at least one")
+        )
+    return value.detach()
+
+
+def class_labels(name: str, value: object, n: int, device: torch.device) -> Tensor:
+    """Class indices (n,) int64 on a device.
+
+    Args:
+        name: of the argument.
+        value: (n,) integers: a tensor, an array or a sequence.
+        n: how many samples there are.
+        device: where they are needed.
+
+    Raises:
+        TypeError, ValueError: they are no integers, or not as many.
+    """
+    labels = value
+    if not isinstance(labels, Tensor):
+        try:
+            labels = torch.as_tensor(np.asarray(value))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as fault:
+            raise TypeError(
+                f"{name} must hold one integer class for each sample, got {shown(value)}: give "
+                f"torch.tensor([...]) ({' '.join(str(fault).split())[:120]})"
+            ) from fault
+    _check_storage(name, labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}: use .long()")
+    if labels.shape != (n,):
+        raise ValueError(
+            f"{name} must have shape ({n},), one class for each sample of x, "
+            f"got {tuple(labels.shape)}: give as many"
+        )
+    return labels.detach().to(device, torch.int64)
+
+
+def check_classes(name: str, labels: Tensor, classes: int) -> None:
+    """Refuse labels that are no classes of the model.
+
+    Args:
+        name: of the argument.
+        labels: (n,) int64.
+        classes: K, how many the model has.
+
+    Raises:
+        ValueError: some are below 0, or K or more.
+    """
+    low, high = (int(v) for v in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{name} must hold classes from 0 to {classes - 1}, got values from {low} to {high}: "
+            f"the model has {classes} classes"
+        )
+
+
+def check_targets(name: str, targets: Tensor, y: Tensor) -> None:
+    """Refuse targets that are the true class; both (n,) int64.
+
+    Raises:
+        ValueError: one is; names the sample.
+    """
+    equal = torch.nonzero(targets == y)
+    if len(equal):
+        sample = int(equal[0])
+        raise ValueError(
+            f"{name} equals y at sample {sample} (class {int(y[sample])}): "
+            "a targeted attack needs a target other than the true label, name another class"
+        )
+
+
+def shown(value: object) -> str:
+    """A value in an error: its `repr` where that is short, else its type and shape."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim:
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    listed = repr(value)
+    return listed if len(listed) <= 60 else f"{type(value).__name__} {listed[:57]}..."
+
+
+def _from_numpy(name: str, value: np.ndarray[Any, Any]) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError) as fault:
+        raise ValueError(
+            f"{name} has NumPy dtype {value.dtype.str!r}, which PyTorch cannot hold: convert it, "
+            f"e.g. {name}.astype('float32')"
+        ) from fault
+
+
+def _check_storage(name: str, value: Tensor) -> None:
+    if value.is_nested or value.layout != torch.strided or value.is_quantized:
+        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else "sparse"
+        remedy = {"nested": "torch.stack the samples", "quantized": f"{name}.dequantize()"}
+        raise TypeError(
+            f"{name} must be a dense tensor, got a {kind} one: "
+            f"{remedy.get(kind, f'{name}.to_dense()')}"
+        )
+    if value.device.type == "meta":
+        raise ValueError(
+            f"{name} is on device 'meta' and holds no numbers: make it on the device of the model"
+        )
