@@ -52,6 +52,17 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
+def optional_flag(name: str, value: object) -> bool | None:
+    """True, False or None.
+
+    Raises:
+        TypeError: it is none of them.
+    """
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{name} must be True, False or None, got {shown(value)}: give one of them")
+    return value
+
+
 def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
     """An integer within limits; True is none.
 
@@ -101,11 +112,11 @@ def real_number(
     return number
 
 
-def distinct_names(name: str, values: object) -> list[str]:
-    """A sequence of different names.
+def names(name: str, values: object) -> list[str]:
+    """A sequence of names, which may be empty.
 
     Raises:
-        TypeError, ValueError: it is a single string, empty, or names something twice.
+        TypeError: it is a single string, or holds something else.
     """
     if isinstance(values, str):
         raise TypeError(
@@ -113,11 +124,21 @@ def distinct_names(name: str, values: object) -> list[str]:
         )
     if not isinstance(values, Sequence) or not all(isinstance(value, str) for value in values):
         raise TypeError(f"{name} must hold names, got {shown(values)}: use a list of strings")
-    if not values:
-        raise ValueError(f"{name} is empty: name at least one")
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name} names something twice: {list(values)}: name each once")
     return list(values)
+
+
+def distinct_names(name: str, values: object) -> list[str]:
+    """A sequence of different names, at least one.
+
+    Raises:
+        TypeError, ValueError: it is a single string, empty, or names something twice.
+    """
+    listed = names(name, values)
+    if not listed:
+        raise ValueError(f"{name} is empty: name at least one")
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"{name} names something twice: {listed}: name each once")
+    return listed
 
 
 def model(name: str, value: object) -> nn.Module:
@@ -195,6 +216,30 @@ def inputs(name: str, value: object) -> Tensor:
     return value.detach()
 
 
+def logits(name: str, value: object) -> Tensor:
+    """Logits (batch, K), K >= 2, of a floating-point dtype.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}: give torch.tensor(...)"
+        )
+    _check_storage(name, value)
+    if value.dtype not in INPUT_DTYPES:
+        raise ValueError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}: convert it "
+            "with .to(torch.float32)"
+        )
+    if value.ndim != 2 or value.shape[1] < 2:
+        raise ValueError(
+            f"{name} must be (batch, K) with K >= 2, got {tuple(value.shape)}: give one row a "
+            "sample and one column a class"
+        )
+    return value
+
+
 def class_labels(name: str, value: object, n: int, device: torch.device) -> Tensor:
     """Class indices (n,) int64 on a device.
 
@@ -242,7 +287,7 @@ def check_classes(name: str, labels: Tensor, classes: int) -> None:
     if low < 0 or high >= classes:
         raise ValueError(
             f"{name} must hold classes from 0 to {classes - 1}, got values from {low} to {high}: "
-            f"the model has {classes} classes"
+            f"the model has {classes} classes, give labels below {classes}"
         )
 
 

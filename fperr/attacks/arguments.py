@@ -15,6 +15,7 @@ from fperr.measurement.models import Accessor, usable_model
 from fperr.measurement.network import device_and_dtype
 from fperr.theory.losses import Loss, named
 from fperr.theory.scaling import present_classes
+from fperr.theory.scenarios import SCENARIOS
 
 ARITHMETICS = (*formats.FORMATS, "exact")
 METHODS = ("pgd", "fgsm", "apgd")
@@ -28,11 +29,12 @@ def forced(loss: str, scenario: str | None) -> str:
     Raises:
         ValueError: the loss has no scenarios, or none of that name.
     """
+    checks.text("loss", loss)
     if scenario is None:
         return loss
+    checks.choice("scenario", scenario, tuple(SCENARIOS))
     if not named(loss).is_scaled or ":scenario" in loss:
         raise ValueError(f"scenario= belongs to (T-)MIFPE losses, got loss {loss!r}: leave it out")
-    named(f"tmifpe:scenario={scenario}")  # raises for a name that is none
     return f"{loss}:scenario={scenario}" if loss.startswith("tmifpe") else loss
 
 
@@ -218,7 +220,7 @@ def check_options(
 
 def _ends(box: object) -> tuple[float, float]:
     if not isinstance(box, Sequence) or isinstance(box, str) or len(box) != 2:
-        raise TypeError(f"box must be (lowest, highest), got {checks.shown(box)}: e.g. (0.0, 1.0)")
+        raise TypeError(f"box must be (lowest, highest), got {checks.shown(box)}: give (0.0, 1.0)")
     low, high = (checks.real_number("box", end) for end in box)
     if not low < high:
         raise ValueError(f"box must be (lowest, highest), got {box}: give the lower end first")

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fperr import checks
 from fperr.attacks.entry import AttackResult, attack
 from fperr.attacks.outcome import COLUMNS as OUTCOME_COLUMNS
 from fperr.attacks.outcome import Outcome, UnjudgedWarning
@@ -58,13 +59,18 @@ def attack_in_batches(
     Raises:
         ValueError: the folder holds another attack; or as `attack` does.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number from 1 on, got {batch_size!r}")
-    targets = options.pop("targets", None)
+    checks.whole_number("batch_size", batch_size, 1)
+    if advance is not None and not callable(advance):
+        raise TypeError(f"advance must be a function, got {checks.shown(advance)}: give one")
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be a path, got {checks.shown(folder)}: give a str or a Path")
     model = usable_model(model, None, options.pop("logits", None))
+    x = checks.inputs("x", x)
+    y = checks.class_labels("y", y, len(x), x.device)
+    targets = options.pop("targets", None)
+    if targets is not None:
+        targets = checks.class_labels("targets", targets, len(x), x.device)
     known = [t for t in (x, y, targets) if t is not None]
-    if not len(x) or any(len(t) != len(x) for t in known):
-        raise ValueError(f"x, y and targets must be as many, got {[len(t) for t in known]}")
     chosen = {name: str(value) for name, value in (_DEFAULTS | options).items()}
     settings = {
         "inputs": digest(*known),

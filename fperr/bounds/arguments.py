@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from fperr import checks
 from fperr.formats import Format, of_dtype
 from fperr.formats import named as format_named
 from fperr.precision import keeps_subnormals
@@ -20,27 +21,39 @@ def format_of(format: Format | str) -> Format:
     if isinstance(format, str):
         return format_named(format)
     if not isinstance(format, Format):
-        raise TypeError(f"format must be a name or a fperr.formats.Format, got {format!r}")
+        raise TypeError(
+            f"format must be a name or a fperr.formats.Format, got {format!r}: give e.g. 'float16'"
+        )
     return format
 
 
-def check_labels(z: Tensor, label: Tensor, name: str = "label") -> None:
+def check_labels(z: Tensor, label: Tensor, name: str = "label", logits: str = "z") -> None:
     """Raise unless z is (batch, K), K >= 2, and label (batch,) int64 in range.
+
+    Args:
+        z: the logits.
+        label: one class each.
+        name: of the labels, for the error.
+        logits: the name of z.
 
     Raises:
         TypeError: no tensors.
         ValueError: other shapes, dtypes or numbers.
     """
-    for what, value in (("z", z), (name, label)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{what} must be a torch.Tensor, got {type(value).__name__}")
-    if z.ndim != 2 or z.shape[1] < 2 or label.shape != z.shape[:1]:
-        raise ValueError(
-            f"z must be (batch, K) with K >= 2 and {name} (batch,), got "
-            f"{tuple(z.shape)} and {tuple(label.shape)}"
+    checks.logits(logits, z)
+    if not isinstance(label, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(label).__name__}: give torch.tensor([...])"
         )
-    if label.dtype != torch.int64 or bool(((label < 0) | (label >= z.shape[1])).any()):
-        raise ValueError(f"{name} must be int64 between 0 and {z.shape[1] - 1}")
+    if label.dtype != torch.int64:
+        raise ValueError(f"{name} must be int64, got {label.dtype}: use .long()")
+    if label.device != z.device:
+        raise ValueError(
+            f"{name} is on {label.device} and {logits} on {z.device}: move one of them"
+        )
+    checks.class_labels(name, label, len(z), z.device)
+    if len(z):
+        checks.check_classes(name, label, z.shape[1])
 
 
 def checked(

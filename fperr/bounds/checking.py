@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy as cross_entropy_of
 
+from fperr import checks
 from fperr.bounds import cross_entropy, stable
 from fperr.bounds.arguments import check_labels, format_of
 from fperr.bounds.cross_entropy import Bound
+from fperr.bounds.kernels import KERNELS
 from fperr.formats import Format
 from fperr.theory.losses import Context, named
 from fperr.theory.scaling import log2_G, margin, present_classes
@@ -58,9 +60,17 @@ def check(
         ValueError: shapes, labels or numbers that do not fit; logits that overflow the format.
     """
     fmt = format_of(format)
-    check_labels(logits, labels, "labels")
-    if not 0 < largest_error < math.inf:
-        raise ValueError(f"largest_error must be positive, got {largest_error!r}")
+    check_labels(logits, labels, "labels", "logits")
+    checks.flag("targeted", targeted)
+    checks.choice("kernel", kernel, tuple(KERNELS))
+    checks.real_number("largest_error", largest_error, above=0.0)
+    for name in checks.names("alternatives", alternatives):
+        named(name)
+    if bool((logits.isnan() | (logits == math.inf)).any()):
+        raise ValueError(
+            "logits must be finite, or -inf where a class is absent, got NaN or +inf: leave those "
+            "samples out"
+        )
     z = logits.detach().to(fmt.dtype)
     if bool((z.isinf() & logits.isfinite()).any()):  # a number is no absent class
         raise ValueError(f"logits overflow {fmt.name}: mask with -inf, or choose a wider format")

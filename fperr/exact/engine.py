@@ -66,17 +66,6 @@ class ExactGradient:
         return MpArithmetic(53).to_torch(self.midpoint)
 
 
-def choose_engine(engine: str) -> str:
-    """The engine that a name stands for; `"auto"` stays `"auto"`.
-
-    Raises:
-        ValueError: no such engine; lists the known ones.
-    """
-    if engine not in ("auto", *ENGINES):
-        raise ValueError(f"unknown engine {engine!r}: expected auto or one of {', '.join(ENGINES)}")
-    return engine
-
-
 def log2_difference(a: Array, b: Array, arithmetic: MpArithmetic) -> float:
     """log2(|a - b|_2/|b|_2), computed in `arithmetic`; -inf if equal."""
     difference, low = arithmetic.to_scaled(arithmetic.sub(a, b))
@@ -148,7 +137,7 @@ def gradient(
     if v.shape != (len(x), classes) or not v.is_floating_point():
         raise ValueError(
             f"v must be floating point of shape ({len(x)}, {classes}), like the logits; "
-            f"got {v.dtype} of shape {tuple(v.shape)}"
+            f"got {v.dtype} of shape {tuple(v.shape)}: give one row a sample"
         )
     check_function_of_sample(logits, x, captured.depth, torch.finfo(x.dtype).eps / 2)
     for i in range(len(x)):

@@ -294,7 +294,8 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
             z = model(x)
     except Exception as fault:
         raise ModelError(
-            f"the model fails on an input of shape {tuple(x.shape)} and dtype {x.dtype}: {fault}"
+            f"the model fails on an input of shape {tuple(x.shape)} and dtype {x.dtype}: "
+            f"{' '.join(str(fault).split())}. Give x in the shape and dtype that the model takes"
         ) from fault
     if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(x):
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fperr import checks
-from fperr.exact.engine import choose_engine
+from fperr.exact.engine import ENGINES
 from fperr.formats import BFLOAT16, FLOAT16, TF32, Format
 from fperr.formats import named as format_named
 from fperr.measurement.costs import cheapest
@@ -144,6 +144,7 @@ def checked_job(
         )
     half = all(f in (FLOAT16, BFLOAT16) for f in formats_)
     _check_digits(digits, reference, half=half)
+    checks.choice("reference", reference, ("auto", *ENGINES))
     engine, why = _checked_engine(reference, usable, inputs, digits, certify=certify)
     if digits is None:
         word_digits = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
@@ -197,7 +198,7 @@ def _checked_engine(
     reference: str, model: nn.Module, x: Tensor, digits: int | None, *, certify: bool
 ) -> tuple[str, str]:
     """The engine and why it was chosen."""
-    engine = choose_engine(reference)
+    engine = reference
     if certify and engine in ("mpmath", "multiword"):
         raise ValueError(f"certify=True needs the balls: leave it out, or reference={engine!r}")
     if engine != "auto":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fperr import checks
 from fperr.errors import FperrError
 from fperr.measurement.arguments import checked_job
 from fperr.measurement.lab import Lab
@@ -92,6 +93,7 @@ def measure(
         CaptureAuditError: its captured graph is not bit-equal to the eager run.
         FperrError: anything that stops it later; `report` holds the finished samples.
     """
+    checks.optional_flag("progress", progress)
     job = checked_job(
         model=model,
         x=x,

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fperr import checks
 from fperr.exact.arithmetic import Array
 from fperr.exact.ball import BallArithmetic
 from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints
@@ -27,6 +28,7 @@ from fperr.exact.readings import FloatRun, float_run
 from fperr.exact.routing import corresponding, decisions_of, flips
 from fperr.formats import of_dtype
 from fperr.measurement.arguments import Job, checked_job
+from fperr.measurement.model_checks import check_function_of_sample
 from fperr.measurement.network import FloatGradient, FormatNetwork
 from fperr.measurement.stages import scaled
 from fperr.measurement.vectors import MpVectors
@@ -85,6 +87,7 @@ def trace_layers(
     Raises:
         TypeError, ValueError, FperrError: as `fperr.measure`.
     """
+    checks.optional_flag("progress", progress)
     assigned = None if y is not None or target is not None else ["untargeted_unsuccessful"]
     job = checked_job(
         model=model, x=x, y=y, target=target, losses=[loss], formats=[format], scenarios=assigned
@@ -93,6 +96,7 @@ def trace_layers(
     if broken:
         raise ValueError(f"x is not finite at samples {broken}: leave them out")
     own = FormatNetwork(job.model, of_dtype(job.x.dtype), autocast=False)
+    check_function_of_sample(own, job.x)
     network = FormatNetwork(job.model, job.formats[0], autocast=False)
     rows: list[dict[str, object]] = []
     hidden = None if progress is None else not progress
