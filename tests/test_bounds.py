@@ -266,7 +266,7 @@ def test_rounding_half_an_ulp():
     ("change", "match"),
     [
         ({"z": normal(2, 3)[0]}, r"z must be \(batch, K\)"),
-        ({"label": torch.tensor([0, 3])}, "between 0 and 2"),
+        ({"label": torch.tensor([0, 3])}, "from 0 to 2, got values from 0 to 3"),
         ({"label": torch.tensor([0, 1], dtype=torch.int32)}, "int64"),
         ({"c": 0.1}, "round it first"),
         ({"c": torch.ones(3)}, "number or"),
