@@ -202,16 +202,25 @@ def inputs(name: str, value: object) -> Tensor:
         )
     _check_storage(name, value)
     if value.dtype not in INPUT_DTYPES:
+        if value.is_complex():
+            remedy = f"give {name}.real"
+        elif value.is_floating_point():
+            remedy = f"convert it, {name}.float()"
+        else:
+            remedy = f"convert it, e.g. {name}.float() / 255 for pixels of 0..255"
         raise ValueError(
             f"{name} must be floating point in the model's domain (float16, bfloat16, float32 or "
-            f"float64), got {value.dtype}: convert it, e.g. {name}.float() / 255 for pixels of "
-            "0..255"
+            f"float64), got {value.dtype}: {remedy}"
         )
     if value.ndim < 2 or value.numel() == 0:
         raise ValueError(
             f"{name} must be a batch (n, *shape) of at least one sample, got shape "
             f"{tuple(value.shape)}: "
-            + (f"add a batch dimension with {name}[None]" if value.ndim else "give at least one")
+            + (
+                f"add a batch dimension with {name}[None]"
+                if value.ndim == 1 and len(value)
+                else "give one"
+            )
         )
     return value.detach()
 

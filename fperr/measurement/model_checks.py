@@ -99,6 +99,11 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
             f"the model must return logits (batch, K), got {described_output(z)}: "
             f"{remedy_for_output(z)}"
         )
+    if not z.is_floating_point():
+        raise ValueError(
+            f"the model must return floating-point logits, got {z.dtype}: give the module without "
+            "its argmax or rounding"
+        )
     n = len(few)
     if z.shape in ((n, 1), (n,)) or z.numel() == n == 1:
         raise ValueError(_of_one_logit(z, model(few[:1])))
@@ -106,11 +111,6 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
         raise ValueError(
             f"the model must return logits (batch, K) of at least 2 classes, got {tuple(z.shape)} "
             f"for {n} samples: {_remedy_for_output_shape(z, n)}"
-        )
-    if not z.is_floating_point():
-        raise ValueError(
-            f"the model must return floating-point logits, got {z.dtype}: give the module without "
-            "its argmax or rounding"
         )
     values = z[~z.isnan().any(1)].double()
     if not accept_probabilities and len(values):
