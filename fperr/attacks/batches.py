@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fperr.attacks.entry import AttackResult, attack
+from fperr.caller_state import in_neutral_state
 from fperr.data import digest
 
 _SETTINGS = "attack.json"
@@ -26,6 +27,7 @@ _NEAR = (
 _COLUMNS = ("success", "first_success_step", "best_margin", "is_finite", "excess_ulps")
 
 
+@in_neutral_state
 def attack_in_batches(
     model: nn.Module,
     x: Tensor,

@@ -11,6 +11,7 @@ from fperr.attacks.goal import Goal
 from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_adaptively
 from fperr.attacks.progress import Progress
 from fperr.attacks.region import Norm, Region
+from fperr.caller_state import in_neutral_state
 
 _MOMENTUM = 0.25
 
@@ -51,6 +52,7 @@ class AttackResult:
         return 1.0 - float(self.success.double().mean())
 
 
+@in_neutral_state
 def attack(
     model: nn.Module,
     x: Tensor,

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from fperr.bounds.arguments import check_labels, format_of
 from fperr.bounds.inputs import log2_input_gradient
+from fperr.caller_state import in_neutral_state
 from fperr.formats import FLOAT32, Format
 from fperr.theory.scaling import log2_G, present_classes
 
 
+@in_neutral_state
 def paper(
     logits: Tensor,
     label: Tensor,
@@ -70,6 +72,7 @@ def log2_delta_sup_logit(log2_G: Tensor, epsilon_max: float) -> Tensor:
     return math.log2(epsilon_max) - log2_G
 
 
+@in_neutral_state
 def log2_delta_sup_input(
     log2_row_norms: Sequence[float], log2_gradient_norm: float, epsilon_max: float
 ) -> float:

@@ -225,7 +225,7 @@ def _checked_x(x: Tensor | np.ndarray) -> Tensor:
         warnings.warn(
             f"x ranges from {low:g} to {high:g}, but image models usually take [0, 1] or "
             "standardised values: check that x is in the model's domain",
-            stacklevel=4,
+            stacklevel=5,
         )
     return tensor
 

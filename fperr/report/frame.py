@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fperr.caller_state import in_neutral_state
 from fperr.report.html import page
 from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
@@ -119,6 +120,7 @@ class Report:
         """Figures: `report.plot.relative_error()`, `.sign_errors()`, `.stages()`, `.bounds()`."""
         return Plots(self.frame)
 
+    @in_neutral_state
     def summary(
         self,
         by: tuple[str, ...] = ("network", "loss", "format"),
@@ -135,6 +137,7 @@ class Report:
         """
         return summarise(self.frame, by, thresholds)
 
+    @in_neutral_state
     def routing(self) -> pd.DataFrame:
         """Decisions of ReLUs and poolings that a format made differently, by layer.
 
@@ -143,6 +146,7 @@ class Report:
         """
         return routing(self.frame)
 
+    @in_neutral_state
     def is_gradient_trustworthy(
         self, loss: str, format: str, thresholds: Thresholds = DEFAULT_THRESHOLDS
     ) -> bool:
@@ -179,10 +183,12 @@ class Report:
         frames = [report.frame for report in reports]
         return cls(pd.concat(frames, ignore_index=True).astype(COLUMNS), provenance)
 
+    @in_neutral_state
     def to_html(self, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> str:
         """One self-contained page: verdicts in plain words, figures, tables, provenance."""
         return page(self.frame, self.provenance, thresholds)
 
+    @in_neutral_state
     def to_parquet(self, path: str | Path) -> None:
         """Write frame and provenance to one Parquet file."""
         table = pa.Table.from_pandas(self.frame, preserve_index=False)

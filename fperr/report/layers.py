@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fperr.caller_state import in_neutral_state
 from fperr.report.style import STAGES
 
 COLUMNS = {
@@ -62,6 +63,7 @@ class LayerReport:
         frame["bits_left"] = [-math.log2(e) if 0 < e < math.inf else math.nan for e in error]
         return cls(frame[list(COLUMNS)].astype(COLUMNS), loss, format)
 
+    @in_neutral_state
     def summary(self) -> pd.DataFrame:
         """Medians over the samples of each operation, in order; flips are added up."""
         grouped = self.frame.groupby(["half", "layer", "operation"], sort=False)
@@ -70,6 +72,7 @@ class LayerReport:
         order = grouped["position"].median().sort_values(kind="stable").index
         return table.loc[order].reset_index()
 
+    @in_neutral_state
     def plot(self) -> Figure:
         """Bits left along the network, and what each operation adds; flips are marked."""
         table = self.summary()
