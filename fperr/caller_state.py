@@ -8,17 +8,19 @@ computes on purpose are not put aside in silence: `ModeError` names them.
 All of them hold one lock, because PyTorch's and flint's switches belong to the process: **public
 functions of one process run one after another**, so threads gain nothing by calling them side by
 side (processes do). Code of the caller that runs in another thread meanwhile, outside fperr, may
-see float32 as default dtype, parameters that ask for no gradient, and kernels' switches as set
-here. Left as they are: deterministic algorithms, the number of threads, `torch.set_flush_denormal`
-(which float kernels obey, and the attack that is looked at too), warning filters, matplotlib's
-style.
+see float32 as default dtype, parameters that ask for no gradient, kernels' switches as set here,
+and the global random generators seeded and put back.
+
+Left as they are: deterministic algorithms, the number of threads, `torch.set_flush_denormal`
+(which float kernels obey, those of the attack that is looked at too), warning filters, matplotlib's
+style. What reads tables and computes nothing does not wear it.
 """
 
 import functools
 import inspect
 import random
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import zip_longest
 from typing import Any, ParamSpec, TypeVar
@@ -70,9 +72,7 @@ def in_neutral_state(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def neutral_outside_yield(
-    function: Callable[P, Generator[R, None, None]],
-) -> Callable[P, Generator[R, None, None]]:
+def neutral_outside_yield(function: Callable[P, Iterator[R]]) -> Callable[P, Iterator[R]]:
     """The same for a generator under `contextmanager`: what it does before and after its `yield`.
 
     In between runs the caller's own code, in the caller's state and without the lock.
@@ -80,12 +80,12 @@ def neutral_outside_yield(
     check_defaults = _DefaultsCheck(function)
 
     @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> Generator[R, None, None]:
+    def run(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         check_defaults(args, kwargs)
         with neutral_state():
             ordinary = {name: _ordinary(value) for name, value in kwargs.items()}
-            generator = function(*map(_ordinary, args), **ordinary)
-            value = next(generator)
+            generator: Any = function(*map(_ordinary, args), **ordinary)
+            value: R = next(generator)
         try:
             yield value
             with neutral_state():
@@ -122,7 +122,8 @@ def neutral_state() -> Iterator[None]:
         stack.enter_context(_float32_as_default())
         stack.enter_context(flint_precision(_FLINT_BITS))
         stack.enter_context(_one_flint_thread())
-        stack.enter_context(_own_generators())
+        if mtrand.get_bit_generator() is not _OWN_BITS:  # one public function calls another
+            stack.enter_context(_own_generators())
         yield
 
 

@@ -72,7 +72,6 @@ def log2_delta_sup_logit(log2_G: Tensor, epsilon_max: float) -> Tensor:
     return math.log2(epsilon_max) - log2_G
 
 
-@in_neutral_state
 def log2_delta_sup_input(
     log2_row_norms: Sequence[float], log2_gradient_norm: float, epsilon_max: float
 ) -> float:

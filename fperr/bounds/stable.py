@@ -93,7 +93,6 @@ def enclosed(
     )
 
 
-@in_neutral_state
 def stable_ce_relative_error(
     K: int,
     format: Format | str,

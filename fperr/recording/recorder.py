@@ -97,7 +97,7 @@ class Recorder:
         self.waiting, self.compared = [], []
         if not steps:
             return
-        with neutral_state():
+        with neutral_state(), torch.no_grad():
             known: list[Recognised] = []
             for _, alike in groupby(steps, key=lambda s: (s.logits.dtype, s.logits.shape[1])):
                 group = list(alike)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from fperr.caller_state import in_neutral_state
 from fperr.recording import store
 from fperr.recording.plots import TracePlots
 
@@ -39,7 +38,6 @@ class Trace:
         """How many backward passes were captured, and written so far."""
         return int(self.steps(["step"])["step"].nunique())
 
-    @in_neutral_state
     def steps(self, columns: list[str] | None = None) -> pd.DataFrame:
         """A row for each gradient step and sample of the attack's batch.
 
@@ -55,7 +53,6 @@ class Trace:
         """
         return store.table(self.folder, "steps", columns)
 
-    @in_neutral_state
     def errors(self, columns: list[str] | None = None) -> pd.DataFrame:
         """A row for each chosen step and sample: the attack's own gradient, and other losses.
 
@@ -69,7 +66,6 @@ class Trace:
         """
         return store.table(self.folder, "errors", columns)
 
-    @in_neutral_state
     def points(self, columns: list[str] | None = None) -> pd.DataFrame:
         """The inputs and dL/dx, flattened, at the chosen steps and samples."""
         return store.table(self.folder, "points", columns)

@@ -120,7 +120,6 @@ class Report:
         """Figures: `report.plot.relative_error()`, `.sign_errors()`, `.stages()`, `.bounds()`."""
         return Plots(self.frame)
 
-    @in_neutral_state
     def summary(
         self,
         by: tuple[str, ...] = ("network", "loss", "format"),
@@ -137,7 +136,6 @@ class Report:
         """
         return summarise(self.frame, by, thresholds)
 
-    @in_neutral_state
     def routing(self) -> pd.DataFrame:
         """Decisions of ReLUs and poolings that a format made differently, by layer.
 
@@ -146,7 +144,6 @@ class Report:
         """
         return routing(self.frame)
 
-    @in_neutral_state
     def is_gradient_trustworthy(
         self, loss: str, format: str, thresholds: Thresholds = DEFAULT_THRESHOLDS
     ) -> bool:
@@ -188,7 +185,6 @@ class Report:
         """One self-contained page: verdicts in plain words, figures, tables, provenance."""
         return page(self.frame, self.provenance, thresholds)
 
-    @in_neutral_state
     def to_parquet(self, path: str | Path) -> None:
         """Write frame and provenance to one Parquet file."""
         table = pa.Table.from_pandas(self.frame, preserve_index=False)

@@ -63,7 +63,6 @@ class LayerReport:
         frame["bits_left"] = [-math.log2(e) if 0 < e < math.inf else math.nan for e in error]
         return cls(frame[list(COLUMNS)].astype(COLUMNS), loss, format)
 
-    @in_neutral_state
     def summary(self) -> pd.DataFrame:
         """Medians over the samples of each operation, in order; flips are added up."""
         grouped = self.frame.groupby(["half", "layer", "operation"], sort=False)
