@@ -360,7 +360,13 @@ HEAVY: dict[str, Door] = {
     "sweep": lambda m, x, y: validation.sweep(stride=100_000_000),
 }
 # they compute nothing in PyTorch
-PURE = ("accuracy", "stable_ce_relative_error")
+PURE = (
+    "accuracy",
+    "stable_ce_relative_error",
+    "Report.summary",
+    "Report.routing",
+    "LayerReport.summary",
+)
 # they read labels or inputs that they must refuse, and call the model
 OF_MODELS = (
     "measure",
@@ -376,12 +382,18 @@ OF_MODELS = (
 
 
 def drawings(made: Spent) -> dict[str, Door]:
-    """What draws: of a report, of layers and of a trace."""
+    """What draws and sums up: of a report, of layers and of a trace."""
     bound = {
         f"{type(plots).__name__}.{name}": getattr(plots, name)
         for plots in (made.report.plot, made.trace.plot)
         for name, _ in inspect.getmembers(type(plots), inspect.isfunction)
         if not name.startswith("_")
     }
-    bound["LayerReport.plot"] = made.layers.plot
+    bound |= {
+        "LayerReport.plot": made.layers.plot,
+        "Report.to_html": made.report.to_html,
+        "Report.summary": made.report.summary,
+        "Report.routing": made.report.routing,
+        "LayerReport.summary": made.layers.summary,
+    }
     return {name: lambda m, x, y, draw=draw: draw() for name, draw in bound.items()}
