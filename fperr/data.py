@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fperr.caller_state import in_neutral_state
 from fperr.errors import MissingDataError
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -121,6 +122,7 @@ def _idx_pair(name: str, folder: Path, stem: str, sha256: dict[str, str], remedy
     return _images(name, _idx(folder, images, sha256[images]), _idx(folder, labels, sha256[labels]))
 
 
+@in_neutral_state
 def fashion_mnist(split: str = "train", folder: Path | None = None) -> Images:
     """All of Fashion-MNIST's split `"train"` (60,000 images) or `"t10k"` (10,000 images).
 
@@ -136,6 +138,7 @@ def fashion_mnist(split: str = "train", folder: Path | None = None) -> Images:
     return _idx_pair(f"fashion_mnist_{split}", where, split, FASHION_SHA256, FASHION_REMEDY)
 
 
+@in_neutral_state
 def fashion_mnist_1000() -> Images:
     """The first 1,000 test images of Fashion-MNIST, which are part of this package."""
     packaged = resources.files("fperr.datasets") / "fashion_mnist_t10k_first1000.npz"
@@ -143,6 +146,7 @@ def fashion_mnist_1000() -> Images:
         return _images("fashion_mnist_1000", arrays["images"], arrays["labels"])
 
 
+@in_neutral_state
 def mnist_test() -> Images:
     """The 10,000 test images of MNIST, from `mnist/` under FPERR_DATA.
 
@@ -154,6 +158,7 @@ def mnist_test() -> Images:
     return _idx_pair("mnist_test", folder, "t10k", MNIST_SHA256, remedy)
 
 
+@in_neutral_state
 def cifar10_test_800() -> Images:
     """The first 800 test images of CIFAR-10, from `cifar10/` under FPERR_DATA.
 
@@ -171,6 +176,7 @@ def cifar10_test_800() -> Images:
     return Images("cifar10_test_800", pixels.float() / 255, labels.long())
 
 
+@in_neutral_state
 def from_npz(path: Path) -> Images:
     """Images `x` (n, ...) and labels `y` (n,) of a NumPy archive.
 

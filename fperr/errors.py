@@ -18,6 +18,10 @@ class ModelError(FperrError):
     """The model cannot be measured: it is random, depends on its batch, or fails in a format."""
 
 
+class ModeError(FperrError):
+    """A mode that the caller has set in PyTorch is in the way; says which."""
+
+
 class UnsupportedOperationError(FperrError):
     """The captured network contains operations that have no exact meaning here; all are listed."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import backends
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fperr.caller_state import SWITCH_LOCK
 from fperr.formats import TF32, Format
 
 
@@ -65,30 +66,33 @@ def controlled(fmt: Format) -> Iterator[dict[str, str]]:
     TF32 is allowed for the format TF32 alone; reduced-precision reductions and the benchmark mode
     of cuDNN are off, deterministic cuDNN kernels on; attention runs in its mathematical form.
     """
-    before = [(switch, switch.get()) for switch in _SWITCHES]
-    try:
-        for switch in _SWITCHES:
-            switch.set(switch.tf32 if fmt == TF32 else switch.ieee)
-        with mathematical_attention():
-            yield {switch.name: str(switch.get()) for switch in _SWITCHES} | {"attention": "math"}
-    finally:
-        for switch, value in before:
-            switch.set(value)
+    with SWITCH_LOCK:
+        before = [(switch, switch.get()) for switch in _SWITCHES]
+        try:
+            for switch in _SWITCHES:
+                switch.set(switch.tf32 if fmt == TF32 else switch.ieee)
+            with mathematical_attention():
+                found = {switch.name: str(switch.get()) for switch in _SWITCHES}
+                yield found | {"attention": "math"}
+        finally:
+            for switch, value in before:
+                switch.set(value)
 
 
 @contextmanager
 def mathematical_attention() -> Iterator[None]:
     """Attention as products and a softmax: no fused kernel, with gradients of its own, is run."""
-    before = backends.mha.get_fastpath_enabled()
-    try:
-        backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        backends.mha.set_fastpath_enabled(before)
+    with SWITCH_LOCK:
+        before = backends.mha.get_fastpath_enabled()
+        try:
+            backends.mha.set_fastpath_enabled(False)
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            backends.mha.set_fastpath_enabled(before)
 
 
 def keeps_subnormals(device: torch.device) -> bool:
     """Whether a product below the smallest normal float32 survives on `device`."""
-    tiny = torch.tensor(2.0**-100, device=device)
+    tiny = torch.tensor(2.0**-100, dtype=torch.float32, device=device)
     return bool(tiny * 2.0**-40 != 0)

@@ -1,5 +1,6 @@
 """Our attacks: what they reach, in which arithmetic."""
 
+import inspect
 import math
 
 import pytest
@@ -299,8 +300,9 @@ def test_no_step_waits_for_the_device(loss, norm, method):
     x, y, model = uniform(4, 6), torch.tensor([0, 1, 2, 3]), tiny_mlp()
 
     def waits(steps, **more):
+        attack = inspect.unwrap(fperr.attack)  # which refuses a mode of its caller
         with Counting() as counting:
-            fperr.attack(
+            attack(
                 model, x, y, radius=0.1, loss=loss, norm=norm, method=method, steps=steps, **more
             )
         return counting.waits

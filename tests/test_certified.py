@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import flint
 import mpmath
 import numpy as np
 import pytest
@@ -306,11 +307,11 @@ def test_an_interval_holds_the_error_and_excludes_what_is_not():
 
 
 def test_the_precision_of_flint_is_restored():
-    before = ball.flint.ctx.prec
+    before = flint.ctx.prec
     exact.gradient(tiny_mlp(), normal(1, 6), normal(1, 4), bits=300)
     with pytest.raises(ReferenceNotCertifiedError):
         exact.gradient(NeverDecided().eval(), normal(1, 2), normal(1, 3), largest_bits=300)
-    assert ball.flint.ctx.prec == before
+    assert flint.ctx.prec == before
     assert LARGEST_BITS > 4000
     with pytest.raises(ValueError, match="at least 53"):
         BallArithmetic(52)

@@ -18,6 +18,7 @@ from fperr import checks
 from fperr.attacks.entry import AttackResult, attack
 from fperr.attacks.outcome import COLUMNS as OUTCOME_COLUMNS
 from fperr.attacks.outcome import Outcome, UnjudgedWarning
+from fperr.caller_state import in_neutral_state
 from fperr.data import digest
 from fperr.measurement.models import usable_model
 
@@ -31,6 +32,7 @@ _NEAR = (
 _COLUMNS = (*OUTCOME_COLUMNS, "first_success_step", "best_margin", "excess_ulps")
 
 
+@in_neutral_state
 def attack_in_batches(
     model: nn.Module,
     x: Tensor,
@@ -107,7 +109,7 @@ def attack_in_batches(
     frame = pd.concat(frames, ignore_index=True)
     outcome = Outcome.of_frame(frame)
     if outcome.unjudged:
-        warnings.warn(outcome.sentence, UnjudgedWarning, stacklevel=2)
+        warnings.warn(outcome.sentence, UnjudgedWarning, stacklevel=3)
     return frame
 
 

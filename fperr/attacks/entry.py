@@ -13,6 +13,7 @@ from fperr.attacks.outcome import Outcome, UnjudgedWarning
 from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_adaptively
 from fperr.attacks.progress import Progress
 from fperr.attacks.region import Norm, Region
+from fperr.caller_state import in_neutral_state
 from fperr.measurement.models import Accessor
 
 _MOMENTUM = 0.25
@@ -88,6 +89,7 @@ class AttackResult:
         return self.outcome.sentence
 
 
+@in_neutral_state
 def attack(
     model: nn.Module,
     x: Tensor,
@@ -206,5 +208,5 @@ def attack(
         region.excess(progress.x),
     )
     if result.outcome.unjudged:
-        warnings.warn(result.sentence, UnjudgedWarning, stacklevel=2)
+        warnings.warn(result.sentence, UnjudgedWarning, stacklevel=3)
     return result

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fperr.bounds.arguments import format_of
+from fperr.caller_state import in_neutral_state
 from fperr.errors import ModelError
 from fperr.formats import BFLOAT16, FLOAT16, Format
 from fperr.theory.losses import Context, named
@@ -22,6 +23,7 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+@in_neutral_state
 def backward_units(model: nn.Module, x: Tensor, format: Format | str = "float16") -> Tensor:
     """C (batch,): underflow costs the input gradient at most C eta / G of its length.
 

@@ -13,6 +13,7 @@ from fperr.bounds import cross_entropy, stable
 from fperr.bounds.arguments import check_labels, format_of
 from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.kernels import KERNELS
+from fperr.caller_state import in_neutral_state
 from fperr.formats import Format
 from fperr.theory.losses import Context, named
 from fperr.theory.scaling import log2_G, margin, present_classes
@@ -22,6 +23,7 @@ _OWN_ERROR = 2.0**-44  # relative, of the true gradient in float64
 ALTERNATIVES = ("mifpe", "tmifpe", "stable_ce")
 
 
+@in_neutral_state
 def check(
     logits: Tensor,
     labels: Tensor,

@@ -21,6 +21,7 @@ from fperr.bounds.arguments import checked
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.bounds.roundings import UNIT, UP, half_ulp
 from fperr.bounds.steps import exponential_error, shifted_logits, sum_of_exponentials
+from fperr.caller_state import in_neutral_state
 from fperr.formats import Format
 from fperr.theory.scaling import present_classes
 
@@ -42,6 +43,7 @@ class Bound:
     is_capped: Tensor
 
 
+@in_neutral_state
 def logit_gradient(
     z: Tensor,
     label: Tensor,

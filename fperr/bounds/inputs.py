@@ -5,7 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
+from fperr.caller_state import in_neutral_state
 
+
+@in_neutral_state
 def log2_input_gradient(errors: Sequence[float], log2_row_norms: Sequence[float]) -> float:
     """log2 of sum_i |v_hat - v|_i |grad z_i|_2: bounds |J^T v_hat - J^T v|_2.
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from fperr.bounds.arguments import check_labels, format_of
 from fperr.bounds.inputs import log2_input_gradient
+from fperr.caller_state import in_neutral_state
 from fperr.formats import FLOAT32, Format
 from fperr.theory.scaling import log2_G, present_classes
 
 
+@in_neutral_state
 def paper(
     logits: Tensor,
     label: Tensor,

@@ -27,12 +27,14 @@ from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.bounds.roundings import UP, half_ulp
 from fperr.bounds.steps import shifted_logits, sum_of_exponentials
+from fperr.caller_state import in_neutral_state
 from fperr.formats import Format
 from fperr.theory.scaling import present_classes
 
 _DIVISIONS = 3  # half ulps: of a quotient 1; of a product with the rounded inverse of S 3 at most
 
 
+@in_neutral_state
 def stable_ce_logit_gradient(
     z: Tensor,
     label: Tensor,

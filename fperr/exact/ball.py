@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import flint
 import numpy as np
 import torch
 from flint import arb
 from torch import Tensor
 
+from fperr.caller_state import flint_precision
 from fperr.errors import UndecidedError
 from fperr.exact import value_numbers
 from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
@@ -266,12 +266,8 @@ class BallArithmetic(Arithmetic):
     @contextmanager
     def precision(self) -> Iterator[None]:
         """Inside, operations of python-flint work at this precision; restored afterwards."""
-        before = flint.ctx.prec
-        flint.ctx.prec = self.bits
-        try:
+        with flint_precision(self.bits):
             yield
-        finally:
-            flint.ctx.prec = before
 
     def _elementary(self, name: str, function: Callable[[arb], arb], a: Balls) -> Balls:
         result = self._unary(function, a)

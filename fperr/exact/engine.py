@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fperr import checks
+from fperr.caller_state import in_neutral_state
 from fperr.errors import ReferenceNotCertifiedError, SingularGradientError, UndecidedError
 from fperr.exact.arithmetic import Array
 from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
@@ -61,6 +62,7 @@ class ExactGradient:
     log2_error: float
     audits: tuple[SampleAudit, ...]
 
+    @in_neutral_state
     def to_torch(self) -> Tensor:
         """The nearest float64 tensor, (batch, *shape), on the CPU."""
         return MpArithmetic(53).to_torch(self.midpoint)
@@ -78,6 +80,7 @@ def log2_difference(a: Array, b: Array, arithmetic: MpArithmetic) -> float:
     return math.log2(float(norms[0] / norms[1])) + low - high
 
 
+@in_neutral_state
 def gradient(
     model: nn.Module,
     x: Tensor,

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.func import functionalize, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fperr.caller_state import SWITCH_LOCK
 from fperr.errors import (
     CaptureAuditError,
     ModelError,
@@ -204,14 +205,15 @@ def fixed_parameters(model: nn.Module) -> Iterator[None]:
 
     (PyTorch folds a batch into a matrix product where the weight asks for a gradient.)
     """
-    asking = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for parameter in asking:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)
+    with SWITCH_LOCK:  # another thread may have the same model
+        asking = [p for p in model.parameters() if p.requires_grad]
+        try:
+            for parameter in asking:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in asking:
+                parameter.requires_grad_(True)
 
 
 def probe(logits: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ def _warn_of_range(x: Tensor) -> None:
         warnings.warn(
             f"x ranges from {low:g} to {high:g}, but image models usually take [0, 1] or "
             "standardised values: check that x is in the model's domain",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

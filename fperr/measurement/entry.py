@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fperr import checks
+from fperr.caller_state import in_neutral_state
 from fperr.errors import FperrError
 from fperr.measurement.arguments import checked_job
 from fperr.measurement.lab import Lab
@@ -18,6 +19,7 @@ from fperr.report.frame import Report
 from fperr.report.reasons import UnmeasuredWarning, unmeasured_sentence
 
 
+@in_neutral_state
 def measure(
     model: nn.Module,
     x: Tensor | np.ndarray,
@@ -135,7 +137,7 @@ def measure(
     report = Report.from_rows(rows, lab.provenance(interrupted=interrupted))
     sentence = unmeasured_sentence(report.frame, with_results=False)
     if sentence is not None:
-        warnings.warn(sentence, UnmeasuredWarning, stacklevel=2)
+        warnings.warn(sentence, UnmeasuredWarning, stacklevel=3)
     return report
 
 

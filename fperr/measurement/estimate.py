@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from fperr.caller_state import in_neutral_state
 from fperr.formats import BFLOAT16, FLOAT16
 from fperr.measurement.arguments import Job, checked_job
 from fperr.measurement.entry import measure
@@ -52,6 +53,7 @@ class Estimate:
         )
 
 
+@in_neutral_state
 def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Estimate:
     """Forecast `fperr.measure(model, x, y, **options)`, from a short calibration on one sample.
 

@@ -108,7 +108,7 @@ class Lab:
         )
         if self.job.batch_size_is_asked_for:
             raise CaptureAuditError(text + "use batch_size=1")
-        warnings.warn(text + "the samples are run one by one, as batch_size=1 does", stacklevel=5)
+        warnings.warn(text + "the samples are run one by one, as batch_size=1 does", stacklevel=6)
         self.job = replace(self.job, batch_size=1)
 
     def rows(self, advance: Callable[[], object]) -> Iterator[list[Row]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fperr import checks
+from fperr.caller_state import in_neutral_state
 from fperr.exact.arithmetic import Array
 from fperr.exact.ball import BallArithmetic
 from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints
@@ -57,6 +58,7 @@ class Step:
     flips: int
 
 
+@in_neutral_state
 def trace_layers(
     model: nn.Module,
     x: Tensor | np.ndarray,
@@ -108,7 +110,7 @@ def trace_layers(
             warnings.warn(
                 f"sample {sample} overflows in {format}: its error cannot be split, and it is "
                 "left out",
-                stacklevel=2,
+                stacklevel=3,
             )
     return LayerReport.from_rows(rows, job.losses[0].name, job.formats[0].name)
 

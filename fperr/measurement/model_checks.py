@@ -119,7 +119,7 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
             warnings.warn(
                 "the model returns the values of sigmoids, all in [0, 1], and no logits: leave out "
                 "its sigmoid, or take it as it is with accept_probabilities=True",
-                stacklevel=5,  # of which `torch.no_grad` is one
+                stacklevel=6,  # of which `torch.no_grad` is one
             )
     return z.shape[1]
 

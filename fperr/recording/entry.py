@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fperr import formats as formats_module
+from fperr.caller_state import neutral_outside_yield
 from fperr.formats import TF32
 from fperr.measurement.models import usable_model
 from fperr.measurement.network import copied, device_and_dtype
@@ -31,6 +32,7 @@ FORMATS = ("float16", "float32", "float64")
 
 
 @contextmanager
+@neutral_outside_yield
 def record(
     model: nn.Module,
     y: Tensor,
@@ -104,7 +106,7 @@ def record(
         "versions": {"fperr": version("fperr"), "torch": torch.__version__},
     }
     writer = Writer(folder, about)
-    identities = Identities(len(y), None if x is None else x.detach())
+    identities = Identities(len(y), None if x is None else x.detach().clone())
     recorder = Recorder(y, targets, loss, losses, chosen, every, identities, comparison, writer)
     trace = Trace(folder)
     if out is None:
@@ -124,20 +126,20 @@ def record(
         warnings.warn(
             f"in {identities.uncertain} batches some rows are nearer to another clean input than "
             "half the way to it: their samples are likely, not certain",
-            stacklevel=3,
+            stacklevel=4,
         )
     if recorder.unknown and comparison is not None:
         warnings.warn(
             f"the loss of {recorder.unknown} of {counts.gradients} gradient steps is none of those "
             "tried: their error is that of the network alone, with the attack's own dL/dz taken as "
             "data; if its name is one of fperr's, give it in losses=",
-            stacklevel=3,
+            stacklevel=4,
         )
     if not counts.gradients:
         warnings.warn(
             f"no gradient was recorded in {counts.forwards} forward passes: the attack calls "
             "another module, or takes no gradient with respect to its input",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

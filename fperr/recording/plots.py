@@ -8,6 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fperr.caller_state import in_neutral_state
 from fperr.formats import FORMATS
 from fperr.report.style import OWN, colours, dashes, legend, ordered
 
@@ -28,6 +29,7 @@ class TracePlots:
     steps: Table
     errors: Table
 
+    @in_neutral_state
     def relative_error(self) -> Figure:
         """The relative error of the gradient along the attack, by loss, a panel for each format."""
         frame = self.errors(["step", "loss", "format", "is_own", "is_rerun_equal", "delta"])
@@ -68,6 +70,7 @@ class TracePlots:
         figure.suptitle(f"Error of the gradient along the attack ({_SHOWN})")
         return figure
 
+    @in_neutral_state
     def margins(self) -> Figure:
         """z_y − max z_i of the samples along the attack: below 0 it has succeeded."""
         figure, axis = self._line("label_margin", "$z_y - \\max_{i≠y} z_i$", "Margin of the label")
@@ -75,10 +78,12 @@ class TracePlots:
         axis.set_yscale("symlog")
         return figure
 
+    @in_neutral_state
     def t_star(self) -> Figure:
         """T*, the T that maximises G, along the attack."""
         return self._line("t_star", "t*", "Optimal temperature")[0]
 
+    @in_neutral_state
     def zeros(self) -> Figure:
         """The share of components of dL/dx that are exactly zero."""
         figure, axis = self._line("zero_share", "share of components", "Zeros of the gradient")

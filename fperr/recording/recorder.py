@@ -1,13 +1,13 @@
 """Between the hooks and the tables: what waits, and when it is described."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from fperr.caller_state import neutral_state
 from fperr.recording.columns import step_table
 from fperr.recording.comparison import Chosen, Comparison
 from fperr.recording.identity import Identities
@@ -97,7 +97,7 @@ class Recorder:
         self.waiting, self.compared = [], []
         if not steps:
             return
-        with _ordinary(self.y.device):
+        with neutral_state(), torch.no_grad():
             known: list[Recognised] = []
             for _, alike in groupby(steps, key=lambda s: (s.logits.dtype, s.logits.shape[1])):
                 group = list(alike)
@@ -114,18 +114,6 @@ class Recorder:
                 y = steps[place].y
                 rows = self.comparison.rows(gradient, note.chosen, known[place], y)
                 self.writer.add("errors", rows)
-
-
-@contextmanager
-def _ordinary(device: torch.device) -> Iterator[None]:
-    """Whatever modes the attack has set, here they are off."""
-    with (
-        torch.inference_mode(mode=False),
-        torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
-        torch.autograd.set_detect_anomaly(mode=False),
-    ):
-        yield
 
 
 def _check_classes(y: Tensor, targets: Tensor | None, classes: int) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fperr.caller_state import in_neutral_state
 from fperr.report.html import page
 from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
@@ -179,6 +180,7 @@ class Report:
         frames = [report.frame for report in reports]
         return cls(pd.concat(frames, ignore_index=True).astype(COLUMNS), provenance)
 
+    @in_neutral_state
     def to_html(self, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> str:
         """One self-contained page: verdicts in plain words, figures, tables, provenance."""
         return page(self.frame, self.provenance, thresholds)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fperr.caller_state import in_neutral_state
 from fperr.report.style import STAGES
 
 COLUMNS = {
@@ -70,6 +71,7 @@ class LayerReport:
         order = grouped["position"].median().sort_values(kind="stable").index
         return table.loc[order].reset_index()
 
+    @in_neutral_state
     def plot(self) -> Figure:
         """Bits left along the network, and what each operation adds; flips are marked."""
         table = self.summary()

@@ -7,6 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from fperr.caller_state import in_neutral_state
 from fperr.report.style import STAGES, colours, legend, ordered
 
 # the same scale in every picture; below float64's last place there is nothing to see
@@ -25,6 +26,7 @@ class Plots:
 
     frame: pd.DataFrame
 
+    @in_neutral_state
     def relative_error(self) -> Figure:
         """The relative error of the gradient, by format and loss, one panel for each scenario."""
         return _strips(
@@ -34,6 +36,7 @@ class Plots:
             log=True,
         )
 
+    @in_neutral_state
     def sign_errors(self) -> Figure:
         """The share of wrong signs, by format and loss, one panel for each scenario."""
         return _strips(
@@ -43,6 +46,7 @@ class Plots:
             log=False,
         )
 
+    @in_neutral_state
     def stages(self) -> Figure:
         """Where the error arises: the size of each stage, by format, one panel for each loss."""
         independent = self.frame[~self.frame["is_sign_twin"]]
@@ -57,6 +61,7 @@ class Plots:
             legend_title="stage",
         )
 
+    @in_neutral_state
     def bounds(self) -> Figure:
         """The loss stage against the proved bound on it, one panel for each format.
 

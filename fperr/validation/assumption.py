@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from fperr.caller_state import in_neutral_state
 from fperr.theory.scaling import log2_G, margin, t_star
 from fperr.theory.scenarios import ranked
 
@@ -22,6 +23,7 @@ _LARGEST_T = 30.0
 _POINTS = 60
 
 
+@in_neutral_state
 def lengths(model: nn.Module, x: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Lengths of the gradients of logit differences, and of g(t), for samples that are not ties.
 
@@ -108,6 +110,7 @@ def summary(found: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFr
     return pd.DataFrame(lines)
 
 
+@in_neutral_state
 def figure(found: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
     """Left: lengths by rank; right: |g(T)|/G(T) over T, median and quartiles."""
     plot = Figure(figsize=(11, 4.2), layout="constrained")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from fperr.bounds import kernels
 from fperr.bounds.cross_entropy import Bound, enclosed
 from fperr.bounds.kernels import Accuracy, Kernel
+from fperr.caller_state import in_neutral_state
 from fperr.formats import Format
 from fperr.formats import named as format_named
 from fperr.theory.scaling import log2_G
@@ -27,6 +28,7 @@ _SEARCHED, _STEPS, _SEARCH_EVERY = 256, 60, 3
 Computed = Callable[[Cases], Tensor]
 
 
+@in_neutral_state
 def falsify(
     formats: Sequence[str] = FORMATS,
     cases: int = 100_000,

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fperr.bounds.kernels import DOCUMENTED, Accuracy
+from fperr.caller_state import in_neutral_state
 from fperr.errors import FperrError
 from fperr.exact.multiword import MultiwordArithmetic
 
@@ -48,6 +49,7 @@ class Swept:
     at: float
 
 
+@in_neutral_state
 def sweep(
     device: torch.device | str = "cpu", *, stride: int = 1, progress: bool = False
 ) -> tuple[dict[str, Accuracy], list[Swept]]:

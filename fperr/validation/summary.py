@@ -4,6 +4,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from fperr.caller_state import in_neutral_state
+
 # Columns of the trials: measured over bound
 BOUNDS = {
     "ratio": "proved, by component",
@@ -84,6 +86,7 @@ def sentences(trials: pd.DataFrame) -> list[str]:
     return lines
 
 
+@in_neutral_state
 def figure(trials: pd.DataFrame) -> Figure:
     """How far below the bounds the errors lie: ours on the left, the papers' on the right."""
     shown = trials.sample(min(len(trials), 200_000), random_state=0)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fperr import data
+from fperr.caller_state import in_neutral_state
 from fperr.zoo.architectures import conv_small, conv_small_cifar, lenet5, small_cnn
 
 
@@ -136,6 +137,7 @@ def entry(name: str) -> Entry:
     return REGISTRY[name]
 
 
+@in_neutral_state
 def load(name: str) -> nn.Module:
     """The trained network called `name`, in evaluation mode.
 

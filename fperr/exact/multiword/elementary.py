@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from flint import arb, ctx
+from flint import arb
 from torch import Tensor
 
+from fperr.caller_state import flint_precision
 from fperr.exact.multiword.words import UP
 
 _WORKING_BITS = 160
@@ -27,13 +28,9 @@ class Elementary:
 
     def values(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """The pairs nearest to f(high + low), off by at most 4 u^2 of it; NaN where undefined."""
-        before = ctx.prec
-        ctx.prec = _WORKING_BITS
-        try:
-            numbers = zip(high.flatten().tolist(), low.flatten().tolist(), strict=True)
+        numbers = zip(high.flatten().tolist(), low.flatten().tolist(), strict=True)
+        with flint_precision(_WORKING_BITS):
             pairs = [_pair(self.function(arb(h) + arb(w))) for h, w in numbers]
-        finally:
-            ctx.prec = before
         both = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).to(high.device)
         return both[:, 0].reshape(high.shape), both[:, 1].reshape(high.shape)
 
@@ -49,12 +46,8 @@ def _pair(value: arb) -> tuple[float, float]:
 
 def constant_pi() -> tuple[float, float]:
     """The pair nearest to pi."""
-    before = ctx.prec
-    ctx.prec = _WORKING_BITS
-    try:
+    with flint_precision(_WORKING_BITS):
         return _pair(arb.pi())
-    finally:
-        ctx.prec = before
 
 
 def _positive(bound: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
