@@ -131,9 +131,11 @@ def _remedy_for_shape(x: Tensor) -> str:
 
 
 def _remedy_for_output_shape(z: Tensor, n: int) -> str:
-    if z.ndim == 4 and len(z) == n:  # a class for each pixel
+    if not z.ndim or len(z) != n:
+        return "give a model that returns one row for each sample, without a sum over the batch"
+    if z.ndim == 4:  # a class for each pixel
         return "for the classes of one pixel give logits=lambda z: z[:, :, 0, 0]"
-    if z.ndim == 3 and len(z) == n:  # a class for each token
+    if z.ndim == 3:  # a class for each token
         return "for the classes of one position give logits=lambda z: z[:, 0]"
     return "say where they are with logits=, e.g. logits=lambda z: z.flatten(1)"
 

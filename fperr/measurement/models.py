@@ -84,6 +84,8 @@ def remedy_for_output(output: object) -> str:
     """How to say where the logits are in such an output."""
     if isinstance(output, Tensor):
         return "leave logits= out"
+    if output is None:
+        return "give a model whose forward returns its logits"
     names = _names_of_parts(output)
     if names:
         likely = next((name for name in names if "logit" in name.lower()), names[0])
