@@ -7,7 +7,9 @@ import typer
 from tqdm.auto import tqdm
 
 from fperr.attacks import AttackResult, attack_in_batches
+from fperr.attacks.batches import ABOUT
 from fperr.cli_subjects import subject_of
+from fperr.run_folder import opened
 
 
 def attack_command(
@@ -70,7 +72,8 @@ def attack_command(
             restarts=restarts,
             seed=seed,
         )
-    frame.to_parquet(folder / "attack.parquet", index=False)
+    with opened(folder, ABOUT, wait=True) as run:
+        run.publish("attack.parquet", frame.to_parquet(index=False))
     clean = int((frame["first_success_step"] == 0).sum())
     robust = int((~frame["success"]).sum())
     where = f"{norm} radius {radius:g}"

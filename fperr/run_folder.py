@@ -162,7 +162,7 @@ class RunFolder:
     def drop(self, name: str) -> None:
         """Remove a piece that another one stands for."""
         self.kept.pop(name, None)
-        (self.path / name).unlink(missing_ok=True)
+        storage.remove(self.path / name)
 
     def check(self) -> None:
         """Whether every piece that was written or read is still there.
@@ -207,7 +207,7 @@ class RunFolder:
                 if is_own:
                     shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)
+                storage.remove(path)
 
     def _of(self, name: str) -> str:
         return f" run {_digest(self.settings)} piece {name};"

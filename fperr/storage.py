@@ -22,6 +22,7 @@ _MARK = "fperr-sha256:"
 SEAL = _MARK + 64 * "0"  # what a content must hold, once, to be sealed
 _SEAL = re.compile(rf"{_MARK}([0-9a-f]{{64}})".encode())
 _PARTIAL = re.compile(r"\.fperr-(\d+)-[0-9a-f]+\.partial")
+_OLDER_PARTIAL = re.compile(r"(attack\.json|trace|\d{6,7})\.partial")  # up to version 0.7
 
 
 def sealed(content: bytes) -> bytes:
@@ -76,6 +77,20 @@ def write(path: Path, content: bytes) -> None:
             f"{path} could not be written ({len(content):,} bytes): {fault.strerror or fault}. "
             "What was written before is whole: make room or mend the folder and start the same "
             "again, or give another folder"
+        ) from fault
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there; a symbolic link is removed, not followed.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as fault:
+        raise StorageError(
+            f"{path} cannot be removed ({fault.strerror}): mend that, or give another folder"
         ) from fault
 
 
@@ -157,14 +172,15 @@ def file_name(text: str) -> str:
 
 def is_leftover(name: str) -> bool:
     """Whether a file of this name is a temporary one: of a killed run, or of one at work."""
-    return _PARTIAL.fullmatch(name) is not None
+    return bool(_PARTIAL.fullmatch(name) or _OLDER_PARTIAL.fullmatch(name))
 
 
 def remove_leftovers(folder: Path, *, of_the_living: bool) -> None:
     """Temporary files of killed runs; with the lock held, no other run can be writing one."""
     for name in os.listdir(folder):
         match = _PARTIAL.fullmatch(name)
-        if match is not None and (of_the_living or not _lives(int(match[1]))):
+        is_dead = match is not None and not _lives(int(match[1]))
+        if is_dead or (of_the_living and is_leftover(name)):
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
 
