@@ -136,14 +136,14 @@ def make(folder: Path) -> list[Path]:
     Raises:
         ValueError: it cannot be a folder.
     """
-    if folder.is_symlink() and not folder.exists():
+    if os.path.islink(folder) and not os.path.exists(folder):
         raise ValueError(
             f"{folder} is a symbolic link to {os.readlink(folder)}, which is missing: make that "
             "folder, or give another one"
         )
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"{folder} is a file: give a folder")
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as fault:
