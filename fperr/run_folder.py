@@ -92,7 +92,15 @@ class RunFolder:
         Raises:
             ValueError: they are damaged, or the folder holds something else.
         """
-        content = self._content(self.about)
+        try:
+            content = read(self.path / self.about)
+        except FileNotFoundError:
+            content = None
+        except OSError as fault:  # a symbolic link, a folder
+            raise ValueError(
+                f"{self.path / self.about} cannot be read as a file ({fault.strerror}): "
+                f"{self.remedy}, or remove it"
+            ) from fault
         if content is None:
             own = (_LOCK, self.about)
             others = [

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fperr
-from fperr import data, zoo
+from fperr import cli, data, zoo
 from fperr.attacks import attack_in_batches
 from fperr.errors import DamagedFileWarning, StorageError
 
@@ -44,6 +44,20 @@ def result_of(arguments, folder):
     if arguments[0] == "attack":
         return pd.read_parquet(folder / "out" / "attack.parquet")
     return fperr.Report.from_parquet(folder / "out" / "measurements.parquet").frame
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """The command in this process, which takes the time of no start: exit code, and errors."""
+
+    def run(arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["fperr", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0, capsys.readouterr().err
+
+    return run
 
 
 def until(folder, pattern, process):
@@ -152,16 +166,16 @@ def test_a_full_disk_leaves_no_cut_file(arguments, limit, tmp_path):
     assert len(result_of(arguments, tmp_path)) == (12 if arguments is ATTACK else 4)
 
 
-def test_folders_that_cannot_be_used_are_said_before_the_work(tmp_path):
+def test_folders_that_cannot_be_used_are_said_before_the_work(here, tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     for arguments in (MEASURE, ATTACK):
-        code, _, error = end(start(arguments, tmp_path))
+        code, error = here(arguments)
         assert code == 2
         assert "out is a symbolic link to" in error
         assert "samples" not in error
 
 
-def test_overwriting_goes_through_no_link(tmp_path):
+def test_overwriting_goes_through_no_link(here, tmp_path):
     """And what else lies in the folder stays."""
     victim, notes = tmp_path / "victim", tmp_path / "out" / "notes.txt"
     victim.write_text("precious")
@@ -170,20 +184,20 @@ def test_overwriting_goes_through_no_link(tmp_path):
     for name in ("report.html", "measurements.parquet", "relative_error.png", "command.json"):
         (tmp_path / "out" / name).symlink_to(victim)
     command = [MEASURE[0], MEASURE[1], *MEASURE[3:]]
-    code, _, error = end(start(command, tmp_path))
+    code, error = here(command)
     assert code == 2
     assert "--overwrite" in error
-    code, _, error = end(start([*command, "--overwrite"], tmp_path))
+    code, error = here([*command, "--overwrite"])
     assert code == 0, error
     assert victim.read_text() == "precious"
     assert notes.read_text() == "mine"
     assert len(result_of(command, tmp_path)) == 2
     before = (tmp_path / "out" / "report.html").stat().st_mtime_ns
-    code, _, error = end(start([*command, "--loss-scale", "2"], tmp_path))
+    code, error = here([*command, "--loss-scale", "2"])
     assert code == 2
     assert "out holds another command (loss_scale 1.0 there, 2.0 here)" in error
     assert (tmp_path / "out" / "report.html").stat().st_mtime_ns == before
-    code, _, error = end(start([*command, "--loss-scale", "2", "--overwrite"], tmp_path))
+    code, error = here([*command, "--loss-scale", "2", "--overwrite"])
     assert code == 0, error
     assert notes.read_text() == "mine"
 
@@ -252,10 +266,10 @@ def test_first_logits_that_are_near_are_the_same_attack(tmp_path):
     assert torch.equal(model(images.x[:1]), zoo.load("fashion_standard")(images.x[:1]))
 
 
-def test_the_page_of_a_file_that_is_no_measurement(tmp_path):
+def test_the_page_of_a_file_that_is_no_measurement(here, tmp_path):
     np.savez(tmp_path / "m.npz", x=np.zeros(3))
     Path(tmp_path / "m.npz").rename(tmp_path / "m.parquet")
-    code, _, error = end(start(["report", "m.parquet"], tmp_path))
+    code, error = here(["report", "m.parquet"])
     assert code == 2
     assert "fperr: m.parquet cannot be read as Parquet" in error
     assert "Traceback" not in error
