@@ -1,21 +1,33 @@
 """The command line: `fperr measure`, `attack`, `layers`, `report`, `validate` and `zoo`."""
 
+import contextlib
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fperr import cli_attack, cli_figures, cli_validate, zoo
+from fperr import cli_attack, cli_figures, cli_validate, storage, zoo
 from fperr.cli_subjects import Subject, check_folder, subject_of
-from fperr.errors import FperrError
+from fperr.errors import FperrError, StorageError
 from fperr.measurement import estimate, measure, trace_layers
 from fperr.report.frame import Report
 from fperr.report.reasons import UnmeasuredWarning, is_any_measured, unmeasured_sentence
+from fperr.report.style import picture
 from fperr.report.summary import advice, headline, overview
 from fperr.report.verdict import Thresholds
+from fperr.run_folder import RunFolder, opened
+from fperr.storage import file_name
+
+_ABOUT, _ROWS = "command.json", "rows"
+_FILES = (_ROWS, "measurements.parquet", "relative_error.png", "report.html")
+_REMEDY = "give another folder with --out, or begin anew with --overwrite"
+_INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -69,14 +81,18 @@ def measure_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="only say what would be done, how long, how large")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="folder to write to [out/NAME]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder; the same command goes on [out/NAME]")
+    ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="write into a folder that is not empty")
+        bool, typer.Option("--overwrite", help="begin anew in a folder that is not empty")
     ] = False,
 ) -> None:
     """Measure the floating-point error of the gradients of networks on real images.
 
-    Exit code 1: no row of a network could be measured; what was computed is written.
+    Rows are written as they come; the same command goes on where it was cut off. Exit code 1: no
+    row of a network could be measured; what was computed is written. 130: Ctrl-C or SIGTERM, the
+    same.
     """
     subjects = [subject_of(name, checkpoint, logits, dataset, n) for name in networks]
     subjects = _named_apart(subjects, networks)
@@ -97,11 +113,16 @@ def measure_command(
             typer.echo(estimate(model, x, y, **subject.options, **request).describe())
         return
     folder = out or Path("out") / subjects[0].name
-    check_folder(folder, overwrite=overwrite)
-    report = _measured(subjects, assigned, request, folder)
+    check_folder(folder, overwrite=True)
+    with opened(folder, _ABOUT, remedy=_REMEDY, overwrite=_FILES if overwrite else None) as run:
+        report = _measured(subjects, assigned, request, run)
+        _write(report, run)
     _show(report)
-    _write(report, folder)
-    if not _say_what_is_missing(report):
+    is_measured = _say_what_is_missing(report)
+    if _is_interrupted(report, subjects):
+        typer.echo(f"fperr: interrupted; the same command goes on from {folder}", err=True)
+        raise typer.Exit(_INTERRUPTED)
+    if not is_measured:
         raise typer.Exit(1)
 
 
@@ -126,13 +147,13 @@ def layers_command(
     subject = subject_of(network, checkpoint, None, dataset, n)
     folder = out or Path("out") / f"{subject.name}-layers"
     check_folder(folder, overwrite=overwrite)
+    storage.prepare(folder)
     report = trace_layers(
         subject.model, subject.images.x, subject.images.y, loss=loss, format=format
     )
     typer.echo(report.summary().to_string(index=False, float_format="{:.3g}".format))
-    folder.mkdir(parents=True, exist_ok=True)
     report.to_parquet(folder / "layers.parquet")
-    report.plot().savefig(folder / "layers.png", dpi=150)
+    storage.write(folder / "layers.png", picture(report.plot(), dpi=150))
     typer.echo(f"Written: {folder / 'layers.parquet'}, {folder / 'layers.png'}")
 
 
@@ -147,7 +168,7 @@ def report_command(
     if measurements.suffix != ".parquet":
         raise ValueError(f"{measurements}: expected a measurements.parquet")
     page = out or measurements.parent / "report.html"
-    page.write_text(Report.from_parquet(measurements).to_html(), encoding="utf-8")
+    storage.write(page, Report.from_parquet(measurements).to_html().encode())
     typer.echo(f"Written: {page}")
 
 
@@ -159,28 +180,62 @@ def zoo_command() -> None:
 
 
 def _measured(
-    subjects: list[Subject], assigned: str | None, request: dict[str, Any], folder: Path
+    subjects: list[Subject], assigned: str | None, request: dict[str, Any], run: RunFolder
 ) -> Report:
     """The reports of all networks in one; what is finished is written if a fault ends it."""
+    run.begin({"networks": [s.name for s in subjects], "scenarios": assigned, **request})
     reports: list[Report] = []
     try:
-        for subject in subjects:
-            model, x, y = subject.arguments(assigned)
-            with warnings.catch_warnings():  # said at the end, for all networks
-                warnings.simplefilter("ignore", UnmeasuredWarning)
-                report = measure(model, x, y, progress=True, **subject.options, **request)
-            reports += [report] if len(report.frame) else []
-            if report.provenance[subject.name]["interrupted"]:
-                break
-    except (FperrError, ValueError, TypeError) as fault:
+        with _sigterm_as_ctrl_c():
+            for number, subject in enumerate(subjects):
+                folder = run.path / _ROWS / f"{number:02d}-{file_name(subject.name)}"
+                model, x, y = subject.arguments(assigned)
+                with warnings.catch_warnings():  # said at the end, for all networks
+                    warnings.simplefilter("ignore", UnmeasuredWarning)
+                    report = measure(
+                        model, x, y, progress=True, out=folder, **subject.options, **request
+                    )
+                reports += [report] if len(report.frame) else []
+                if report.provenance[subject.name]["interrupted"]:
+                    break
+    except KeyboardInterrupt:  # outside the samples: what came before is finished
+        pass
+    except Exception as fault:
         partial = getattr(fault, "report", None)
         reports += [partial] if isinstance(partial, Report) else []
         if reports:
-            _write(Report.merged(reports), folder)
+            with contextlib.suppress(StorageError):  # the rows are on disk; the fault says more
+                _write(Report.merged(reports), run)
+        _forget_if_empty(run)
         raise
     if not reports:
+        _forget_if_empty(run)
         raise FperrError("interrupted before the first sample was finished: nothing to report")
     return Report.merged(reports)
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """What is finished is written, too, when a batch system ends the command."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python sets handlers in the main thread only
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _forget_if_empty(run: RunFolder) -> None:
+    """Leave no folder where an argument was wrong, or nothing was begun."""
+    if not (run.path / _ROWS).exists() and not (run.path / _FILES[1]).exists():
+        run.clear(_FILES)
+
+
+def _is_interrupted(report: Report, subjects: list[Subject]) -> bool:
+    about = report.provenance.values()
+    return len(about) < len(subjects) or any(each["interrupted"] for each in about)
 
 
 def _split(names: str) -> list[str]:
@@ -224,13 +279,19 @@ def _say_what_is_missing(report: Report) -> bool:
     return all(is_any_measured(rows) for _, rows in parts)
 
 
-def _write(report: Report, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    report.to_parquet(folder / "measurements.parquet")
-    report.plot.relative_error().savefig(folder / "relative_error.png", dpi=150)
-    (folder / "report.html").write_text(report.to_html(), encoding="utf-8")
+def _write(report: Report, run: RunFolder) -> None:
+    """Write the results, the rows first, and say which of them come from an earlier run."""
+    run.publish("measurements.parquet", report.to_bytes())
+    run.publish("relative_error.png", picture(report.plot.relative_error(), dpi=150))
+    run.publish("report.html", report.to_html().encode())
+    for network, about in report.provenance.items():
+        if about.get("samples_read_back"):
+            typer.echo(
+                f"{network}: {about['samples_read_back']} of {about['inputs']['samples']} images "
+                f"were measured before, and read from {run.path / _ROWS}"
+            )
     names = ("measurements.parquet", "relative_error.png", "report.html")
-    typer.echo("\nWritten: " + ", ".join(str(folder / name) for name in names))
+    typer.echo("Written: " + ", ".join(str(run.path / name) for name in names) + "\n")
 
 
 def main() -> None:

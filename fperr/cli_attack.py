@@ -8,7 +8,9 @@ import typer
 from tqdm.auto import tqdm
 
 from fperr.attacks import AttackResult, Outcome, UnjudgedWarning, attack_in_batches
+from fperr.attacks.batches import ABOUT
 from fperr.cli_subjects import subject_of
+from fperr.run_folder import opened
 
 
 def attack_command(
@@ -73,7 +75,8 @@ def attack_command(
                 restarts=restarts,
                 seed=seed,
             )
-    frame.to_parquet(folder / "attack.parquet", index=False)
+    with opened(folder, ABOUT, wait=True) as run:
+        run.publish("attack.parquet", frame.to_parquet(index=False))
     outcome = Outcome.of_frame(frame)
     where = f"{norm} radius {radius:g}"
     effort = "" if method == "fgsm" else f", {steps} steps"

@@ -11,9 +11,10 @@ import torch
 import typer
 from torch import Tensor
 
-from fperr import data, zoo
+from fperr import data, storage, zoo
 from fperr.bounds import kernels
 from fperr.errors import FperrError
+from fperr.report.style import picture
 from fperr.validation import assumption, falsify, summary, sweep, truth
 
 app = typer.Typer(no_args_is_help=True, help="Check what the bounds assume; try to refute them.")
@@ -49,7 +50,7 @@ def bounds_command(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/bounds"),
 ) -> None:
     """Try to refute the bounds on the logit gradient, at random and by search."""
-    out.mkdir(parents=True, exist_ok=True)
+    storage.prepare(out)
     trials = falsify(
         [name.strip() for name in formats.split(",")],
         cases,
@@ -60,9 +61,9 @@ def bounds_command(
         progress=True,
     )
     found, tight = summary.table(trials), summary.tightness(trials)
-    found.to_csv(out / "bounds.csv", index=False)
-    tight.to_csv(out / "tightness.csv", index=False)
-    summary.figure(trials).savefig(out / "bounds.png", dpi=150)
+    storage.write(out / "bounds.csv", found.to_csv(index=False).encode())
+    storage.write(out / "tightness.csv", tight.to_csv(index=False).encode())
+    storage.write(out / "bounds.png", picture(summary.figure(trials), dpi=150))
     typer.echo(found.to_string(index=False, float_format="{:.4g}".format))
     typer.echo("\nMedian of bound/error, cross-entropy at c = 1 below saturation:\n")
     typer.echo(tight.to_string(index=False, float_format="{:.3g}".format))
@@ -81,14 +82,14 @@ def assumption_command(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/assumption"),
 ) -> None:
     """Is the size of the gradient G(t) times a constant, as maximising G takes for granted?"""
+    storage.prepare(out)
     found = {
         name: assumption.lengths(zoo.load(name), data.named(zoo.entry(name).dataset).first(n).x)
         for name in networks
     }
-    out.mkdir(parents=True, exist_ok=True)
-    assumption.figure(found).savefig(out / "assumption.png", dpi=150)
+    storage.write(out / "assumption.png", picture(assumption.figure(found), dpi=150))
     lines = assumption.summary(found)
-    lines.to_csv(out / "assumption.csv", index=False)
+    storage.write(out / "assumption.csv", lines.to_csv(index=False).encode())
     typer.echo(lines.to_string(index=False, float_format="{:.3g}".format))
     typer.echo(f"Written: {out / 'assumption.png'}, {out / 'assumption.csv'}")
 

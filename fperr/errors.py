@@ -79,5 +79,13 @@ class MissingDataError(FperrError):
     """A file asked for by name is not on this machine; says what it is and how to get it."""
 
 
+class StorageError(FperrError):
+    """A file could not be written, a folder is in use, or what was written has gone."""
+
+
+class DamagedFileWarning(UserWarning):
+    """A file is not as fperr wrote it: names it, and says that it is computed or written again."""
+
+
 class InexactProductError(FperrError):
     """A float64 product of integers that needs no rounding was rounded, or flushed to zero."""

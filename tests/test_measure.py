@@ -364,8 +364,8 @@ def test_numpy_inputs_and_float64_models():
 def test_an_interruption_returns_the_finished_rows(monkeypatch):
     rows = Lab.rows
 
-    def interrupted(self, advance):
-        for number, sample in enumerate(rows(self, advance)):
+    def interrupted(self, *arguments):
+        for number, sample in enumerate(rows(self, *arguments)):
             if number == 2:
                 raise KeyboardInterrupt
             yield sample
@@ -390,8 +390,8 @@ def test_an_interruption_returns_the_finished_rows(monkeypatch):
 def test_a_fault_on_the_way_carries_what_was_finished(fault, kind, text, monkeypatch):
     rows = Lab.rows
 
-    def failing(self, advance):
-        for number, sample in enumerate(rows(self, advance)):
+    def failing(self, *arguments):
+        for number, sample in enumerate(rows(self, *arguments)):
             if number == 2:
                 raise fault
             yield sample
@@ -420,14 +420,14 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
     report.to_parquet(tmp_path / "new.parquet")
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match="has schema version 99, this fperr reads 6: measure again"
+        ValueError, match="has schema version 99, this fperr reads 7: measure again"
     ):
         fperr.Report.from_parquet(tmp_path / "new.parquet")
     monkeypatch.setattr("fperr.report.frame.SCHEMA_VERSION", 5)
     older = fperr.Report(report.frame.drop(columns=["value_audit", "reason"]), report.provenance)
     older.to_parquet(tmp_path / "older.parquet")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has schema version 5, this fperr reads 6: measure again"):
+    with pytest.raises(ValueError, match="has schema version 5, this fperr reads 7: measure again"):
         fperr.Report.from_parquet(tmp_path / "older.parquet")
     with pytest.raises(ValueError, match="unknown columns"):
         fperr.Report.from_rows([{"detla": 1.0}], {})

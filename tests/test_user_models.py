@@ -308,7 +308,10 @@ FAULTS = {
         ["fashion_standard", "--checkpoint", "good.pt"],
         "--checkpoint and --logits belong to path/to/module.py:factory",
     ),
-    "used folder": (["net.py:build", "--data", "images.npz", "--out", "."], ". is not empty"),
+    "used folder": (
+        ["net.py:build", "--data", "images.npz", "--out", "."],
+        "and no command.json): give another folder with --out, or begin anew with --overwrite",
+    ),
     "out is a file": (
         ["net.py:build", "--data", "images.npz", "--out", "net.py"],
         "net.py is a file: give --out a folder",
@@ -355,8 +358,8 @@ def test_an_accessor_on_the_command_line(folder):
         *["measure", "net.py:pair", "--logits", "first", "--data", "images.npz", "--n", "2"],
         cwd=folder,
     )
-    assert again.returncode == 2
-    assert "is not empty: give another folder with --out" in again.stderr
+    assert again.returncode == 0, again.stderr
+    assert "2 of 2 images were measured before, and read from out/pair/rows" in again.stdout
 
 
 def test_two_factories_of_one_name_are_told_apart(folder):

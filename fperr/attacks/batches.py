@@ -1,35 +1,39 @@
 """A long attack in batches: written as it goes, resumed where it was cut off."""
 
 import inspect
-import json
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fperr import checks
 from fperr.attacks.entry import AttackResult, attack
-from fperr.attacks.outcome import COLUMNS as OUTCOME_COLUMNS
 from fperr.attacks.outcome import Outcome, UnjudgedWarning
 from fperr.caller_state import in_neutral_state
 from fperr.data import digest
 from fperr.measurement.models import usable_model
+from fperr.run_folder import RunFolder, opened
+from fperr.storage import sealed
 
-_SETTINGS = "attack.json"
+ABOUT = "attack.json"
 _UNSTORED = ("model", "x", "y", "targets", "on_step")
 _DEFAULTS = {n: p.default for n, p in inspect.signature(attack).parameters.items()}
 _PROBED = 4
 _NEAR = (
     1e-3  # relative: another number of threads or machine changes logits by less, in float16 too
 )
-_COLUMNS = (*OUTCOME_COLUMNS, "first_success_step", "best_margin", "excess_ulps")
+_TENSORS = tuple(each.name for each in fields(AttackResult))
+_POINTS = ("adversarial", "best")
+_COLUMNS = tuple(name for name in _TENSORS if name not in _POINTS)
 
 
 @in_neutral_state
@@ -41,6 +45,7 @@ def attack_in_batches(
     *,
     batch_size: int = 250,
     advance: Callable[[AttackResult], object] | None = None,
+    wait: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
     """`fperr.attack` on batches; each is on disk before the next begins, and none is done twice.
@@ -50,16 +55,20 @@ def attack_in_batches(
         x: (n, *shape).
         y: (n,).
         folder: new, or of the same attack cut off: `attack.json`, and a file for each batch with
-            the numbers of the samples and their adversarial inputs.
+            the numbers of the samples and their adversarial inputs. Each has a digest; a batch that
+            does not fit its own is attacked again, with a `DamagedFileWarning`.
         batch_size: samples at once.
         advance: called with the result of each batch, those found on disk among them.
+        wait: until another run in the folder has ended, instead of refusing.
         options: of `attack`; `targets` are cut into batches, too.
 
     Returns:
         A row for each sample: `sample`, `label`, and the columns of `AttackResult`.
 
     Raises:
-        ValueError: the folder holds another attack; or as `attack` does.
+        ValueError: the folder holds another attack, or something else; or as `attack` does.
+        StorageError: another run is at work in the folder, it cannot be written to, or batches of
+            this run have gone from it.
     """
     checks.whole_number("batch_size", batch_size, 1)
     if advance is not None and not callable(advance):
@@ -72,40 +81,42 @@ def attack_in_batches(
     targets = options.pop("targets", None)
     if targets is not None:
         targets = checks.class_labels("targets", targets, len(x), x.device)
-    known = [t for t in (x, y, targets) if t is not None]
-    chosen = {name: str(value) for name, value in (_DEFAULTS | options).items()}
+    inputs = [t for t in (x, y, targets) if t is not None]
+    stored = {
+        name: value
+        for name, value in (_DEFAULTS | options).items()
+        if name not in _UNSTORED and not callable(value)
+    }
     settings = {
-        "inputs": digest(*known),
+        "inputs": digest(*inputs),
         "model": f"{model}",
         "weights": digest(*model.state_dict().values()),
-        "logits": _logits(model, x),
         "batch_size": batch_size,
-        "options": {name: value for name, value in chosen.items() if name not in _UNSTORED},
+        **{name: str(value) for name, value in stored.items()},
         "versions": {"fperr": version("fperr"), "torch": torch.__version__},
     }
-    place = Path(folder)
-    _agree(place, settings)
-    frames = []
-    for start in range(0, len(x), batch_size):
-        part = slice(start, start + batch_size)
-        path = place / f"{start:07d}.safetensors"
-        if not path.exists():
-            some = None if targets is None else targets[part]
-            with warnings.catch_warnings():  # said at the end, for all batches
-                warnings.simplefilter("ignore", UnjudgedWarning)
-                found = attack(model, x[part], y[part], targets=some, **options)
-            names = ("adversarial", "best", *_COLUMNS)  # cloned: the first two may be one tensor
-            tensors = {name: getattr(found, name).cpu().clone() for name in names}
-            _begin(place, settings)
-            partial = path.with_suffix(".partial")
-            save_file(tensors, partial)
-            os.replace(partial, path)
-        found = AttackResult(**load_file(path))
-        numbers = {name: getattr(found, name).numpy() for name in _COLUMNS}
-        samples = range(start, start + len(found.success))
-        frames.append(pd.DataFrame({"sample": samples, "label": y[part].cpu().numpy(), **numbers}))
-        if advance is not None:
-            advance(found)
+    with opened(folder, ABOUT, wait=wait) as run:
+        settings["first logits"] = _first_logits(model, x, run)
+        if run.settings is not None:
+            run.begin(settings)
+        frames = []
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
+            name = f"{start:07d}.safetensors"
+            result = None if run.settings is None else _read(run, name, len(x[part]))
+            if result is None:
+                wanted = None if targets is None else targets[part]
+                with warnings.catch_warnings():  # said at the end, for all batches
+                    warnings.simplefilter("ignore", UnjudgedWarning)
+                    result = attack(model, x[part], y[part], targets=wanted, **options)
+                run.begin(settings)  # not before: an argument may be wrong
+                _keep(run, name, result)
+            numbers = {column: getattr(result, column).cpu().numpy() for column in _COLUMNS}
+            samples, labels = range(start, start + len(result.success)), y[part].cpu().numpy()
+            frames.append(pd.DataFrame({"sample": samples, "label": labels, **numbers}))
+            if advance is not None:
+                advance(result)
+        run.check()
     frame = pd.concat(frames, ignore_index=True)
     outcome = Outcome.of_frame(frame)
     if outcome.unjudged:
@@ -113,57 +124,42 @@ def attack_in_batches(
     return frame
 
 
-def _begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Write what the folder holds, with its first batch: not where an argument is wrong."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / _SETTINGS).exists():
-        partial = folder / (_SETTINGS + ".partial")
-        partial.write_text(json.dumps(settings, indent=1))
-        os.replace(partial, folder / _SETTINGS)
+def _keep(run: RunFolder, name: str, result: AttackResult) -> None:
+    """Write a batch; cloned, because two of its tensors may be one."""
+    tensors = {each: getattr(result, each).detach().cpu().clone() for each in _TENSORS}
+    contiguous = {each: tensor.contiguous() for each, tensor in tensors.items()}
+    run.keep(name, sealed(save(contiguous, {"seal": run.stamp(name)})))
 
 
-def _agree(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder with something else in it.
+def _read(run: RunFolder, name: str, samples: int) -> AttackResult | None:
+    """A batch that is there, with its digest."""
+    content = run.piece(name)
+    if content is None:
+        return None
+    try:
+        tensors = load(content)
+    except SafetensorError:
+        tensors = {}
+    if tensors.keys() != set(_TENSORS) or any(len(t) != samples for t in tensors.values()):
+        run.distrust(name)
+        return None
+    return AttackResult(**tensors)
 
-    Raises:
-        ValueError: it is no folder, of other settings, or not of an attack.
+
+def _first_logits(model: nn.Module, x: Tensor, run: RunFolder) -> list[list[float]]:
+    """Of the first samples: what no list of weights tells of a network.
+
+    Those that are stored, where these are near to them.
     """
-    path = folder / _SETTINGS
-    if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} holds something else than an attack: give another folder")
-        return
-    before = json.loads(path.read_text())
-    old, new = _flat(before), _flat(settings)
-    seen, now = (torch.tensor(flat.pop("logits", [])) for flat in (old, new))
-    different = [
-        f"{name} {old.get(name)} there, {new.get(name)} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    far = float(_NEAR * seen.abs().max()) if seen.numel() else 0.0
-    is_near = seen.shape == now.shape and torch.allclose(seen, now, 0, far, equal_nan=True)
-    if not different and not is_near:
-        different = ["the network gives other logits"]
-    if different:
-        raise ValueError(
-            f"{folder} holds another attack ({'; '.join(different)}): give another folder, or "
-            "remove it"
-        )
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with those of a group beside the others."""
-    groups = {name: value for name, value in settings.items() if isinstance(value, dict)}
-    rest = {name: value for name, value in settings.items() if name not in groups}
-    return rest | {name: value for group in groups.values() for name, value in group.items()}
-
-
-def _logits(model: nn.Module, x: Tensor) -> list[list[float]]:
-    """Of the first samples: what no list of weights tells of a network."""
     try:
         with torch.no_grad():
-            found: list[list[float]] = model(x[:_PROBED]).double().tolist()
-    except (RuntimeError, TypeError):  # the attack says what is wrong
-        return []
-    return found
+            now: Tensor = model(x[:_PROBED]).double().cpu()
+    except (RuntimeError, TypeError, AttributeError, ValueError):  # the attack says what is wrong
+        now = torch.zeros(0)
+    logits: list[list[float]] = now.tolist()
+    seen = torch.tensor((run.settings or {}).get("first logits", []), dtype=torch.float64)
+    if seen.shape != now.shape:
+        return logits
+    far = float(_NEAR * seen[seen.isfinite()].abs().max()) if seen.isfinite().any() else 0.0
+    is_near = torch.allclose(seen, now.double(), 0, far, equal_nan=True)
+    return seen.tolist() if is_near else logits

@@ -1,12 +1,15 @@
 """PyTorch's cross-entropy kernels, as lists of roundings, and the accuracy of their exp and log."""
 
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import platformdirs
 import torch
 
+from fperr import storage
+from fperr.errors import DamagedFileWarning
 from fperr.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 
 
@@ -118,20 +121,35 @@ def certificate_file(device: torch.device) -> Path:
 
 
 def accuracy(fmt: Format, device: torch.device) -> Accuracy:
-    """Of the exp and log that serve this format: swept on this machine, else as documented."""
+    """Of the exp and log that serve this format: swept on this machine, else as documented.
+
+    A certificate without a digest of its own is not used; a `DamagedFileWarning` says so.
+    """
     file = certificate_file(device)
     if not file.is_file():
         return DOCUMENTED
-    kept = json.loads(file.read_text(encoding="utf-8"))
+    content = file.read_bytes()
+    if not storage.is_whole(content):
+        warnings.warn(
+            f"{file} is damaged, or of an older fperr: the documented accuracy of exp and log is "
+            "used instead. Run `fperr validate kernels` again, or remove it",
+            DamagedFileWarning,
+            stacklevel=2,
+        )
+        return DOCUMENTED
+    kept = json.loads(content)
     return Accuracy(**kept[working_format(fmt).name])
 
 
 def keep(found: dict[str, Accuracy], device: torch.device) -> Path:
-    """Store what a sweep found, by format: for `accuracy`, until torch or the device changes."""
+    """Store what a sweep found, by format: for `accuracy`, until torch or the device changes.
+
+    Raises:
+        ValueError: the folder of the user's cache cannot be made.
+        StorageError: nothing can be written in it.
+    """
     file = certificate_file(device)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = {name: asdict(each) for name, each in found.items()}
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    partial.replace(file)
+    storage.prepare(file.parent)
+    content = {name: asdict(each) for name, each in found.items()} | {"seal": storage.SEAL}
+    storage.write(file, storage.sealed(json.dumps(content, indent=1).encode()))
     return file

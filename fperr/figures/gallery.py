@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from fperr import zoo
+from fperr import storage, zoo
 from fperr.figures import (
     accuracy,
     attacks,
@@ -28,6 +28,7 @@ from fperr.figures import (
     tstar,
 )
 from fperr.figures.study import PACKAGED, Study, versions
+from fperr.report.style import picture
 
 DPI = 150
 _FASHION = "fashion_adversarial", "fashion_standard", "fashion_saturated"
@@ -123,14 +124,15 @@ def make(name: str, study: Study, out: Path, command: str, formats: tuple[str, .
         The files.
 
     Raises:
-        ValueError: no such figure; lists the known ones.
+        ValueError: no such figure, lists the known ones; or `out` cannot be a folder.
+        StorageError: a file cannot be written.
     """
     if name not in FIGURES:
         raise ValueError(f"unknown figure {name!r}: expected one of {', '.join(FIGURES)}")
     recipe = FIGURES[name]
+    storage.prepare(out)
     frame = recipe.frame(study)
     figure = recipe.draw(frame)
-    out.mkdir(parents=True, exist_ok=True)
     about = {
         "command": command,
         "images": images_in(frame),
@@ -140,16 +142,20 @@ def make(name: str, study: Study, out: Path, command: str, formats: tuple[str, .
         "cpu": cost.cpu(),
         "versions": versions(),
     }
-    paths = [out / f"{name}.json"]
-    paths[0].write_text(json.dumps(about, indent=1) + "\n")
     cut = None if recipe.text is None else "tight"
-    for extension in formats:
-        paths.append(out / f"{name}.{extension}")
-        figure.savefig(paths[-1], dpi=DPI, bbox_inches=cut)
+    contents = {
+        out / f"{name}.{extension}": picture(figure, format=extension, dpi=DPI, bbox_inches=cut)
+        for extension in formats
+    }
     if recipe.text is not None:
         text = recipe.text
-        paths += table.write(text.cells(frame), text.title, text.note, out / name)
-    return paths
+        contents |= table.contents(text.cells(frame), text.title, text.note, out / name)
+    provenance = out / f"{name}.json"
+    storage.remove(provenance)  # a kill leaves a picture without provenance, not with another one's
+    for path, content in contents.items():
+        storage.write(path, content)
+    storage.write(provenance, (json.dumps(about, indent=1) + "\n").encode())
+    return [provenance, *contents]
 
 
 def images_in(frame: pd.DataFrame) -> dict[str, int]:

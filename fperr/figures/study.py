@@ -1,8 +1,9 @@
 """What figures are drawn from: networks, images, and results that are computed once."""
 
 import hashlib
+import io
 import json
-import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -16,14 +17,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from fperr import data, zoo
+from fperr import data, storage, zoo
 from fperr.attacks import attack_in_batches
+from fperr.errors import DamagedFileWarning
+from fperr.report.file import content_of, parquet
 from fperr.zoo.architectures import conv_small
 
 PACKAGED = "fashion_mnist_1000"
 _PACKAGED_IMAGES = 1000
 _BATCH = 500
-_KEY = b"fperr"
 _DRAWING = "figures", "report"  # no attack depends on them; frames do
 
 
@@ -115,16 +117,15 @@ class Study:
         key = {"name": name, "settings": settings, "versions": versions(), **known}
         key["drawing"] = _source(drawing=True)
         path = self.cache / f"{name}-{_digest(key)}.parquet"
-        if path.exists() and _key_of(path) == key:
-            return pd.read_parquet(path)
+        kept = _kept(path, key)
+        if kept is not None:
+            return kept
+        storage.prepare(self.cache)
         frame = compute()
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(key).encode()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        pq.write_table(table.replace_schema_metadata(metadata), unfinished)
-        os.replace(unfinished, path)
-        return pd.read_parquet(path)
+        content = storage.sealed(parquet(table, {"key": key, "seal": storage.SEAL}))
+        storage.write(path, content)
+        return pq.read_table(io.BytesIO(content)).to_pandas()
 
     def of_each(
         self, name: str, compute: Callable[[Subject], pd.DataFrame], most: int, **settings: Any
@@ -159,7 +160,8 @@ class Study:
             key |= {"text": str(model), "drawing": _source(drawing=True)}
         folder = self.cache / "attacks" / f"{subject.name}-{options['loss']}-{_digest(key)}"
         images = subject.images
-        return attack_in_batches(model or subject.model, images.x, images.y, folder, **options)
+        attacked = model or subject.model
+        return attack_in_batches(attacked, images.x, images.y, folder, wait=True, **options)
 
 
 def paper_size(name: str, most: int | None) -> int:
@@ -204,6 +206,21 @@ def _digest(key: object) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _key_of(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(pq.read_schema(path).metadata.get(_KEY, b"{}"))
-    return found
+def _kept(path: Path, key: dict[str, Any]) -> pd.DataFrame | None:
+    """A frame of the cache; None where there is none, or not that one: a warning names it."""
+    try:
+        content = storage.read(path)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        content = b""
+    if storage.is_whole(content):
+        table = pq.read_table(io.BytesIO(content))
+        if content_of(table).get("key") == json.loads(json.dumps(key)):
+            return table.to_pandas()
+    warnings.warn(
+        f"{path} is damaged, or of something else: it is not used, and computed again",
+        DamagedFileWarning,
+        stacklevel=3,
+    )
+    return None

@@ -41,8 +41,8 @@ def picture(cells: pd.DataFrame, title: str, note: str) -> Figure:
     return figure
 
 
-def write(cells: pd.DataFrame, title: str, note: str, path: Path) -> list[Path]:
-    """Markdown and LaTeX (booktabs).
+def contents(cells: pd.DataFrame, title: str, note: str, path: Path) -> dict[Path, bytes]:
+    """Markdown and LaTeX (booktabs): the contents by path of their files.
 
     Args:
         cells: as for `picture`.
@@ -53,11 +53,10 @@ def write(cells: pd.DataFrame, title: str, note: str, path: Path) -> list[Path]:
     markdown, latex = path.with_suffix(".md"), path.with_suffix(".tex")
     table = cells.to_markdown(index=False, disable_numparse=True)
     lines = "  \n".join(note.splitlines())
-    markdown.write_text(f"**{title}**\n\n{table}\n\n{lines}\n")
     style = cells.style.hide(axis="index").format(escape="latex")
     inner = style.format_index(axis=1, escape="latex").to_latex(hrules=True)
     for symbol, command in _SYMBOLS.items():
         inner = inner.replace(symbol, command)
     comments = "".join(f"% {line}\n" for line in [title, *note.splitlines()])
-    latex.write_text(comments + inner)
-    return [markdown, latex]
+    text = f"**{title}**\n\n{table}\n\n{lines}\n"
+    return {markdown: text.encode(), latex: (comments + inner).encode()}

@@ -1,7 +1,9 @@
 """`fperr.measure`: a model and inputs in, a report of the floating-point error of gradients out."""
 
+import contextlib
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,11 +12,11 @@ from tqdm.auto import tqdm
 
 from fperr import checks
 from fperr.caller_state import in_neutral_state
-from fperr.errors import FperrError
+from fperr.errors import FperrError, StorageError
 from fperr.measurement.arguments import checked_job
+from fperr.measurement.kept_rows import Rows, as_first_chosen, engine_of, folder_of, rows_of
 from fperr.measurement.lab import Lab
 from fperr.measurement.models import Accessor
-from fperr.measurement.rows import Row
 from fperr.report.frame import Report
 from fperr.report.reasons import UnmeasuredWarning, unmeasured_sentence
 
@@ -42,6 +44,7 @@ def measure(
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
     name: str | None = None,
+    out: str | Path | None = None,
 ) -> Report:
     """Measure how wrong the input gradients of attack losses are in floating point.
 
@@ -84,6 +87,13 @@ def measure(
             index, or a function, e.g. `lambda output: output[0]`.
         accept_probabilities: do not refuse a model that returns probabilities.
         name: what the report calls the network; the model's class if not given.
+        out: a folder in which the rows are kept as they come, new or of the same measurement cut
+            off: what is finished there is read, and the rest measured; a batch that was cut off is
+            run again as a whole, so that the frame is that of an undisturbed measurement, bit for
+            bit. `measurement.json` holds the settings, and `0000000.parquet`, ... a batch each
+            (`Report.from_parquet` reads them). Each has a digest; one that does not fit is computed
+            again, with a `DamagedFileWarning`. With `reference="auto"` the engine is that of the
+            first run. None: nothing is written.
 
     Returns:
         The report: one row for each sample, scenario, loss and format.
@@ -93,52 +103,65 @@ def measure(
         ModelError: the model is random, depends on its batch, or fails in a format.
         UnsupportedOperationError: it has operations without an exact meaning; lists them.
         CaptureAuditError: its captured graph is not bit-equal to the eager run.
+        ValueError: `out` cannot be a folder, or holds something else; names the settings that
+            differ.
+        StorageError: `out` cannot be written to (a full disk), or another run is at work in it.
         FperrError: anything that stops it later; `report` holds the finished samples.
     """
     checks.optional_flag("progress", progress)
-    job = checked_job(
-        model=model,
-        x=x,
-        y=y,
-        target=target,
-        losses=losses,
-        formats=formats,
-        scenarios=scenarios,
-        reference=reference,
-        digits=digits,
-        certify=certify,
-        jacobian=jacobian,
-        reduction=reduction,
-        loss_scale=loss_scale,
-        autocast=autocast,
-        device=device,
-        batch_size=batch_size,
-        logits=logits,
-        accept_probabilities=accept_probabilities,
-        name=name,
-    )
-    lab = Lab(job)
-    rows: list[Row] = []
-    hidden = None if progress is None else not progress
-    interrupted = False
-    layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=2 * len(job.x), desc="measure", bar_format=layout, disable=hidden) as bar:
-        try:
-            for done, sample_rows in enumerate(lab.rows(bar.update), start=1):
-                rows.extend({"network": job.name, **row} for row in sample_rows)
-                bar.set_postfix_str(f"{done} of {len(job.x)} samples")
-        except KeyboardInterrupt:
-            interrupted = True
-        except Exception as fault:
-            if not rows:
-                raise
-            report = Report.from_rows(rows, lab.provenance(interrupted=True))
-            raise _keeping(report, fault) from fault
-    report = Report.from_rows(rows, lab.provenance(interrupted=interrupted))
+    with folder_of(out) as run:
+        job = checked_job(
+            model=model,
+            x=x,
+            y=y,
+            target=target,
+            losses=losses,
+            formats=formats,
+            scenarios=scenarios,
+            reference=engine_of(run, reference),
+            digits=digits,
+            certify=certify,
+            jacobian=jacobian,
+            reduction=reduction,
+            loss_scale=loss_scale,
+            autocast=autocast,
+            device=device,
+            batch_size=batch_size,
+            logits=logits,
+            accept_probabilities=accept_probabilities,
+            name=name,
+        )
+        lab = Lab(as_first_chosen(job, run, reference))
+        report = _measured(lab, rows_of(lab, run, reference), progress)
     sentence = unmeasured_sentence(report.frame, with_results=False)
     if sentence is not None:
         warnings.warn(sentence, UnmeasuredWarning, stacklevel=3)
     return report
+
+
+def _measured(lab: Lab, rows: Rows, progress: bool | None) -> Report:
+    """The report of all samples, or of those that were finished before Ctrl-C."""
+    samples = len(lab.job.x)
+    hidden = None if progress is None else not progress
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=2 * samples, desc="measure", bar_format=layout, disable=hidden) as bar:
+        bar.update(2 * rows.samples_read)
+        try:
+            started = rows.samples_read + 1
+            for done, of_sample in enumerate(lab.rows(bar.update, rows.finished), start=started):
+                rows.add(of_sample)
+                bar.set_postfix_str(f"{done} of {samples} samples")
+            return rows.report(interrupted=False)
+        except KeyboardInterrupt:
+            rows.flush()
+            return rows.report(interrupted=True)
+        except Exception as fault:
+            with contextlib.suppress(StorageError):  # the fault itself says more
+                rows.flush()
+            report = rows.report(interrupted=True)
+            if not len(report.frame):
+                raise
+            raise _keeping(report, fault) from fault
 
 
 def _keeping(report: Report, fault: Exception) -> FperrError:

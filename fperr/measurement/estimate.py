@@ -62,7 +62,7 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
     request = inspect.signature(measure).bind(model, x, y, **options)
     request.apply_defaults()
     arguments = dict(request.arguments)
-    del arguments["progress"]
+    del arguments["progress"], arguments["out"]
     job = checked_job(**arguments)
     started = time.perf_counter()
     lab = Lab(job)

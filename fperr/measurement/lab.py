@@ -1,7 +1,7 @@
 """A measurement at work: batches through the formats, samples through the exact network."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -111,13 +111,18 @@ class Lab:
         warnings.warn(text + "the samples are run one by one, as batch_size=1 does", stacklevel=6)
         self.job = replace(self.job, batch_size=1)
 
-    def rows(self, advance: Callable[[], object]) -> Iterator[list[Row]]:
+    def rows(
+        self, advance: Callable[[], object], finished: Container[int] = ()
+    ) -> Iterator[list[Row]]:
         """The rows of each sample, in order.
 
         Args:
             advance: called twice for each sample: after the exact network, and after the rows.
+            finished: the first samples of batches that are left out.
         """
         for batch in self.job.batches():
+            if batch.start in finished:
+                continue
             x = self.job.x[batch]
             samples = self.reference.samples(x, advance)
             exact = [s if isinstance(s, ExactSample) else None for s in samples]

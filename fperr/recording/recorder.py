@@ -106,6 +106,8 @@ class Recorder:
                 self.unknown += sum(one.name == "unknown" for one in found)
                 self.writer.add("steps", step_table(group, found))
                 known += found
+            if compared:  # exact arithmetic may take minutes
+                self.writer.flush()
             for place, gradient in compared:
                 assert self.comparison is not None
                 note: _Note = gradient.of.note

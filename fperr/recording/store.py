@@ -1,40 +1,51 @@
 """A trace on disk: numbered Parquet files, each complete as soon as it has its name."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from fperr.errors import MissingDataError
+from fperr.errors import MissingDataError, StorageError
+from fperr.storage import SEAL, is_leftover, is_whole, prepare, read, sealed, write
 
 TABLES = ("steps", "errors", "points")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_UNSEALED = 1  # the last schema version without digests
 _ABOUT = "trace.json"
+_KEY = b"fperr"
 _ROWS, _SECONDS = 200_000, 5.0  # written when either is reached
 
 
 class Writer:
-    """Appends rows to the tables of a trace; a kill loses what was not written yet: 5 s at most.
+    """Appends rows to the tables of a trace.
+
+    They are written when they come and the last writing was 5 s ago, or the caller flushes, as the
+    recorder does before an exact comparison. A kill loses what has not been written.
 
     Args:
         folder: made if it is missing, and must be empty.
         about: what the trace says of itself.
 
     Raises:
-        ValueError: the folder is not empty.
+        ValueError: the folder is not empty, or cannot be made.
+        StorageError: it cannot be written to; so do `tell`, `add` and `flush`.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or not _is_empty(folder)):
             raise ValueError(f"{folder} exists and is not an empty folder: give another out=")
-        for name in TABLES:
-            (folder / name).mkdir(parents=True)
+        prepare(folder)
+        try:
+            for name in TABLES:
+                (folder / name).mkdir()
+        except OSError as fault:  # another recording began in it at the same time
+            raise StorageError(
+                f"{folder} cannot be used ({fault.strerror}): give another out="
+            ) from fault
         self._folder = folder
         self._waiting: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
         self._written = dict.fromkeys(TABLES, 0)
@@ -43,8 +54,13 @@ class Writer:
 
     def tell(self, about: dict[str, Any]) -> None:
         """What the trace says of itself, replaced as a whole."""
-        content = {"schema_version": SCHEMA_VERSION, **about}
-        _replace(self._folder / _ABOUT, json.dumps(content, indent=1).encode())
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            **about,
+            "files": self._written,
+            "seal": SEAL,
+        }
+        write(self._folder / _ABOUT, sealed(json.dumps(content, indent=1).encode()))
 
     def add(self, name: str, rows: pa.Table) -> None:
         """Append rows to a table."""
@@ -64,10 +80,12 @@ class Writer:
             if tables:
                 sink = pa.BufferOutputStream()
                 whole = pa.concat_tables(tables).unify_dictionaries()
+                path = _path(self._folder, name, self._written[name])
+                metadata = {**(whole.schema.metadata or {}), _KEY: _stamp(path).encode()}
+                whole = whole.replace_schema_metadata(metadata)
                 names = [f.name for f in whole.schema if pa.types.is_dictionary(f.type)]
                 pq.write_table(whole, sink, compression="lz4", use_dictionary=names)
-                path = self._folder / name / f"{self._written[name]:06d}.parquet"
-                _replace(path, sink.getvalue())
+                write(path, sealed(sink.getvalue().to_pybytes()))
                 self._written[name] += 1
                 tables.clear()
         self._since = time.monotonic()
@@ -78,31 +96,72 @@ def about(folder: Path) -> dict[str, Any]:
 
     Raises:
         MissingDataError: there is none.
-        ValueError: it has another schema version.
+        ValueError: it has another schema version, or is damaged.
     """
     path = folder / _ABOUT
     if not path.is_file():
         raise MissingDataError(f"{folder} holds no trace: {_ABOUT} is missing")
-    found: dict[str, Any] = json.loads(path.read_text())
-    if found["schema_version"] != SCHEMA_VERSION:
+    content = path.read_bytes()
+    try:
+        stored = json.loads(content)
+    except ValueError:
+        stored = None
+    if isinstance(stored, dict) and stored.get("schema_version") == _UNSEALED:
         raise ValueError(
-            f"{folder} has schema version {found['schema_version']}, this fperr reads "
+            f"{folder} has schema version {_UNSEALED}, this fperr reads {SCHEMA_VERSION}: record "
+            "again"
+        )
+    if not isinstance(stored, dict) or not is_whole(content):
+        raise ValueError(f"{path} is damaged: its digest is not that of its content; record again")
+    if stored.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{folder} has schema version {stored.get('schema_version')}, this fperr reads "
             f"{SCHEMA_VERSION}: record again"
         )
-    return found
+    return {name: value for name, value in stored.items() if name != "seal"}
 
 
 def table(folder: Path, name: str, columns: list[str] | None) -> pd.DataFrame:
-    """A table, or some of its columns, from disk; empty where nothing was written."""
-    files = sorted((folder / name).glob("*.parquet"))
-    if not files:
+    """A table, or some of its columns, from disk; empty where nothing was written.
+
+    Raises:
+        ValueError: a file of it is damaged or missing; names it.
+    """
+    listed = sorted(path.name for path in (folder / name).glob("*.parquet"))
+    count = max(len(listed), about(folder)["files"][name])
+    if not count:
         return pd.DataFrame(columns=columns)
-    found: pd.DataFrame = ds.dataset(files).to_table(columns=columns).to_pandas()
+    parts = [_part(_path(folder, name, number), columns) for number in range(count)]
+    found: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
     return found
 
 
-def _replace(path: Path, content: Any) -> None:
-    """Write a file under another name first, so that it is whole or not there."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def _part(path: Path, columns: list[str] | None) -> pa.Table:
+    """One file of a table, as it was written."""
+    try:
+        content = read(path)
+    except OSError as fault:
+        raise ValueError(
+            f"{path} cannot be read ({fault.strerror}): that part of the trace is lost, record "
+            "again"
+        ) from fault
+    is_own = _stamp(path).removeprefix(SEAL).encode() in content
+    if not is_own or not is_whole(content):
+        raise ValueError(
+            f"{path} is damaged, or another part of a trace: its digest is not that of its "
+            "content; record again"
+        )
+    return pq.read_table(pa.BufferReader(content), columns=columns).replace_schema_metadata(None)
+
+
+def _path(folder: Path, name: str, number: int) -> Path:
+    return folder / name / f"{number:06d}.parquet"
+
+
+def _stamp(path: Path) -> str:
+    """The place of a file's digest, and which part of a trace it is."""
+    return f"{SEAL} {path.parent.name}/{path.name};"
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(is_leftover(path.name) for path in folder.iterdir())

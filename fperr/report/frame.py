@@ -1,24 +1,24 @@
 """The report of a measurement: a tidy frame with one row per sample, scenario, loss and format."""
 
-import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fperr.caller_state import in_neutral_state
+from fperr.errors import DamagedFileWarning
+from fperr.report.file import from_bytes, to_bytes
 from fperr.report.html import page
 from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
 from fperr.report.verdict import Thresholds, judge
+from fperr.storage import SEAL, sealed, write
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 DEFAULT_THRESHOLDS = Thresholds()
-_METADATA_KEY = b"fperr"
 
 # Every column, in order, with its pandas dtype. Numbers are NaN and flags missing (<NA>) where they
 # are undefined: no reference (input not finite), gradient exactly zero, loss without T. A row has
@@ -186,27 +186,56 @@ class Report:
         return page(self.frame, self.provenance, thresholds)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write frame and provenance to one Parquet file."""
-        table = pa.Table.from_pandas(self.frame, preserve_index=False)
-        content = {"schema_version": SCHEMA_VERSION, "provenance": self.provenance}
-        metadata = {**(table.schema.metadata or {}), _METADATA_KEY: json.dumps(content).encode()}
-        pq.write_table(table.replace_schema_metadata(metadata), path)
+        """Write frame, provenance and a digest to one Parquet file, whole or not at all.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        write(Path(path), self.to_bytes())
+
+    def to_bytes(self, stamp: str = SEAL) -> bytes:
+        """The content of the file that `to_parquet` writes.
+
+        Args:
+            stamp: text of a run folder that says which piece of it this is.
+        """
+        return sealed(to_bytes(self.frame, self.provenance, SCHEMA_VERSION, stamp))
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> "Report":
-        """Read what `to_parquet` wrote.
+        """Read what `to_parquet` wrote; a `DamagedFileWarning` where an old file has no digest.
 
         Raises:
-            ValueError: not such a file, or of another schema version.
+            ValueError: not such a file, damaged, of another schema version, or with other rows than
+                a measurement has.
         """
-        table = pq.read_table(path)
-        metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
-        if metadata is None:
-            raise ValueError(f"{path} is a Parquet file, but not one that fperr wrote")
-        content = json.loads(metadata)
-        if content["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} has schema version {content['schema_version']}, this fperr reads "
-                f"{SCHEMA_VERSION}: measure again, or use the fperr that wrote it"
+        if not Path(path).is_file():
+            raise ValueError(f"{path} is missing: expected a measurements.parquet")
+        report, is_confirmed = cls._of_bytes(Path(path).read_bytes(), path)
+        if not is_confirmed:
+            warnings.warn(
+                f"{path} was written by an older fperr, without a digest: a byte that has changed "
+                "since would not be noticed. Write it again with Report.to_parquet, or measure "
+                "again",
+                DamagedFileWarning,
+                stacklevel=2,
             )
-        return cls(table.to_pandas().astype(COLUMNS), content["provenance"])
+        return report
+
+    @classmethod
+    def from_bytes(cls, content: bytes, source: str | Path) -> "Report":
+        """A report from what `to_bytes` returned.
+
+        Args:
+            content: with its digest.
+            source: what errors call it.
+
+        Raises:
+            ValueError: as `from_parquet` does.
+        """
+        return cls._of_bytes(content, source)[0]
+
+    @classmethod
+    def _of_bytes(cls, content: bytes, source: str | Path) -> tuple["Report", bool]:
+        frame, provenance, is_confirmed = from_bytes(content, source, SCHEMA_VERSION, COLUMNS)
+        return cls(frame, provenance), is_confirmed

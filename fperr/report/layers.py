@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from fperr.caller_state import in_neutral_state
 from fperr.report.style import STAGES
+from fperr.storage import write
 
 COLUMNS = {
     "sample": "int64",
@@ -84,8 +85,12 @@ class LayerReport:
         return figure
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write the frame."""
-        self.frame.to_parquet(path)
+        """Write the frame, whole or not at all.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        write(Path(path), self.frame.to_parquet())
 
 
 def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:

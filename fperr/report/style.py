@@ -1,6 +1,8 @@
 """One style for every figure: the same colour for the same loss, everywhere."""
 
+import io
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -33,6 +35,18 @@ CLEAN = "clean"  # images, beside attacked ones
 _APART = {OWN: (0.0, 0.0, 0.0), CLEAN: (0.5, 0.5, 0.5)}
 _ARITHMETICS = "float16", "bfloat16", "tf32", "float32", "float64", "exact"
 STAGES = ("cast", "forward", "loss", "backward")
+
+
+def picture(figure: Figure, **options: Any) -> bytes:
+    """The content of a picture's file.
+
+    Args:
+        figure: what is drawn.
+        options: of `Figure.savefig`: format (png if not given), dpi, bbox_inches.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, **{"format": "png", **options})
+    return buffer.getvalue()
 
 
 def legend(figure: Figure, hues: list[str], title: str, *, lines: bool = False) -> None:
