@@ -163,7 +163,7 @@ def test_a_flipped_byte_in_any_kept_file_is_noticed(seed, whole, tmp_path):
         (tmp_path / name).write_bytes(changed)
         if name == "measurement.json":
             with pytest.raises(
-                ValueError, match=r"json is damaged .*: give another folder, or rem"
+                ValueError, match=r"json is damaged .*: give another folder .*, or remove it"
             ):
                 measured(tmp_path)
         else:

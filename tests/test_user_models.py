@@ -348,18 +348,16 @@ def test_checkpoints_that_fit(weights, folder):
 
 
 def test_an_accessor_on_the_command_line(folder):
-    done = run(
-        *["measure", "net.py:pair", "--logits", "first", "--data", "images.npz", "--n", "2"],
-        cwd=folder,
-    )
+    command = ["measure", "net.py:pair", "--logits", "first", "--data", "images.npz", "--n", "2"]
+    done = run(*command, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "out" / "pair" / "report.html").stat().st_size > 50_000
-    again = run(
-        *["measure", "net.py:pair", "--logits", "first", "--data", "images.npz", "--n", "2"],
-        cwd=folder,
-    )
-    assert again.returncode == 0, again.stderr
-    assert "2 of 2 images were measured before, and read from out/pair/rows" in again.stdout
+    again = run(*command, cwd=folder)  # with the other weights that the factory makes
+    assert again.returncode == 2
+    assert "holds another measurement (model digest " in again.stderr
+    assert "begin anew: --overwrite" in again.stderr
+    anew = run(*command, "--overwrite", cwd=folder)
+    assert anew.returncode == 0, anew.stderr
 
 
 def test_two_factories_of_one_name_are_told_apart(folder):

@@ -18,12 +18,13 @@ from fperr.report.frame import Report
 from fperr.run_folder import RunFolder, opened
 
 ABOUT = "measurement.json"
+_REMEDY = "give another folder (or begin anew: --overwrite of the command)"
 _WRITING_SHARE = 0.1  # of the time, at most, an unfinished batch is written again and again
 
 
 def folder_of(out: str | Path | None) -> AbstractContextManager[RunFolder | None]:
     """The run folder, locked; None where no folder is asked for."""
-    return nullcontext() if out is None else opened(out, ABOUT)
+    return nullcontext() if out is None else opened(out, ABOUT, remedy=_REMEDY)
 
 
 def engine_of(run: RunFolder | None, reference: str) -> str:
