@@ -1,6 +1,8 @@
 """What a command line works on: a network by name or from a module, and its images."""
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,46 @@ from torch import Tensor, nn
 
 from fperr import data, user_model, zoo
 from fperr.measurement.models import Accessor, usable_model
+
+LOGITS_HELP = "where the output holds the logits: name, index, or function of the module"
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Takes the logits out of what a model returns.
+
+    Attributes:
+        key: index, or name of an item or attribute.
+        source: the module, for messages.
+    """
+
+    key: int | str
+    source: str
+
+    def __call__(self, output: Any) -> Tensor:
+        """The logits.
+
+        Raises:
+            ValueError: the output has no such part.
+        """
+        try:
+            is_attribute = isinstance(self.key, str) and not isinstance(output, Mapping)
+            part = getattr(output, str(self.key)) if is_attribute else output[self.key]
+        except (KeyError, IndexError, TypeError, AttributeError) as fault:
+            listed = f" of {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
+            length = f" of {len(output)}" if isinstance(output, list | tuple) else ""
+            function = f"{self.source} defines no {self.key!r}, and " * isinstance(self.key, str)
+            raise ValueError(
+                f"{function}the model's output, a {type(output).__name__}{listed}{length}, has "
+                f"no {self.key!r}: give --logits a name or an index in it, or a function of the "
+                "module"
+            ) from fault
+        if not isinstance(part, Tensor):
+            raise ValueError(
+                f"--logits {self.key} is a {type(part).__name__} in the model's output, expected "
+                "a tensor (batch, K): give another part, or a function of the module"
+            )
+        return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +91,8 @@ def subject_of(
     if ":" not in source:
         if checkpoint or logits:
             raise ValueError(
-                f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}"
+                f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}: "
+                "leave them out"
             )
         images = _images(dataset or zoo.entry(source).dataset, n)
         return Subject(source, zoo.load(source), None, images)
@@ -57,12 +100,28 @@ def subject_of(
         raise ValueError(
             f"{source} needs --data: a .npz file with x (floating point) and y (integers)"
         )
-    model = user_model.load(source, checkpoint)
+    model = user_model.load(source, checkpoint, notify=typer.echo)
     if checkpoint is None:
         typer.echo(f"{source}: no --checkpoint, the weights are those that the factory makes")
     path, _, factory = source.rpartition(":")
-    accessor = user_model.attribute(user_model.module(Path(path)), logits, path) if logits else None
+    accessor = None if logits is None else _accessor(logits, path)
     return Subject(factory, model, accessor, _images(dataset, n))
+
+
+def _accessor(logits: str, path: str) -> Accessor:
+    """What `--logits` says: an index, a function of the module, or a name in the output."""
+    if re.fullmatch(r"-?\d+", logits):
+        return _Part(int(logits), path)
+    function = getattr(user_model.module(Path(path)), logits, None)
+    if function is None:
+        return _Part(logits, path)
+    if not callable(function):
+        raise ValueError(
+            f"--logits {logits} is a {type(function).__name__} of {path}: give a function of it, "
+            "or a name or an index in the model's output"
+        )
+    accessor: Accessor = function
+    return accessor
 
 
 def _images(name: str, n: int | None) -> data.Images:

@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import os
-import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -35,6 +33,8 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+
+_NATIVE_FLOATS = tuple(np.dtype(name) for name in ("float16", "float32", "float64"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,32 +176,81 @@ def from_npz(path: Path) -> Images:
 
     Raises:
         MissingDataError: no such file.
-        ValueError: an array is missing, pickled, or x is not floating point.
+        ValueError: an array is missing or pickled, there is no sample, or x is not float16, float32
+            or float64 in this machine's byte order.
     """
+    x, y = _arrays(path, ("x", "y"))
+    if x.dtype not in _NATIVE_FLOATS:
+        raise ValueError(f"{path}: x has dtype {x.dtype.str} ({x.dtype}), {_float_remedy(x)}")
+    if x.ndim < 2 or not x.size:
+        raise ValueError(
+            f"{path}: x has shape {x.shape}, expected (n, *shape) with samples in it: write at "
+            "least one sample, e.g. x[None] for a single one"
+        )
+    return Images(path.name, torch.from_numpy(x), _classes(path, "y", y, len(x)))
+
+
+def classes_from_npz(path: Path, name: str, n: int) -> Tensor:
+    """The array `name` of a NumPy archive: a class for each of its samples; the first n.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        MissingDataError: no such file.
+        ValueError: no such array, or it holds no integer for each sample of x.
+    """
+    x, classes = _arrays(path, ("x", name))
+    return _classes(path, name, classes, len(x))[:n]
+
+
+def _arrays(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
     if not path.is_file():
-        raise MissingDataError(f"{path} is missing: expected a .npz file with arrays x and y")
+        raise MissingDataError(
+            f"{path} is missing: expected a .npz file with arrays {' and '.join(names)}, as "
+            "np.savez writes it"
+        )
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            names = sorted(arrays.files)
-            if not {"x", "y"} <= set(names):
-                raise ValueError(f"{path}: expected arrays x and y, got {names}")
-            x, y = arrays["x"], arrays["y"]
-    except (OSError, EOFError, zipfile.BadZipFile, AttributeError, pickle.UnpicklingError) as fault:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            held = sorted(archive.files)
+            arrays = [archive[name] for name in names if name in held]
+    except Exception as fault:  # NumPy and zipfile raise a dozen kinds, MemoryError among them
+        reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
         raise ValueError(
-            f"{path} cannot be read as a NumPy archive: write it with np.savez({path.name!r}, "
-            "x=..., y=...)"
+            f"{path} cannot be read as a NumPy archive of numbers ({reason}): write it with "
+            f"np.savez({path.name!r}, {', '.join(f'{name}=...' for name in names)})"
         ) from fault
-    if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
+    if len(arrays) < len(names):
         raise ValueError(
-            f"{path}: y must hold one integer class for each of the {len(np.atleast_1d(x))} "
-            f"samples of x, got {y.dtype} of shape {y.shape}"
+            f"{path}: expected arrays {' and '.join(names)}, got {held}: write it with "
+            f"np.savez({path.name!r}, {', '.join(f'{name}=...' for name in names)})"
         )
-    if not np.issubdtype(x.dtype, np.floating):
+    return arrays
+
+
+def _float_remedy(x: np.ndarray) -> str:
+    """What to do about an array that is not floating point as PyTorch has it."""
+    if np.issubdtype(x.dtype, np.integer):
+        return (
+            "expected floating point in the model's domain. Convert it, e.g. "
+            "x.astype('float32') / 255 for pixels of 0..255"
+        )
+    if x.dtype.newbyteorder("=") in _NATIVE_FLOATS:
+        return "the other byte order. Convert it with x.astype(x.dtype.newbyteorder('='))"
+    return "expected float16, float32 or float64. Convert it, e.g. x.astype('float64')"
+
+
+def _classes(path: Path, name: str, classes: np.ndarray, n: int) -> Tensor:
+    if not np.issubdtype(classes.dtype, np.integer) or classes.shape != (n,):
         raise ValueError(
-            f"{path}: x has dtype {x.dtype}, expected floating point in the model's domain. "
-            "Convert it, e.g. x.astype('float32') / 255 for pixels of 0..255"
+            f"{path}: {name} must hold one integer class for each of the {n} samples of x, got "
+            f"{classes.dtype} of shape {classes.shape}: write {name}.astype('int64') of shape "
+            f"({n},)"
         )
-    return Images(path.name, torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)))
+    wide = classes.astype(np.int64)
+    if not np.array_equal(wide, classes):
+        raise ValueError(f"{path}: {name} holds classes beyond int64: write other labels")
+    return torch.from_numpy(wide)
 
 
 DATASETS: dict[str, Callable[[], Images]] = {

@@ -64,6 +64,11 @@ def checked(
     device, dtype = device_and_dtype(model)
     if device != x.device:
         raise ValueError(f"the model is on {device} and x on {x.device}: move one of them")
+    if arithmetic == "tf32" and device.type != "cuda":
+        raise ValueError(
+            f"arithmetic 'tf32' exists on CUDA devices only, and the model is on {device}: move it "
+            "and x there, or use arithmetic='float32'"
+        )
     chosen = named(loss)
     if chosen.forced is not None and chosen.forced.targeted != (targets is not None):
         kind = "untargeted" if targets is None else "targeted"
@@ -130,6 +135,23 @@ def _check_present(name: str, labels: Tensor, clean: Tensor, model: nn.Module, x
             f"for sample {first} ({len(samples)} such samples): the model never predicts it there; "
             "leave those samples out, or name another class"
         )
+
+
+def check_radius(radius: float, norm: str, box: tuple[float, float], x: Tensor) -> None:
+    """Refuse a ball that holds more than the box around every point of it: an eight for 8/255.
+
+    Raises:
+        ValueError: says what may be meant.
+    """
+    width = box[1] - box[0]
+    apart = width * (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
+    if radius <= apart * (1 + 2.0**-40):  # the square root and the product are rounded
+        return
+    meant = f" Did you mean radius={radius:g}/255?" if radius / 255 < apart else ""
+    raise ValueError(
+        f"radius must be at most {apart:g}, by which the points of box {box} are apart in {norm}, "
+        f"got {radius!r}.{meant} If x lives in another box, give box=(lowest, highest)"
+    )
 
 
 def check_options(

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fperr.attacks.arguments import check_options, checked, forced
+from fperr.attacks.arguments import check_options, check_radius, checked, forced
 from fperr.attacks.goal import Goal
 from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_adaptively
 from fperr.attacks.progress import Progress
@@ -86,7 +86,7 @@ def attack(
             is absent, as if the model had no such output; it is neither a label nor a target.
         x: (batch, *shape), float16 to float64, within the box. Points stay in its format.
         y: (batch,) int64, the true labels.
-        radius: of the ball.
+        radius: of the ball; at most what the points of the box are apart in the norm.
         method: `"pgd"`, `"fgsm"` (one step of size radius from x, no random start) or `"apgd"`.
         loss: a name of the registry, ascended; `fperr.measure` lists them.
         norm: `"linf"` or `"l2"`.
@@ -121,6 +121,7 @@ def attack(
     if method == "fgsm" and (step_size is not None or restarts != 1):
         raise ValueError("method 'fgsm' is one step of the radius: leave out step_size, restarts")
     check_options(restarts, schedule, step_size, momentum, reduction, projection, box, x)
+    check_radius(radius, norm, box, x)
     x = x.detach()
     goal = Goal(chosen, y, targets, reduction == "mean", clean.to(torch.float64).softmax(1))
     region = Region.around(x, norm, radius, box, is_exact=projection == "exact")

@@ -102,7 +102,8 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
     except Exception as fault:
         raise ValueError(
             f"the model fails on x[:{_PROBED_SAMPLES}], of shape "
-            f"{tuple(x[:_PROBED_SAMPLES].shape)} and dtype {x.dtype}: {fault}"
+            f"{tuple(x[:_PROBED_SAMPLES].shape)} and dtype {x.dtype}: {fault}. Give x as the model "
+            "takes it, e.g. (n, channels, height, width)"
         ) from fault
     if not isinstance(z, Tensor):
         raise ValueError(
