@@ -1,6 +1,6 @@
 """fperr tells how much of an adversarial-attack result is floating-point error."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from fperr import bounds, errors, exact, formats, zoo
 from fperr.attacks import AttackResult, attack
@@ -11,7 +11,10 @@ from fperr.report.frame import Report
 from fperr.report.layers import LayerReport
 from fperr.report.verdict import Thresholds
 
-__version__ = version("fperr")
+try:
+    __version__ = version("fperr")
+except PackageNotFoundError:  # its source is on the path
+    __version__ = "not installed"
 
 __all__ = [
     "AttackResult",

@@ -130,14 +130,19 @@ def _images(name: str, n: int | None) -> data.Images:
     return images.first(min(40, len(images.x)) if n is None else n)
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
+def check_folder(folder: Path, *, overwrite: bool, option: str = "--out") -> None:
     """Refuse a folder that cannot be written to, or holds something.
+
+    Args:
+        folder: to be written to, made where it is missing.
+        overwrite: it may hold something.
+        option: that names it.
 
     Raises:
         ValueError: says what to do.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give --out a folder")
+        raise ValueError(f"{folder} is a file: give {option} a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(
             f"{folder} is not empty: give another folder with --out, or write into it with "
@@ -145,4 +150,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         )
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"{folder} cannot be made, {existing} is no folder that can be written to")
+        raise ValueError(
+            f"{folder} cannot be made, {existing} is no folder that can be written to: "
+            f"give another folder with {option}"
+        )

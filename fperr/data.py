@@ -88,7 +88,10 @@ def fperr_data(relative: str, what: str) -> Path:
         )
     path = Path(folder) / relative
     if not path.is_file():
-        raise MissingDataError(f"{path} is missing: it should hold {what}")
+        raise MissingDataError(
+            f"{path} is missing: it should hold {what}. Get it, or set FPERR_DATA to a folder that "
+            f"holds {relative}"
+        )
     return path
 
 
@@ -165,7 +168,9 @@ def cifar10_test_800() -> Images:
     path = fperr_data("cifar10/cifar10_test_first800.npz", what)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != CIFAR_SHA256:
-        raise ValueError(f"{path}: SHA-256 {found}, expected {CIFAR_SHA256}: it is not {what}")
+        raise ValueError(
+            f"{path}: SHA-256 {found}, expected {CIFAR_SHA256}: it is not {what}. Get it again"
+        )
     with np.load(path) as arrays:
         pixels, labels = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     return Images("cifar10_test_800", pixels.float() / 255, labels.long())

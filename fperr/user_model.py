@@ -79,7 +79,9 @@ def module(path: Path) -> ModuleType:
         spec.loader.exec_module(found)
     except (Exception, SystemExit) as fault:
         del sys.modules[name]
-        raise ValueError(f"{path} cannot be imported: {type(fault).__name__}: {fault}") from fault
+        raise ValueError(
+            f"{path} cannot be imported: {type(fault).__name__}: {fault}. Make `python {path}` run"
+        ) from fault
     return found
 
 
@@ -102,7 +104,9 @@ def _call(factory: Any, source: str) -> nn.Module:
     try:
         model = factory()
     except (Exception, SystemExit) as fault:
-        raise ValueError(f"{source} fails: {type(fault).__name__}: {fault}") from fault
+        raise ValueError(
+            f"{source} fails: {type(fault).__name__}: {fault}. Make it return the model"
+        ) from fault
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source} must return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -294,7 +294,7 @@ FAULTS = {
     "text": (["net.py:build", "--checkpoint", "text.pt"], "checkpoint text.pt"),
     "tuple": (
         ["net.py:pair", "--data", "images.npz"],
-        "got tuple: say where they are with logits=",
+        "got tuple: say where they are with --logits: a name or an index",
     ),
     "wrong images": (["net.py:build", "--data", "wide.npz"], "the model fails on x[:8], of shape"),
     "no accessor": (

@@ -307,5 +307,5 @@ def _names(what: str, names: Sequence[str]) -> list[str]:
     if not listed:
         raise ValueError(f"{what} is empty: name at least one")
     if len(set(listed)) < len(listed):
-        raise ValueError(f"{what} names something twice: {listed}")
+        raise ValueError(f"{what} names something twice: {listed}, leave one out")
     return listed
