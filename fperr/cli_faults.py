@@ -22,7 +22,8 @@ ON_COMMAND_LINE = (
     (r"box=\(lowest, highest\)", "--box=LOW,HIGH"),
     (
         r"logits=, e\.g\. logits=lambda output: output\[0\]",
-        "--logits: a name or an index in the output, or a function of the module, e.g. --logits 0",
+        "--logits: a name or an index in the output, or a function of the module, e.g. "
+        "--logits logits or --logits 0",
     ),
     (r"logits=lambda", "--logits FUNCTION, a function of the module that is lambda"),
     (r"logits=", "--logits "),

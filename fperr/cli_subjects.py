@@ -48,8 +48,8 @@ class _Part:
             ) from fault
         if not isinstance(part, Tensor):
             raise ValueError(
-                f"--logits {self.key} is a {type(part).__name__} in the model's output, expected "
-                "a tensor (batch, K): give another part, or a function of the module"
+                f"--logits {self.key} is of type {type(part).__name__} in the model's output, "
+                "expected a tensor (batch, K): give another part, or a function of the module"
             )
         return part
 
@@ -117,8 +117,8 @@ def _accessor(logits: str, path: str) -> Accessor:
         return _Part(logits, path)
     if not callable(function):
         raise ValueError(
-            f"--logits {logits} is a {type(function).__name__} of {path}: give a function of it, "
-            "or a name or an index in the model's output"
+            f"--logits {logits} is of type {type(function).__name__} in {path}: give a function "
+            "of it, or a name or an index in the model's output"
         )
     accessor: Accessor = function
     return accessor

@@ -18,7 +18,7 @@ FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CIFAR_SHA256 = "f5a3dc75b0bdbf6afc29053a04b746395539702ce68c7a371a1ee72281bd2d8f"
 FASHION_REMEDY = (
     "the Fashion-MNIST files (train-images-idx3-ubyte.gz, ...). Install Debian's package "
-    "dataset-fashion-mnist, or name the folder that holds them with --data DIR"
+    f"dataset-fashion-mnist, which puts them into {FASHION_FOLDER}"
 )
 # SHA-256 of the uncompressed files, as Debian's dataset-fashion-mnist
 # 0.0~git20200523.55506a9-1 has them
@@ -249,8 +249,7 @@ def _classes(path: Path, name: str, classes: np.ndarray, n: int) -> Tensor:
     if not np.issubdtype(classes.dtype, np.integer) or classes.shape != (n,):
         raise ValueError(
             f"{path}: {name} must hold one integer class for each of the {n} samples of x, got "
-            f"{classes.dtype} of shape {classes.shape}: write {name}.astype('int64') of shape "
-            f"({n},)"
+            f"{classes.dtype} of shape {classes.shape}: write whole numbers of an integer type"
         )
     wide = classes.astype(np.int64)
     if not np.array_equal(wide, classes):

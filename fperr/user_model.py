@@ -32,7 +32,7 @@ def load(
     """
     path, _, name = source.rpartition(":")
     if not path:
-        raise ValueError(f"{source} names no function: expected e.g. {source}:build")
+        raise ValueError(f"{source} names no module: expected path/to/module.py:factory")
     model = _call(attribute(module(Path(path)), name, path), source)
     if checkpoint is not None:
         cast = checkpoints.fill(model, checkpoints.state_dict(checkpoint), checkpoint)

@@ -1,13 +1,16 @@
 """Bad calls of the commands, from one table: each ends in one line of fperr's own, with code 2."""
 
+import io
 import re
 import sys
 import warnings
+import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import typer.main
 from torch import nn
 
 from fperr import cli
@@ -88,11 +91,13 @@ def folder(tmp_path_factory):
     }
     for name, arrays in archives.items():
         np.savez(path / f"{name}.npz", **arrays)
-    bomb = (path / "good.npz").read_bytes()
-    shape = b"'shape': (4, 4), }"
-    assert shape in bomb
-    (path / "bomb.npz").write_bytes(bomb.replace(shape, b"'shape':(9**11,)}".ljust(len(shape))))
-    (path / "cut.npz").write_bytes(bomb[:200])
+    header = io.BytesIO()  # of 36 TiB, in a file of 500 bytes
+    large = {"descr": "<f4", "fortran_order": False, "shape": (10**10, 1000)}
+    np.lib.format.write_array_header_1_0(header, large)
+    with zipfile.ZipFile(path / "bomb.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue())
+        archive.writestr("y.npy", header.getvalue())
+    (path / "cut.npz").write_bytes((path / "good.npz").read_bytes()[:200])
     (path / "text.npz").write_text("text")
     (path / "nothing.npz").write_bytes(b"")
     np.save(path / "single.npy", x)
@@ -119,6 +124,7 @@ NETWORKS = [
     *("net.py:NUMBER", "net.py:needs", "net.py:fails", "net.py:nothing", "net.py:exits"),
     *("exits.py:build", "syntax.py:build", "net.py:nan", "net.py:as_dict", "net.py:as_pair"),
     *("net.py:as_text", "net.py:soft", "net.py:one_logit", "net.py:raises", "net.py:flat"),
+    "net.py:exits_later",
 ]
 DATA = [
     *("none.npz", "no_y.npz", "no_x.npz", "wide.npz", "integers.npz", "booleans.npz"),
@@ -273,11 +279,20 @@ def outcome(arguments, monkeypatch, capsys):
     shown = capsys.readouterr().err
     if code in (0, None):
         return "accepted"
-    return faults_of(code, shown)
+    return faults_of(code, shown, options_of(arguments))
 
 
-def faults_of(code, shown):
-    """What is wrong with a refusal: exit code, lines, traceback, remedy."""
+def options_of(arguments):
+    """The options of the command that is called."""
+    command = typer.main.get_command(cli.app)
+    for name in arguments:
+        if name in getattr(command, "commands", {}):
+            command = command.commands[name]
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def faults_of(code, shown, options):
+    """What is wrong with a refusal: exit code, lines, traceback, remedy, options it names."""
     wrong = [f"exit code {code}"] if code != 2 else []
     if "Traceback" in shown:
         wrong.append("a traceback")
@@ -292,6 +307,8 @@ def faults_of(code, shown):
         wrong.append("no remedy")
     if PYTHON.search(lines[0]):
         wrong.append("a remedy of the Python API")
+    if missing := set(re.findall(r"(?<![-\w])--[a-z][a-z-]*", lines[0])) - options:
+        wrong.append(f"the command has no {missing}")
     return "; ".join(wrong) and f"{'; '.join(wrong)}: {lines[0]}"
 
 
@@ -341,10 +358,11 @@ def test_good_calls_are_accepted(command, folder, monkeypatch, capsys, tmp_path)
         (2, "fperr: no such thing\n"),
         (2, "fperr: two lines\nof text, give one\n"),
         (2, "fperr: x lies outside: give box=(0, 1)\n"),
+        (2, "fperr: x lies outside: give --nothing=0,1\n"),
         (2, ""),
     ],
 )
 def test_a_bad_refusal_is_noticed(code, shown):
     """Negative control of what is looked at."""
-    assert faults_of(code, shown)
-    assert faults_of(2, "fperr: x must be y: give z\n") == ""
+    assert faults_of(code, shown, {"--box"})
+    assert faults_of(2, "fperr: x must be y: give --box=0,1\n", {"--box"}) == ""
