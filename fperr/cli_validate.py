@@ -21,7 +21,6 @@ from fperr.validation import assumption, falsify, summary, sweep, truth
 
 app = typer.Typer(no_args_is_help=True, help="Check what the bounds assume; try to refute them.")
 _IMAGES = 1000
-_KERNELS = "cpu", "cpu_strided"
 
 
 @app.command("kernels")
@@ -58,8 +57,8 @@ def bounds_command(
 ) -> None:
     """Try to refute the bounds on the logit gradient, at random and by search."""
     names = _checked_formats(formats)
-    if kernel not in _KERNELS:
-        raise ValueError(f"unknown kernel {kernel!r}: expected one of {', '.join(_KERNELS)}")
+    if kernels.named(kernel) is kernels.KERNELS["cuda"]:
+        raise ValueError("kernel 'cuda' is of CUDA devices, the cases run on the CPU: use 'cpu'")
     if cases < 1:
         raise ValueError(f"--cases must be at least 1, got {cases}: leave it out for 100,000")
     if not 0 <= seed < 2**63:

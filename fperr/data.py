@@ -186,7 +186,7 @@ def from_npz(path: Path) -> Images:
     """
     x, y = _arrays(path, ("x", "y"))
     if x.dtype not in _NATIVE_FLOATS:
-        raise ValueError(f"{path}: x has dtype {x.dtype.str} ({x.dtype}), {_float_remedy(x)}")
+        raise ValueError(f"{path}: x has dtype {x.dtype}, {_float_remedy(x)}")
     if x.ndim < 2 or not x.size:
         raise ValueError(
             f"{path}: x has shape {x.shape}, expected (n, *shape) with samples in it: write at "
@@ -241,7 +241,7 @@ def _float_remedy(x: np.ndarray) -> str:
             "x.astype('float32') / 255 for pixels of 0..255"
         )
     if x.dtype.newbyteorder("=") in _NATIVE_FLOATS:
-        return "the other byte order. Convert it with x.astype(x.dtype.newbyteorder('='))"
+        return "in the other byte order. Convert it with x.astype(x.dtype.newbyteorder('='))"
     return "expected float16, float32 or float64. Convert it, e.g. x.astype('float64')"
 
 
