@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
-DOORS := tests/test_cli.py tests/test_cli_bad_calls.py tests/test_checkpoints.py \
-    tests/test_user_models.py tests/test_bad_input.py tests/test_measure.py tests/test_attacks.py \
-    tests/test_recording.py tests/test_report_page.py
+DOORS := tests/test_cli.py tests/test_cli_bad_calls.py tests/test_cli_words.py \
+    tests/test_checkpoints.py tests/test_user_models.py tests/test_bad_input.py \
+    tests/test_measure.py tests/test_attacks.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-exact robust-accuracy \

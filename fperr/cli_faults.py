@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).parent
 _LONGEST = 600  # letters of another library's message
 # how the errors of the Python API name an argument, and what that is on the command line
 ON_COMMAND_LINE = (
-    (r"move it there with device='cuda', or leave", "leave"),
+    (r"move (?:it|it and x|model and x) there(?: with device='cuda')?, or (use|leave)", r"\1"),
     (r"box=\(lowest, highest\)", "--box=LOW,HIGH"),
     (
         r"logits=, e\.g\. logits=lambda output: output\[0\]",
@@ -31,6 +31,7 @@ ON_COMMAND_LINE = (
     (r"certify=True", "--certify"),
     (r"(reference|scenarios|method|arithmetic)=['\"]?([\w:]+)['\"]?", r"--\1 \2"),
     (r"radius=(\S+)", r"--radius \1"),
+    (r"(?<![-\w])(arithmetic|box|method|norm|reference|scenarios|steps|targets)=(?!\S)", r"--\1"),
     (
         r"\b(accept_probabilities|batch_size|loss_scale)\b",
         lambda found: "--" + found[1].replace("_", "-"),

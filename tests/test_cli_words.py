@@ -185,6 +185,21 @@ def test_the_words_of_the_python_api_are_those_of_the_command():
         assert words not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("leave targets= out", "leave --targets out"),
+        ("move it there with device='cuda', or leave 'tf32' out", "leave 'tf32' out"),
+        ("move model and x there, or use 'float32'", "use 'float32'"),
+        ("digits must be at least 20", "--digits must be at least 20"),
+        ("the model's own box=(1, 2) stays", "the model's own box=(1, 2) stays"),
+        ("x must have shape (3,)", "x must have shape (3,)"),
+    ],
+)
+def test_single_words(text, line):
+    assert cli_faults.on_command_line(text) == line
+
+
 class Pair(torch.nn.Module):
     def forward(self, x):
         return x, x
