@@ -93,9 +93,11 @@ def on_command_line(text: str) -> str:
 
 
 def _is_ours(fault: BaseException) -> bool:
-    """Whether a line of this package raised it."""
+    """Whether a `raise` of this package raised it: else a line of it may have failed by mistake."""
     frames = traceback.extract_tb(fault.__traceback__)
-    return bool(frames) and _PACKAGE in Path(frames[-1].filename).parents
+    if not frames or _PACKAGE not in Path(frames[-1].filename).parents:
+        return False
+    return (frames[-1].line or "").startswith("raise")
 
 
 def _origin(fault: BaseException) -> str:

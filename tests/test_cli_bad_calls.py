@@ -324,6 +324,14 @@ PYTHON = re.compile(
 )
 
 
+@pytest.mark.parametrize("command", ["measure", "attack", "layers", "report", "figures"])
+def test_what_is_needed_is_asked_for(command, folder, monkeypatch, capsys):
+    """Without arguments at all, and `attack` without a radius."""
+    monkeypatch.chdir(folder)
+    assert outcome([command], monkeypatch, capsys) == ""
+    assert outcome(["attack", "net.py:build", "--data", "good.npz"], monkeypatch, capsys) == ""
+
+
 def test_the_table_is_long_enough():
     assert len(CALLS) >= 150
     assert len(set(CALLS)) == len(CALLS)
