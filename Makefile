@@ -1,8 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
+DOORS := tests/test_cli.py tests/test_cli_bad_calls.py tests/test_cli_words.py \
+    tests/test_checkpoints.py tests/test_user_models.py tests/test_bad_input.py \
+    tests/test_measure.py tests/test_attacks.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-exact robust-accuracy clean
+.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-exact robust-accuracy \
+    test-lowest clean
 
 demo: .venv/core.stamp
 	$(BIN)/fperr measure fashion_adversarial fashion_standard fashion_saturated \
@@ -13,6 +17,11 @@ test: .venv/test.stamp
 
 test-slow: .venv/test.stamp
 	$(BIN)/python -m pytest -m slow --durations=0
+
+# The doors with the lowest versions that pyproject.toml allows, and the newest of everything else;
+# old versions use what newer ones of their own dependencies deprecate.
+test-lowest: .venv-lowest/stamp
+	.venv-lowest/bin/python -m pytest -m "not slow" -W ignore::DeprecationWarning $(DOORS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check
@@ -50,5 +59,11 @@ bench-exact: .venv/test.stamp
 	$(INSTALL) --no-deps torchattacks adv-lib  # their pins of requests and visdom fit nothing else
 	touch $@
 
+.venv-lowest/stamp: pyproject.toml constraints-lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints-lowest.txt --config-settings editable_mode=compat -e . pytest hypothesis
+	touch $@
+
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-lowest out

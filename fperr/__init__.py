@@ -1,5 +1,7 @@
 """fperr tells how much of an adversarial-attack result is floating-point error."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from fperr import bounds, errors, exact, formats, zoo
 from fperr.attacks import AttackResult, attack
 from fperr.errors import FperrError
@@ -9,6 +11,11 @@ from fperr.report.frame import Report
 from fperr.report.layers import LayerReport
 from fperr.report.verdict import Thresholds
 
+try:
+    __version__ = version("fperr")
+except PackageNotFoundError:  # its source is on the path
+    __version__ = "not installed"
+
 __all__ = [
     "AttackResult",
     "FperrError",
@@ -16,6 +23,7 @@ __all__ = [
     "Report",
     "Thresholds",
     "Trace",
+    "__version__",
     "attack",
     "bounds",
     "errors",

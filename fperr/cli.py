@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fperr import cli_attack, cli_figures, cli_validate, storage, zoo
-from fperr.cli_subjects import Subject, check_folder, subject_of
+from fperr import __version__, cli_attack, cli_figures, cli_validate, storage, zoo
+from fperr.cli_faults import Commands, ended
+from fperr.cli_options import folder_name
+from fperr.cli_subjects import LOGITS_HELP, Subject, check_folder, subject_of
 from fperr.errors import FperrError, StorageError
 from fperr.measurement import estimate, measure, trace_layers
 from fperr.report.frame import Report
@@ -30,14 +32,30 @@ _REMEDY = "give another folder with --out, or begin anew with --overwrite"
 _INTERRUPTED = 130
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="How much of an adversarial-attack result is floating-point error?",
 )
 app.add_typer(cli_validate.app, name="validate")
 app.command("attack")(cli_attack.attack_command)
 app.command("figures")(cli_figures.figures_command)
+
+
+def _show_version(is_asked_for: bool) -> None:
+    if is_asked_for:
+        typer.echo(f"fperr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="show it and end"),
+    ] = False,
+) -> None:
+    """How much of an adversarial-attack result is floating-point error?"""
 
 
 @app.command("measure")
@@ -53,9 +71,7 @@ def measure_command(
     checkpoint: Annotated[
         Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
     ] = None,
-    logits: Annotated[
-        str | None, typer.Option(help="function in that module: output of the model -> logits")
-    ] = None,
+    logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
     n: Annotated[int | None, typer.Option(help="the first n images [40, or all if fewer]")] = None,
     losses: Annotated[str, typer.Option(help="names, comma-separated")] = "ce,mifpe,tmifpe",
     formats: Annotated[str, typer.Option(help="names, comma-separated")] = (
@@ -112,7 +128,7 @@ def measure_command(
             model, x, y = subject.arguments(assigned)
             typer.echo(estimate(model, x, y, **subject.options, **request).describe())
         return
-    folder = out or Path("out") / subjects[0].name
+    folder = out or Path("out") / folder_name(subjects[0].name)
     check_folder(folder, overwrite=True)
     with opened(folder, _ABOUT, remedy=_REMEDY, overwrite=_FILES if overwrite else None) as run:
         report = _measured(subjects, assigned, request, run)
@@ -135,21 +151,31 @@ def layers_command(
     checkpoint: Annotated[
         Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
     ] = None,
+    logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
     n: Annotated[int, typer.Option(help="the first n images")] = 4,
     loss: Annotated[str, typer.Option(help="name")] = "mifpe",
     format: Annotated[str, typer.Option(help="name")] = "float16",
+    accept_probabilities: Annotated[
+        bool, typer.Option("--accept-probabilities", help="trace a model that ends in softmax")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="folder to write to [out/NAME-layers]")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="write into a folder that is not empty")
     ] = False,
 ) -> None:
     """Show where along a network the error of its gradient arises."""
-    subject = subject_of(network, checkpoint, None, dataset, n)
-    folder = out or Path("out") / f"{subject.name}-layers"
+    subject = subject_of(network, checkpoint, logits, dataset, n)
+    folder = out or Path("out") / folder_name(f"{subject.name}-layers")
     check_folder(folder, overwrite=overwrite)
     storage.prepare(folder)
     report = trace_layers(
-        subject.model, subject.images.x, subject.images.y, loss=loss, format=format
+        subject.model,
+        subject.images.x,
+        subject.images.y,
+        loss=loss,
+        format=format,
+        logits=subject.logits,
+        accept_probabilities=accept_probabilities,
     )
     typer.echo(report.summary().to_string(index=False, float_format="{:.3g}".format))
     report.to_parquet(folder / "layers.parquet")
@@ -163,12 +189,17 @@ def report_command(
     out: Annotated[Path | None, typer.Option(help="the page to write [beside it]")] = None,
 ) -> None:
     """Rebuild the report page of a measurement."""
+    written = "give the measurements.parquet that `fperr measure` writes"
     if not measurements.is_file():
-        raise ValueError(f"{measurements} is missing: expected a measurements.parquet")
+        raise ValueError(f"{measurements} is missing or a folder: {written}")
     if measurements.suffix != ".parquet":
-        raise ValueError(f"{measurements}: expected a measurements.parquet")
+        raise ValueError(f"{measurements} is no .parquet file: {written}")
     page = out or measurements.parent / "report.html"
-    storage.write(page, Report.from_parquet(measurements).to_html().encode())
+    if page.is_dir():
+        raise ValueError(f"{page} is a folder: give --out a file, e.g. {page / 'report.html'}")
+    if not page.parent.is_dir():
+        raise ValueError(f"{page.parent} is no folder: make it, or give --out another file")
+    storage.write(page, _report_in(measurements).to_html().encode())
     typer.echo(f"Written: {page}")
 
 
@@ -177,6 +208,16 @@ def zoo_command() -> None:
     """List the networks that can be had by name."""
     for entry in zoo.REGISTRY.values():
         typer.echo(f"{entry.name:26} {entry.dataset:20} {entry.source}")
+
+
+def _report_in(measurements: Path) -> Report:
+    try:
+        return Report.from_parquet(measurements)
+    except Exception as fault:  # what is in a foreign file is open
+        raise ValueError(
+            f"{measurements} cannot be read as measurements of fperr ({type(fault).__name__}: "
+            f"{fault}): give the measurements.parquet that `fperr measure` writes"
+        ) from fault
 
 
 def _measured(
@@ -295,12 +336,11 @@ def _write(report: Report, run: RunFolder) -> None:
 
 
 def main() -> None:
-    """Run the command line: faults end with their text on standard error and exit code 2."""
+    """Run the command line: every error ends with one line on standard error and exit code 2."""
     try:
         app()
-    except (FperrError, ValueError, TypeError, OSError) as fault:
-        typer.echo(f"fperr: {fault}", err=True)
-        sys.exit(2)
+    except Exception as fault:  # also one of another library: never a bare traceback
+        sys.exit(ended(fault))
 
 
 if __name__ == "__main__":

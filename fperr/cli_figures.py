@@ -8,6 +8,7 @@ from platformdirs import user_cache_path
 from tqdm.auto import tqdm
 
 from fperr import zoo
+from fperr.cli_subjects import check_folder
 from fperr.figures import FIGURES, Study, Subject, make, paper_size
 
 _PICTURES = "png", "svg", "pdf"
@@ -52,8 +53,9 @@ def figures_command(
         raise ValueError("--full and --n exclude each other: leave one out")
     if n is not None and n < 1:
         raise ValueError(f"--n must be at least 1, got {n}")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: give --out a folder")
+    kept = cache or user_cache_path("fperr") / "figures"
+    check_folder(out, overwrite=True)
+    check_folder(kept, overwrite=True, option="--cache")
     asked = [] if networks is None else [name.strip() for name in networks.split(",")]
     chosen = list(dict.fromkeys(zoo.entry(name).name for name in asked))
     if chosen and not any(FIGURES[name].networks for name in wanted):
@@ -61,16 +63,22 @@ def figures_command(
     number = _IMAGES if n is None else n
     size = "--full" if full else f"--n {number}"
     subjects: dict[tuple[str, int], Subject] = {}  # loaded once for all figures
+    of_figure: dict[str, tuple[Subject, ...]] = {}
+    for name in wanted:
+        recipe = FIGURES[name]
+        used = (chosen or recipe.available) if recipe.networks else []
+        counts = [paper_size(each, recipe.most) if full else number for each in used]
+        keys = list(zip(used, counts, strict=True))
+        for key in keys:
+            subjects.setdefault(key, Subject(*key))
+        of_figure[name] = tuple(subjects[key] for key in keys)
+    for subject in subjects.values():
+        _ = subject.images  # raises where there are fewer: before hours of drawing
     with tqdm(wanted, desc="figures") as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            recipe = FIGURES[name]
-            used = (chosen or recipe.available) if recipe.networks else []
-            counts = [paper_size(each, recipe.most) if full else number for each in used]
-            for key in zip(used, counts, strict=True):
-                subjects.setdefault(key, Subject(*key))
-            mine = tuple(subjects[key] for key in zip(used, counts, strict=True))
-            study = Study(mine, cache or user_cache_path("fperr") / "figures")
-            listed = f" --networks {','.join(used)}" if used else ""
+            names_used = ",".join(subject.name for subject in of_figure[name])
+            listed = f" --networks {names_used}" if names_used else ""
+            study = Study(of_figure[name], kept)
             make(name, study, out, f"fperr figures {name} {size}{listed}", kinds)
     typer.echo(f"Written: {out}/ " + ", ".join(wanted))

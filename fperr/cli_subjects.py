@@ -1,6 +1,7 @@
 """What a command line works on: a network by name or from a module, and its images."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from fperr import data, user_model, zoo
 from fperr.measurement.models import Accessor, usable_model
 
+LOGITS_HELP = "where the output holds the logits: name, index, or function of the module"
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -18,7 +21,7 @@ class Subject:
 
     name: str
     model: nn.Module
-    logits: Accessor | None
+    logits: Accessor | str | int | None
     images: data.Images
 
     def arguments(self, assigned: str | None) -> tuple[nn.Module, Tensor, Tensor | None]:
@@ -49,7 +52,8 @@ def subject_of(
     if ":" not in source:
         if checkpoint or logits:
             raise ValueError(
-                f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}"
+                f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}: "
+                "leave them out"
             )
         images = _images(dataset or zoo.entry(source).dataset, n)
         return Subject(source, zoo.load(source), None, images)
@@ -57,12 +61,28 @@ def subject_of(
         raise ValueError(
             f"{source} needs --data: a .npz file with x (floating point) and y (integers)"
         )
-    model = user_model.load(source, checkpoint)
+    model = user_model.load(source, checkpoint, notify=typer.echo)
     if checkpoint is None:
         typer.echo(f"{source}: no --checkpoint, the weights are those that the factory makes")
     path, _, factory = source.rpartition(":")
-    accessor = user_model.attribute(user_model.module(Path(path)), logits, path) if logits else None
+    accessor = None if logits is None else _accessor(logits, path)
     return Subject(factory, model, accessor, _images(dataset, n))
+
+
+def _accessor(logits: str, path: str) -> Accessor | str | int:
+    """What `--logits` says: an index, a function of the module, or a name in the output."""
+    if re.fullmatch(r"-?\d+", logits):
+        return int(logits)
+    function = getattr(user_model.module(Path(path)), logits, None)
+    if function is None:
+        return logits
+    if not callable(function):
+        raise ValueError(
+            f"--logits {logits} is of type {type(function).__name__} in {path}: give a function "
+            "of it, or a name or an index in the model's output"
+        )
+    accessor: Accessor = function
+    return accessor
 
 
 def _images(name: str, n: int | None) -> data.Images:
@@ -71,14 +91,19 @@ def _images(name: str, n: int | None) -> data.Images:
     return images.first(min(40, len(images.x)) if n is None else n)
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
+def check_folder(folder: Path, *, overwrite: bool, option: str = "--out") -> None:
     """Refuse a folder that cannot be written to, or holds something.
+
+    Args:
+        folder: to be written to, made where it is missing.
+        overwrite: it may hold something.
+        option: that names it.
 
     Raises:
         ValueError: says what to do.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give --out a folder")
+        raise ValueError(f"{folder} is a file: give {option} a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(
             f"{folder} is not empty: give another folder with --out, or write into it with "
@@ -86,4 +111,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         )
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"{folder} cannot be made, {existing} is no folder that can be written to")
+        raise ValueError(
+            f"{folder} cannot be made, {existing} is no folder that can be written to: "
+            f"give another folder with {option}"
+        )

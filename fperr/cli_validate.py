@@ -13,7 +13,10 @@ from torch import Tensor
 
 from fperr import data, storage, zoo
 from fperr.bounds import kernels
+from fperr.cli_subjects import check_folder
 from fperr.errors import FperrError
+from fperr.formats import TF32
+from fperr.formats import named as format_named
 from fperr.report.style import picture
 from fperr.validation import assumption, falsify, summary, sweep, truth
 
@@ -27,6 +30,10 @@ def kernels_command(
     stride: Annotated[int, typer.Option(help="try one float32 in so many, and keep nothing")] = 1,
 ) -> None:
     """Sweep every float32 through this machine's exp and log, and keep the largest errors."""
+    if stride < 1:
+        raise ValueError(f"--stride must be at least 1, got {stride}: leave it out for all")
+    if torch.device(_device_type(device)) == torch.device("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device} needs CUDA, which is not there: use --device cpu")
     found, ways = sweep(device, stride=stride, progress=True)
     frame = pd.DataFrame(
         [(s.path, s.way, f"{s.numbers:,}", f"{s.ulps:.4f}", f"{s.at:.9g}") for s in ways],
@@ -50,9 +57,17 @@ def bounds_command(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/bounds"),
 ) -> None:
     """Try to refute the bounds on the logit gradient, at random and by search."""
+    names = _checked_formats(formats)
+    if kernels.named(kernel) is kernels.KERNELS["cuda"]:
+        raise ValueError("kernel 'cuda' is of CUDA devices, the cases run on the CPU: use 'cpu'")
+    if cases < 1:
+        raise ValueError(f"--cases must be at least 1, got {cases}: leave it out for 100,000")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must be from 0 to 2^63 - 1, got {seed}: give another")
+    check_folder(out, overwrite=True)
     storage.prepare(out)
     trials = falsify(
-        [name.strip() for name in formats.split(",")],
+        names,
         cases,
         logits=torch.cat(list(_real_logits())),
         kernel=kernel,
@@ -72,7 +87,7 @@ def bounds_command(
         typer.echo(line)
     typer.echo(f"Written: {out / 'bounds.csv'}, {out / 'tightness.csv'}, {out / 'bounds.png'}")
     if (trials["ratio"] > 1).any():
-        raise FperrError("the proved bound is violated: see the table")
+        raise FperrError("the proved bound is violated: see the table, and report it")
 
 
 @app.command("assumption")
@@ -82,6 +97,7 @@ def assumption_command(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/assumption"),
 ) -> None:
     """Is the size of the gradient G(t) times a constant, as maximising G takes for granted?"""
+    check_folder(out, overwrite=True)
     storage.prepare(out)
     found = {
         name: assumption.lengths(zoo.load(name), data.named(zoo.entry(name).dataset).first(n).x)
@@ -92,6 +108,24 @@ def assumption_command(
     storage.write(out / "assumption.csv", lines.to_csv(index=False).encode())
     typer.echo(lines.to_string(index=False, float_format="{:.3g}".format))
     typer.echo(f"Written: {out / 'assumption.png'}, {out / 'assumption.csv'}")
+
+
+def _device_type(device: str) -> str:
+    """`cpu` or `cuda`, which kernels are swept on."""
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu or cuda, got {device!r}: leave it out for the CPU")
+    return kind
+
+
+def _checked_formats(formats: str) -> list[str]:
+    names = [name.strip() for name in formats.split(",")]
+    for name in names:
+        if format_named(name) == TF32:
+            raise ValueError("--formats: the bounds are not of 'tf32': leave it out")
+    if len(set(names)) < len(names):
+        raise ValueError(f"--formats names something twice, got {formats!r}: leave one out")
+    return names
 
 
 def _real_logits() -> Iterator[Tensor]:

@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import os
-import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -21,7 +19,7 @@ FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CIFAR_SHA256 = "f5a3dc75b0bdbf6afc29053a04b746395539702ce68c7a371a1ee72281bd2d8f"
 FASHION_REMEDY = (
     "the Fashion-MNIST files (train-images-idx3-ubyte.gz, ...). Install Debian's package "
-    "dataset-fashion-mnist, or name the folder that holds them with --data DIR"
+    f"dataset-fashion-mnist, which puts them into {FASHION_FOLDER}"
 )
 # SHA-256 of the uncompressed files, as Debian's dataset-fashion-mnist
 # 0.0~git20200523.55506a9-1 has them
@@ -36,6 +34,8 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+
+_NATIVE_FLOATS = tuple(np.dtype(name) for name in ("float16", "float32", "float64"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,10 @@ def fperr_data(relative: str, what: str) -> Path:
         )
     path = Path(folder) / relative
     if not path.is_file():
-        raise MissingDataError(f"{path} is missing: it should hold {what}")
+        raise MissingDataError(
+            f"{path} is missing: it should hold {what}. Get it, or set FPERR_DATA to a folder that "
+            f"holds {relative}"
+        )
     return path
 
 
@@ -170,7 +173,9 @@ def cifar10_test_800() -> Images:
     path = fperr_data("cifar10/cifar10_test_first800.npz", what)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != CIFAR_SHA256:
-        raise ValueError(f"{path}: SHA-256 {found}, expected {CIFAR_SHA256}: it is not {what}")
+        raise ValueError(
+            f"{path}: SHA-256 {found}, expected {CIFAR_SHA256}: it is not {what}. Get it again"
+        )
     with np.load(path) as arrays:
         pixels, labels = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     return Images("cifar10_test_800", pixels.float() / 255, labels.long())
@@ -182,32 +187,80 @@ def from_npz(path: Path) -> Images:
 
     Raises:
         MissingDataError: no such file.
-        ValueError: an array is missing, pickled, or x is not floating point.
+        ValueError: an array is missing or pickled, there is no sample, or x is not float16, float32
+            or float64 in this machine's byte order.
     """
+    x, y = _arrays(path, ("x", "y"))
+    if x.dtype not in _NATIVE_FLOATS:
+        raise ValueError(f"{path}: x has dtype {x.dtype}, {_float_remedy(x)}")
+    if x.ndim < 2 or not x.size:
+        raise ValueError(
+            f"{path}: x has shape {x.shape}, expected (n, *shape) with samples in it: write at "
+            "least one sample, e.g. x[None] for a single one"
+        )
+    return Images(path.name, torch.from_numpy(x), _classes(path, "y", y, len(x)))
+
+
+def classes_from_npz(path: Path, name: str, n: int) -> Tensor:
+    """The array `name` of a NumPy archive: a class for each of its samples; the first n.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        MissingDataError: no such file.
+        ValueError: no such array, or it holds no integer for each sample of x.
+    """
+    x, classes = _arrays(path, ("x", name))
+    return _classes(path, name, classes, len(x))[:n]
+
+
+def _arrays(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
     if not path.is_file():
-        raise MissingDataError(f"{path} is missing: expected a .npz file with arrays x and y")
+        raise MissingDataError(
+            f"{path} is missing: expected a .npz file with arrays {' and '.join(names)}, as "
+            "np.savez writes it"
+        )
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            names = sorted(arrays.files)
-            if not {"x", "y"} <= set(names):
-                raise ValueError(f"{path}: expected arrays x and y, got {names}")
-            x, y = arrays["x"], arrays["y"]
-    except (OSError, EOFError, zipfile.BadZipFile, AttributeError, pickle.UnpicklingError) as fault:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            held = sorted(archive.files)
+            arrays = [archive[name] for name in names if name in held]
+    except Exception as fault:  # NumPy and zipfile raise a dozen kinds, MemoryError among them
+        reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
         raise ValueError(
-            f"{path} cannot be read as a NumPy archive: write it with np.savez({path.name!r}, "
-            "x=..., y=...)"
+            f"{path} cannot be read as a NumPy archive of numbers ({reason}): write it with "
+            f"np.savez({path.name!r}, {', '.join(f'{name}=...' for name in names)})"
         ) from fault
-    if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
+    if len(arrays) < len(names):
         raise ValueError(
-            f"{path}: y must hold one integer class for each of the {len(np.atleast_1d(x))} "
-            f"samples of x, got {y.dtype} of shape {y.shape}"
+            f"{path}: expected arrays {' and '.join(names)}, got {held}: write it with "
+            f"np.savez({path.name!r}, {', '.join(f'{name}=...' for name in names)})"
         )
-    if not np.issubdtype(x.dtype, np.floating):
+    return arrays
+
+
+def _float_remedy(x: np.ndarray) -> str:
+    """What to do about an array that is not floating point as PyTorch has it."""
+    if np.issubdtype(x.dtype, np.integer):
+        return (
+            "expected floating point in the model's domain. Convert it, e.g. "
+            "x.astype('float32') / 255 for pixels of 0..255"
+        )
+    if x.dtype.newbyteorder("=") in _NATIVE_FLOATS:
+        return "in the other byte order. Convert it with x.astype(x.dtype.newbyteorder('='))"
+    return "expected float16, float32 or float64. Convert it, e.g. x.astype('float64')"
+
+
+def _classes(path: Path, name: str, classes: np.ndarray, n: int) -> Tensor:
+    if not np.issubdtype(classes.dtype, np.integer) or classes.shape != (n,):
         raise ValueError(
-            f"{path}: x has dtype {x.dtype}, expected floating point in the model's domain. "
-            "Convert it, e.g. x.astype('float32') / 255 for pixels of 0..255"
+            f"{path}: {name} must hold one integer class for each of the {n} samples of x, got "
+            f"{classes.dtype} of shape {classes.shape}: write whole numbers of an integer type"
         )
-    return Images(path.name, torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)))
+    wide = classes.astype(np.int64)
+    if not np.array_equal(wide, classes):
+        raise ValueError(f"{path}: {name} holds classes beyond int64: write other labels")
+    return torch.from_numpy(wide)
 
 
 DATASETS: dict[str, Callable[[], Images]] = {

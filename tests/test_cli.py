@@ -131,7 +131,7 @@ def test_a_row_that_was_measured_is_enough_for_code_0(tmp_path, factories):
         (["attack", "fashion_standard"], "--radius"),
         (["attack", "fashion_standard", "--radius", "-1"], "radius must be"),
         (["attack", "fashion_standard", "--radius", "1", "--loss", "xent"], "unknown loss 'xent'"),
-        (["attack", "fashion_standard", "--radius", "1", "--batch-size", "0"], "batch_size must"),
+        (["attack", "fashion_standard", "--radius", "1", "--batch-size", "0"], "--batch-size must"),
     ],
 )
 def test_faults_end_with_their_text_and_code_2(arguments, text, tmp_path):

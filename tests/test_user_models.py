@@ -297,7 +297,7 @@ FAULTS = {
     "text": (["net.py:build", "--checkpoint", "text.pt"], "checkpoint text.pt"),
     "tuple": (
         ["net.py:pair", "--data", "images.npz"],
-        "got tuple of 2: say where the logits are, e.g. logits=0",
+        "got tuple of 2: say where the logits are, e.g. --logits 0",
     ),
     "wrong images": (["net.py:build", "--data", "wide.npz"], "the model fails on x[:8], of shape"),
     "no accessor": (

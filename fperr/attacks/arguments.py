@@ -154,6 +154,23 @@ def _check_present(name: str, labels: Tensor, clean: Tensor, model: nn.Module, x
         )
 
 
+def check_radius(radius: float, norm: str, box: tuple[float, float], x: Tensor) -> None:
+    """Refuse a ball that holds more than the box around every point of it: an eight for 8/255.
+
+    Raises:
+        ValueError: says what may be meant.
+    """
+    width = box[1] - box[0]
+    apart = width * (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
+    if radius <= apart * (1 + 2.0**-40):  # the square root and the product are rounded
+        return
+    meant = f" Did you mean radius={radius:g}/255?" if radius / 255 < apart else ""
+    raise ValueError(
+        f"radius must be at most {apart:g}, by which the points of box {box} are apart in {norm}, "
+        f"got {radius!r}.{meant} If x lives in another box, give box=(lowest, highest)"
+    )
+
+
 def check_options(
     radius: float,
     method: str,
@@ -206,16 +223,7 @@ def check_options(
             f"x must lie in the box {(low, high)}, got {seen}: "
             + ("leave those samples out" if broken else "scale it, or give box=(lowest, highest)")
         )
-    farthest = (high - low) * (1.0 if norm == "linf" else math.sqrt(inputs[0].numel()))
-    if radius > farthest:
-        raise ValueError(
-            f"radius {radius:g} reaches every point of the box {(low, high)}, whose points are at "
-            f"most {farthest:g} apart in {norm}: "
-            + (
-                f"give box=(lowest, highest) if x is not in {(low, high)}, or a smaller radius"
-                + (f"; for pixels of 0..255 say {radius:g} / 255" if radius >= 1 else "")
-            )
-        )
+    check_radius(radius, norm, (low, high), inputs)
 
 
 def _ends(box: object) -> tuple[float, float]:

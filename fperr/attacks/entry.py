@@ -127,7 +127,7 @@ def attack(
             is absent, as if the model had no such output; it is neither a label nor a target.
         x: (batch, *shape), float16 to float64, within the box. Points stay in its format.
         y: (batch,) int64, the true labels.
-        radius: of the ball.
+        radius: of the ball; at most what the points of the box are apart in the norm.
         method: `"pgd"`, `"fgsm"` (one step of size radius from x, no random start) or `"apgd"`.
         loss: a name of the registry, ascended; `fperr.measure` lists them.
         norm: `"linf"` or `"l2"`.

@@ -85,9 +85,9 @@ class Outcome:
         return self.clean_correct / self.samples
 
     @property
-    def sentence(self) -> str:
-        """What a reader of the robust accuracy must know, in words."""
-        parts = [f"{self.robust} of {self.samples} withstood"]
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the robust accuracy must know; nothing where all is well."""
+        parts = []
         if self.unjudged:
             parts.append(
                 f"{self.unjudged} of {self.samples} could not be judged (logits that are NaN or "
@@ -101,4 +101,9 @@ class Outcome:
             )
         if self.not_finite:
             parts.append(f"{self.not_finite} of {self.samples} met gradients that are not finite")
-        return "; ".join(parts)
+        return tuple(parts)
+
+    @property
+    def sentence(self) -> str:
+        """How many withstood, and the remarks."""
+        return "; ".join((f"{self.robust} of {self.samples} withstood", *self.remarks))

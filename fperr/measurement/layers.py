@@ -30,6 +30,7 @@ from fperr.exact.routing import corresponding, decisions_of, flips
 from fperr.formats import of_dtype
 from fperr.measurement.arguments import Job, checked_job
 from fperr.measurement.model_checks import check_function_of_sample
+from fperr.measurement.models import Accessor
 from fperr.measurement.network import FloatGradient, FormatNetwork
 from fperr.measurement.stages import scaled
 from fperr.measurement.vectors import MpVectors
@@ -67,6 +68,8 @@ def trace_layers(
     target: Tensor | None = None,
     loss: str = "ce",
     format: str = "float32",
+    logits: Accessor | str | int | None = None,
+    accept_probabilities: bool = False,
     progress: bool | None = None,
 ) -> LayerReport:
     """Split the error of an input gradient by the operations of the network.
@@ -81,6 +84,8 @@ def trace_layers(
         target: (n,) target classes: a targeted loss.
         loss: name of a loss.
         format: name of a format.
+        logits: where the logits are in what the model returns: a name, an index or a function.
+        accept_probabilities: trace a model that returns probabilities.
         progress: show a progress bar; None: only where standard error is a terminal.
 
     Returns:
@@ -92,7 +97,15 @@ def trace_layers(
     checks.optional_flag("progress", progress)
     assigned = None if y is not None or target is not None else ["untargeted_unsuccessful"]
     job = checked_job(
-        model=model, x=x, y=y, target=target, losses=[loss], formats=[format], scenarios=assigned
+        model=model,
+        x=x,
+        y=y,
+        target=target,
+        losses=[loss],
+        formats=[format],
+        scenarios=assigned,
+        logits=logits,
+        accept_probabilities=accept_probabilities,
     )
     broken = (~job.x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if broken:

@@ -170,7 +170,7 @@ def _alt(kind: str, name: str, panel: str, rows: pd.DataFrame) -> str:
         shown = [
             f"{fmt}: "
             + ", ".join(
-                f"{stage} {group[f'stage_{stage}'].median():.1g}"
+                f"{stage} {group[f'stage_{stage}'].dropna().median():.1g}"
                 for stage in ("cast", "forward", "loss", "backward")
             )
             for fmt, group in rows.groupby("format", sort=False)

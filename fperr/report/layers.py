@@ -116,7 +116,7 @@ def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:
     below.bar(places, table["contribution"], color=colours)
     below.set_yscale("log")
     below.set_ylabel("error added, over $\\|g\\|_2$\n(median)")
-    below.set_xticks(places, table["layer"], rotation=90, fontsize=8)
+    below.set_xticks(places, table["layer"], rotation=90, fontsize=8, parse_math=False)
     for axis in (above, below):
         axis.spines[["top", "right"]].set_visible(False)
 

@@ -162,7 +162,8 @@ def _strips(
                 ax=axis,
             )
             heading = f"{network}\n{panel}" if len(networks) > 1 else panel
-            axis.set(title=heading, xlabel="", ylabel=label)
+            axis.set_title(heading, parse_math=False)  # a network's name may hold dollars
+            axis.set(xlabel="", ylabel=label)
             axis.grid(axis="y", alpha=0.3)
             axis.set_ylim(*limits)
     legend(figure, hues, legend_title)

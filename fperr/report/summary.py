@@ -75,7 +75,7 @@ def overview(frame: pd.DataFrame) -> pd.DataFrame:
     ):
         line = {
             "network": network,
-            "median margin": short(group["margin"].median()),
+            "median margin": short(group["margin"].dropna().median()),
             "scenario": scenario,
             "format": fmt,
         }
@@ -141,7 +141,7 @@ def short(number: float) -> str:
 
 
 def _cell(rows: pd.DataFrame) -> str:
-    median = usable(rows)["delta"].median()
+    median = usable(rows)["delta"].dropna().median()
     unmeasured = is_unmeasured(rows)
     notes = [
         f"{count} of {len(rows)} {words}"
@@ -165,9 +165,9 @@ def _summary(group: pd.DataFrame, thresholds: Thresholds) -> dict[str, object]:
         "delta_q25": delta[0.25],
         "delta_median": delta[0.5],
         "delta_q75": delta[0.75],
-        "sign_error_median": counted["sign_error_rate"].median(),
+        "sign_error_median": counted["sign_error_rate"].dropna().median(),
         "flipped": int(has_flips(counted).sum()),
-        "frozen_median": counted["delta_frozen"].median(),
+        "frozen_median": counted["delta_frozen"].dropna().median(),
         "dead": _count(group, "is_dead"),
         "capped": _count(group, "scale_capped"),
         "not_finite": len(group) - _count(group, "is_finite"),

@@ -135,8 +135,8 @@ def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
         not_finite=int((broken & here).sum()),
         wrong_direction=int((direction & here).sum()),
         wrong_signs=int((signs & here).sum()),
-        delta_median=float(frame["delta"][here].median()),
-        sign_error_median=float(frame["sign_error_rate"][here].median()),
+        delta_median=float(frame["delta"][here].dropna().median()),
+        sign_error_median=float(frame["sign_error_rate"][here].dropna().median()),
         total=len(frame),
         left_out=tally(reasons(frame[~judged])),
     )

@@ -1,0 +1,98 @@
+"""What is typed on the command line, read: numbers, boxes, target classes, names of folders."""
+
+import hashlib
+import math
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fperr import data
+
+_LONGEST = 100  # letters: file systems hold 255 bytes, and suffixes are added
+_WITH_DIGEST = re.compile(r"-[0-9a-f]{8}$")
+
+
+def number(text: str, option: str) -> float:
+    """A finite number as `0.03`, `1e-2` or `8/255`, the same as Python's division.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(numerator) / (float(denominator) if slash else 1.0)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{option} must be a number as 0.03, 1e-2 or 8/255, got {text!r}: give one"
+        )
+    return value
+
+
+def box(text: str) -> tuple[float, float]:
+    """The ends of the box where inputs live, as `LOW,HIGH`.
+
+    Raises:
+        ValueError: not two numbers, the smaller one first.
+    """
+    ends = text.split(",")
+    if len(ends) != 2:
+        raise ValueError(f"--box must be LOW,HIGH, got {text!r}: give e.g. --box=-0.81,2.02")
+    low, high = (number(end, "--box") for end in ends)
+    if not low < high:
+        raise ValueError(
+            f"--box must be LOW,HIGH with LOW below HIGH, got {text!r}: give e.g. --box=-0.81,2.02"
+        )
+    return low, high
+
+
+def targets(text: str, y: Tensor, classes: int, seed: int, dataset: str | None) -> Tensor:
+    """The class that each image shall be brought to.
+
+    Args:
+        text: a class; `next`, the class after the image's own, and 0 after the last; `random`, one
+            of the other classes; or the name of an array in the data set's .npz file.
+        y: (n,) int64, the images' own classes.
+        classes: K, of the network.
+        seed: of `random`.
+        dataset: what `--data` says.
+
+    Returns:
+        (n,) int64; a class given for all may be an image's own.
+
+    Raises:
+        ValueError: none of them, or no class of the network.
+    """
+    if text == "next":
+        return (y + 1) % classes
+    if text == "random":
+        generator = torch.Generator().manual_seed(seed)
+        further = [int(torch.randint(classes - 1, (), generator=generator)) for _ in y]
+        return (y + 1 + torch.tensor(further)) % classes
+    if re.fullmatch(r"[+-]?\d+", text):
+        if not 0 <= int(text) < classes:
+            raise ValueError(
+                f"--targets must be a class from 0 to {classes - 1}, got {text}: give one of them"
+            )
+        return torch.full_like(y, int(text))
+    if dataset is None or not dataset.endswith(".npz"):
+        raise ValueError(
+            f"--targets must be a class, next or random, got {text!r}: give one of them, or the "
+            "name of an array in the .npz file that --data names"
+        )
+    return data.classes_from_npz(Path(dataset), text, len(y))
+
+
+def folder_name(name: str) -> str:
+    """A name for a folder: letters, digits, `.`, `_` and `-`; other names give other folders.
+
+    A name that has anything else, or could not be told from one that had, gets a digest.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-.")[:_LONGEST]
+    if safe == name and safe and not _WITH_DIGEST.search(safe):
+        return safe
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{safe}-{digest}" if safe else digest
