@@ -360,6 +360,7 @@ def test_what_a_killed_attack_left_is_diagnosed_too(tmp_path):
     about = trace.about
     assert len(about.pop("diagnosis")) == 2
     said = trace.diagnosis()
-    storage.write(path, storage.sealed(json.dumps({**about, "is_complete": False}).encode()))
+    killed = {**about, "is_complete": False, "seal": storage.SEAL}
+    storage.write(path, storage.sealed(json.dumps(killed).encode()))
     assert "diagnosis" not in trace.about
     assert trace.diagnosis() == said
