@@ -263,12 +263,15 @@ RECORD = {
     "x": {k: t for k, t in TENSORS.items() if k not in ("None", "wrong width")},
     "targets": {**LABELS, "the true class": Y},
     "loss": {"unknown": "nope", "a number": 3, "bytes": b"ce"},
-    "losses": NAMES,
-    "formats": FORMATS,
+    # none at all is allowed: the attack's own gradients are compared alone
+    "losses": {k: names for k, names in NAMES.items() if k != "empty"},
+    "formats": {k: names for k, names in FORMATS.items() if k != "empty"},
     "every": {**WHOLE, "zero": 0},
     "samples": {"text": "2", "negative": -1, "beyond": [5], "a fraction": 1.5, "True": True},
     "digits": {**WHOLE, "too many": 30},
     "out": PLACE,
+    "logits": ACCESSOR,
+    "accept_probabilities": FLAG,
 }
 
 

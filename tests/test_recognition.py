@@ -41,8 +41,19 @@ def test_losses_are_recognised(name, targeted, sign, reduction):
     scaled = recognise(LOGITS, 1024 * v, LABELS, targets if targeted else None, [name])
     assert (scaled.name, scaled.reduction) == (name, "scaled")
     assert scaled.factor == pytest.approx(1024 * found.factor, rel=1e-5)
-    wrong = v * torch.linspace(1, 1.01, 9)[:, None]  # no common factor: another loss
-    assert recognise(LOGITS, wrong, LABELS, targets if targeted else None, [name]).name == "unknown"
+    weights = torch.linspace(1, 1.01, 9)  # no common factor: one for each sample
+    told = recognise(LOGITS, v * weights[:, None], LABELS, targets if targeted else None, [name])
+    assert told.reduction == "by sample"
+    # cross-entropy is its stable form times 1 - p_y, and a shift changes no gradient
+    assert told.name.removesuffix("_shifted") == ("ce" if name == "stable_ce" else name)
+    if name != "stable_ce":
+        rows = told.explained
+        assert bool(rows.any())
+        torch.testing.assert_close(
+            told.factor[rows], (found.factor * weights)[rows], rtol=1e-3, atol=0
+        )
+    v[:, 0] += v.abs().amax(1) * 1e-2  # no factor at all: another loss
+    assert recognise(LOGITS, v, LABELS, targets if targeted else None, [name]).name == "unknown"
 
 
 def test_targets_show_in_the_logit_gradient():

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 
 import mpmath
 import numpy as np
@@ -227,18 +228,24 @@ def test_what_is_not_the_networks_own_is_told_apart():
         leaf = x.clone().requires_grad_()
         (cross_entropy(model(leaf), y) + cross_entropy(model(leaf), y)).backward()
 
-    for attack, equal, count in (
-        (plain, {True}, 1),
-        (penalised, {False}, 1),
-        (expected, {None}, 2),
+    more = pytest.warns(UserWarning, match=r"4 of 4 compared rows \(step 0\) more than the network")
+    for attack, equal, count, said in (
+        (plain, {True}, 1, nullcontext()),
+        (penalised, {False}, 1, more),
+        (expected, {None}, 2, nullcontext()),
     ):
-        with fperr.record(model, y, every=1, losses=["ce"], formats=["float32"]) as trace:
+        settings = {"every": 1, "losses": ["ce"], "formats": ["float32"]}
+        with said, fperr.record(model, y, **settings) as trace:
             attack()
         errors = trace.errors()
         own = errors[errors["is_own"]]
         assert trace.gradients == count
         assert set(own["is_rerun_equal"]) == equal
-        assert bool(own["delta"].isna().all()) == (attack is expected)
+        # what is no error does not stand under the name of one
+        assert bool(own["delta"].isna().all()) == (attack is not plain)
+        assert bool(own["relative_difference"].notna().all()) == (attack is penalised)
+        assert bool(own["reason"].isna().all()) == (attack is plain)
+        assert bool(trace.diagnosis()) == (attack is penalised)
         (axis,) = trace.plot.relative_error().axes
         drawn = [line for line in axis.get_lines() if len(line.get_ydata())]
         assert len(drawn) == (2 if attack is plain else 1)
@@ -251,7 +258,14 @@ def test_what_is_not_the_networks_own_is_told_apart():
     own = trace.errors()
     assert set(own["loss"]) == {"unknown"}
     assert set(own["compared_with"]) == {"logit gradient"}
-    assert own["delta"].between(1e-9, 1e-5).all()
+    assert own["network_delta"].between(1e-9, 1e-5).all()
+    assert own["delta"].isna().all()
+    (axis,) = trace.plot.relative_error().axes
+    (label,) = [t.get_text() for t in trace.plot.relative_error().legends[0].get_texts()]
+    assert "without" in label
+    drawn = [line.get_ydata() for line in axis.get_lines() if len(line.get_ydata())]
+    medians = own.groupby("step")["network_delta"].median()
+    np.testing.assert_allclose(drawn[0], medians, rtol=1e-12)
 
 
 def test_our_own_attacks_and_copies_of_the_model(fashion):
@@ -443,6 +457,19 @@ def test_nothing_recorded_is_said():
         ({"x": uniform(3, 6)}, "one length"),
         ({"every": 0}, "every"),
         ({"every": 1.5}, "every must be a whole number"),
+        ({"every": True}, "every must be a whole number"),
+        ({"digits": True}, "digits must be a whole number"),
+        ({"samples": True}, "samples must be a number or a list"),
+        ({"samples": [True]}, "samples must be a number or a list"),
+        (
+            {"x": torch.zeros(2, 6, dtype=torch.int64)},
+            r"floating point.*convert it, e\.g\. x\.float\(\)",
+        ),
+        ({"x": torch.full((2, 6), torch.nan)}, "NaN or infinite entries"),
+        ({"x": torch.tensor(1.0)}, "one length"),
+        ({"loss": 3}, r"a function loss\(logits, y, targets\)"),
+        ({"loss": "what"}, "unknown loss"),
+        ({"logits": True}, "logits must be a name, an index or a function"),
         ({"digits": 0}, "digits must be a whole number from 10 to 24"),
         ({"samples": "all"}, "samples must be a number or a list"),
         ({"y": [0, 0]}, "y must be a tensor"),
@@ -477,6 +504,12 @@ def test_models_that_cannot_be_recorded():
     pair = Pair().eval()
     with pytest.raises(ValueError, match="return logits"), fperr.record(pair, y, samples=0):
         pair(uniform(2, 6))
+    pixels = nn.Conv2d(1, 5, 3).eval()
+    x, match = uniform(2, 1, 8, 8), r"logits \(batch, K\) of at least 2 classes.*5, 6, 6"
+    with pytest.raises(ValueError, match=match), fperr.record(pixels, y):
+        pixels(x)
+    with pytest.raises(ValueError, match=match), fperr.record(pixels, y, x=x):
+        pytest.fail("it is refused before the attack starts")
 
 
 def test_no_trace_there(tmp_path):

@@ -69,8 +69,13 @@ class Balls:
             integers: Indices = self.value_number.identifiers().numpy()
             return integers
         first: dict[Any, int] = {}
-        keys = (mantissa(ball) if ball.is_exact() else id(ball) for ball in self.pool)
+        keys = (_exact_number(ball) if ball.is_exact() else id(ball) for ball in self.pool)
         return np.array([first.setdefault(key, len(first)) for key in keys], dtype=np.int64)
+
+
+def _exact_number(exact: arb) -> tuple[int, int] | str:
+    """A key of the ball, which has no radius and may be infinite."""
+    return mantissa(exact) if exact.is_finite() else str(exact)
 
 
 def mantissa(exact: arb) -> tuple[int, int]:

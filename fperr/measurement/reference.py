@@ -10,7 +10,7 @@ import torch
 from flint import arb
 from torch import Tensor
 
-from fperr.errors import ReferenceNotCertifiedError, SingularGradientError
+from fperr.errors import ReferenceNotCertifiedError, SingularGradientError, UndecidedError
 from fperr.exact.ball import BallArithmetic, log2_upper
 from fperr.exact.batched import log2_relative_errors
 from fperr.exact.certified import arb_of, log2_relative_radius, midpoints, norms, to_balls
@@ -19,6 +19,7 @@ from fperr.exact.engine import GUARD_BITS, LEAST_BOUND, log2_difference
 from fperr.exact.graph import Capture, called_in, probe
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.logit_gradient import cross_entropy, logit_gradient
+from fperr.exact.loss_function import LossGradient
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.multiword import LARGEST_BITS, MultiwordArithmetic
 from fperr.exact.pool import Balls
@@ -52,6 +53,8 @@ class LossAt:
         c: the scale that the format's run computed, an `mpf`.
         targeted: the label is a target.
         y: the true label, where it is known.
+        function: the loss itself where it is given as a function of the logits; label and c say
+            nothing then. By balls and pairs of float64 only.
     """
 
     kind: str
@@ -59,6 +62,7 @@ class LossAt:
     c: Any
     targeted: bool
     y: int | None
+    function: LossGradient | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,8 @@ class ExactSample:
         """The exact gradient of the loss; None where it is undefined."""
         A = self._reference.vectors
         asked = {"c": loss.c, "targeted": loss.targeted, "y": loss.y}
+        if loss.function is not None:
+            return self._of_function(loss, asked)
         v = logit_gradient(loss.kind, A.context, self.z, loss.label, **asked)
         if v is None:
             return None
@@ -148,6 +154,21 @@ class ExactSample:
         error = max(self.log2_disagreement, self._log2_cancellation(exact, product))
         found = ExactRow(exact, product, error, False, None)
         return found if self._reference.certifies(found) else self._raised(found, loss, asked)
+
+    def _of_function(self, loss: LossAt, asked: dict[str, Any]) -> ExactRow | None:
+        """The gradient of a loss that is a function; None where it is undefined, or undecided."""
+        is_in_balls = isinstance(self.state.interpreter.arithmetic, BallArithmetic)
+        try:
+            in_balls = self._in_balls(self.state, loss, asked) if is_in_balls else None
+            found = in_balls or self._in_words(loss, asked)
+        except (UndecidedError, ReferenceNotCertifiedError):
+            found = None
+        if found is not None:
+            return found if self._reference.certifies(found) else self._raised(found, loss, asked)
+        try:
+            return self._by_balls(loss, asked)
+        except ReferenceNotCertifiedError:
+            return None
 
     def product(self, v: Tensor) -> tuple[Vector, float]:
         """J^T v of a floating-point v (K,), taken exactly; log2 of the relative error in norm.
@@ -170,8 +191,7 @@ class ExactSample:
         """The gradient at a state of the balls, of whatever precision."""
         A, B = self._reference.vectors, state.interpreter.arithmetic
         assert isinstance(B, BallArithmetic)
-        enclosed = logit_gradient_balls(B, loss.kind, state.logits, loss.label, **asked)
-        assert enclosed is not None
+        enclosed = _enclosed(B, loss, state.logits, asked)
         g = _of_balls(state, enclosed)
         error = max(log2_relative_radius(enclosed), log2_relative_radius(g))
         return ExactRow(A.of_engine(enclosed), A.of_engine(g), error, True, g)
@@ -184,29 +204,32 @@ class ExactSample:
         """
         if self._is_hopeless:
             return found
-
-        def bits(result: ExactRow) -> float:
-            return -result.log2_error
-
         try:
-            raised = self._reference.balls.raised(
-                self._x,
-                lambda state: self._in_balls(state, loss, asked),
-                bits,
-                self._states_in_balls,
-            )
+            raised = self._by_balls(loss, asked)
             return replace(raised, log2_error_before=found.log2_error)
         except ReferenceNotCertifiedError:
             self._is_hopeless = True
             return found
+
+    def _by_balls(self, loss: LossAt, asked: dict[str, Any]) -> ExactRow:
+        """The gradient by balls at a precision that gives it its digits.
+
+        Raises:
+            ReferenceNotCertifiedError: none does.
+        """
+        return self._reference.balls.raised(
+            self._x,
+            lambda state: self._in_balls(state, loss, asked),
+            lambda result: -result.log2_error,
+            self._states_in_balls,
+        )
 
     def _in_words(self, loss: LossAt, asked: dict[str, Any]) -> ExactRow:
         """The logit gradient in balls around the logits, and its product in words."""
         A, B = self._reference.vectors, BallArithmetic(_LOGIT_BITS)
         radius = 2.0 ** math.ceil(max(self.state.log2_radius, -1000.0))
         logits = B.array([arb(arb_of(z), radius) for z in self.z], (1, len(self.z)))
-        enclosed = logit_gradient_balls(B, loss.kind, logits, loss.label, **asked)
-        assert enclosed is not None
+        enclosed = _enclosed(B, loss, logits, asked)
         numbers = midpoints(enclosed, A.context)
         width, _ = norms(enclosed)
         v = A.array(numbers, log2_upper(width) if width > 0 else None)
@@ -256,6 +279,23 @@ class ExactSample:
             for ours, theirs in ((v, w), (g, h)):
                 worst = max(worst, log2_difference(ours, theirs, B))
         return worst
+
+
+def _enclosed(A: BallArithmetic, loss: LossAt, logits: Balls, asked: dict[str, Any]) -> Balls:
+    """The loss's logit gradient at enclosed logits, both (1, K).
+
+    Raises:
+        UndecidedError, ReferenceNotCertifiedError: of a function alone: a decision of it lies
+            inside an enclosure, or its gradient is infinite or undefined.
+    """
+    if loss.function is None:
+        enclosed = logit_gradient_balls(A, loss.kind, logits, loss.label, **asked)
+        assert enclosed is not None
+        return enclosed
+    found = loss.function.at(A.bits, logits.listed())
+    if found is None:
+        raise ReferenceNotCertifiedError("the loss has no finite gradient at these logits")
+    return found
 
 
 def _of_balls(state: State, v: Balls) -> Balls:

@@ -36,6 +36,8 @@ STEPS = pa.schema(
         "format": _NAME,
         "is_finite": pa.bool_(),
         "is_zero": pa.bool_(),
+        "is_logit_gradient_zero": pa.bool_(),
+        "is_training": pa.bool_(),
         "zero_share": pa.float64(),
         "gradient_norm": pa.float64(),
         "logits": pa.list_(pa.float64()),
@@ -55,7 +57,7 @@ def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
     z = torch.cat([step.logits for step in steps])
     y = torch.cat([step.y for step in steps])
     label = torch.cat([one.label for one in known])
-    norm = torch.cat([step.norm for step in steps])
+    v, norm = (torch.cat([getattr(step, name) for step in steps]) for name in ("v", "norm"))
     shares = [1 - step.nonzeros.to(torch.float64) / step.components for step in steps]
     zero_share = torch.cat(shares).where(norm < math.inf, math.nan)  # false for NaN
     wide = z.to(torch.float64)
@@ -66,10 +68,13 @@ def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
         "label_margin": mine - wide.scatter(1, y[:, None], -math.inf).amax(1),
         "t_star": t_star(z),
         "log2_G": _log2_G(steps, known),
-        "is_finite": ~norm.isinf() & z.isfinite().all(1),
+        # minus infinity is the logit of a class that is absent
+        "is_finite": ~norm.isinf() & ~(z.isnan() | z.isposinf()).any(1),
         "is_zero": zero_share == 1,
+        "is_logit_gradient_zero": ~v.any(1),
         "zero_share": zero_share,
         "gradient_norm": norm.where(norm.isfinite(), math.nan),
+        "factor": torch.cat([one.factor for one in known]),
         "leads": z.argmax(1) == label,  # the lower index of a tie
     }
     moved = torch.stack([t.to(torch.float64) for t in numbers.values()]).cpu().numpy()
@@ -79,7 +84,7 @@ def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
     codes = 2 * targeted + found.pop("leads").astype(np.int16)
     found["scenario"] = _coded([by_lead[code] for code in range(4)], codes)
     explained = torch.cat([one.explained for one in known]).cpu().numpy()
-    named = np.repeat([one.loss is not None for one in known], counts)
+    named = np.repeat([one.is_known for one in known], counts)
     losses, codes = _numbered([one.name for one in known], counts)
     codes[named & ~explained] = len(losses)
     found |= {
@@ -89,9 +94,9 @@ def step_table(steps: Sequence[Step], known: Sequence[Recognised]) -> pa.Table:
         "step": np.repeat([s.number for s in steps], counts),
         "forward": np.repeat([s.forward for s in steps], counts),
         "sample": torch.cat([s.samples for s in steps]).numpy(),
-        "factor": np.repeat([one.factor for one in known], counts),
+        "is_training": np.repeat([s.is_training for s in steps], counts),
         "logits": _lists(wide),
-        "logit_gradient": _lists(torch.cat([s.v for s in steps])),
+        "logit_gradient": _lists(v),
     }
     arrays = [pa.array(found[f.name]).cast(f.type) for f in STEPS]
     return pa.table(arrays, schema=STEPS)

@@ -8,12 +8,30 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from fperr.exact.loss_function import LossGradient
 from fperr.formats import Format, of_dtype
-from fperr.measurement.metrics import NAMES, error_metrics
+from fperr.measurement.metrics import NAMES
+from fperr.measurement.model_checks import check_function_of_sample
 from fperr.measurement.network import FloatGradient, FormatNetwork, device_and_dtype
-from fperr.measurement.reference import ExactSample, LossAt, Reference
-from fperr.measurement.stages import compared
-from fperr.measurement.vectors import Vector
+from fperr.measurement.reference import ExactSample, LossAt, NoReference, Reference
+from fperr.measurement.vectors import Vectors
+from fperr.recording.exact_errors import (
+    Row,
+    errors_of,
+    exact_gradient,
+    logit_gradient_delta,
+    state_of,
+)
+from fperr.recording.reasons import (
+    LOGIT_GRADIENT_NOT_FINITE,
+    NO_EXACT_LOSS,
+    NOT_COMPARABLE,
+    NOT_THE_NETWORK,
+    OTHER_LOGITS,
+    TOGETHER,
+    TRAINING,
+    UNKNOWN_LOSS,
+)
 from fperr.recording.recognition import Recognised
 from fperr.recording.taps import Gradient
 from fperr.theory.losses import Context, Loss
@@ -30,9 +48,14 @@ ERRORS = pa.schema(
         "compared_with": pa.string(),
         "c": pa.float64(),
         **dict.fromkeys(NAMES, pa.float64()),
+        "network_delta": pa.float64(),
+        "relative_difference": pa.float64(),
+        "logit_gradient_delta": pa.float64(),
+        "reason": pa.string(),
         "is_finite": pa.bool_(),
         "is_dead": pa.bool_(),
         "is_rerun_equal": pa.bool_(),
+        "is_logit_rerun_equal": pa.bool_(),
         "log2_reference_error": pa.float64(),
         "is_certified": pa.bool_(),
     }
@@ -45,7 +68,8 @@ POINTS = pa.schema(
         "gradient": pa.list_(pa.float64()),
     }
 )
-Row = dict[str, object]
+LOGIT = "logit"
+_COMPARED = {"scaled": "loss, factor fitted", "by sample": "loss, factor fitted by sample"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +101,28 @@ class Comparison:
     ) -> None:
         self._model, self._losses, self._digits = model, losses, digits
         self._dtype = device_and_dtype(model)[1]
+        self._own_network = FormatNetwork(model, of_dtype(self._dtype), autocast=False)
         self._networks = [FormatNetwork(model, f, autocast=False) for f in formats]
         self._reference: Reference | None = None
+        self._is_checked = False
         self._pass = -1
-        self._exact: list[ExactSample | None] = []
+        self._exact: list[ExactSample | NoReference] = []
+        self._given: dict[tuple[int, int | None], LossGradient] = {}
+
+    def check(self, x: Tensor) -> None:
+        """Check that the model is a function of one sample, at a batch x (batch, *shape).
+
+        Raises:
+            ModelError, UnsupportedOperationError, CaptureAuditError: see `fperr.measure`.
+        """
+        check_function_of_sample(self._own_network, x.to(self._dtype))
+        self._is_checked = True
 
     def rows(self, event: Gradient, chosen: Chosen, known: Recognised, y: Tensor) -> pa.Table:
         """One row for the attack's own gradient of each sample and one for each loss and format.
 
-        The latter once for each forward pass, however often it is differentiated.
+        The latter once for each forward pass, however often it is differentiated. A model in
+        training mode is another one than that of the exact gradients: nothing is compared then.
 
         Args:
             event: a backward pass of the attack.
@@ -93,21 +130,30 @@ class Comparison:
             known: its loss.
             y: (batch,), the true labels.
         """
-        x = chosen.x[chosen.places].to(self._dtype)  # of a copy in a smaller format: exactly
         found: list[Row] = []
+        if event.of.is_training:
+            rows = [self._own_row(event, chosen, known, i) for i in range(len(chosen.places))]
+            found = [{**row, "reason": TRAINING} for row in rows]
+        else:
+            found = self._compared(event, chosen, known, y)
+        names = ERRORS.names
+        listed = [{"step": event.number, **row} for row in found]
+        return pa.table({n: [row.get(n) for row in listed] for n in names}, schema=ERRORS)
+
+    def _compared(self, event: Gradient, chosen: Chosen, known: Recognised, y: Tensor) -> list[Row]:
+        x = chosen.x[chosen.places].to(self._dtype)  # of a copy in a smaller format: exactly
         is_new = event.of.number != self._pass
         if is_new:
-            samples = self._reference_for(x, event).samples(x, lambda: None)
-            self._exact = [s if isinstance(s, ExactSample) else None for s in samples]
+            if not self._is_checked:
+                self.check(chosen.x)
+            self._exact = self._reference_for(x, event).samples(x, lambda: None)
             self._pass = event.of.number
-        found += self._own(event, chosen, known, y)
+        found = self._own(event, chosen, known, y)
         if is_new:
             for network in self._networks:
                 for loss in self._losses:
                     found += self._others(network, loss, x, chosen, known, y)
-        names = ERRORS.names
-        listed = [{"step": event.number, **row} for row in found]
-        return pa.table({n: [row.get(n) for row in listed] for n in names}, schema=ERRORS)
+        return found
 
     def points(self, event: Gradient, chosen: Chosen) -> pa.Table:
         """The points and the attack's gradients there, flattened."""
@@ -127,11 +173,17 @@ class Comparison:
 
     def _reference_for(self, x: Tensor, event: Gradient) -> Reference:
         if self._reference is None:
-            own = FormatNetwork(self._model, of_dtype(self._dtype), autocast=False)
             products = 1 + len(self._losses) * len(self._networks)
             by_rows = event.of.logits.shape[1] <= products
-            self._reference = Reference(own, x, self._digits, "multiword", by_rows=by_rows)
+            self._reference = Reference(
+                self._own_network, x, self._digits, "multiword", by_rows=by_rows
+            )
         return self._reference
+
+    @property
+    def _vectors(self) -> Vectors:
+        assert self._reference is not None
+        return self._reference.vectors
 
     def _own(self, event: Gradient, chosen: Chosen, known: Recognised, y: Tensor) -> list[Row]:
         """The attack's gradients against those of the loss that was recognised.
@@ -139,32 +191,103 @@ class Comparison:
         Where it does not explain a row, against J^T v with the attack's own v: what the network
         alone does to it.
         """
-        z, v, g = event.of.logits, event.logit_gradient, event.gradient
-        equal = self._rerun_equal(chosen, event)
-        places = chosen.places
+        is_equal, are_logits_equal = self._rerun_equal(chosen, event)
         context = Context(known.targeted, y)
-        c = None if known.loss is None else known.loss.scale(z, known.label, context).c
+        loss, z = known.loss, event.of.logits
+        c = None if loss is None else loss.scale(z, known.label, context).c
         rows = []
-        for i, place in enumerate(places):
-            row = self._row(z[place], known, int(known.label[place]), chosen.samples[i])
-            is_known = c is not None and bool(known.explained[place])
-            row |= {"loss": known.name, "format": of_dtype(z.dtype).name, "is_own": True}
-            if known.loss is not None and not is_known:
-                row["loss"] = "unknown"
-            row["compared_with"] = "loss" if is_known else "logit gradient"
-            if is_known and known.reduction == "scaled":
-                row["compared_with"] = "loss, factor fitted"
-            row["is_rerun_equal"] = None if equal is None else equal[i]
-            exact, mine = self._exact[i], None if g is None else g[place]
-            if c is None or known.loss is None or not is_known:
-                is_usable = exact is not None and bool(v[place].isfinite().all())
-                found = exact.product(v[place]) if exact is not None and is_usable else None
-            else:
-                row["c"] = float(c[place]) if known.loss.has_scale else None
-                asked = self._asked(known.loss, known, place, float(c[place]), y)
-                found = None if exact is None else self._gradient(exact, asked)
-            rows.append(row | self._metrics(mine, known.factor if is_known else 1.0, found))
+        for i, place in enumerate(chosen.places):
+            row = self._own_row(event, chosen, known, i)
+            row["is_rerun_equal"] = None if is_equal is None else is_equal[i]
+            row["is_logit_rerun_equal"] = None if are_logits_equal is None else are_logits_equal[i]
+            asked = None
+            if _is_explained(known, place):
+                if c is None:
+                    asked = self._of_function(known, place, y, event)
+                elif loss is not None:
+                    row["c"] = float(c[place]) if loss.has_scale else None
+                    asked = self._asked(loss, known, place, float(c[place]), y)
+            rows.append(row | self._own_errors(event, place, i, known, asked, row))
         return rows
+
+    def _own_row(self, event: Gradient, chosen: Chosen, known: Recognised, i: int) -> Row:
+        """What a row says before anything is compared."""
+        place, z = chosen.places[i], event.of.logits
+        row = self._row(z[place], known, int(known.label[place]), chosen.samples[i])
+        is_named = not known.is_known or bool(known.explained[place])
+        row |= {"loss": known.name if is_named else "unknown", "is_own": True}
+        row |= {"format": of_dtype(z.dtype).name, "compared_with": "nothing"}
+        return row | state_of(None if event.gradient is None else event.gradient[place])
+
+    def _own_errors(
+        self,
+        event: Gradient,
+        place: int,
+        i: int,
+        known: Recognised,
+        asked: LossAt | None,
+        row: Row,
+    ) -> Row:
+        """The errors of one of the attack's gradients, under the names that they deserve."""
+        A, exact = self._vectors, self._exact[i]
+        v, g = event.logit_gradient[place], event.gradient
+        if row["is_logit_rerun_equal"] is False:
+            return {"reason": OTHER_LOGITS}
+        if isinstance(exact, NoReference):
+            return {"reason": exact.reason}
+        if not bool(v.isfinite().all()):
+            return {"reason": LOGIT_GRADIENT_NOT_FINITE}
+        is_explained = _is_explained(known, place)
+        factor = float(known.factor[place]) if is_explained else 1.0
+        found: Row = {}
+        # the gradient of a single logit is a constant: dL/dz as data has no error of its own
+        if is_explained or known.name == LOGIT:
+            found["compared_with"] = _COMPARED.get(known.reduction, "loss")
+        else:
+            found["compared_with"] = "logit gradient"
+        if is_explained:
+            target = None if asked is None else exact_gradient(exact, asked)
+            found["logit_gradient_delta"] = logit_gradient_delta(
+                A, self._digits, event.of.logits[place], v, factor, asked
+            )
+        else:
+            target = exact.product(v)
+        if target is None:
+            return found | {"reason": NO_EXACT_LOSS}
+        computed = None if g is None else g[place]
+        errors = errors_of(A, self._digits, computed, factor, target)
+        numbers = {name: errors.pop(name) for name in NAMES if name in errors}
+        found |= errors
+        if g is None:
+            found["reason"] = TOGETHER
+        elif not numbers:
+            found["reason"] = NOT_COMPARABLE
+        elif row["is_rerun_equal"] is False:
+            found |= {"relative_difference": numbers["delta"], "reason": NOT_THE_NETWORK}
+        elif found["compared_with"] == "logit gradient":
+            found |= {"network_delta": numbers["delta"], "reason": UNKNOWN_LOSS}
+        else:
+            found |= numbers
+        return found
+
+    def _of_function(
+        self, known: Recognised, place: int, y: Tensor, event: Gradient
+    ) -> LossAt | None:
+        """The user's own loss at a sample; None where its values depend on more than the logits."""
+        assert known.given is not None
+        z = event.of.logits[place : place + 1]
+        label = int(y[place])
+        target = int(known.label[place]) if known.targeted else None
+        key = label, target
+        if key not in self._given:
+            function = known.given.of_sample(label, target, z.device)
+            self._given[key] = LossGradient(function, z.shape[1], z.device)
+        if not self._given[key].is_function_at(z):
+            return None
+        one = self._vectors.context.one
+        return LossAt(
+            "function", int(known.label[place]), one, known.targeted, label, self._given[key]
+        )
 
     def _others(
         self,
@@ -175,7 +298,7 @@ class Comparison:
         known: Recognised,
         y: Tensor,
     ) -> list[Row]:
-        label, true = known.label[chosen.places], y[chosen.places]
+        A, label, true = self._vectors, known.label[chosen.places], y[chosen.places]
         context = Context(known.targeted, true)
         f: FloatGradient = network.gradient(x, label, loss, context, mean=False)
         rows = []
@@ -185,8 +308,11 @@ class Comparison:
             row |= {"loss": loss.name, "format": network.format.name, "is_own": False}
             row |= {"compared_with": "loss", "c": c if loss.has_scale else None}
             asked = self._asked(loss, known, place, c, y)
-            found = None if exact is None else self._gradient(exact, asked)
-            rows.append(row | self._metrics(f.gradient[i], 1.0, found))
+            found = exact_gradient(exact, asked) if isinstance(exact, ExactSample) else None
+            if isinstance(exact, NoReference):
+                row["reason"] = exact.reason
+            row |= state_of(f.gradient[i])
+            rows.append(row | errors_of(A, self._digits, f.gradient[i], 1.0, found))
         return rows
 
     def _row(self, z: Tensor, known: Recognised, label: int, sample: int) -> Row:
@@ -200,49 +326,32 @@ class Comparison:
         """The loss with the scale that was computed; None where that scale is unusable."""
         if not 0 < c < math.inf:
             return None
-        assert self._reference is not None
-        exact_c = self._reference.vectors.context.mpf(c)
+        exact_c = self._vectors.context.mpf(c)
         label = int(known.label[place])
         return LossAt(loss.kind, label, exact_c, known.targeted, int(y[place]))
 
-    def _gradient(self, exact: ExactSample, asked: LossAt | None) -> tuple[Vector, float] | None:
-        found = None if asked is None else exact.gradient(asked)
-        return None if found is None else (found.gradient, found.log2_error)
+    def _rerun_equal(
+        self, chosen: Chosen, event: Gradient
+    ) -> tuple[list[bool] | None, list[bool] | None]:
+        """Whether the network alone gives the attack's gradient, and its logits, bit by bit.
 
-    def _metrics(
-        self, computed: Tensor | None, factor: float, exact: tuple[Vector, float] | None
-    ) -> Row:
-        """The errors of a gradient whose loss was multiplied by `factor`."""
-        row: Row = {"is_certified": False}
-        if computed is not None:
-            row["is_finite"] = bool(computed.isfinite().all())
-            row["is_dead"] = not bool(computed.any())
-        if exact is None:
-            return row
-        assert self._reference is not None
-        A, (gradient, log2_error) = self._reference.vectors, exact
-        row["log2_reference_error"] = log2_error
-        row["is_certified"] = log2_error <= -self._digits * math.log2(10)
-        if computed is None or not row["is_certified"] or not row["is_finite"]:
-            return row
-        mine = A.from_torch(computed.reshape(1, -1))
-        if factor != 1.0:
-            # 1/batch may not be a number of the format: its inverse is one
-            inverse = round(1 / factor)
-            whole = abs(1 / factor - inverse) < 1e-9 * abs(inverse)
-            mine = A.mul(mine, float(inverse)) if whole else A.div(mine, factor)
-        return row | error_metrics(compared(A, mine, gradient))
-
-    def _rerun_equal(self, chosen: Chosen, event: Gradient) -> list[bool] | None:
-        """Whether the network alone turns v into the attack's gradient, bit by bit.
-
-        Where not, the attack's objective has terms beside the network, or its kernels vary.
+        Where the gradient differs and the logits do not, the attack's objective has terms beside
+        the network, or its kernels vary; where the logits differ, the model is another one.
         """
         g, z = event.gradient, event.of.logits
-        if g is None or {chosen.x.dtype, z.dtype} != {self._dtype}:
-            return None
+        if {chosen.x.dtype, z.dtype} != {self._dtype}:
+            return None, None
         with torch.enable_grad():
             leaf = chosen.x.clone().requires_grad_()
             again = self._model(leaf)
             (found,) = torch.autograd.grad(again, leaf, event.logit_gradient)
-        return [torch.equal(found[i], g[i]) for i in chosen.places]
+        alike = (again == z) | (again.isnan() & z.isnan())
+        are_logits_equal = alike.all(1)[chosen.places].tolist()
+        if g is None:
+            return None, are_logits_equal
+        return [torch.equal(found[i], g[i]) for i in chosen.places], are_logits_equal
+
+
+def _is_explained(known: Recognised, place: int) -> bool:
+    """The row's loss is known, and its exact gradient can be computed."""
+    return known.is_known and bool(known.explained[place])

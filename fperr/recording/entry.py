@@ -1,30 +1,45 @@
 """`fperr.record`: any attack, recorded through the model that it calls."""
 
-import operator
 import shutil
 import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fperr import checks
 from fperr import formats as formats_module
 from fperr.caller_state import neutral_outside_yield
 from fperr.formats import TF32
-from fperr.measurement.models import usable_model
+from fperr.measurement.model_checks import number_of_classes
+from fperr.measurement.models import Accessor
 from fperr.measurement.network import copied, device_and_dtype
+from fperr.recording.arguments import (
+    check_logits,
+    check_name,
+    checked_labels,
+    checked_loss,
+    checked_model,
+    checked_names,
+    checked_numbers,
+    runs_on,
+)
 from fperr.recording.comparison import Comparison
+from fperr.recording.diagnosis import Diagnosis
 from fperr.recording.identity import Identities
+from fperr.recording.loss_function import GivenLoss
 from fperr.recording.recorder import Recorder
 from fperr.recording.store import Writer
 from fperr.recording.taps import Counts, tapped, untapped
 from fperr.recording.trace import Trace
-from fperr.theory.losses import named
+from fperr.theory.losses import LossFunction, named
 
 _DIGITS = 20
 LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
@@ -39,13 +54,15 @@ def record(
     *,
     x: Tensor | None = None,
     targets: Tensor | None = None,
-    loss: str | None = None,
+    loss: str | LossFunction | None = None,
     losses: Sequence[str] = LOSSES,
     formats: Sequence[str] = FORMATS,
     every: int = 10,
     samples: int | Sequence[int] = 4,
     digits: int = _DIGITS,
     out: str | Path | None = None,
+    logits: Accessor | str | int | None = None,
+    accept_probabilities: bool = False,
 ) -> Iterator[Trace]:
     """Record every gradient that an attack takes of `model`, whoever wrote the attack.
 
@@ -65,8 +82,10 @@ def record(
             batch, whose samples are told by the nearest input (in the maximum norm).
         targets: (n,) int64, of a targeted attack; where they are not given, a targeted loss is
             recognised by its dL/dz.
-        loss: name of the attack's own, for first steps in which dL/dz is zero everywhere and shows
-            nothing.
+        loss: the attack's own: a function `loss(logits, y, targets) -> (batch,)`, each value of
+            its own row alone and `targets` None for an untargeted attack, whose exact gradient
+            the attack's is compared with; or a name, for first steps in which dL/dz is zero
+            everywhere and shows nothing.
         losses: names, to compute at each point beside the attack's own gradient.
         formats: names, in which to compute them.
         every: which forward passes under gradient mode are compared: 0, every, 2 every, ...
@@ -74,6 +93,9 @@ def record(
         digits: of the exact gradients.
         out: an empty or missing folder, written to as the attack goes. None: a temporary one,
             removed with the trace.
+        logits: where they are in what the model returns: a name, an index, or a function that
+            picks a tensor of it. None: the model returns them.
+        accept_probabilities: record a model that returns probabilities as it is.
 
     Yields:
         The trace, which grows as the attack goes.
@@ -81,25 +103,42 @@ def record(
     Raises:
         TypeError, ValueError: an argument is not usable, or the attack calls the model in a way
             that cannot be recorded; says what to do.
-        ModelError, UnsupportedOperationError, CaptureAuditError: see `fperr.measure`; raised at
-            the attack's first step.
+        ModelError, UnsupportedOperationError, CaptureAuditError: see `fperr.measure`, and of a
+            `loss` that is a function likewise; raised at the attack's first step, of the model
+            before it where x is given.
+
+    Warns:
+        UserWarning: each sentence of `Trace.diagnosis()`.
     """
-    y, targets, chosen = _checked(model, y, x, targets, every, samples, digits)
-    known = [named(name) for name in (*losses, *([] if loss is None else [loss]))]
-    wanted = [formats_module.named(name) for name in formats]
+    checks.flag("accept_probabilities", accept_probabilities)
+    usable, pick = checked_model(model, logits)
+    y, targets = checked_labels(model, y, x, targets)
+    chosen = checked_numbers(every, samples, digits, len(y))
+    own_loss = checked_loss(loss)
+    losses = checked_names("losses", losses)
+    for name in losses:
+        check_name(name)
+    wanted = [formats_module.named(name) for name in checked_names("formats", formats)]
+    if out is not None and not isinstance(out, str | Path):
+        raise TypeError(f"out must be a folder, got {checks.shown(out)}: give its path, or None")
     where, _ = device_and_dtype(model)
-    if any(one.kind == "gama" for one in known):
-        raise ValueError("loss 'gama' compares points of an attack: leave it out")
     if TF32 in wanted and where.type != "cuda":
-        raise ValueError(f"format 'tf32' exists on CUDA devices only, and the model is on {where}")
-    comparison = None
+        raise ValueError(
+            f"format 'tf32' exists on CUDA devices only, and the model is on {where}: move it "
+            "there, or leave the format out"
+        )
+    comparison, is_checked = None, False
     if chosen:
-        comparison = Comparison(untapped(copied(model)), known[: len(losses)], wanted, digits)
+        usable = untapped(copied(usable))
+        comparison = Comparison(usable, [named(name) for name in losses], wanted, digits)
+    if x is not None:
+        is_checked = _check_at(usable, x, comparison, accept_probabilities=accept_probabilities)
     folder = Path(tempfile.mkdtemp(prefix="fperr-")) if out is None else Path(out)
-    about = {
+    about: dict[str, Any] = {
         "network": type(model).__name__,
         "samples": len(y),
         "compared": {"samples": chosen, "every": every, "digits": digits},
+        "loss": own_loss.name if isinstance(own_loss, GivenLoss) else own_loss,
         "losses": list(losses),
         "formats": list(formats),
         "device": str(where),
@@ -107,74 +146,74 @@ def record(
     }
     writer = Writer(folder, about)
     identities = Identities(len(y), None if x is None else x.detach().clone())
-    recorder = Recorder(y, targets, loss, losses, chosen, every, identities, comparison, writer)
+    given = own_loss.name if isinstance(own_loss, GivenLoss) else None
+    diagnosis = Diagnosis(len(y), given, comparison is not None)
+    recorder = Recorder(
+        y,
+        targets,
+        own_loss,
+        losses,
+        chosen,
+        every,
+        identities,
+        comparison,
+        writer,
+        diagnosis,
+        partial(check_logits, accept_probabilities=accept_probabilities or is_checked),
+    )
     trace = Trace(folder)
     if out is None:
         weakref.finalize(trace, shutil.rmtree, folder, ignore_errors=True)
     is_complete, counts = False, Counts()
     try:
-        with tapped(model, recorder.seen, recorder.received) as counts:
+        with tapped(model, recorder.seen, recorder.received, pick) as counts:
             recorder.counts = counts
             yield trace
         is_complete = True
     finally:
         recorder.drain()
         writer.flush()
-        seen = {"forwards": counts.forwards, "gradients": counts.gradients}
-        writer.tell({**about, **seen, "is_complete": is_complete})
-    if identities.uncertain:
-        warnings.warn(
-            f"in {identities.uncertain} batches some rows are nearer to another clean input than "
-            "half the way to it: their samples are likely, not certain",
-            stacklevel=4,
-        )
-    if recorder.unknown and comparison is not None:
-        warnings.warn(
-            f"the loss of {recorder.unknown} of {counts.gradients} gradient steps is none of those "
-            "tried: their error is that of the network alone, with the attack's own dL/dz taken as "
-            "data; if its name is one of fperr's, give it in losses=",
-            stacklevel=4,
-        )
-    if not counts.gradients:
-        warnings.warn(
-            f"no gradient was recorded in {counts.forwards} forward passes: the attack calls "
-            "another module, or takes no gradient with respect to its input",
-            stacklevel=4,
-        )
+        about["forwards"], about["gradients"] = counts.forwards, counts.gradients
+        about["diagnosis"] = [*_of_samples(identities), *diagnosis.sentences(), *_of_hooks(counts)]
+        writer.tell({**about, "is_complete": is_complete})
+    for sentence in about["diagnosis"]:
+        warnings.warn(sentence, stacklevel=4)
 
 
-def _checked(
-    model: nn.Module,
-    y: Tensor,
-    x: Tensor | None,
-    targets: Tensor | None,
-    every: int,
-    samples: int | Sequence[int],
-    digits: int,
-) -> tuple[Tensor, Tensor | None, list[int]]:
-    """Labels and targets on the model's device, and the samples to compare."""
-    if usable_model(model, None, None) is not model:
-        raise TypeError("the model comes from torch.compile: record the module inside it")
-    where, _ = device_and_dtype(model)
-    for name, given in (("y", y), ("targets", targets), ("x", x)):
-        if given is not None and not isinstance(given, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}: torch.tensor(x)")
-    for name, labels in (("y", y), ("targets", targets)):
-        if labels is not None and (labels.ndim != 1 or labels.dtype != torch.int64):
-            raise ValueError(f"{name} must be (n,) int64, got {tuple(labels.shape)} {labels.dtype}")
-    if targets is not None and (targets.shape != y.shape or bool((targets == y).any())):
-        raise ValueError(f"targets must be as many as y, {len(y)}, and differ from y")
-    if x is not None and len(x) != len(y):
-        raise ValueError(f"x and y must be of one length, got {len(x)} and {len(y)}")
-    for name, number, least, most in (("every", every, 1, None), ("digits", digits, 10, 24)):
-        if not isinstance(number, int) or number < least or (most is not None and number > most):
-            limits = f"from {least} on" if most is None else f"from {least} to {most}"
-            raise ValueError(f"{name} must be a whole number {limits}, got {number!r}")
-    try:
-        wanted = range(min(samples, len(y))) if isinstance(samples, int) else samples
-        chosen = list(dict.fromkeys(operator.index(i) for i in wanted))
-    except TypeError:
-        raise TypeError(f"samples must be a number or a list of them, got {samples!r}") from None
-    if any(not 0 <= i < len(y) for i in chosen) or (isinstance(samples, int) and samples < 0):
-        raise ValueError(f"samples must be between 0 and {len(y) - 1}, or a number, got {samples}")
-    return y.to(where), None if targets is None else targets.to(where), chosen
+def _check_at(
+    model: nn.Module, x: Tensor, comparison: Comparison | None, *, accept_probabilities: bool
+) -> bool:
+    """Check the model on the first inputs, if it takes them as they are; whether it did.
+
+    Raises:
+        ValueError, ModelError: it returns something else than logits, or is not a function of one
+            sample.
+    """
+    probe = runs_on(model, x)
+    if probe is None:
+        return False
+    number_of_classes(model, probe, accept_probabilities=accept_probabilities)
+    if comparison is not None:
+        comparison.check(probe)
+    return True
+
+
+def _of_samples(identities: Identities) -> list[str]:
+    if not identities.uncertain:
+        return []
+    return [
+        f"in {identities.uncertain} batches some rows are nearer to another clean input than "
+        "half the way to it: their samples are likely, not certain"
+    ]
+
+
+def _of_hooks(counts: Counts) -> list[str]:
+    if counts.gradients:
+        return []
+    text = f"no gradient was recorded in {counts.forwards} forward passes: the attack calls "
+    if counts.on_integers:
+        return [
+            f"{text}the model on integers ({counts.on_integers} of them), which have no gradient. "
+            "Give it floating-point inputs: record the part of it behind an embedding"
+        ]
+    return [f"{text}another module, or takes no gradient with respect to its input"]

@@ -14,6 +14,7 @@ from fperr.report.style import OWN, colours, dashes, legend, ordered
 
 Table = Callable[[list[str] | None], pd.DataFrame]
 _FLOOR = 1e-18  # below float64's last place: drawn there, 0 among them
+_NETWORK_ALONE = f"{OWN}, without\nits unknown loss's error"
 _SHOWN = "median and quartiles of the samples"
 _QUARTILES = ("pi", 50)  # seaborn's name of the range between the quartiles
 
@@ -31,11 +32,16 @@ class TracePlots:
 
     @in_neutral_state
     def relative_error(self) -> Figure:
-        """The relative error of the gradient along the attack, by loss, a panel for each format."""
-        frame = self.errors(["step", "loss", "format", "is_own", "is_rerun_equal", "delta"])
-        frame = frame[frame["is_rerun_equal"].ne(False)]  # more than the network is in the others
-        own = frame["is_own"]
-        frame = frame.assign(hue=frame["loss"].where(~own, OWN))
+        """The relative error of the gradient along the attack, by loss, a panel for each format.
+
+        Where the attack's loss is unknown, a line of its own holds what the network alone errs.
+        """
+        frame = self.errors(["step", "loss", "format", "is_own", "delta", "network_delta"])
+        without_loss = frame["delta"].isna() & frame["network_delta"].notna()
+        frame = frame.assign(
+            hue=frame["loss"].where(~frame["is_own"], OWN).mask(without_loss, _NETWORK_ALONE),
+            delta=frame["delta"].where(~without_loss, frame["network_delta"]),
+        )
         formats = [name for name in FORMATS if name in set(frame["format"])]
         hues = ordered(frame["hue"])
         width = 3.4 * max(1, len(formats)) + 1.8

@@ -1,6 +1,5 @@
 """Which loss an attack follows, and how it puts a batch together, from its dL/dz."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,13 +9,16 @@ from torch import Tensor
 from fperr.formats import of_dtype
 from fperr.measurement.bounded import logit_bound
 from fperr.measurement.network import FloatGradient
+from fperr.recording.factors import LEAST_SEEN, LEAST_SEEN_OF_CW, matched, ones
+from fperr.recording.loss_function import GivenLoss
 from fperr.recording.steps import Step
 from fperr.theory.losses import Context, Loss, named
 
 CANDIDATES = ("ce", "stable_ce", "cw", "dlr", "mifpe", "tmifpe", "mifpe_shifted", "tmifpe_shifted")
 # a library's kernel may differ from the one that the bound models in the order of its operations
 _SLACK = 2.0
-_LEAST_NUMBERS = 3  # that a fitted factor must explain: two classes and one row have but one
+_OWN_ERRORS = 4.0  # a function's tolerance, in units of the error that float64 sees in it
+_SCALES = (1.0, 0.7, 1.3, 1.9, 0.11)  # of a loss, none a power of two of another
 _ROUNDINGS = 16  # of C&W and DLR: eight operations, each at most one rounding of input and output
 
 
@@ -32,8 +34,10 @@ class Recognised:
         targeted: the label is a target.
         explained: (batch,) the rows that it explains; the others are zero where the loss cannot
             be, masked perhaps, or not finite.
-        reduction: `"sum"`, `"mean"`, `"scaled"` (by another factor) or `"unknown"`.
-        factor: 1, 1/batch or what fits best; negative where the attack descends.
+        reduction: `"sum"`, `"mean"`, `"scaled"` (by another factor), `"by sample"` (by one for
+            each row) or `"unknown"`.
+        factor: (batch,) float64: 1, 1/batch or what fits best; negative where the attack descends.
+        given: the loss, where it is a function of the user's.
     """
 
     name: str
@@ -42,12 +46,18 @@ class Recognised:
     targeted: bool
     explained: Tensor
     reduction: str
-    factor: float
+    factor: Tensor
+    given: GivenLoss | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """The loss has an exact gradient at the rows that it explains."""
+        return self.loss is not None or self.given is not None
 
     @property
     def sign(self) -> int:
         """Whether the attack ascends the loss, 1, or descends it, -1."""
-        return 1 if self.factor > 0 else -1
+        return 1 if bool((self.factor > 0).any()) else -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,34 +85,43 @@ class _Pass:
 
     @property
     def is_finite(self) -> Tensor:
-        """(rows,): logits and their gradient are."""
-        return self.v.isfinite().all(1) & self.logits.isfinite().all(1)
+        """(rows,): logits, but for absent classes, and their gradient are."""
+        z = self.logits
+        return self.v.isfinite().all(1) & ~(z.isnan() | z.isposinf()).any(1)
 
     def tried_again(self, last: Recognised) -> Recognised | None:
         """What the step before was, if it explains this one, too."""
+        if last.given is not None and last.reduction != "unknown":
+            return _as_given(last.given, self)
         if last.reduction == "unknown" or last.loss is None:
             return None
         if self._is_bit_by_bit(last.loss, last):
             everything = torch.ones(len(self.v), dtype=torch.bool, device=self.v.device)
             label = self.y if self.targets is None else self.targets
-            return replace(last, label=label, explained=everything)
+            factor = last.factor[:1].expand(len(self.v))
+            return replace(last, label=label, explained=everything, factor=factor)
         again = _tried(_Candidate(last.loss, last.targeted, last.reduction, last.sign), self)
         return None if again is None else again[0]
 
     def _is_bit_by_bit(self, loss: Loss, last: Recognised) -> bool:
         """V is PyTorch's own gradient of the loss: no bound is needed to see that."""
-        if last.reduction == "scaled" or last.targeted != (self.targets is not None):
+        if last.reduction in ("scaled", "by sample") or last.targeted != (self.targets is not None):
             return False
         label = self.y if self.targets is None else self.targets
         with torch.enable_grad():
             leaf = self.logits.clone().requires_grad_()
             losses = loss(leaf, label, Context(last.targeted, self.y))
-            (found,) = torch.autograd.grad(losses, leaf, torch.full_like(losses, last.factor))
+            (found,) = torch.autograd.grad(
+                losses, leaf, last.factor[:1].expand(len(losses)).to(losses)
+            )
         return torch.equal(found, self.v)
 
 
 def recognise_all(
-    steps: Sequence[Step], losses: Sequence[str], last: Recognised | None, hint: str | None
+    steps: Sequence[Step],
+    losses: Sequence[str],
+    last: Recognised | None,
+    hint: str | GivenLoss | None,
 ) -> list[Recognised]:
     """The losses of several backward passes: `recognise` for each of them, after the one before.
 
@@ -132,8 +151,11 @@ def _all_as(last: Recognised, steps: Sequence[Step]) -> list[Recognised] | None:
     again = whole.tried_again(last)
     if again is None:
         return None
-    parts = zip(torch.split(again.label, counts), torch.split(again.explained, counts), strict=True)
-    return [replace(again, label=label, explained=explained) for label, explained in parts]
+    rows = (torch.split(part, counts) for part in (again.label, again.explained, again.factor))
+    return [
+        replace(again, label=label, explained=explained, factor=factor)
+        for label, explained, factor in zip(*rows, strict=True)
+    ]
 
 
 def recognise(
@@ -143,7 +165,7 @@ def recognise(
     targets: Tensor | None,
     losses: Sequence[str],
     last: Recognised | None = None,
-    hint: str | None = None,
+    hint: str | GivenLoss | None = None,
 ) -> Recognised:
     """The loss of one backward pass.
 
@@ -151,7 +173,8 @@ def recognise(
     bound on the rounding error of its logit gradient (C&W, DLR: to 16 unit roundoffs of its largest
     entry); zero rows are its own where that bound allows them, else they count as masked. If
     several do, that of the step before, else cross-entropy, else the one that leaves least; a
-    factor other than 1 and 1/batch is looked for last.
+    factor other than 1 and 1/batch is looked for last, and one for each row after that: of rows
+    that cannot tell it, too few of whose entries stand out of the rounding, the loss stays unknown.
 
     Args:
         logits: (batch, K).
@@ -160,11 +183,17 @@ def recognise(
         targets: (batch,); None: a targeted loss is looked for, whose target shows in v.
         losses: names to try beside the usual ones.
         last: what the step before was.
-        hint: the loss to take where v is zero everywhere, if it explains that.
+        hint: the name of the loss to take where v is zero everywhere, if it explains that; or the
+            loss itself, which is tried first.
     """
     step = _Pass(logits, v, y, targets, len(v))
     known = targets is not None
-    unknown = Recognised("unknown", None, y, known, step.is_finite, "unknown", 1.0)
+    unknown = Recognised("unknown", None, y, known, step.is_finite, "unknown", ones(v))
+    if isinstance(hint, GivenLoss):
+        given = _as_given(hint, step)
+        if given is not None:
+            return given
+        hint = None
     if _is_logit(v):
         return replace(unknown, name="logit", reduction="sum")
     again = None if last is None else step.tried_again(last)
@@ -177,7 +206,7 @@ def recognise(
         if guess is None or not bool(guess[0].explained.any()):
             return replace(unknown, name="zero")
         return replace(guess[0], reduction="unknown")  # of nothing, sum and mean are the same
-    for reductions in (("sum", "mean"), ("scaled",)):
+    for reductions in (("sum", "mean"), ("scaled",), ("by sample",)):
         for names in (CANDIDATES[:1], (*CANDIDATES[1:], *losses)):
             tries = (_tried(c, step) for c in _candidates(names, known, reductions))
             found = [one for one in tries if one is not None]
@@ -211,24 +240,54 @@ def _tried(candidate: _Candidate, step: _Pass) -> tuple[Recognised, float] | Non
         return None
     count = step.batch if candidate.reduction == "mean" else 1
     exact, tolerance = _exact(loss, step.logits, v, label, Context(targeted, step.y), count)
-    factor = sign / count
-    if candidate.reduction == "scaled":
-        if int(rows.sum()) * (v.shape[1] - 1) < _LEAST_NUMBERS:
-            return None
-        squares = exact[rows].square().sum()
-        factor = float((v[rows].double() * exact[rows]).sum() / squares)
-        if not (factor * sign > 0 and math.isfinite(factor)):
-            return None
-        # by Cauchy and Schwarz, the fitted factor is off by as much as all rows are together
-        off = tolerance[rows].square().sum().sqrt() / squares.sqrt()
-        tolerance = tolerance + off * (exact.abs() + tolerance)
-    error = (v.to(torch.float64) / factor - exact).abs()
-    explained = (error <= tolerance).all(1)
-    if not bool(explained[rows].all()):
+    least = LEAST_SEEN_OF_CW if loss.kind == "cw" else LEAST_SEEN
+    fit = matched(step.v, step.rows, step.batch, exact, tolerance, candidate.reduction, sign, least)
+    if fit is None:
         return None
-    left = float(error[rows].sum() / exact[rows].abs().sum())
+    factor, explained = fit
+    shown = rows & explained
+    wide, nearest = v.to(torch.float64), factor[:, None]
+    if candidate.reduction == "scaled":  # what is compared between losses is what any factor leaves
+        nearest = (wide[rows] * exact[rows]).sum() / exact[rows].square().sum()
+    error = (wide / nearest - exact).abs()
+    left = float(error[shown].sum() / exact[shown].abs().sum())
     found = Recognised(loss.name, loss, label, targeted, explained, candidate.reduction, factor)
     return found, left
+
+
+def _as_given(loss: GivenLoss, step: _Pass) -> Recognised | None:
+    """The user's own loss, if it explains v.
+
+    Bit by bit, or to within a few times what it is off in the attack's format: the difference to
+    float64 at the same logits.
+    """
+    v, is_targeted = step.v, step.targets is not None
+    label = step.y if step.targets is None else step.targets
+    found = Recognised(loss.name, None, label, is_targeted, step.is_finite, "sum", ones(v), loss)
+    for sign in (1, -1):
+        for reduction, count in (("sum", 1), ("mean", step.batch)):
+            own = loss.gradient(step.logits, step.y, step.targets, sign / count)
+            if torch.equal(own[step.is_finite], v[step.is_finite]):
+                is_told = bool(step.rows.any())
+                factor = ones(v) * sign / count if is_told else ones(v)
+                return replace(found, reduction=reduction if is_told else "unknown", factor=factor)
+    if not bool(step.rows.any()):
+        return None
+    exact = loss.gradient(step.logits.to(torch.float64), step.y, step.targets)
+    largest = exact.abs().amax(1, keepdim=True)
+    tolerance = _ROUNDINGS * of_dtype(step.logits.dtype).unit_roundoff * largest
+    for scale in _SCALES:  # what cancels comes out otherwise with another factor
+        own = loss.gradient(step.logits, step.y, step.targets, scale).to(torch.float64)
+        tolerance = tolerance.maximum(_OWN_ERRORS * (own / scale - exact).abs())
+    for reduction in ("sum", "mean", "scaled", "by sample"):
+        for sign in (1, -1):
+            fit = matched(
+                step.v, step.rows, step.batch, exact, tolerance, reduction, sign, LEAST_SEEN_OF_CW
+            )
+            if fit is not None:
+                factors, explained = fit
+                return replace(found, explained=explained, reduction=reduction, factor=factors)
+    return None
 
 
 def _has_signs(loss: Loss, v: Tensor, label: Tensor, *, targeted: bool) -> bool:
@@ -256,7 +315,8 @@ def _exact(
     with torch.enable_grad():
         (exact,) = torch.autograd.grad(loss(wide, label, context).sum(), wide)
     largest = exact.abs().amax(1, keepdim=True)
-    return exact, _ROUNDINGS * of_dtype(logits.dtype).unit_roundoff * largest
+    tolerance = _ROUNDINGS * of_dtype(logits.dtype).unit_roundoff * largest
+    return exact, tolerance.expand_as(exact)
 
 
 def _is_logit(v: Tensor) -> bool:

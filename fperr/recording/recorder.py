@@ -1,6 +1,6 @@
 """Between the hooks and the tables: what waits, and when it is described."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -10,7 +10,9 @@ from torch import Tensor
 from fperr.caller_state import neutral_state
 from fperr.recording.columns import step_table
 from fperr.recording.comparison import Chosen, Comparison
+from fperr.recording.diagnosis import Diagnosis
 from fperr.recording.identity import Identities
+from fperr.recording.loss_function import GivenLoss
 from fperr.recording.recognition import Recognised, recognise_all
 from fperr.recording.steps import Step, gradient_summary
 from fperr.recording.store import Writer
@@ -33,18 +35,19 @@ class Recorder:
 
     y: Tensor
     targets: Tensor | None
-    hint: str | None
+    hint: str | GivenLoss | None
     losses: Sequence[str]
     samples: Sequence[int]
     every: int
     identities: Identities
     comparison: Comparison | None
     writer: Writer
+    diagnosis: Diagnosis
+    check_logits: Callable[[Tensor], None]
     counts: Counts = field(default_factory=Counts)
     waiting: list[Step] = field(default_factory=list)
     compared: list[tuple[int, Gradient]] = field(default_factory=list)
     last: Recognised | None = None
-    unknown: int = 0
 
     def seen(self, x: Tensor, is_open: bool) -> _Note | None:
         """After a forward pass: whose rows these are."""
@@ -68,6 +71,7 @@ class Recorder:
         note: _Note = gradient.of.note
         if gradient.number == 0:
             _check_classes(self.y, self.targets, gradient.of.logits.shape[1])
+            self.check_logits(gradient.of.logits)
         with torch.no_grad():
             summary = gradient_summary(gradient.gradient, len(note.rows), self.y.device)
         if note.chosen is not None:
@@ -84,6 +88,7 @@ class Recorder:
                 gradient.of.logits,
                 gradient.logit_gradient,
                 *summary,
+                gradient.of.is_training,
             )
         )
 
@@ -103,8 +108,9 @@ class Recorder:
                 group = list(alike)
                 found = recognise_all(group, self.losses, self.last, self.hint)
                 self.last = found[-1]
-                self.unknown += sum(one.name == "unknown" for one in found)
-                self.writer.add("steps", step_table(group, found))
+                rows = step_table(group, found)
+                self.writer.add("steps", rows)
+                self.diagnosis.add_steps(rows)
                 known += found
             if compared:  # exact arithmetic may take minutes
                 self.writer.flush()
@@ -116,9 +122,13 @@ class Recorder:
                 y = steps[place].y
                 rows = self.comparison.rows(gradient, note.chosen, known[place], y)
                 self.writer.add("errors", rows)
+                self.diagnosis.add_errors(rows)
 
 
 def _check_classes(y: Tensor, targets: Tensor | None, classes: int) -> None:
     for name, labels in (("y", y), ("targets", targets)):
         if labels is not None and bool(((labels < 0) | (labels >= classes)).any()):
-            raise ValueError(f"{name} must be between 0 and {classes - 1}, the model's classes")
+            raise ValueError(
+                f"{name} must be between 0 and {classes - 1}, the model's classes, got values from "
+                f"{int(labels.min())} to {int(labels.max())}: give labels below {classes}"
+            )

@@ -19,6 +19,7 @@ class Step:
         logits, v: (batch, K), and dL/dz.
         nonzeros, norm: (batch,), of dL/dx (`gradient_summary`); its number of components is
             `components`.
+        is_training: the model, or a part of it, was in training mode in the forward pass.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Step:
     nonzeros: Tensor
     norm: Tensor
     components: int
+    is_training: bool = False
 
 
 def gradient_summary(

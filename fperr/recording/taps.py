@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fperr.measurement.models import described_output, remedy_for_output
+
+_FEWEST_CLASSES = 2
 _MOST_OPEN = 1024  # forward passes that wait for a backward pass: older ones are given up
 
 
@@ -20,11 +23,13 @@ class Pass:
         number: of the forward passes under gradient mode, from 0.
         logits: (batch, K), a copy.
         note: what the receiver made of its input.
+        is_training: the model, or a part of it, was in training mode.
     """
 
     number: int
     logits: Tensor
     note: Any
+    is_training: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,14 @@ class Gradient:
 
 @dataclass(slots=True)
 class Counts:
-    """What was seen: forward passes, with and without gradient mode, and gradients."""
+    """What was seen: forward passes, with and without gradient mode, and gradients.
+
+    Attributes:
+        on_integers: the forward passes on an input that has no gradient.
+    """
 
     forwards: int = 0
+    on_integers: int = 0
     differentiable: int = 0
     gradients: int = 0
 
@@ -75,6 +85,7 @@ def tapped(
     model: nn.Module,
     seen: Callable[[Tensor, bool], Any],
     received: Callable[[Gradient], None],
+    pick: Callable[[Any], Any] | None = None,
 ) -> Iterator[Counts]:
     """Inside, the model's passes are reported; the tensors of the attack are left alone.
 
@@ -86,6 +97,7 @@ def tapped(
         seen: called after each forward pass with its input and whether it may be differentiated;
             what it returns becomes the pass's `note`.
         received: called in each backward pass that reaches logits and input.
+        pick: takes the logits out of what the model returns; None: it returns them.
 
     Raises:
         ValueError: the first or last child of a `Sequential` occurs in it twice.
@@ -93,25 +105,27 @@ def tapped(
     entrance, leaving = _ends(model)
     counts, waiting, inputs = Counts(), list[_Open](), list[Tensor]()
     is_over = False
+    parts = tuple(model.modules())
 
     # plain functions: a copy of the model, made by somebody inside, keeps reporting here
     def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         if not is_over:
             inputs[:] = arguments[:1]
 
-    def leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+    def leave(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
         if is_over:
             return
-        if not inputs or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+        if not inputs or not isinstance(inputs[0], Tensor):
             raise ValueError(
-                "the recorded model must be called as model(x) and return logits, got "
-                f"{[type(a).__name__ for a in inputs]} and {type(output).__name__}: record a "
-                "module that does"
+                "the recorded model must be called as model(x), got "
+                f"{[type(a).__name__ for a in inputs]}: record a module that is"
             )
         x = inputs.pop()
+        output = _picked(output, len(x), pick)
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             raise ValueError("torch.func transforms cannot be recorded: use torch.autograd.grad")
         counts.forwards += 1
+        counts.on_integers += not x.is_floating_point()
         for one in waiting:
             one.pending = None  # its backward pass ended before the input
         is_open = torch.is_grad_enabled() and x.requires_grad and output.requires_grad
@@ -119,7 +133,9 @@ def tapped(
         if not is_open:
             return
         _forget(waiting)
-        known = Pass(counts.differentiable, output.detach().clone(), note)
+        # a copy of the model has a mode of its own
+        is_training = any(m.training for m in parts) or any(m.training for m in module.modules())
+        known = Pass(counts.differentiable, output.detach().clone(), note, is_training)
         counts.differentiable += 1
         entry = _Open(known, x)
         waiting.append(entry)
@@ -150,6 +166,41 @@ def untapped(model: nn.Module) -> nn.Module:
             for key in [k for k, hook in hooks.items() if hasattr(hook, "fperr_tap")]:
                 del hooks[key]
     return model
+
+
+def _picked(output: Any, batch: int, pick: Callable[[Any], Any] | None) -> Tensor:
+    """The logits in what the model returned: the very tensor that the attack goes on with.
+
+    Raises:
+        ValueError: they are not there, or made anew.
+    """
+    logits = check_output(output if pick is None else pick(output), batch)
+    if pick is not None and pick(output) is not logits:
+        raise ValueError(
+            "logits= must pick a tensor that the model returns, because the attack's gradient "
+            "passes through that one, and it computes a new one: record a module that returns it"
+        )
+    return logits
+
+
+def check_output(output: Any, batch: int) -> Tensor:
+    """The logits (batch, K).
+
+    Raises:
+        ValueError: they are none.
+    """
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"the model must return logits (batch, K), got {described_output(output)}: "
+            f"{remedy_for_output(output)}"
+        )
+    if output.ndim != 2 or len(output) != batch or output.shape[1] < _FEWEST_CLASSES:
+        raise ValueError(
+            "the model must return logits (batch, K) of at least 2 classes, got "
+            f"{tuple(output.shape)} for {batch} samples: one decision for each sample is recorded, "
+            "no map of them. Record a module that returns (batch, K)"
+        )
+    return output
 
 
 def _ends(model: nn.Module) -> tuple[nn.Module, nn.Module]:

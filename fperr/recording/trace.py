@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from fperr.recording import store
+from fperr.recording.diagnosis import ERROR_COLUMNS, STEP_COLUMNS, Diagnosis
 from fperr.recording.plots import TracePlots
 
 
@@ -26,12 +28,34 @@ class Trace:
     def __repr__(self) -> str:
         about = self.about
         state = "complete" if about["is_complete"] else "not complete"
-        return f"<fperr.Trace {self.folder}: {self.gradients} gradient steps, {state}>"
+        faults = len(self.diagnosis())
+        found = f", {faults} found in diagnosis()" if faults else ""
+        return f"<fperr.Trace {self.folder}: {self.gradients} gradient steps, {state}{found}>"
 
     @property
     def about(self) -> dict[str, Any]:
         """Settings, versions, and, once the attack has ended, the number of forward passes."""
         return store.about(self.folder)
+
+    def diagnosis(self) -> list[str]:
+        """What went wrong in the attack or the model, each in a sentence with counts.
+
+        Training mode, dL/dz that is exactly zero, a loss of the label that falls, logits that are
+        not finite, a model that gives other logits when it is run again, terms of dL/dx beside the
+        network, and what is not compared for that. Empty for an attack that is as it should be.
+        """
+        about = self.about
+        if "diagnosis" in about:
+            return list(about["diagnosis"])
+        counted = Diagnosis(about["samples"], None, bool(about["compared"]["samples"]))
+        for read, names, count in (
+            (self.steps, STEP_COLUMNS, counted.add_steps),
+            (self.errors, ERROR_COLUMNS, counted.add_errors),
+        ):
+            rows = read(names)
+            if len(rows):
+                count(pa.Table.from_pandas(rows, preserve_index=False))
+        return counted.sentences()
 
     @property
     def gradients(self) -> int:
@@ -45,8 +69,10 @@ class Trace:
         is z_pi1 - z_pi2 and `label_margin` z_y - max_{i != y} z_i, `t_star` the T that maximises G
         where the label leads (after success T-MIFPE uses another), `log2_G` log2 of G at the scale
         that the recognised loss uses; `label` is the class that it uses. dL/dz = `factor` * (the
-        logit gradient of `loss`, ascended). `zero_share` and `gradient_norm` are of dL/dx, in the
-        attack's own units.
+        logit gradient of `loss`, ascended), with a factor for each sample where `reduction` is "by
+        sample". `zero_share` and `gradient_norm` are of dL/dx, in the attack's own units, and
+        `is_logit_gradient_zero` says that dL/dz is exactly 0. `is_finite`: logits, but for -inf of
+        absent classes, and dL/dx are. `is_training`: the model was in training mode.
 
         Args:
             columns: the ones to read; None: all.
@@ -56,10 +82,15 @@ class Trace:
     def errors(self, columns: list[str] | None = None) -> pd.DataFrame:
         """A row for each chosen step and sample: the attack's own gradient, and other losses.
 
-        `is_own`: the attack's dL/dx, `compared_with` the exact gradient of the recognised loss, or
-        of the attack's own dL/dz taken as data where none was recognised. The other rows say what
-        a loss would have given there in a format, summed over the chosen samples as a batch.
-        `is_rerun_equal` is false where more than the network is in dL/dx: it is no error then.
+        `is_own`: the attack's dL/dx, `compared_with` the exact gradient of its loss, recognised or
+        given. Three columns hold the relative error in norm, and one of them at most is filled:
+        `delta`, of network and loss together; `network_delta` where the loss is unknown, against
+        J^T of the attack's own dL/dz taken as data, which leaves out the loss's own error;
+        `relative_difference` where more than the network is in dL/dx (`is_rerun_equal` is false),
+        which is no error. `logit_gradient_delta` is the error of dL/dz alone, at the same logits.
+        `reason` says in words why `delta` is empty. A fitted factor (see `compared_with`) is taken
+        as exact. The other rows say what a loss would have given there in a format, summed over
+        the chosen samples as a batch.
 
         Args:
             columns: the ones to read; None: all.

@@ -12,6 +12,7 @@ gradient.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ from fperr.theory.optimum import format_aware_T
 from fperr.theory.scaling import Scale, factor, margin, scale, temperature
 from fperr.theory.scenarios import SCENARIOS, Scenario, ranked
 
+# A loss that a user gives: (logits (batch, K), y (batch,), targets (batch,) or None where the
+# attack is untargeted) -> (batch,), each value of its own row alone.
+LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr", "gama"]
 
 

@@ -1,0 +1,201 @@
+"""The gradient with respect to the logits of a loss that is given as a function, exactly.
+
+A loss is a network whose input are the logits: it is captured as one, and run in balls.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flint import arb
+from torch import Tensor, nn
+from torch._decomp import get_decompositions
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.nn.functional import one_hot
+from torch.overrides import TorchFunctionMode
+from torch.return_types import sort
+
+from fperr.errors import ModelError, UnsupportedOperationError
+from fperr.exact.ball import BallArithmetic
+from fperr.exact.certified import Certifier, Enclosure
+from fperr.exact.graph import Capture, capture
+from fperr.exact.interpreter import Interpreter
+from fperr.exact.pool import Balls
+
+_ATEN = torch.ops.aten
+# operations of losses, written out in ones that have an exact meaning: by PyTorch, and two by us
+_WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
+    **get_decompositions(
+        [
+            _ATEN.binary_cross_entropy_with_logits,
+            _ATEN.huber_loss,
+            _ATEN.log_sigmoid_forward,
+            _ATEN.logsumexp,
+            _ATEN.mse_loss,
+            _ATEN.multi_margin_loss,
+            _ATEN.nll_loss_forward,
+            _ATEN.smooth_l1_loss,
+            _ATEN.soft_margin_loss,
+        ]
+    ),
+    _ATEN.log1p.default: lambda a: (1 + a).log(),
+    _ATEN.expm1.default: lambda a: a.exp() - 1,
+}
+_MOST_RANKED = 16  # numbers that are sorted one by one
+_LEFT_BY_REWRITING = 2.0**-40  # of float64's 53 bits: sums of K terms in another order lose fewer
+_REMEDY = (
+    "write the loss with softmax, log_softmax, cross_entropy, gather, scatter, amax and "
+    "arithmetic, or leave it out, and errors are those of the network alone"
+)
+
+
+class LossGradient:
+    """The dL/dz of one sample's loss, at any logits.
+
+    Args:
+        function: (1, K) logits to (1,), the loss of one sample.
+        classes: K.
+        device: where the function runs.
+
+    Raises:
+        UnsupportedOperationError: it uses operations that have no exact meaning; lists them.
+        ModelError: it cannot be traced: its control flow depends on the logits.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], classes: int, device: torch.device
+    ) -> None:
+        self._function, self._classes, self._device = function, classes, device
+        self._captured = _captured(function, classes, device)
+        self._interpreters: dict[int, Interpreter] = {}
+
+    def at(self, bits: int, z: Sequence[arb]) -> Balls | None:
+        """The gradient (1, K) at K enclosed logits, at a working precision of `bits`.
+
+        None where it is infinite or undefined, or the enclosure unbounded.
+
+        Raises:
+            UndecidedError: a maximum or a comparison lies inside the enclosures.
+        """
+        if bits not in self._interpreters:
+            capture, arithmetic = self._captured.capture, BallArithmetic(bits)
+            self._interpreters[bits] = Interpreter(capture, arithmetic)
+        interpreter = self._interpreters[bits]
+        A = interpreter.arithmetic
+        assert isinstance(A, BallArithmetic)
+        run = interpreter.forward_from(A.array(z, (1, self._classes)))
+        v: Balls = interpreter.products(run.readings, A.from_torch(_one()))
+        return v if A.is_finite(v) else None
+
+    def enclosed(self, logits: Tensor, digits: int) -> Enclosure:
+        """The gradient at floating-point logits (1, K), taken exactly.
+
+        Raises:
+            ReferenceNotCertifiedError, SingularGradientError, ContradictedError: see
+                `fperr.exact.gradient`.
+        """
+        certifier = Certifier(self._captured.capture, math.ceil(digits * math.log2(10)))
+        return certifier.product(logits.detach().to(self._device, torch.float64), _one())
+
+    def is_function_at(self, logits: Tensor) -> bool:
+        """Whether the captured loss has the value of the function at logits (1, K).
+
+        What depends on more than the logits (random numbers, a counter) does not.
+        """
+        z = logits.detach().to(self._device, torch.float64)
+        with torch.no_grad():
+            ours, theirs = self._captured.graph(z)[:, 0], self._function(z).to(torch.float64)
+        apart = (ours - theirs).abs() <= _LEFT_BY_REWRITING * (1 + theirs.abs())
+        return bool((apart | (ours == theirs) | (ours.isnan() & theirs.isnan())).all())
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    graph: nn.Module
+    capture: Capture = field(repr=False)
+
+
+def _one() -> Tensor:
+    return torch.ones(1, 1, dtype=torch.float64)
+
+
+class _Rewritten(TorchFunctionMode):
+    """Functions without an exact meaning, by others.
+
+    `one_hot` looks at its labels, which no trace allows: they are data here. What is sorted is
+    taken out by one maximum after the other.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See `TorchFunctionMode`."""
+        del types
+        kwargs = kwargs or {}
+        if func is one_hot:
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        if func in (torch.sort, Tensor.sort):
+            ranked = _sorted(*args, **kwargs)
+            return func(*args, **kwargs) if ranked is None else ranked
+        if func in (torch.topk, Tensor.topk):
+            ranked = _largest(*args, **kwargs)
+            return func(*args, **kwargs) if ranked is None else ranked
+        return func(*args, **kwargs)
+
+
+def _sorted(
+    numbers: Tensor, dim: int = -1, descending: bool = False, **options: Any
+) -> sort | None:
+    del options
+    return _largest(numbers, numbers.shape[dim], dim, descending)
+
+
+def _largest(
+    numbers: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> sort | None:
+    """The k largest or smallest along `dim`, in order, with their indices; None if too many."""
+    del sorted
+    if k > _MOST_RANKED:
+        return None
+    sign = 1 if largest else -1
+    left, values, indices = sign * numbers, [], []
+    for _ in range(k):
+        index = left.argmax(dim, keepdim=True)
+        indices.append(index)
+        values.append(numbers.gather(dim, index))
+        left = left.scatter(dim, index, -math.inf)
+    return sort((torch.cat(values, dim), torch.cat(indices, dim)))
+
+
+def _captured(
+    function: Callable[[Tensor], Tensor], classes: int, device: torch.device
+) -> _Captured:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, classes, generator=generator, dtype=torch.float64).to(device)
+
+    def loss(logits: Tensor) -> Tensor:
+        return function(logits)[:, None].to(torch.float64)
+
+    try:
+        with torch.no_grad(), _Rewritten():
+            graph = make_fx(loss, decomposition_table=_WRITTEN_OUT)(z).eval()
+    except Exception as fault:
+        raise ModelError(
+            f"the loss cannot be traced: {fault}. It must be a fixed sequence of PyTorch "
+            f"operations, without control flow that depends on the logits: {_REMEDY}"
+        ) from fault
+    try:
+        return _Captured(graph, capture(graph, z))
+    except UnsupportedOperationError as fault:
+        raise UnsupportedOperationError(_of_a_loss(str(fault))) from fault
+    except ModelError as fault:
+        raise ModelError(
+            f"the loss cannot be captured: {fault}. {_REMEDY[0].upper()}{_REMEDY[1:]}"
+        ) from fault
+
+
+def _of_a_loss(message: str) -> str:
+    """What a network's message says of operations, said of a loss."""
+    listed = message.partition("here: ")[2].partition(". Supported")[0]
+    return f"the loss uses operations that have no exact meaning here: {listed}. {_REMEDY}"
