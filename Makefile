@@ -5,6 +5,9 @@ DOORS := tests/test_cli.py tests/test_cli_bad_calls.py tests/test_cli_words.py \
     tests/test_measure.py tests/test_attacks.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# a process for each core, each with one thread: kernels on small tensors gain nothing from more
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 .PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-exact robust-accuracy \
     test-lowest clean
 
@@ -13,10 +16,10 @@ demo: .venv/core.stamp
 	    --n 100 --scenarios all --out out/demo --overwrite
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest -m "not slow"
+	$(PARALLEL) -m "not slow" --durations=25
 
 test-slow: .venv/test.stamp
-	$(BIN)/python -m pytest -m slow --durations=0
+	$(PARALLEL) -m slow --durations=0
 
 # The doors with the lowest versions that pyproject.toml allows, and the newest of everything else;
 # old versions use what newer ones of their own dependencies deprecate.
