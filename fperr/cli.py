@@ -167,16 +167,16 @@ def layers_command(
     subject = subject_of(network, checkpoint, logits, dataset, n)
     folder = out or Path("out") / folder_name(f"{subject.name}-layers")
     check_folder(folder, overwrite=overwrite)
-    storage.prepare(folder)
-    report = trace_layers(
-        subject.model,
-        subject.images.x,
-        subject.images.y,
-        loss=loss,
-        format=format,
-        logits=subject.logits,
-        accept_probabilities=accept_probabilities,
-    )
+    with storage.prepared(folder):
+        report = trace_layers(
+            subject.model,
+            subject.images.x,
+            subject.images.y,
+            loss=loss,
+            format=format,
+            logits=subject.logits,
+            accept_probabilities=accept_probabilities,
+        )
     typer.echo(report.summary().to_string(index=False, float_format="{:.3g}".format))
     report.to_parquet(folder / "layers.parquet")
     storage.write(folder / "layers.png", picture(report.plot(), dpi=150))
@@ -199,7 +199,7 @@ def report_command(
         raise ValueError(f"{page} is a folder: give --out a file, e.g. {page / 'report.html'}")
     if not page.parent.is_dir():
         raise ValueError(f"{page.parent} is no folder: make it, or give --out another file")
-    storage.write(page, _report_in(measurements).to_html().encode())
+    storage.write(page, Report.from_parquet(measurements).to_html().encode())
     typer.echo(f"Written: {page}")
 
 
@@ -208,16 +208,6 @@ def zoo_command() -> None:
     """List the networks that can be had by name."""
     for entry in zoo.REGISTRY.values():
         typer.echo(f"{entry.name:26} {entry.dataset:20} {entry.source}")
-
-
-def _report_in(measurements: Path) -> Report:
-    try:
-        return Report.from_parquet(measurements)
-    except Exception as fault:  # what is in a foreign file is open
-        raise ValueError(
-            f"{measurements} cannot be read as measurements of fperr ({type(fault).__name__}: "
-            f"{fault}): give the measurements.parquet that `fperr measure` writes"
-        ) from fault
 
 
 def _measured(
@@ -270,7 +260,10 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 def _forget_if_empty(run: RunFolder) -> None:
     """Leave no folder where an argument was wrong, or nothing was begun."""
-    if not (run.path / _ROWS).exists() and not (run.path / _FILES[1]).exists():
+    rows = run.path / _ROWS
+    with contextlib.suppress(OSError):  # there are rows in it
+        rows.rmdir()
+    if not rows.exists() and not (run.path / _FILES[1]).exists():
         run.clear(_FILES)
 
 

@@ -98,11 +98,11 @@ def assumption_command(
 ) -> None:
     """Is the size of the gradient G(t) times a constant, as maximising G takes for granted?"""
     check_folder(out, overwrite=True)
-    storage.prepare(out)
-    found = {
-        name: assumption.lengths(zoo.load(name), data.named(zoo.entry(name).dataset).first(n).x)
-        for name in networks
-    }
+    with storage.prepared(out):
+        found = {
+            name: assumption.lengths(zoo.load(name), data.named(zoo.entry(name).dataset).first(n).x)
+            for name in networks
+        }
     storage.write(out / "assumption.png", picture(assumption.figure(found), dpi=150))
     lines = assumption.summary(found)
     storage.write(out / "assumption.csv", lines.to_csv(index=False).encode())

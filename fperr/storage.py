@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fperr.errors import StorageError
@@ -125,6 +125,21 @@ def prepare(folder: Path) -> None:
     except BaseException:
         remove_empty(made)
         raise
+
+
+@contextlib.contextmanager
+def prepared(folder: Path) -> Iterator[None]:
+    """The same, and where nothing comes to lie in the folder, it is removed again if it was made.
+
+    Raises:
+        ValueError, StorageError: as `prepare`.
+    """
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    prepare(folder)
+    try:
+        yield
+    finally:
+        remove_empty(made)
 
 
 def make(folder: Path) -> list[Path]:

@@ -267,7 +267,7 @@ def test_training_mode_is_refused_also_when_it_is_switched_on_along_the_way():
 
 
 def test_a_radius_that_reaches_everything_is_questioned():
-    with pytest.raises(ValueError, match=r"reaches every point of the box.*say 8 / 255"):
+    with pytest.raises(ValueError, match=r"in linf, got 8\. Did you mean radius=8/255\?"):
         fperr.attack(zoo.load("fashion_standard"), X, Y, radius=8)
     fperr.attack(zoo.load("fashion_standard"), X, Y, radius=8 / 255, steps=1)
     fperr.attack(zoo.load("fashion_standard"), X, Y, radius=8, steps=1, norm="l2")

@@ -402,7 +402,7 @@ def test_a_model_without_a_graph_is_refused():
         ({"restarts": 2.0}, "restarts"),
         ({"steps": 2.0}, "steps"),
         ({"box": (1, 0)}, "lowest, highest"),
-        ({"loss": "tmifpe", "scenario": "successful"}, "scenario must be one of"),
+        ({"loss": "tmifpe", "scenario": "successful"}, "unknown scenario"),
         ({"loss": "tmifpe", "scenario": "targeted_successful"}, "none of untargeted attacks"),
         ({"x": uniform(3, 6, dtype=torch.float64) * torch.nan}, "box"),
     ],

@@ -118,7 +118,7 @@ CASES = {
         tiny_mlp(),
         X,
         {"reference": "arb"},
-        "unknown engine 'arb': expected auto or one of",
+        "unknown reference 'arb': expected one of auto",
     ),
     "digits": (tiny_mlp(), X, {"digits": 15}, "digits must be at least 20"),
     "reduction": (

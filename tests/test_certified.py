@@ -423,11 +423,14 @@ def test_what_cannot_be_run_exactly_is_refused(model, x, error, text):
 
 def test_arguments_of_an_exact_gradient_are_named():
     model, x, v = tiny_mlp(), normal(1, 6), normal(1, 4)
-    with pytest.raises(TypeError, match="x must be a tensor, got ndarray"):
-        exact.gradient(model, x.numpy(), v)
+    with pytest.raises(TypeError, match="x must be a tensor or a NumPy array, got list"):
+        exact.gradient(model, x.tolist(), v)
+    assert (
+        exact.gradient(model, x.numpy(), v).midpoint == exact.gradient(model, x, v).midpoint
+    ).all()
     with pytest.raises(ValueError, match="v must be finite"):
         exact.gradient(model, x, v * math.nan)
     with torch.no_grad():
         model[0].weight[0, 0] = math.inf
-    with pytest.raises(ValueError, match="parameters that are not finite"):
+    with pytest.raises(ValueError, match="has NaN or infinite entries"):
         exact.gradient(model, x, v)

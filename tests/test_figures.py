@@ -84,12 +84,15 @@ def test_precision_and_convergence(study):
 
 def test_robust_accuracy_by_step_counts_the_start_and_clean_errors(study, monkeypatch):
     """First successes: 0 the clean input, 1 the start, 1 + i after step i, -1 never."""
-    found = pd.DataFrame({"first_success_step": [0, 1, 2, 4, -1]})
+    found = pd.DataFrame(
+        {"first_success_step": [0, 1, 2, 4, -1, -1], "is_judged": [True] * 5 + [False]}
+    )
     monkeypatch.setattr(accuracy, "attacked", lambda *_, **__: found)
     frame = accuracy.convergence_frame(Study(study.subjects[:1], study.cache))
     one = frame[frame["loss"] == "ce"]
     assert list(one["step"]) == [0, 1, 2, 3]
-    assert list(one["robust"]) == [3, 2, 2, 1]
+    assert list(one["robust"]) == [3, 2, 2, 1]  # the last one was not judged
+    assert set(one["n"]) == {6}
 
 
 def test_density(study):

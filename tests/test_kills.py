@@ -195,7 +195,7 @@ def test_overwriting_goes_through_no_link(here, tmp_path):
     before = (tmp_path / "out" / "report.html").stat().st_mtime_ns
     code, error = here([*command, "--loss-scale", "2"])
     assert code == 2
-    assert "out holds another command (loss_scale 1.0 there, 2.0 here)" in error
+    assert "out holds another command (--loss-scale 1.0 there, 2.0 here)" in error
     assert (tmp_path / "out" / "report.html").stat().st_mtime_ns == before
     code, error = here([*command, "--loss-scale", "2", "--overwrite"])
     assert code == 0, error

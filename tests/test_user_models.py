@@ -302,7 +302,7 @@ FAULTS = {
     "wrong images": (["net.py:build", "--data", "wide.npz"], "the model fails on x[:8], of shape"),
     "no accessor": (
         ["net.py:pair", "--data", "images.npz", "--logits", "third"],
-        "net.py defines no 'third'",
+        "has no tensor at --logits 'third': say where the logits are",
     ),
     "zoo with weights": (
         ["fashion_standard", "--checkpoint", "good.pt"],

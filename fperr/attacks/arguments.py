@@ -87,7 +87,7 @@ def checked_request(
     if arithmetic == "tf32" and device.type != "cuda":
         raise ValueError(
             f"arithmetic 'tf32' exists on CUDA devices only, and the model is on {device}: move "
-            "model and x there, or use 'float32'"
+            "model and x there, or use arithmetic='float32'"
         )
     labels = checks.class_labels("y", y, len(inputs), device)
     wanted = (

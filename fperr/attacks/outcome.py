@@ -90,9 +90,9 @@ class Outcome:
         parts = []
         if self.unjudged:
             parts.append(
-                f"{self.unjudged} of {self.samples} could not be judged (logits that are NaN or "
-                "overflow, or a prediction that did not come again): they are counted neither as "
-                "robust nor as fooled; try a wider format"
+                f"{self.unjudged} of {self.samples} could not be judged (logits that are NaN, "
+                "overflow or leave no second class, or a prediction that did not come again): they "
+                "are counted neither as robust nor as fooled; try a wider format"
             )
         if self.without_gradient:
             parts.append(

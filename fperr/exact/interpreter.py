@@ -234,7 +234,9 @@ class Interpreter:
         return self._convert(value)
 
     def applied(self, node: Node, values: Mapping[str, Any]) -> Any:
-        """The node's own operation, exact, on given values of the arithmetic."""
+        """The node's own operation, exact, on given values; of a constant, its value."""
+        if node.name in self._constants:
+            return self._constants[node.name]
         return self._run(node, {**self._constants, **values})
 
     def _convert(self, tensor: Tensor) -> Any:
