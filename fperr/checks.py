@@ -327,9 +327,10 @@ def _from_numpy(name: str, value: np.ndarray[Any, Any]) -> Tensor:
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError) as fault:
+        is_number = np.issubdtype(value.dtype, np.number)
+        remedy = f"convert it, e.g. {name}.astype('float32')" if is_number else "give numbers"
         raise ValueError(
-            f"{name} has NumPy dtype {value.dtype.str!r}, which PyTorch cannot hold: convert it, "
-            f"e.g. {name}.astype('float32')"
+            f"{name} has NumPy dtype {value.dtype.str!r}, which PyTorch cannot hold: {remedy}"
         ) from fault
 
 

@@ -231,7 +231,7 @@ def _measured(
                     break
     except KeyboardInterrupt:  # outside the samples: what came before is finished
         pass
-    except Exception as fault:
+    except (Exception, SystemExit) as fault:
         partial = getattr(fault, "report", None)
         reports += [partial] if isinstance(partial, Report) else []
         if reports:

@@ -131,6 +131,7 @@ class RunFolder:
             content = {"seal": SEAL, "layout": _LAYOUT, "settings": wanted}
             write(self.path / self.about, sealed(json.dumps(content, indent=1).encode()))
             self.settings = wanted
+            return
         different = differences(self.settings, wanted)
         if different:
             raise ValueError(

@@ -77,9 +77,7 @@ def applied(text, door, argument, bad, folder):
     binary = (
         {} if "K = 1" not in text or door == "exact.gradient" else {"y": torch.tensor([0, 1, 1])}
     )
-    advised = [
-        c for c in options_in(text, door) if c.get(argument, binary) is binary or c[argument] != bad
-    ]
+    advised = [each for each in options_in(text, door) if each != {argument: bad}]
     changes = [{argument: bad, **binary, **change} for change in advised]
     changes += [{argument: value} for value in expressions_in(text, argument, bad)]
     for number, changed in enumerate(changes):

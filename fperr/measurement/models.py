@@ -128,8 +128,7 @@ def usable_model(
     ):
         raise TypeError(
             "logits must be a name, an index or a function of the output, got "
-            f"{checks.shown(logits)}: e.g. logits=0, logits='logits' or logits=lambda output: "
-            "output[0]"
+            f"{checks.shown(logits)}: give one of them, e.g. 'logits', 0, or a lambda"
         )
     plain = checks.model("model", model)
     where, _ = device_and_dtype(plain)
