@@ -87,24 +87,31 @@ MODELS = {
     "random": Broken(lambda z: z + torch.rand_like(z)).eval(),
     "of the batch": Broken(lambda z: z - z.mean(0)).eval(),
 }
-TENSORS = {
-    "None": None,
-    "text": "x.pt",
-    "a number": 3,
-    "a list": [[0.0] * 6] * 3,
-    "integers": torch.ones(3, 6, dtype=torch.int64),
-    "booleans": torch.ones(3, 6, dtype=torch.bool),
-    "complex": torch.ones(3, 6, dtype=torch.complex64),
-    "float8": torch.ones(3, 6).to(torch.float8_e4m3fn),
-    "sparse": torch.ones(3, 6).to_sparse(),
-    "meta": torch.ones(3, 6, device="meta"),
-    "0-d": torch.tensor(1.0),
-    "no samples": torch.ones(0, 6),
-    "objects": np.array([[None] * 6] * 3),
-    "long double": np.ones((3, 6), dtype=np.longdouble),
-    "other byte order": np.ones((3, 6), dtype=">f4"),
-    "wrong width": torch.rand(3, 5),
-}
+
+
+def tensors(width):
+    """What is no batch of three samples with that many numbers."""
+    return {
+        "None": None,
+        "text": "x.pt",
+        "a number": 3,
+        "a list": [[0.0] * width] * 3,
+        "integers": torch.ones(3, width, dtype=torch.int64),
+        "booleans": torch.ones(3, width, dtype=torch.bool),
+        "complex": torch.ones(3, width, dtype=torch.complex64),
+        "float8": torch.ones(3, width).to(torch.float8_e4m3fn),
+        "sparse": torch.ones(3, width).to_sparse(),
+        "meta": torch.ones(3, width, device="meta"),
+        "0-d": torch.tensor(1.0),
+        "no samples": torch.ones(0, width),
+        "objects": np.array([[None] * width] * 3),
+        "long double": np.ones((3, width), dtype=np.longdouble),
+        "other byte order": np.ones((3, width), dtype=">f4"),
+        "wrong width": torch.rand(3, width - 1),
+    }
+
+
+TENSORS = tensors(6)
 LABELS = {
     "a number": 1,
     "text": "cat",
@@ -230,12 +237,12 @@ LAYERS = {
 EXACT = {
     "model": {k: m for k, m in MODELS.items() if k != "one logit"},
     "x": {**TENSORS, "NaN": X * torch.nan, "an infinity": X / 0},
-    "v": {**TENSORS, "NaN": V * torch.nan, "fewer": V[:2]},
+    "v": {**tensors(4), "NaN": V * torch.nan, "fewer": V[:2]},
     "engine": CHOICE,
     "bits": {**WHOLE, "too few": 5},
     "largest_bits": {**WHOLE, "too few": 5, "None": None},
 }
-LOGITS = {k: t for k, t in TENSORS.items() if k != "wrong width"} | {"one class": Z[:, :1]}
+LOGITS = {k: t for k, t in tensors(4).items() if k != "wrong width"} | {"one class": Z[:, :1]}
 CHECK = {
     "logits": {**LOGITS, "NaN": Z * torch.nan, "1-d": Z[0], "infinite": Z / 0},
     "labels": {**LABELS, "None": None},

@@ -20,7 +20,7 @@ import fperr
 from tests.test_api_bad_calls import CALLS, DOORS, Broken, X, Y, fault_of, net
 
 OPTION = re.compile(
-    r"\b(\w+)=('[^']*'|lambda \w+: [^;]*?(?=, or |; |, if |$)|\([^)]*\)|True|False|-?\d[\w.]*)"
+    r"\b(\w+)=('[^']*'|lambda \w+: [^;]*?(?=, or |; |, if |$)|\([-\d., ]+\)|True|False|-?\d[\w.]*)"
 )
 # what was got is no remedy
 _GOT = re.compile(r"got [^:;]*[:;]")
@@ -63,7 +63,7 @@ def expressions_in(text, argument, bad):
     pattern = rf"\b{argument}((?:\[None\]|\.\w+(?:\([^()]*\))?|\s/\s255)+)"
     return [
         eval(f"{argument}{change}", {argument: bad, "torch": torch})
-        for change in re.findall(pattern, text)
+        for change in re.findall(pattern, _GOT.sub("", text))
     ]
 
 
