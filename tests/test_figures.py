@@ -95,6 +95,23 @@ def test_robust_accuracy_by_step_counts_the_start_and_clean_errors(study, monkey
     assert set(one["n"]) == {6}
 
 
+def test_images_that_no_attack_could_judge_are_shown(study, monkeypatch):
+    def damaged(*_, **options):
+        is_half = options.get("arithmetic") == "float16"
+        is_judged = [not is_half, True, True, True]
+        return pd.DataFrame({"success": [False, False, True, False], "is_judged": is_judged})
+
+    monkeypatch.setattr(accuracy, "attacked", damaged)
+    frame = accuracy.precision_frame(Study(study.subjects[:1], study.cache))
+    rows = frame[frame["loss"] == "ce"].set_index("arithmetic")
+    assert rows["robust"].to_dict() == {"float16": 2, "float32": 3, "float64": 3}
+    assert rows["unjudged"].to_dict() == {"float16": 1, "float32": 0, "float64": 0}
+    title = accuracy.precision(frame).axes[0].get_title()
+    assert title.endswith("4 images\n(up to 1 not judged)")
+    sound = accuracy.precision(frame.assign(unjudged=0)).axes[0].get_title()
+    assert "judged" not in sound
+
+
 def test_density(study):
     frame = FIGURES["density"].frame(study)
     figure = FIGURES["density"].draw(frame)

@@ -17,7 +17,7 @@ _TICKS = [sign * 10.0**k for sign in (-1, 1) for k in (1, 3, 5)] + [0.0]  # of m
 
 
 def precision_frame(study: Study) -> pd.DataFrame:
-    """Columns network, loss, arithmetic, n, robust."""
+    """Columns network, loss, arithmetic, n, robust, unjudged."""
     return pd.DataFrame(
         {"network": subject.name, "loss": loss, "arithmetic": arithmetic}
         | withstood(attacked(study, subject, loss=loss, arithmetic=arithmetic))
@@ -52,7 +52,7 @@ def precision(frame: pd.DataFrame) -> Figure:
 
 
 def convergence_frame(study: Study) -> pd.DataFrame:
-    """Columns network, loss, step, n, robust: after that many steps."""
+    """Columns network, loss, step, n, robust, unjudged: after that many steps."""
     parts = []
     for subject in study.subjects:
         for loss in MORE_LOSSES:
@@ -61,7 +61,8 @@ def convergence_frame(study: Study) -> pd.DataFrame:
             steps = np.arange(STEPS + 1)  # 0: the start; clean errors are 0 in `first`
             fallen = ((first[None, :] >= 0) & (first[None, :] <= steps[:, None] + 1)).sum(1)
             part = pd.DataFrame({"step": steps, "n": len(frame), "robust": len(first) - fallen})
-            parts.append(part.assign(network=subject.name, loss=loss))
+            unjudged = len(frame) - len(first)
+            parts.append(part.assign(network=subject.name, loss=loss, unjudged=unjudged))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -63,8 +63,10 @@ def attacked(
 
 
 def withstood(found: pd.DataFrame) -> dict[str, int]:
-    """How many images there are, and how many of them were judged and withstood."""
-    return {"n": len(found), "robust": int(is_robust(found).sum())}
+    """How many images there are, how many withstood, and how many could not be judged."""
+    robust = is_robust(found)
+    unjudged = len(found) - int((robust | found["success"]).sum())
+    return {"n": len(found), "robust": int(robust.sum()), "unjudged": unjudged}
 
 
 def is_robust(found: pd.DataFrame) -> pd.Series:

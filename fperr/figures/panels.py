@@ -33,8 +33,16 @@ def panels(names: Sequence[str], *, lines: int | None = None) -> tuple[Figure, l
 
 
 def by_network(frame: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A panel for each network and its rows; the title says how many images (column `n`)."""
+    """A panel for each network and its rows; the title says how many images (column `n`).
+
+    And where some of them could not be judged by an attack (column `unjudged`), how many at most.
+    """
     groups = [(str(name), rows) for name, rows in frame.groupby("network", sort=False)]
-    titles = [f"{name}, {rows['n'].max()} images" for name, rows in groups]
+    titles = [f"{name}, {rows['n'].max()} images{_unjudged(rows)}" for name, rows in groups]
     figure, axes = panels(titles)
     return figure, [(axis, rows) for axis, (_, rows) in zip(axes, groups, strict=True)]
+
+
+def _unjudged(rows: pd.DataFrame) -> str:
+    most = int(rows["unjudged"].max()) if "unjudged" in rows else 0
+    return f"\n(up to {most} not judged)" if most else ""

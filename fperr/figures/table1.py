@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from fperr import zoo
 from fperr.figures import published, table
-from fperr.figures.attacks import STEPS, attacked, is_robust, radius_of
+from fperr.figures.attacks import STEPS, attacked, is_robust, radius_of, withstood
 from fperr.figures.study import Study, Subject
 
 LOSSES = ("ce", "cw", "dlr", "gama", "mifpe", "tmifpe", "stable_ce")
@@ -61,6 +61,8 @@ def _ours(study: Study, subject: Subject) -> dict[str, Any]:
     entry = zoo.entry(subject.name)
     dataset = _DATASETS.get(entry.dataset, entry.dataset)
     about = {"row": subject.name, "data": f"{dataset}, ℓ∞ {radius_of(subject):.3g}"}
+    unjudged = max(withstood(part)["unjudged"] for part in found.values())
+    about["data"] += f" ({unjudged} not judged)" if unjudged else ""
     about |= {"source": "fperr", "where": entry.source}
     return about | {"n": subject.n, "clean": 100 * clean.mean()} | shares
 
