@@ -96,7 +96,7 @@ class Outcome:
             )
         if self.without_gradient:
             parts.append(
-                f"{self.without_gradient} of {self.attacked} never had a gradient: each was "
+                f"{self.without_gradient} of {self.samples} never had a gradient: each was "
                 "exactly zero, so that withstanding says nothing about them"
             )
         if self.not_finite:
