@@ -3,6 +3,7 @@
 import math
 import numbers
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,17 @@ def text(name: str, value: object) -> str:
     if not value.strip():
         raise ValueError(f"{name} must be a name, got {value!r}: give at least one letter")
     return value
+
+
+def path(name: str, value: object) -> Path:
+    """The path of a file or folder.
+
+    Raises:
+        TypeError: neither a string nor a path.
+    """
+    if not isinstance(value, str | Path):
+        raise TypeError(f"{name} must be a path, got {shown(value)}: give a str or a pathlib.Path")
+    return Path(value)
 
 
 def flag(name: str, value: object) -> bool:

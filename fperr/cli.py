@@ -1,4 +1,4 @@
-"""The command line: `fperr measure`, `attack`, `layers`, `report`, `validate` and `zoo`."""
+"""The command line: `fperr measure`, `attack`, `layers`, `report`, `figures`, `validate`, `zoo`."""
 
 import contextlib
 import signal
@@ -177,9 +177,9 @@ def layers_command(
             logits=subject.logits,
             accept_probabilities=accept_probabilities,
         )
-    typer.echo(report.summary().to_string(index=False, float_format="{:.3g}".format))
-    report.to_parquet(folder / "layers.parquet")
-    storage.write(folder / "layers.png", picture(report.plot(), dpi=150))
+        typer.echo(report.summary().to_string(index=False, float_format="{:.3g}".format))
+        report.to_parquet(folder / "layers.parquet")
+        storage.write(folder / "layers.png", picture(report.plot(), dpi=150))
     typer.echo(f"Written: {folder / 'layers.parquet'}, {folder / 'layers.png'}")
 
 
@@ -215,6 +215,10 @@ def _measured(
 ) -> Report:
     """The reports of all networks in one; what is finished is written if a fault ends it."""
     run.begin({"networks": [s.name for s in subjects], "scenarios": assigned, **request})
+    if (run.path / _ROWS).is_symlink():
+        raise ValueError(
+            f"{run.path / _ROWS} is a symbolic link, which is not followed: remove it, or {_REMEDY}"
+        )
     reports: list[Report] = []
     try:
         with _sigterm_as_ctrl_c():

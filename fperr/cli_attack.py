@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fperr import cli_options
-from fperr.attacks import AttackResult, Outcome, UnjudgedWarning, attack_in_batches
+from fperr.attacks import AttackResult, AttackWarning, Outcome, attack_in_batches
 from fperr.attacks.batches import ABOUT
 from fperr.cli_subjects import LOGITS_HELP, subject_of
 from fperr.data import Images
@@ -73,7 +73,7 @@ def attack_command(
     kept = list(range(len(images.x)))
     if targets is not None:
         wanted = cli_options.targets(targets, images.y, classes, seed, dataset)
-        if targets.isdecimal():
+        if cli_options.is_class(targets):
             images, wanted, kept = _of_other_classes(images, wanted)
     layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
     counts = [0, 0]  # robust samples, and all so far
@@ -86,7 +86,7 @@ def attack_command(
             bar.set_postfix_str(f"{counts[0]} of {counts[1]} withstand")
 
         with warnings.catch_warnings():  # said below, with the rest
-            warnings.simplefilter("ignore", UnjudgedWarning)
+            warnings.simplefilter("ignore", AttackWarning)
             frame = attack_in_batches(
                 model,
                 images.x,

@@ -22,6 +22,8 @@ def number(text: str, option: str) -> float:
     """
     numerator, slash, denominator = text.partition("/")
     try:
+        if "_" in text or (slash and denominator.strip().startswith("-")):
+            raise ValueError  # Python's float() takes both, and nobody means them
         value = float(numerator) / (float(denominator) if slash else 1.0)
     except (ValueError, ZeroDivisionError, OverflowError):
         value = math.nan
@@ -49,6 +51,11 @@ def box(text: str) -> tuple[float, float]:
     return low, high
 
 
+def is_class(text: str) -> bool:
+    """Whether `--targets` names one class for all images."""
+    return re.fullmatch(r"[+-]?\d+", text) is not None
+
+
 def targets(text: str, y: Tensor, classes: int, seed: int, dataset: str | None) -> Tensor:
     """The class that each image shall be brought to.
 
@@ -72,7 +79,7 @@ def targets(text: str, y: Tensor, classes: int, seed: int, dataset: str | None) 
         generator = torch.Generator().manual_seed(seed)
         further = [int(torch.randint(classes - 1, (), generator=generator)) for _ in y]
         return (y + 1 + torch.tensor(further)) % classes
-    if re.fullmatch(r"[+-]?\d+", text):
+    if is_class(text):
         if not 0 <= int(text) < classes:
             raise ValueError(
                 f"--targets must be a class from 0 to {classes - 1}, got {text}: give one of them"

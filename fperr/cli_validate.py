@@ -103,9 +103,9 @@ def assumption_command(
             name: assumption.lengths(zoo.load(name), data.named(zoo.entry(name).dataset).first(n).x)
             for name in networks
         }
-    storage.write(out / "assumption.png", picture(assumption.figure(found), dpi=150))
-    lines = assumption.summary(found)
-    storage.write(out / "assumption.csv", lines.to_csv(index=False).encode())
+        storage.write(out / "assumption.png", picture(assumption.figure(found), dpi=150))
+        lines = assumption.summary(found)
+        storage.write(out / "assumption.csv", lines.to_csv(index=False).encode())
     typer.echo(lines.to_string(index=False, float_format="{:.3g}".format))
     typer.echo(f"Written: {out / 'assumption.png'}, {out / 'assumption.csv'}")
 

@@ -190,6 +190,7 @@ MEASURE = {
     "logits": ACCESSOR,
     "accept_probabilities": FLAG,
     "name": {"a number": 5, "bytes": b"", "empty": ""},
+    "out": {"a number": 3, "bytes": b"out"},
 }
 ATTACK = {
     "model": MODELS,

@@ -1,5 +1,6 @@
 """What an attack may say of a sample: robust, fooled, or that it cannot be judged."""
 
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 import fperr
 from fperr import data, zoo
-from fperr.attacks import Outcome, UnjudgedWarning, attack_in_batches
+from fperr.attacks import NoGradientWarning, Outcome, UnjudgedWarning, attack_in_batches
 from fperr.errors import ModelError
 
 IMAGES = data.fashion_mnist_1000()
@@ -277,3 +278,88 @@ def test_a_radius_that_reaches_everything_is_questioned():
 def test_tf32_exists_on_cuda_alone():
     with pytest.raises(ValueError, match="arithmetic 'tf32' exists on CUDA devices only"):
         attacked(zoo.load("fashion_standard"), arithmetic="tf32")
+
+
+def test_an_attack_without_any_gradient_warns():
+    with pytest.warns(
+        NoGradientWarning, match="of 20 never had a gradient: each was exactly zero,"
+    ):
+        attacked(Around(before=ZeroGradient.apply))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attacked(Around())
+
+
+class Infinite(torch.autograd.Function):
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient * torch.inf
+
+
+@pytest.mark.parametrize("method", ["pgd", "apgd", "fgsm"])
+def test_gradients_that_are_never_finite_are_no_gradients(method):
+    with pytest.warns(NoGradientWarning, match="each was exactly zero or not finite"):
+        result = attacked(Around(before=Infinite.apply), method=method)
+    assert torch.equal(result.broken_gradient_steps, result.gradient_steps)
+    assert not result.zero_gradient_steps.any()
+
+
+def test_what_on_step_does_to_its_tensors_is_nothing_to_the_attack():
+    x, before = X.clone(), X.clone()
+
+    def meddle(_, *tensors):
+        for tensor in tensors:
+            tensor.zero_()
+
+    options = {"random_start": False, "freeze": False}
+    for method in ("pgd", "apgd", "fgsm"):
+        quiet = attacked(Around(), x, method=method, **options)
+        meddled = attacked(Around(), x, method=method, on_step=meddle, **options)
+        assert torch.equal(quiet.adversarial, meddled.adversarial)
+        assert torch.equal(x, before)
+        assert (meddled.excess_ulps <= 0).all()
+
+
+def test_one_sample_without_logits_does_not_stop_an_exact_attack():
+    few, labels = X[:3], Y[:3]
+
+    def broken(network, x):
+        is_second = (x - few[1]).flatten(1).abs().amax(1) <= 0.021
+        return torch.where(is_second[:, None], torch.nan, network(x))
+
+    with pytest.warns(UnjudgedWarning, match="1 of 3 could not be judged"):
+        result = attacked(OfInput(broken), few, labels, arithmetic="exact", steps=2)
+    assert result.is_judged.tolist() == [True, False, True]
+
+
+def test_a_network_that_is_random_under_a_gradient_alone_is_refused():
+    class Moody(Around):
+        def forward(self, x):
+            return super().forward(noisy(x) if torch.is_grad_enabled() else x)
+
+    with pytest.raises(ModelError, match="depends on randomness"):
+        attacked(Moody())
+
+
+class Scaled(nn.Module):
+    """A number that is no weight, and shows in no list of them."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.network, self.factor = zoo.load("fashion_standard"), factor
+
+    def forward(self, x):
+        return self.network(x) * self.factor
+
+
+def test_an_attack_goes_on_only_with_the_same_network_and_options(tmp_path):
+    options = {"radius": RADIUS, "steps": 1}
+    attack_in_batches(Scaled(1.0).eval(), X, Y, tmp_path, **options)
+    with pytest.raises(ValueError, match="holds another attack \\(network"):
+        attack_in_batches(Scaled(1.0005).eval(), X, Y, tmp_path, **options)
+    same = {**options, "box": [0, 1], "restarts": 1}
+    attack_in_batches(Scaled(1.0).eval(), X, Y, tmp_path, **same)

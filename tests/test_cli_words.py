@@ -1,5 +1,6 @@
 """The command line's own words: numbers, boxes, targets, folders, and how it ends."""
 
+import contextlib
 import re
 import sys
 import tomllib
@@ -319,3 +320,27 @@ class Returning(nn.Module):
 
     def forward(self, _):
         return self.output
+
+
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        (
+            ["layers", "fashion_standard", "--n", "1", "--format", "float16"],
+            [
+                "out/fashion_standard-layers/layers.parquet",
+                "out/fashion_standard-layers/layers.png",
+            ],
+        ),
+        (
+            ["validate", "assumption", "fashion_standard", "--n", "2"],
+            ["out/assumption/assumption.csv", "out/assumption/assumption.png"],
+        ),
+    ],
+)
+def test_results_are_written_where_no_folder_was(command, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fperr", *command])
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    assert all((tmp_path / file).stat().st_size for file in files)

@@ -1,7 +1,7 @@
 """A long attack in batches: written as it goes, resumed where it was cut off."""
 
 import inspect
-import os
+import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from fperr import checks
 from fperr.attacks.entry import AttackResult, attack
-from fperr.attacks.outcome import Outcome, UnjudgedWarning
+from fperr.attacks.outcome import AttackWarning, Outcome
 from fperr.caller_state import in_neutral_state
 from fperr.data import digest
+from fperr.formats import of_dtype
 from fperr.measurement.models import usable_model
+from fperr.measurement.network import FormatNetwork, device_and_dtype
 from fperr.run_folder import RunFolder, opened
 from fperr.storage import sealed
 
@@ -70,11 +72,10 @@ def attack_in_batches(
         StorageError: another run is at work in the folder, it cannot be written to, or batches of
             this run have gone from it.
     """
-    checks.whole_number("batch_size", batch_size, 1)
+    batch_size = checks.whole_number("batch_size", batch_size, 1)
     if advance is not None and not callable(advance):
         raise TypeError(f"advance must be a function, got {checks.shown(advance)}: give one")
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder must be a path, got {checks.shown(folder)}: give a str or a Path")
+    checks.path("folder", folder)
     model = usable_model(model, None, options.pop("logits", None))
     x = checks.inputs("x", x)
     y = checks.class_labels("y", y, len(x), x.device)
@@ -92,7 +93,8 @@ def attack_in_batches(
         "model": f"{model}",
         "weights": digest(*model.state_dict().values()),
         "batch_size": batch_size,
-        **{name: str(value) for name, value in stored.items()},
+        "network": _digest_of_network(model, x),
+        **{name: _as_text(value) for name, value in stored.items()},
         "versions": {"fperr": version("fperr"), "torch": torch.__version__},
     }
     with opened(folder, ABOUT, wait=wait) as run:
@@ -107,7 +109,7 @@ def attack_in_batches(
             if result is None:
                 wanted = None if targets is None else targets[part]
                 with warnings.catch_warnings():  # said at the end, for all batches
-                    warnings.simplefilter("ignore", UnjudgedWarning)
+                    warnings.simplefilter("ignore", AttackWarning)
                     result = attack(model, x[part], y[part], targets=wanted, **options)
                 run.begin(settings)  # not before: an argument may be wrong
                 _keep(run, name, result)
@@ -119,9 +121,29 @@ def attack_in_batches(
         run.check()
     frame = pd.concat(frames, ignore_index=True)
     outcome = Outcome.of_frame(frame)
-    if outcome.unjudged:
-        warnings.warn(outcome.sentence, UnjudgedWarning, stacklevel=3)
+    outcome.warn(stacklevel=4)
     return frame
+
+
+def _as_text(value: object) -> str:
+    """An option as it is compared: 1 and 1.0, lists and tuples are alike."""
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_as_text, value))})"
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return repr(float(value))
+    return str(value)
+
+
+def _digest_of_network(model: nn.Module, x: Tensor) -> str:
+    """Of the captured operations and every number in them; where it cannot be captured, why.
+
+    What is wrong with the model, the attack says.
+    """
+    try:
+        own = FormatNetwork(model, of_dtype(device_and_dtype(model)[1]), autocast=False)
+        return own.capture(x[:1]).network_digest
+    except Exception as fault:
+        return f"not captured: {type(fault).__name__}"
 
 
 def _keep(run: RunFolder, name: str, result: AttackResult) -> None:

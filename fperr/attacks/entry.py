@@ -1,6 +1,5 @@
 """`fperr.attack`: gradient attacks whose loss and arithmetic are arguments."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from fperr.attacks.arguments import check_options, checked_request, forced
 from fperr.attacks.goal import Goal
-from fperr.attacks.outcome import Outcome, UnjudgedWarning
+from fperr.attacks.outcome import Outcome
 from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_adaptively
 from fperr.attacks.progress import Progress
 from fperr.attacks.region import Norm, Region
@@ -45,6 +44,7 @@ class AttackResult:
         gradient_steps: (batch,) int64: how many gradients were taken before the first success.
         zero_gradient_steps: (batch,) int64: how many of them were exactly zero: the attack had no
             direction there.
+        broken_gradient_steps: (batch,) int64: how many of them were not finite.
         excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) `adversarial` lies
             outside the ball: never above 0 with the exact projection.
     """
@@ -59,6 +59,7 @@ class AttackResult:
     is_clean_correct: Tensor
     gradient_steps: Tensor
     zero_gradient_steps: Tensor
+    broken_gradient_steps: Tensor
     excess_ulps: Tensor
 
     @property
@@ -71,6 +72,7 @@ class AttackResult:
             is_finite=self.is_finite,
             gradient_steps=self.gradient_steps,
             zero_gradient_steps=self.zero_gradient_steps,
+            broken_gradient_steps=self.broken_gradient_steps,
         )
 
     @property
@@ -152,7 +154,8 @@ def attack(
         logits: where the logits are in what the model returns: a name (a key or an attribute), an
             index, or a function.
         accept_probabilities: do not refuse a model that returns probabilities.
-        on_step: called with the step's number, points, logits and gradients of every step.
+        on_step: called with the step's number, and copies of points, logits and gradients, at every
+            step.
 
     Raises:
         ValueError, TypeError: an argument is wrong; says what to do.
@@ -161,6 +164,7 @@ def attack(
 
     Warns:
         UnjudgedWarning: samples could not be judged.
+        NoGradientWarning: samples never had a gradient that is finite and not zero.
     """
     loss = forced(loss, scenario)
     flags = {"random_start": random_start, "freeze": freeze}
@@ -205,8 +209,8 @@ def attack(
         is_clean_correct,
         progress.gradient_steps,
         progress.zero_gradient_steps,
+        progress.broken_gradient_steps,
         region.excess(progress.x),
     )
-    if result.outcome.unjudged:
-        warnings.warn(result.sentence, UnjudgedWarning, stacklevel=3)
+    result.outcome.warn(stacklevel=4)
     return result

@@ -1,6 +1,7 @@
 """The gradient that an attack follows: in a floating-point format, or exact."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -109,17 +110,25 @@ class ExactSource(Source):
         Raises:
             ContradictedError: PyTorch in float64 computes something else.
         """
-        found = [self._piece(x[piece], goal, piece.start) for piece in self._network.pieces(len(x))]
-        return self._own.logits(x), torch.cat(found).reshape(x.shape)
+        logits = self._own.logits(x)
+        _, _, finite = goal.reached(logits)
+        judged = torch.nonzero(finite)[:, 0]  # others have no exact logits either
+        gradient = torch.full(
+            (len(x), x[0].numel()), torch.nan, dtype=torch.float64, device=x.device
+        )
+        for piece in self._network.pieces(len(judged)):
+            samples = judged[piece]
+            gradient[samples] = self._piece(x[samples], goal, samples.tolist())
+        return logits, gradient.reshape(x.shape)
 
-    def _piece(self, x: Tensor, goal: Goal, first: int) -> Tensor:
+    def _piece(self, x: Tensor, goal: Goal, samples: Sequence[int]) -> Tensor:
         self._network.arithmetic.forget_doubts()
         forward = self._network.forward(x).run
         doubt = order_in_doubt(forward.logits)
         z = to_mpmath(forward.logits, self._vectors.context).reshape(len(x), -1)
         parts = []
         for i, radius in enumerate(forward.logits.radius.tolist()):
-            asked = self._asked(z[i], goal, first + i)
+            asked = self._asked(z[i], goal, samples[i])
             v = logit_gradient(
                 asked.kind, self._vectors.context, list(z[i]), asked.label, c=asked.c,
                 targeted=asked.targeted, y=asked.y,
@@ -137,9 +146,9 @@ class ExactSource(Source):
         doubt |= self._network.in_doubt(len(x)) | ~(g.radius <= length * _SMALL)
         gradient = (g.high + g.low).flatten(1)
         batch = BatchRun(forward, len(x))
-        self._network.audits(batch, x, high[:, 0], g, ~doubt, first)
+        self._network.audits(batch, x, high[:, 0], g, ~doubt, samples[0])
         for i in torch.nonzero(doubt).flatten().tolist():
-            gradient[i] = self._by_balls(x[i : i + 1], goal, first + i)
+            gradient[i] = self._by_balls(x[i : i + 1], goal, samples[i])
         return gradient
 
     def _asked(self, z: Any, goal: Goal, i: int) -> LossAt:

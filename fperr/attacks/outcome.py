@@ -1,5 +1,6 @@
 """What an attack's samples add up to, in numbers and in a sentence: the same at every door."""
 
+import warnings
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,11 +14,20 @@ COLUMNS = (
     "is_finite",
     "gradient_steps",
     "zero_gradient_steps",
+    "broken_gradient_steps",
 )
 
 
-class UnjudgedWarning(UserWarning):
+class AttackWarning(UserWarning):
+    """An attack's result says less than it seems to."""
+
+
+class UnjudgedWarning(AttackWarning):
     """Samples of an attack could not be judged."""
+
+
+class NoGradientWarning(AttackWarning):
+    """Samples of an attack never had a gradient that is finite and not zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +40,8 @@ class Outcome:
         fooled: the attack succeeded, clean errors among them.
         unjudged: neither: NaN or overflowing logits, or a prediction that did not come again.
         clean_correct: their clean input is classified as y.
-        without_gradient: the attack took gradients, and every one of them was exactly zero.
+        without_gradient: the attack took gradients, and none was finite and not zero.
+        only_zeros: every one of them was exactly zero.
         attacked: samples in which a gradient was taken.
         not_finite: judged samples that met a gradient (or, after success, logits) that is not
             finite.
@@ -42,6 +53,7 @@ class Outcome:
     unjudged: int
     clean_correct: int
     without_gradient: int
+    only_zeros: int
     attacked: int
     not_finite: int
 
@@ -55,6 +67,7 @@ class Outcome:
         is_finite: Tensor,
         gradient_steps: Tensor,
         zero_gradient_steps: Tensor,
+        broken_gradient_steps: Tensor,
     ) -> "Outcome":
         """Of the columns of an `AttackResult`, each (batch,)."""
         attacked = gradient_steps > 0
@@ -63,6 +76,7 @@ class Outcome:
             success,
             ~is_judged,
             is_clean_correct,
+            attacked & (zero_gradient_steps + broken_gradient_steps == gradient_steps),
             attacked & (zero_gradient_steps == gradient_steps),
             attacked,
             is_judged & ~is_finite,
@@ -95,9 +109,11 @@ class Outcome:
                 "are counted neither as robust nor as fooled; try a wider format"
             )
         if self.without_gradient:
+            zeros = "exactly zero"
+            zeros += "" if self.only_zeros == self.without_gradient else " or not finite"
             parts.append(
                 f"{self.without_gradient} of {self.samples} never had a gradient: each was "
-                "exactly zero, so that withstanding says nothing about them"
+                f"{zeros}, so that withstanding says nothing about them"
             )
         if self.not_finite:
             parts.append(f"{self.not_finite} of {self.samples} met gradients that are not finite")
@@ -107,3 +123,10 @@ class Outcome:
     def sentence(self) -> str:
         """How many withstood, and the remarks."""
         return "; ".join((f"{self.robust} of {self.samples} withstood", *self.remarks))
+
+    def warn(self, stacklevel: int) -> None:
+        """Warn of what the numbers hide: `UnjudgedWarning`, or else `NoGradientWarning`."""
+        if self.unjudged:
+            warnings.warn(self.sentence, UnjudgedWarning, stacklevel=stacklevel)
+        elif self.without_gradient:
+            warnings.warn(self.sentence, NoGradientWarning, stacklevel=stacklevel)

@@ -64,6 +64,11 @@ class Run:
         """`moved`, and x for the samples that stay put."""
         return either(success, x, moved) if self.freeze else moved
 
+    def tell(self, number: int, x: Tensor, logits: Tensor, gradient: Tensor) -> None:
+        """Call `on_step` with copies: what it does to them is nothing to the attack."""
+        if self.on_step is not None:
+            self.on_step(number, x.clone(), logits.clone(), gradient.clone())
+
     def seen(self, progress: Progress, x: Tensor, logits: Tensor, size: Tensor | None) -> Progress:
         """The progress with the points x, and gradients of that size there."""
         return progress.seen(x, logits, self.goal, size, frozen=self.freeze)
@@ -85,8 +90,7 @@ def descend(run: Run, start: Tensor, progress: Progress, offset: int) -> Progres
         size = gradient_size(gradient)
         usable = size < torch.inf
         progress = run.seen(progress, x, logits, size)
-        if run.on_step is not None:
-            run.on_step(offset + i, x, logits, gradient)
+        run.tell(offset + i, x, logits, gradient)
         moved = region.moved(x, gradient, usable.to(x.dtype) * steps.at(i))
         if i and steps.momentum:
             moved = region.carried_on(x, moved, last, steps.momentum)
@@ -119,8 +123,7 @@ def descend_adaptively(run: Run, start: Tensor, progress: Progress, offset: int)
     was_halved = torch.ones_like(progress.success)
     since = 0
     for i in range(count):
-        if run.on_step is not None:
-            run.on_step(offset + i, x, logits, gradient)
+        run.tell(offset + i, x, logits, gradient)
         moved = region.moved(x, gradient, usable * step_size)
         if i and steps.momentum:
             moved = region.carried_on(x, moved, last, steps.momentum)

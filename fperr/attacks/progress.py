@@ -25,8 +25,9 @@ class Progress:
         best_margin: (batch,) float64, the smallest seen.
         is_finite: (batch,) bool: all logits and gradients so far were.
         is_judged: (batch,) bool: it has succeeded, or all logits so far were finite.
-        gradient_steps, zero_gradient_steps: (batch,) int64: how many gradients were taken before
-            the first success, and how many of them were exactly zero.
+        gradient_steps, zero_gradient_steps, broken_gradient_steps: (batch,) int64: how many
+            gradients were taken before the first success, and how many of them were exactly zero,
+            and not finite.
     """
 
     x: Tensor
@@ -38,13 +39,15 @@ class Progress:
     is_judged: Tensor
     gradient_steps: Tensor
     zero_gradient_steps: Tensor
+    broken_gradient_steps: Tensor
 
     @classmethod
     def at(cls, x: Tensor, logits: Tensor, goal: Goal) -> "Progress":
         """Of the clean inputs."""
         success, margin, finite = goal.reached(logits)
         none = torch.zeros_like(success, dtype=torch.int64)
-        return cls(x, x, success, torch.where(success, 0, 1), margin, finite, finite, none, none)
+        seen = torch.where(success, 0, 1)
+        return cls(x, x, success, seen, margin, finite, finite, none, none, none)
 
     @property
     def first_success_step(self) -> Tensor:
@@ -69,11 +72,15 @@ class Progress:
         success, margin, finite = goal.reached(logits)
         open, is_better = ~self.success, margin < self.best_margin
         fallen = self.success | success
-        gradients, zeros, usable = self.gradient_steps, self.zero_gradient_steps, finite
+        gradients, zeros, broken = (
+            self.gradient_steps, self.zero_gradient_steps, self.broken_gradient_steps
+        )  # fmt: skip
+        usable = finite
         if size is not None:
-            still_open = ~fallen
+            still_open, is_number = ~fallen, size < torch.inf
             gradients, zeros = gradients + still_open, zeros + (still_open & (size == 0))
-            usable = finite & (size < torch.inf)
+            broken = broken + (still_open & ~is_number)
+            usable = finite & is_number
         taken = either(open & (success | is_better), x, self.x)
         best = taken if frozen else either(is_better, x, self.best)
         return replace(
@@ -87,6 +94,7 @@ class Progress:
             is_judged=fallen | (self.is_judged & finite),
             gradient_steps=gradients,
             zero_gradient_steps=zeros,
+            broken_gradient_steps=broken,
         )
 
     def confirmed(self, logits: Tensor, goal: Goal) -> "Progress":

@@ -143,7 +143,7 @@ def checked_job(
             "operations alone, and float16 would be measured in name only"
         )
     half = all(f in (FLOAT16, BFLOAT16) for f in formats_)
-    _check_digits(digits, reference, half=half)
+    digits = _check_digits(digits, reference, half=half)
     checks.choice("reference", reference, ("auto", *ENGINES))
     engine, why = _checked_engine(reference, usable, inputs, digits, certify=certify)
     if digits is None:
@@ -178,10 +178,10 @@ def checked_job(
     )
 
 
-def _check_digits(digits: int | None, reference: str, *, half: bool) -> None:
+def _check_digits(digits: int | None, reference: str, *, half: bool) -> int | None:
     least = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
     if digits is not None:
-        checks.whole_number("digits", digits, 1)
+        digits = checks.whole_number("digits", digits, 1)
         if digits < least:
             raise ValueError(
                 f"digits must be at least {least} to resolve the errors of these formats, "
@@ -192,6 +192,7 @@ def _check_digits(digits: int | None, reference: str, *, half: bool) -> None:
             f"reference='multiword' gives at most {MOST_WORD_DIGITS} digits, got {digits}: use "
             "'ball', or leave digits out"
         )
+    return digits
 
 
 def _checked_engine(

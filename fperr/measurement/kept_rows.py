@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from fperr import checks
 from fperr.errors import StorageError
 from fperr.measurement.arguments import Job
 from fperr.measurement.lab import Lab
@@ -24,7 +25,9 @@ _WRITING_SHARE = 0.1  # of the time, at most, an unfinished batch is written aga
 
 def folder_of(out: str | Path | None) -> AbstractContextManager[RunFolder | None]:
     """The run folder, locked; None where no folder is asked for."""
-    return nullcontext() if out is None else opened(out, ABOUT, remedy=_REMEDY)
+    if out is None:
+        return nullcontext()
+    return opened(checks.path("out", out), ABOUT, remedy=_REMEDY)
 
 
 def engine_of(run: RunFolder | None, reference: str) -> str:

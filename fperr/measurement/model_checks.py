@@ -44,11 +44,17 @@ def check_model(model: nn.Module, x: Tensor, *, accept_probabilities: bool) -> i
     classes = number_of_classes(model, x, accept_probabilities=accept_probabilities)
     own = FormatNetwork(model, of_dtype(x.dtype), autocast=False)
     few = x[:_PROBED_SAMPLES].detach()
-    with torch.enable_grad():
-        output = model(few[:1].clone().requires_grad_())
-    products = _number_of_products(output.grad_fn)
+    products = _number_of_products(_differentiable(model, few[:1]).grad_fn)
+    check_repeatable(lambda x_: _differentiable(model, x_).detach(), few)
     check_logits(own.logits, few, products, of_dtype(own.dtype).unit_roundoff)
     return classes
+
+
+def _differentiable(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits as an attack computes them: with a graph."""
+    with torch.enable_grad():
+        logits: Tensor = model(x.clone().requires_grad_())
+    return logits
 
 
 def check_function_of_sample(network: FormatNetwork, x: Tensor) -> None:

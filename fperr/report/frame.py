@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from fperr import checks
 from fperr.caller_state import in_neutral_state
 from fperr.errors import DamagedFileWarning
 from fperr.report.file import from_bytes, to_bytes
@@ -191,7 +192,7 @@ class Report:
         Raises:
             StorageError: it cannot be written.
         """
-        write(Path(path), self.to_bytes())
+        write(checks.path("path", path), self.to_bytes())
 
     def to_bytes(self, stamp: str = SEAL) -> bytes:
         """The content of the file that `to_parquet` writes.

@@ -1,1 +1,1 @@
-"""Everything that is a function of the logits alone: scenarios, scales, losses, bounds."""
+"""Everything that is a function of the logits alone: scenarios, scales, losses."""
