@@ -511,3 +511,29 @@ def test_reasons_survive_the_file(tmp_path):
     again = fperr.Report.from_parquet(tmp_path / "m.parquet")
     assert again.frame["reason"].dropna().unique().tolist() == [INPUT_NOT_FINITE]
     assert not np.any(again.frame["delta"].isna() & again.frame["reason"].isna())
+
+
+class UnusedBranch(nn.Module):
+    """A branch that nobody takes divides by zero: its gradient is 0 * inf, for PyTorch too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny_mlp()
+
+    def forward(self, x):
+        z = self.inner(x)
+        return torch.where(x[:, :1] > 100.0, z / 0.0 * 0.0, z)
+
+
+@pytest.mark.parametrize("reference", ["mpmath", "ball", "multiword"])
+def test_an_undefined_gradient_of_a_branch_that_is_not_taken_leaves_its_rows_unmeasured(reference):
+    model, x = UnusedBranch().eval(), normal(2, 6)
+    options = {"losses": ["ce"], "formats": ["float32"], "reference": reference}
+    with pytest.warns(UnmeasuredWarning, match="infinite or undefined"):
+        frame = fperr.measure(model, x, [0, 1], **options).frame
+    assert frame["delta"].isna().all()
+    assert frame["reason"].str.contains("infinite or undefined: leave the sample out").all()
+    with pytest.raises(fperr.FperrError, match=r"sample 0|no operation keeps"):
+        fperr.exact.gradient(model, x, torch.ones(2, 4), engine=reference)
+    control = fperr.measure(tiny_mlp(), x, [0, 1], **options).frame
+    assert control["delta"].notna().all()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fperr.errors import ContradictedError
+from fperr.errors import ContradictedError, UndecidedError
 from fperr.exact import choices
 from fperr.exact.arithmetic import Arithmetic, Array
 from fperr.exact.float64_branches import ExactNumbers
@@ -159,11 +159,14 @@ def audit_sample(
 
     Raises:
         ContradictedError: see `audit_values`.
+        UndecidedError: the gradient is infinite or undefined at the arithmetic's precision.
     """
     A = interpreter.arithmetic
+    if not A.is_finite(gradient):
+        raise UndecidedError("the gradient is infinite or undefined: leave the sample out")
+    error = float(A.error_norms(gradient)[0])
     values, exponent = A.to_scaled(gradient)
     result = values.reshape(1, -1), torch.tensor([exponent])
-    error = float(A.error_norms(gradient)[0])
     off = [math.ldexp(error, -exponent) if abs(exponent) < _LARGEST_EXPONENT else math.inf]
     (audit,) = audit_values(
         interpreter,

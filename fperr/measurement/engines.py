@@ -192,9 +192,9 @@ class MpmathEngine(SampleEngine):
         """See `SampleEngine`."""
         try:
             run = self.interpreter.forward(x)
+            return self._state(self.interpreter, run, x, is_proved=False)
         except UndecidedError as fault:
             raise ReferenceNotCertifiedError(str(fault)) from fault
-        return self._state(self.interpreter, run, x, is_proved=False)
 
 
 class BallEngine(SampleEngine):
