@@ -12,7 +12,7 @@ from fperr.exact.loss_function import LossGradient
 from fperr.formats import Format, of_dtype
 from fperr.measurement.metrics import NAMES
 from fperr.measurement.model_checks import check_function_of_sample
-from fperr.measurement.network import FloatGradient, FormatNetwork, device_and_dtype
+from fperr.measurement.network import FloatGradient, FormatNetwork, copied, device_and_dtype
 from fperr.measurement.reference import ExactSample, LossAt, NoReference, Reference
 from fperr.measurement.vectors import Vectors
 from fperr.recording.exact_errors import (
@@ -25,6 +25,7 @@ from fperr.recording.exact_errors import (
 from fperr.recording.reasons import (
     LOGIT_GRADIENT_NOT_FINITE,
     NO_EXACT_LOSS,
+    NO_RERUN,
     NOT_COMPARABLE,
     NOT_THE_NETWORK,
     OTHER_LOGITS,
@@ -101,6 +102,7 @@ class Comparison:
     ) -> None:
         self._model, self._losses, self._digits = model, losses, digits
         self._dtype = device_and_dtype(model)[1]
+        self._copies: dict[torch.dtype, nn.Module] = {}
         self._own_network = FormatNetwork(model, of_dtype(self._dtype), autocast=False)
         self._networks = [FormatNetwork(model, f, autocast=False) for f in formats]
         self._reference: Reference | None = None
@@ -262,6 +264,8 @@ class Comparison:
             found["reason"] = TOGETHER
         elif not numbers:
             found["reason"] = NOT_COMPARABLE
+        elif row["is_rerun_equal"] is None:
+            found |= {"relative_difference": numbers["delta"], "reason": NO_RERUN}
         elif row["is_rerun_equal"] is False:
             found |= {"relative_difference": numbers["delta"], "reason": NOT_THE_NETWORK}
         elif found["compared_with"] == "logit gradient":
@@ -336,20 +340,36 @@ class Comparison:
         """Whether the network alone gives the attack's gradient, and its logits, bit by bit.
 
         Where the gradient differs and the logits do not, the attack's objective has terms beside
-        the network, or its kernels vary; where the logits differ, the model is another one.
+        the network, or its kernels vary; where the logits differ, the model is another one. The
+        network runs as in the attack: in the dtype of its input, under its autocast.
         """
-        g, z = event.gradient, event.of.logits
-        if {chosen.x.dtype, z.dtype} != {self._dtype}:
-            return None, None
+        g, z, autocast = event.gradient, event.of.logits, event.of.autocast
+        model = self._in_dtype(chosen.x.dtype)
+        device = chosen.x.device.type
+        # without the cache, whose casts of weights would be one gradient's and another's
+        mode = torch.autocast(
+            device, dtype=autocast, enabled=autocast is not None, cache_enabled=False
+        )
         with torch.enable_grad():
             leaf = chosen.x.clone().requires_grad_()
-            again = self._model(leaf)
+            with mode:
+                again = model(leaf)
+            if again.dtype != z.dtype:
+                return None, None
             (found,) = torch.autograd.grad(again, leaf, event.logit_gradient)
         alike = (again == z) | (again.isnan() & z.isnan())
         are_logits_equal = alike.all(1)[chosen.places].tolist()
         if g is None:
             return None, are_logits_equal
         return [torch.equal(found[i], g[i]) for i in chosen.places], are_logits_equal
+
+    def _in_dtype(self, dtype: torch.dtype) -> nn.Module:
+        """The model, or a copy of it in another dtype: an attack may run one."""
+        if dtype == self._dtype:
+            return self._model
+        if dtype not in self._copies:
+            self._copies[dtype] = copied(self._model).to(dtype)
+        return self._copies[dtype]
 
 
 def _is_explained(known: Recognised, place: int) -> bool:

@@ -1,5 +1,6 @@
 """Hooks on a model that see every forward pass and every gradient, and change none of them."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +25,14 @@ class Pass:
         logits: (batch, K), a copy.
         note: what the receiver made of its input.
         is_training: the model, or a part of it, was in training mode.
+        autocast: the dtype of the autocast that it ran under; None: of none.
     """
 
     number: int
     logits: Tensor
     note: Any
     is_training: bool
+    autocast: torch.dtype | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,8 @@ def tapped(
     """Inside, the model's passes are reported; the tensors of the attack are left alone.
 
     A plain `Sequential` is watched at its ends, because some libraries call its children in turn.
-    Copies of the model that are made inside report, too, until the end.
+    Copies of the model that are made inside report, too, until the end. Passes of other threads do
+    not: each thread records its own attack.
 
     Args:
         model: what the attack calls.
@@ -104,16 +108,16 @@ def tapped(
     """
     entrance, leaving = _ends(model)
     counts, waiting, inputs = Counts(), list[_Open](), list[Tensor]()
-    is_over = False
+    is_over, owner = False, threading.get_ident()
     parts = tuple(model.modules())
 
     # plain functions: a copy of the model, made by somebody inside, keeps reporting here
     def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if not is_over:
+        if not is_over and threading.get_ident() == owner:
             inputs[:] = arguments[:1]
 
     def leave(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
-        if is_over:
+        if is_over or threading.get_ident() != owner:
             return
         if not inputs or not isinstance(inputs[0], Tensor):
             raise ValueError(
@@ -135,7 +139,9 @@ def tapped(
         _forget(waiting)
         # a copy of the model has a mode of its own
         is_training = any(m.training for m in parts) or any(m.training for m in module.modules())
-        known = Pass(counts.differentiable, output.detach().clone(), note, is_training)
+        known = Pass(
+            counts.differentiable, output.detach().clone(), note, is_training, _autocast(x)
+        )
         counts.differentiable += 1
         entry = _Open(known, x)
         waiting.append(entry)
@@ -157,6 +163,11 @@ def tapped(
             handle.remove()
         for entry in waiting:
             entry.close()
+
+
+def _autocast(x: Tensor) -> torch.dtype | None:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def untapped(model: nn.Module) -> nn.Module:

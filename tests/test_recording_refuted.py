@@ -1,0 +1,99 @@
+"""What a hostile reader refuted of the recorder: penalties in other dtypes, and threads."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fperr
+from fperr import data, zoo
+
+IMAGES = data.fashion_mnist_1000()
+X, Y = IMAGES.x[:4], IMAGES.y[:4]
+QUIET = {"every": 1, "samples": 2, "losses": (), "formats": ()}
+
+
+def ascend(model, x, *, steps=2, penalty=0.0, autocast=None, y=Y):
+    """Plain sign ascent of cross-entropy, less a total variation that is no part of the network."""
+    for _ in range(steps):
+        leaf = x.detach().clone().requires_grad_()
+        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+            loss = F.cross_entropy(model(leaf), y, reduction="sum")
+        loss = loss - penalty * (leaf[..., 1:] - leaf[..., :-1]).abs().sum()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        x = (x + 0.02 * gradient.sign().to(x.dtype)).clamp(0, 1)
+    return x
+
+
+def own_rows(run):
+    model = zoo.load("fashion_standard").eval()
+    with fperr.record(model, Y, x=X, **QUIET) as trace:
+        run(model)
+    errors = trace.errors()
+    return errors[errors["is_own"]], trace
+
+
+RUNS = {
+    "float32": lambda model, penalty: ascend(model, X, penalty=penalty),
+    "autocast": lambda model, penalty: ascend(model, X, penalty=penalty, autocast=torch.bfloat16),
+    "a copy in float64": lambda model, penalty: ascend(
+        copy.deepcopy(model).double(), X.double(), penalty=penalty
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_penalty_is_no_error_in_whatever_dtype_the_attack_runs(kind):
+    with pytest.warns(UserWarning, match="more than the network is in dL/dx"):
+        rows, _ = own_rows(lambda model: RUNS[kind](model, 0.3))
+    assert rows["delta"].isna().all()
+    assert rows["relative_difference"].notna().all()
+    plain, trace = own_rows(lambda model: RUNS[kind](model, 0.0))
+    assert plain["is_rerun_equal"].all()
+    assert plain["relative_difference"].isna().all()
+    assert plain["delta"].notna().all()
+    assert not trace.diagnosis()
+
+
+def test_each_thread_records_its_own_passes():
+    model = zoo.load("fashion_standard").eval()
+    begun, ended = threading.Event(), threading.Event()
+    seen: list[torch.Tensor] = []
+
+    def elsewhere():
+        begun.wait(60)
+        seen.append(ascend(model, X, steps=5))
+        ended.set()
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    with fperr.record(model, Y, x=X, **{**QUIET, "samples": 0}) as trace:
+        begun.set()
+        assert ended.wait(60)
+        ascend(model, X, steps=2)
+    thread.join()
+    assert trace.gradients == 2
+    assert torch.equal(seen[0], ascend(model, X, steps=5))
+
+
+def test_two_threads_record_one_model():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    traces: dict[int, fperr.Trace] = {}
+    together = threading.Barrier(2)
+
+    def recorded(steps):
+        with fperr.record(model, Y, x=X, **{**QUIET, "samples": 0}) as trace:
+            together.wait(60)
+            ascend(model, X, steps=steps)
+            together.wait(60)
+        traces[steps] = trace
+
+    threads = [threading.Thread(target=recorded, args=(steps,)) for steps in (20, 30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert {steps: trace.gradients for steps, trace in traces.items()} == {20: 20, 30: 30}
