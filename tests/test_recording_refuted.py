@@ -97,3 +97,33 @@ def test_two_threads_record_one_model():
     for thread in threads:
         thread.join(120)
     assert {steps: trace.gradients for steps, trace in traces.items()} == {20: 20, 30: 30}
+
+
+def per_sample(z, y, _):
+    return F.cross_entropy(z, y, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (lambda z, y, t: per_sample(z, y, t) / len(z), "another value alone than in its batch"),
+        (lambda z, y, t: per_sample(z, y, t) * z.detach().amax(), "another value alone"),
+        (lambda z, y, t: per_sample(z - z.mean(0), y, t), "another value alone"),
+        (lambda z, y, t: per_sample(z, y, t) * torch.rand(()), "it is random"),
+        (lambda z, y: per_sample(z, y, None), "It gets three arguments"),
+        (nn.CrossEntropyLoss(reduction="none"), "It gets three arguments"),
+        (lambda z, _, t: per_sample(z, t, None), "targets is None where none are given"),
+        (lambda z, y, t: per_sample(z, y, t) * (1 / 0), "fails with ZeroDivisionError"),
+    ],
+)
+def test_a_given_loss_that_is_no_function_of_its_row_is_refused(loss, text):
+    model = zoo.load("fashion_standard").eval()
+    with (
+        pytest.raises(ValueError, match=text),
+        fperr.record(model, Y, x=X, loss=loss, **QUIET),
+    ):
+        ascend(model, X)
+    with fperr.record(model, Y, x=X, loss=per_sample, **QUIET) as trace:  # the remedy
+        ascend(model, X)
+    rows = trace.errors()
+    assert rows[rows["is_own"]]["delta"].notna().all()

@@ -8,6 +8,10 @@ from torch import Tensor
 
 from fperr.theory.losses import LossFunction
 
+_PROBED = 8
+# relative: float64 adds K numbers in another order to within K 2^-53, and no loss sums 2^20 of them
+_OTHER_ROWS = 2.0**-30
+
 
 @dataclass(frozen=True, slots=True)
 class GivenLoss:
@@ -36,6 +40,50 @@ class GivenLoss:
                 "(reduction='none') and weights by sample, which are found by themselves"
             )
         return values
+
+    def check(self, logits: Tensor, y: Tensor, targets: Tensor | None) -> None:
+        """Refuse a function that fails, is random, or looks at other rows.
+
+        Args:
+            logits: (batch, K), of the attack.
+            y: (batch,) int64, the true labels.
+            targets: (batch,) int64, or None.
+
+        Raises:
+            ValueError: says which; or see `values`.
+        """
+        wide = logits.detach().to(torch.float64)
+
+        def of_rows(rows: slice) -> Tensor:
+            towards = None if targets is None else targets[rows]
+            with torch.no_grad():
+                return self.values(wide[rows].clone(), y[rows], towards).detach()
+
+        try:
+            whole, again = of_rows(slice(None)), of_rows(slice(None))
+            alone = torch.cat([of_rows(slice(i, i + 1)) for i in range(min(len(y), _PROBED))])
+        except ValueError:
+            raise
+        except Exception as fault:
+            raise ValueError(
+                f"loss(logits, y, targets) fails with {type(fault).__name__}: "
+                f"{' '.join(str(fault).split())[:200]}. It gets three arguments, and targets is "
+                "None where none are given: write e.g. lambda logits, y, targets: "
+                "F.cross_entropy(logits, y, reduction='none')"
+            ) from fault
+        if not torch.equal(whole.nan_to_num(), again.nan_to_num()):
+            raise ValueError(
+                "loss(logits, y, targets) gives other values when it is called again: it is "
+                "random, give one that is a function of its arguments"
+            )
+        size = alone.abs() + wide[: len(alone)].nan_to_num(0.0, 0.0, 0.0).abs().amax(1)
+        apart = (whole[: len(alone)] - alone).nan_to_num(0.0).abs()
+        if bool((apart > _OTHER_ROWS * size).any()):
+            raise ValueError(
+                "loss(logits, y, targets) gives a sample another value alone than in its batch: "
+                "use each row's own logits only, without a mean, a maximum or the length of the "
+                "batch; a factor of the batch is found by itself"
+            )
 
     def gradient(
         self, logits: Tensor, y: Tensor, targets: Tensor | None, factor: float = 1.0

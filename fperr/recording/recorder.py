@@ -72,6 +72,10 @@ class Recorder:
         if gradient.number == 0:
             _check_classes(self.y, self.targets, gradient.of.logits.shape[1])
             self.check_logits(gradient.of.logits)
+            if isinstance(self.hint, GivenLoss):
+                y = self._of(note.rows, self.y)
+                towards = None if self.targets is None else self._of(note.rows, self.targets)
+                self.hint.check(gradient.of.logits, y, towards)
         with torch.no_grad():
             summary = gradient_summary(gradient.gradient, len(note.rows), self.y.device)
         if note.chosen is not None:
