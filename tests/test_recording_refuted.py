@@ -127,3 +127,15 @@ def test_a_given_loss_that_is_no_function_of_its_row_is_refused(loss, text):
         ascend(model, X)
     rows = trace.errors()
     assert rows[rows["is_own"]]["delta"].notna().all()
+
+
+def test_a_piece_of_another_trace_is_named(tmp_path):
+    model = zoo.load("fashion_standard").eval()
+    for name, steps in (("a", 1), ("b", 2)):
+        with fperr.record(model, Y, x=X, out=tmp_path / name, **QUIET):
+            ascend(model, X, steps=steps)
+    mine, foreign = (tmp_path / name / "steps" / "000000.parquet" for name in "ab")
+    assert fperr.Trace(tmp_path / "a").gradients == 1
+    mine.write_bytes(foreign.read_bytes())
+    with pytest.raises(ValueError, match=r"000000\.parquet is damaged, or of another trace"):
+        fperr.Trace(tmp_path / "a").steps()

@@ -1,6 +1,7 @@
 """A trace on disk: numbered Parquet files, each complete as soon as it has its name."""
 
 import json
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Writer:
             raise StorageError(
                 f"{folder} cannot be used ({fault.strerror}): give another out="
             ) from fault
-        self._folder = folder
+        self._folder, self._run = folder, secrets.token_hex(8)
         self._waiting: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
         self._written = dict.fromkeys(TABLES, 0)
         self._since = time.monotonic()
@@ -58,6 +59,7 @@ class Writer:
             "schema_version": SCHEMA_VERSION,
             **about,
             "files": self._written,
+            "run": self._run,
             "seal": SEAL,
         }
         write(self._folder / _ABOUT, sealed(json.dumps(content, indent=1).encode()))
@@ -81,7 +83,7 @@ class Writer:
                 sink = pa.BufferOutputStream()
                 whole = pa.concat_tables(tables).unify_dictionaries()
                 path = _path(self._folder, name, self._written[name])
-                metadata = {**(whole.schema.metadata or {}), _KEY: _stamp(path).encode()}
+                metadata = {**(whole.schema.metadata or {}), _KEY: _stamp(path, self._run).encode()}
                 whole = whole.replace_schema_metadata(metadata)
                 names = [f.name for f in whole.schema if pa.types.is_dictionary(f.type)]
                 pq.write_table(whole, sink, compression="lz4", use_dictionary=names)
@@ -128,16 +130,18 @@ def table(folder: Path, name: str, columns: list[str] | None) -> pd.DataFrame:
         ValueError: a file of it is damaged or missing; names it.
     """
     listed = sorted(path.name for path in (folder / name).glob("*.parquet"))
-    count = max(len(listed), about(folder)["files"][name])
+    stored = about(folder)
+    count = max(len(listed), stored["files"][name])
     if not count:
         return pd.DataFrame(columns=columns)
-    parts = [_part(_path(folder, name, number), columns) for number in range(count)]
+    run = stored["run"]
+    parts = [_part(_path(folder, name, number), run, columns) for number in range(count)]
     found: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
     return found
 
 
-def _part(path: Path, columns: list[str] | None) -> pa.Table:
-    """One file of a table, as it was written."""
+def _part(path: Path, run: str, columns: list[str] | None) -> pa.Table:
+    """One file of a table, as this run wrote it."""
     try:
         content = read(path)
     except OSError as fault:
@@ -145,10 +149,10 @@ def _part(path: Path, columns: list[str] | None) -> pa.Table:
             f"{path} cannot be read ({fault.strerror}): that part of the trace is lost, record "
             "again"
         ) from fault
-    is_own = _stamp(path).removeprefix(SEAL).encode() in content
+    is_own = _stamp(path, run).removeprefix(SEAL).encode() in content
     if not is_own or not is_whole(content):
         raise ValueError(
-            f"{path} is damaged, or another part of a trace: its digest is not that of its "
+            f"{path} is damaged, or of another trace: its digest is not that of its "
             "content; record again"
         )
     return pq.read_table(pa.BufferReader(content), columns=columns).replace_schema_metadata(None)
@@ -158,9 +162,9 @@ def _path(folder: Path, name: str, number: int) -> Path:
     return folder / name / f"{number:06d}.parquet"
 
 
-def _stamp(path: Path) -> str:
-    """The place of a file's digest, and which part of a trace it is."""
-    return f"{SEAL} {path.parent.name}/{path.name};"
+def _stamp(path: Path, run: str) -> str:
+    """The place of a file's digest, and which part of which trace it is."""
+    return f"{SEAL} {run} {path.parent.name}/{path.name};"
 
 
 def _is_empty(folder: Path) -> bool:
