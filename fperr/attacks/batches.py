@@ -130,7 +130,7 @@ def _as_text(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_as_text, value))})"
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return repr(float(value))
+        return repr(int(value) if float(value).is_integer() else float(value))
     return str(value)
 
 
