@@ -130,7 +130,8 @@ def _as_text(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_as_text, value))})"
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return repr(int(value) if float(value).is_integer() else float(value))
+        number = float(value)
+        return repr(int(number) if number.is_integer() else number)
     return str(value)
 
 
