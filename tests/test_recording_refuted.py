@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import fperr
 from fperr import data, zoo
+from fperr.recording.comparison import Comparison
 
 IMAGES = data.fashion_mnist_1000()
 X, Y = IMAGES.x[:4], IMAGES.y[:4]
@@ -40,7 +41,7 @@ RUNS = {
     "float32": lambda model, penalty: ascend(model, X, penalty=penalty),
     "autocast": lambda model, penalty: ascend(model, X, penalty=penalty, autocast=torch.bfloat16),
     "a copy in float64": lambda model, penalty: ascend(
-        copy.deepcopy(model).double(), X.double(), penalty=penalty
+        copy.deepcopy(model).double(), X.double(), penalty=penalty, steps=1
     ),
 }
 
@@ -56,6 +57,38 @@ def test_a_penalty_is_no_error_in_whatever_dtype_the_attack_runs(kind):
     assert plain["relative_difference"].isna().all()
     assert plain["delta"].notna().all()
     assert not trace.diagnosis()
+
+
+def test_points_that_the_models_dtype_cannot_hold_have_no_delta():
+    """A copy in float64 moves to numbers between those of float32."""
+
+    def attack(model):
+        ascend(copy.deepcopy(model).double(), X.double())
+
+    with pytest.warns(UserWarning, match="is no number of the model's dtype"):
+        rows, trace = own_rows(attack)
+    first, second = (rows[rows["step"] == step] for step in (0, 1))
+    assert first["delta"].notna().all()
+    assert second["delta"].isna().all()
+    assert second["relative_difference"].notna().all()
+    assert second["reason"].str.contains("no number of the model's dtype").all()
+    wide = zoo.load("fashion_standard").double().eval()  # the remedy
+    with fperr.record(wide, Y, x=X.double(), **QUIET) as trace:
+        ascend(wide, X.double())
+    errors = trace.errors()
+    assert errors[errors["is_own"]]["delta"].notna().all()
+
+
+def test_what_cannot_be_run_again_has_no_delta(monkeypatch):
+    def attack(model):
+        narrow = copy.deepcopy(model).to(torch.bfloat16)
+        monkeypatch.setattr(Comparison, "_in_dtype", lambda *_: nn.Identity())
+        ascend(narrow, X.to(torch.bfloat16), steps=1)
+
+    with pytest.warns(UserWarning, match="could not be run again"):
+        rows, _ = own_rows(attack)
+    assert rows["delta"].isna().all()
+    assert rows["reason"].str.contains("could not be run again").all()
 
 
 def test_each_thread_records_its_own_passes():
@@ -106,9 +139,11 @@ def per_sample(z, y, _):
 @pytest.mark.parametrize(
     ("loss", "text"),
     [
-        (lambda z, y, t: per_sample(z, y, t) / len(z), "another value alone than in its batch"),
-        (lambda z, y, t: per_sample(z, y, t) * z.detach().amax(), "another value alone"),
-        (lambda z, y, t: per_sample(z - z.mean(0), y, t), "another value alone"),
+        (lambda z, y, t: per_sample(z, y, t) / len(z), "another value or gradient alone"),
+        (lambda z, y, t: per_sample(z, y, t) * z.detach().amax(), "another value"),
+        (lambda z, y, t: per_sample(z - z.mean(0), y, t), "another value"),
+        (lambda z, y, t: per_sample(z, y, t) + z.sum() - z.detach().sum(), "or gradient alone"),
+        (lambda z, y, t: per_sample(z.div_(3), y, t), "which it must not change"),
         (lambda z, y, t: per_sample(z, y, t) * torch.rand(()), "it is random"),
         (lambda z, y: per_sample(z, y, None), "It gets three arguments"),
         (nn.CrossEntropyLoss(reduction="none"), "It gets three arguments"),
@@ -139,3 +174,93 @@ def test_a_piece_of_another_trace_is_named(tmp_path):
     mine.write_bytes(foreign.read_bytes())
     with pytest.raises(ValueError, match=r"000000\.parquet is damaged, or of another trace"):
         fperr.Trace(tmp_path / "a").steps()
+
+
+class Of(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.network, self.function = zoo.load("fashion_standard"), function
+
+    def forward(self, x):
+        return self.function(self.network, x)
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda net, x: net(x) + 0.01 * torch.randn(len(x), 10), "depends on randomness"),
+        (lambda net, x: net(x - x.mean(0)), "depends on the batch"),
+        (lambda net, x: net(x.clamp_(0, 1)), "in place"),
+    ],
+)
+def test_models_that_are_no_function_of_one_sample_are_refused_without_comparisons_too(
+    function, text, samples
+):
+    model = Of(function).eval()
+    with (
+        pytest.raises(fperr.FperrError, match=text),
+        fperr.record(model, Y, x=X, **{**QUIET, "samples": samples}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("x", [X, None])
+def test_a_function_that_does_not_find_the_logits_is_said_to(x):
+    model = Of(lambda net, x_: {"logits": net(x_)}).eval()
+    text = r"the function logits= fails .*KeyError: 'logit': say where .*logits='logits'"
+    for door in (
+        lambda where: fperr.attack(model, X, Y, radius=0.1, steps=1, logits=where),
+        lambda where: recorded(model, x, where),
+    ):
+        with pytest.raises(ValueError, match=text):
+            door(lambda output: output["logit"])
+        door("logits")  # the remedy
+
+
+def recorded(model, x, where):
+    with fperr.record(model, Y, x=x, logits=where, **{**QUIET, "samples": 0}):
+        leaf = X.clone().requires_grad_()
+        F.cross_entropy(model(leaf)["logits"], Y).backward()
+
+
+DOORS = {
+    "measure": lambda model: fperr.measure(
+        model, X, Y, losses=["ce"], formats=["float32"], reference="multiword", progress=False
+    ),
+    "exact": lambda model: fperr.exact.gradient(model, X, torch.ones(4, 10), engine="multiword"),
+    "layers": lambda model: fperr.trace_layers(model, X[:1], Y[:1], progress=False),
+    "exact attack": lambda model: fperr.attack(
+        model, X, Y, radius=0.05, steps=1, loss="ce", arithmetic="exact"
+    ),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_fperr_asks_the_model_is_no_step_of_a_recorded_attack(door):
+    model = zoo.load("fashion_standard").eval()
+    with fperr.record(model, Y, x=X, **QUIET) as trace:
+        ascend(model, X, steps=1)
+        DOORS[door](model)
+        ascend(model, X, steps=1)
+    assert trace.gradients == 2
+
+
+def test_an_attack_of_ours_is_compared_at_its_first_step():
+    """Its checks of the model are no forward passes of it."""
+    model = zoo.load("fashion_standard").eval()
+    with fperr.record(model, Y, x=X, **{**QUIET, "every": 10}) as trace:
+        fperr.attack(model, X, Y, radius=0.05, steps=5, loss="ce", freeze=False)
+    assert trace.gradients == 5
+    assert list(trace.steps(["forward"])["forward"].unique()) == [0, 1, 2, 3, 4]
+    errors = trace.errors()
+    assert set(errors[errors["is_own"]]["step"]) == {0}
+
+
+def test_a_transform_of_the_users_is_still_refused():
+    model = zoo.load("fashion_standard").eval()
+    with (
+        pytest.raises(ValueError, match="transforms cannot be recorded"),
+        fperr.record(model, Y, x=X, **{**QUIET, "samples": 0}),
+    ):
+        torch.func.grad(lambda x: model(x).sum())(X)

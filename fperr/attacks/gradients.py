@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fperr import passes
 from fperr.attacks.goal import Goal
 from fperr.errors import ModelError, ReferenceNotCertifiedError
 from fperr.exact.batched import BatchedNetwork, BatchRun, to_mpmath
@@ -54,7 +55,8 @@ class FloatSource(Source):
 
     def logits(self, x: Tensor) -> Tensor:
         """See `Source`."""
-        return self._network.logits(x)
+        with passes.of_an_attack():
+            return self._network.logits(x)
 
     def running(self) -> AbstractContextManager[object]:
         """See `Source`."""
@@ -67,7 +69,7 @@ class FloatSource(Source):
             ModelError: no gradient reaches x, or the model is in training mode now.
         """
         self._network.check_mode()
-        with torch.enable_grad():
+        with torch.enable_grad(), passes.of_an_attack():
             leaf = self._network.cast(x).detach().requires_grad_()
             logits = self._network.model(leaf)
             if not logits.requires_grad:

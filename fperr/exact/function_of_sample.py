@@ -38,7 +38,7 @@ def check_repeatable(logits: Callable[[Tensor], Tensor], x: Tensor) -> None:
         ModelError: the two runs differ, or the model changes its input in place.
     """
     first, second = run_on_copy(logits, x), logits(x)
-    if bool(_apart(first, second).any()):
+    if bool(difference(first, second).any()):
         raise ModelError(
             "two runs of the model on the same batch differ: it depends on randomness. "
             "Remove it, or make it a function of the input"
@@ -69,10 +69,10 @@ def check_function_of_sample(
     together = logits(company)
     for i in range(min(len(company), _PROBED_SAMPLES)):
         alone = logits(company[i : i + 1])[0]
-        difference = float(_apart(together[i], alone).norm())
+        apart = float(difference(together[i], alone).norm())
         size = float(alone.double().nan_to_num(0.0, 0.0, 0.0).norm())
-        if not difference <= allowed * size:
-            relative = difference / size if size else math.inf
+        if not apart <= allowed * size:
+            relative = apart / size if size else math.inf
             raise ModelError(
                 f"the logits of sample {i} differ by {relative:.2g} in relative norm between a "
                 f"batch of {len(company)} and a batch of 1, more than the {allowed:.2g} that "
@@ -80,7 +80,7 @@ def check_function_of_sample(
             )
 
 
-def _apart(a: Tensor, b: Tensor) -> Tensor:
+def difference(a: Tensor, b: Tensor) -> Tensor:
     """|a - b|, 0 where both are the same infinity or no number, infinite where one of them is."""
     a, b = a.double(), b.double()
     alike = (a == b) | (a.isnan() & b.isnan())

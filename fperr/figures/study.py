@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fperr import data, storage, zoo
-from fperr.attacks import attack_in_batches
+from fperr.attacks import AttackWarning, attack_in_batches
 from fperr.errors import DamagedFileWarning
 from fperr.report.file import content_of, parquet
 from fperr.zoo.architectures import conv_small
@@ -161,7 +161,9 @@ class Study:
         folder = self.cache / "attacks" / f"{subject.name}-{options['loss']}-{_digest(key)}"
         images = subject.images
         attacked = model or subject.model
-        return attack_in_batches(attacked, images.x, images.y, folder, wait=True, **options)
+        with warnings.catch_warnings():  # the frame holds the counts, and the figures show them
+            warnings.simplefilter("ignore", AttackWarning)
+            return attack_in_batches(attacked, images.x, images.y, folder, wait=True, **options)
 
 
 def paper_size(name: str, most: int | None) -> int:

@@ -42,7 +42,14 @@ class LogitsOf(nn.Module):
         """
         output = self.model(x)
         if callable(self.where):
-            return self.where(output)
+            try:
+                return self.where(output)
+            except (AttributeError, IndexError, KeyError, TypeError) as fault:
+                raise OutputError(
+                    "the function logits= fails on the model's output, "
+                    f"{described_output(output)}, with {type(fault).__name__}: {fault}: "
+                    f"{remedy_for_output(output)}"
+                ) from fault
         if isinstance(self.where, int):
             is_there = isinstance(output, Sequence) and self.where in range(
                 -len(output), len(output)

@@ -29,6 +29,7 @@ from fperr.recording.reasons import (
     NOT_COMPARABLE,
     NOT_THE_NETWORK,
     OTHER_LOGITS,
+    OTHER_POINT,
     TOGETHER,
     TRAINING,
     UNKNOWN_LOSS,
@@ -143,7 +144,7 @@ class Comparison:
         return pa.table({n: [row.get(n) for row in listed] for n in names}, schema=ERRORS)
 
     def _compared(self, event: Gradient, chosen: Chosen, known: Recognised, y: Tensor) -> list[Row]:
-        x = chosen.x[chosen.places].to(self._dtype)  # of a copy in a smaller format: exactly
+        x = chosen.x[chosen.places].to(self._dtype)  # where that rounds, no delta is shown
         is_new = event.of.number != self._pass
         if is_new:
             if not self._is_checked:
@@ -194,6 +195,8 @@ class Comparison:
         alone does to it.
         """
         is_equal, are_logits_equal = self._rerun_equal(chosen, event)
+        rounded = chosen.x.to(self._dtype).to(chosen.x.dtype)
+        are_held = (rounded == chosen.x).flatten(1).all(1)
         context = Context(known.targeted, y)
         loss, z = known.loss, event.of.logits
         c = None if loss is None else loss.scale(z, known.label, context).c
@@ -209,7 +212,9 @@ class Comparison:
                 elif loss is not None:
                     row["c"] = float(c[place]) if loss.has_scale else None
                     asked = self._asked(loss, known, place, float(c[place]), y)
-            rows.append(row | self._own_errors(event, place, i, known, asked, row))
+            is_held = bool(are_held[place])
+            errors = self._own_errors(event, place, i, known, asked, row, is_held=is_held)
+            rows.append(row | errors)
         return rows
 
     def _own_row(self, event: Gradient, chosen: Chosen, known: Recognised, i: int) -> Row:
@@ -229,6 +234,8 @@ class Comparison:
         known: Recognised,
         asked: LossAt | None,
         row: Row,
+        *,
+        is_held: bool,
     ) -> Row:
         """The errors of one of the attack's gradients, under the names that they deserve."""
         A, exact = self._vectors, self._exact[i]
@@ -264,6 +271,8 @@ class Comparison:
             found["reason"] = TOGETHER
         elif not numbers:
             found["reason"] = NOT_COMPARABLE
+        elif not is_held:
+            found |= {"relative_difference": numbers["delta"], "reason": OTHER_POINT}
         elif row["is_rerun_equal"] is None:
             found |= {"relative_difference": numbers["delta"], "reason": NO_RERUN}
         elif row["is_rerun_equal"] is False:
@@ -344,19 +353,22 @@ class Comparison:
         network runs as in the attack: in the dtype of its input, under its autocast.
         """
         g, z, autocast = event.gradient, event.of.logits, event.of.autocast
-        model = self._in_dtype(chosen.x.dtype)
+        model = self._in_dtype(self._dtype if autocast is not None else chosen.x.dtype)
         device = chosen.x.device.type
         # without the cache, whose casts of weights would be one gradient's and another's
         mode = torch.autocast(
             device, dtype=autocast, enabled=autocast is not None, cache_enabled=False
         )
-        with torch.enable_grad():
-            leaf = chosen.x.clone().requires_grad_()
-            with mode:
-                again = model(leaf)
-            if again.dtype != z.dtype:
-                return None, None
-            (found,) = torch.autograd.grad(again, leaf, event.logit_gradient)
+        try:
+            with torch.enable_grad():
+                leaf = chosen.x.clone().requires_grad_()
+                with mode:
+                    again = model(leaf)
+                if again.dtype != z.dtype:
+                    return None, None
+                (found,) = torch.autograd.grad(again, leaf, event.logit_gradient)
+        except RuntimeError:  # no such operation in that dtype, or no such cast
+            return None, None
         alike = (again == z) | (again.isnan() & z.isnan())
         are_logits_equal = alike.all(1)[chosen.places].tolist()
         if g is None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fperr.recording.reasons import NOT_THE_NETWORK, OTHER_LOGITS
+from fperr.recording.reasons import NO_RERUN, NOT_THE_NETWORK, OTHER_LOGITS, OTHER_POINT
 
 STEP_COLUMNS = [
     "step",
@@ -24,6 +24,18 @@ STEP_COLUMNS = [
 ]
 ERROR_COLUMNS = ["step", "sample", "is_own", "is_rerun_equal", "reason"]
 _MOST_LISTED = 4  # runs of steps in a sentence
+_OF_REASONS = {
+    OTHER_LOGITS: "the network, run again at the same input, gave other logits: the model is "
+    "random, was changed on the way, or its kernels vary. Nothing is compared there",
+    NOT_THE_NETWORK: "more than the network is in dL/dx (a penalty on the distance, another model "
+    "state, kernels that vary): the difference is in relative_difference, and is no error",
+    NO_RERUN: "the network could not be run again as the attack ran it, so that dL/dx may hold "
+    "more than the network: the difference is in relative_difference. Record the model in the "
+    "dtype that the attack runs it in",
+    OTHER_POINT: "the attack's point is no number of the model's dtype, and the exact gradient is "
+    "that of the rounded point: the difference is in relative_difference. Record the model in the "
+    "attack's dtype, record(model.double(), ...)",
+}
 _NOTHING = ("zero", "unknown")  # names of what is no loss
 
 
@@ -53,8 +65,7 @@ class Diagnosis:
     _first: NDArray[np.float64] = field(init=False)
     _latest: NDArray[np.float64] = field(init=False)
     _compared: int = 0
-    _other_logits: list[int] = field(default_factory=list)
-    _not_the_network: list[int] = field(default_factory=list)
+    _by_reason: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """No margins are known at first."""
@@ -131,10 +142,8 @@ class Diagnosis:
         own = rows.filter(rows["is_own"])
         self._compared += own.num_rows
         for step, reason in zip(own["step"].to_pylist(), own["reason"].to_pylist(), strict=True):
-            if reason == OTHER_LOGITS:
-                self._other_logits.append(step)
-            elif reason == NOT_THE_NETWORK:
-                self._not_the_network.append(step)
+            if reason in _OF_REASONS:
+                self._by_reason.setdefault(reason, []).append(step)
 
     def sentences(self) -> list[str]:
         """What went wrong, each in words with counts; empty for an attack that is as it should."""
@@ -143,8 +152,7 @@ class Diagnosis:
             self._of_numbers(),
             *self._of_zeros(),
             self._of_direction(),
-            self._of_other_logits(),
-            self._of_other_terms(),
+            *self._of_reasons(),
             self._of_unknown_losses(),
             self._of_given_loss(),
             self._of_factors(),
@@ -204,24 +212,13 @@ class Diagnosis:
             "explains it, if it moves along its dL/dx: right only where it subtracts that"
         )
 
-    def _of_other_logits(self) -> str | None:
-        return self._of_rows(
-            self._other_logits,
-            "the network, run again at the same input, gave other logits: the model is random, "
-            "was changed on the way, or its kernels vary. Nothing is compared there",
-        )
-
-    def _of_other_terms(self) -> str | None:
-        return self._of_rows(
-            self._not_the_network,
-            "more than the network is in dL/dx (a penalty on the distance, another model state, "
-            "kernels that vary): the difference is in relative_difference, and is no error",
-        )
-
-    def _of_rows(self, steps: Sequence[int], text: str) -> str | None:
-        if not steps:
-            return None
-        return f"in {len(steps)} of {self._compared} compared rows ({_listed(steps)}) {text}"
+    def _of_reasons(self) -> list[str]:
+        """Why rows have no `delta` though their loss is known."""
+        return [
+            f"in {len(steps)} of {self._compared} compared rows ({_listed(steps)}) {text}"
+            for reason, text in _OF_REASONS.items()
+            if (steps := self._by_reason.get(reason))
+        ]
 
     def _of_unknown_losses(self) -> str | None:
         if not self._unknown or not self.is_compared:

@@ -18,7 +18,7 @@ from fperr import checks
 from fperr import formats as formats_module
 from fperr.caller_state import neutral_outside_yield
 from fperr.formats import TF32
-from fperr.measurement.model_checks import number_of_classes
+from fperr.measurement.model_checks import check_model, number_of_classes
 from fperr.measurement.models import Accessor
 from fperr.measurement.network import copied, device_and_dtype
 from fperr.recording.arguments import (
@@ -132,7 +132,9 @@ def record(
         usable = untapped(copied(usable))
         comparison = Comparison(usable, [named(name) for name in losses], wanted, digits)
     if x is not None:
-        is_checked = _check_at(usable, x, comparison, accept_probabilities=accept_probabilities)
+        is_checked = _check_at(
+            usable, x, comparison=comparison, accept_probabilities=accept_probabilities
+        )
     folder = Path(tempfile.mkdtemp(prefix="fperr-")) if out is None else Path(out)
     about: dict[str, Any] = {
         "network": type(model).__name__,
@@ -160,6 +162,7 @@ def record(
         writer,
         diagnosis,
         partial(check_logits, accept_probabilities=accept_probabilities or is_checked),
+        None if is_checked or chosen else partial(_check_at, usable, comparison=None),
     )
     trace = Trace(folder)
     if out is None:
@@ -181,7 +184,11 @@ def record(
 
 
 def _check_at(
-    model: nn.Module, x: Tensor, comparison: Comparison | None, *, accept_probabilities: bool
+    model: nn.Module,
+    x: Tensor,
+    *,
+    comparison: Comparison | None,
+    accept_probabilities: bool = True,
 ) -> bool:
     """Check the model on the first inputs, if it takes them as they are; whether it did.
 
@@ -192,8 +199,10 @@ def _check_at(
     probe = runs_on(model, x)
     if probe is None:
         return False
-    number_of_classes(model, probe, accept_probabilities=accept_probabilities)
-    if comparison is not None:
+    if comparison is None:
+        check_model(model, probe, accept_probabilities=accept_probabilities)
+    else:
+        number_of_classes(model, probe, accept_probabilities=accept_probabilities)
         comparison.check(probe)
     return True
 
@@ -216,4 +225,7 @@ def _of_hooks(counts: Counts) -> list[str]:
             f"{text}the model on integers ({counts.on_integers} of them), which have no gradient. "
             "Give it floating-point inputs: record the part of it behind an embedding"
         ]
-    return [f"{text}another module, or takes no gradient with respect to its input"]
+    return [
+        f"{text}another module, runs in another thread than the recorder, or takes no gradient "
+        "with respect to its input"
+    ]

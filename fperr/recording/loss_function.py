@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fperr.exact.function_of_sample import difference
 from fperr.theory.losses import LossFunction
 
 _PROBED = 8
-# relative: float64 adds K numbers in another order to within K 2^-53, and no loss sums 2^20 of them
+# relative to the largest of logits, value and gradient: sums of K numbers in another order differ
+# by K 2^-53 of that, with a condition of a few; no loss here sums 2^20 numbers
 _OTHER_ROWS = 2.0**-30
 
 
@@ -44,20 +46,25 @@ class GivenLoss:
     def check(self, logits: Tensor, y: Tensor, targets: Tensor | None) -> None:
         """Refuse a function that fails, is random, or looks at other rows.
 
+        Values and gradients are compared in float64, of rows in their batch and alone.
+
         Args:
             logits: (batch, K), of the attack.
             y: (batch,) int64, the true labels.
             targets: (batch,) int64, or None.
 
         Raises:
-            ValueError: says which; or see `values`.
+            ValueError: says which; or see `values` and `gradient`.
         """
         wide = logits.detach().to(torch.float64)
 
         def of_rows(rows: slice) -> Tensor:
+            """(rows, 1 + K): value and gradient."""
             towards = None if targets is None else targets[rows]
-            with torch.no_grad():
-                return self.values(wide[rows].clone(), y[rows], towards).detach()
+            with torch.enable_grad():
+                leaf = wide[rows].clone().requires_grad_()
+                values = self.values(leaf, y[rows], towards)
+            return torch.cat([values.detach()[:, None], self._derivative(values, leaf)], 1)
 
         try:
             whole, again = of_rows(slice(None)), of_rows(slice(None))
@@ -67,22 +74,22 @@ class GivenLoss:
         except Exception as fault:
             raise ValueError(
                 f"loss(logits, y, targets) fails with {type(fault).__name__}: "
-                f"{' '.join(str(fault).split())[:200]}. It gets three arguments, and targets is "
-                "None where none are given: write e.g. lambda logits, y, targets: "
-                "F.cross_entropy(logits, y, reduction='none')"
+                f"{' '.join(str(fault).split())[:200]}. It gets three arguments, which it must not "
+                "change, and targets is None where none are given: write e.g. lambda logits, y, "
+                "targets: F.cross_entropy(logits, y, reduction='none')"
             ) from fault
-        if not torch.equal(whole.nan_to_num(), again.nan_to_num()):
+        if bool(difference(whole, again).any()):
             raise ValueError(
                 "loss(logits, y, targets) gives other values when it is called again: it is "
                 "random, give one that is a function of its arguments"
             )
-        size = alone.abs() + wide[: len(alone)].nan_to_num(0.0, 0.0, 0.0).abs().amax(1)
-        apart = (whole[: len(alone)] - alone).nan_to_num(0.0).abs()
-        if bool((apart > _OTHER_ROWS * size).any()):
+        size = wide[: len(alone)].nan_to_num(0.0, 0.0, 0.0).abs().amax(1, keepdim=True)
+        size = size + alone.nan_to_num(0.0, 0.0, 0.0).abs().amax(1, keepdim=True)
+        if bool((difference(whole[: len(alone)], alone) > _OTHER_ROWS * size).any()):
             raise ValueError(
-                "loss(logits, y, targets) gives a sample another value alone than in its batch: "
-                "use each row's own logits only, without a mean, a maximum or the length of the "
-                "batch; a factor of the batch is found by itself"
+                "loss(logits, y, targets) gives a sample another value or gradient alone than in "
+                "its batch: use each row's own logits only, without a mean, a maximum or the "
+                "length of the batch; a factor of the batch is found by itself"
             )
 
     def gradient(
@@ -96,13 +103,16 @@ class GivenLoss:
         with torch.enable_grad():
             leaf = logits.detach().clone().requires_grad_()
             values = self.values(leaf, y, targets)
-            if not values.requires_grad:
-                raise ValueError(
-                    "loss(logits, y, targets) has no gradient: compute it from the logits, with "
-                    "PyTorch's operations alone, and without detach() or item()"
-                )
-            (found,) = torch.autograd.grad(values, leaf, torch.full_like(values, factor))
-        return found
+        return self._derivative(values, leaf, factor)
+
+    def _derivative(self, values: Tensor, logits: Tensor, factor: float = 1.0) -> Tensor:
+        if not values.requires_grad:
+            raise ValueError(
+                "loss(logits, y, targets) has no gradient: compute it from the logits, with "
+                "PyTorch's operations alone, and without detach() or item()"
+            )
+        (derivative,) = torch.autograd.grad(values, logits, torch.full_like(values, factor))
+        return derivative
 
     def of_sample(
         self, y: int, target: int | None, device: torch.device

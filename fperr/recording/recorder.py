@@ -44,6 +44,7 @@ class Recorder:
     writer: Writer
     diagnosis: Diagnosis
     check_logits: Callable[[Tensor], None]
+    check_model: Callable[[Tensor], object] | None
     counts: Counts = field(default_factory=Counts)
     waiting: list[Step] = field(default_factory=list)
     compared: list[tuple[int, Gradient]] = field(default_factory=list)
@@ -58,6 +59,10 @@ class Recorder:
             if len(x) == len(self.y) and self.identities.is_waiting:
                 self.identities.rows(x)
             return None
+        if self.check_model is not None:  # at the first inputs that are differentiated
+            check, self.check_model = self.check_model, None
+            with neutral_state():
+                check(x)
         rows = self.identities.rows(x)
         if self.comparison is None or self.counts.differentiable % self.every:
             return _Note(rows, None)

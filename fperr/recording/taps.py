@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fperr import passes
 from fperr.measurement.models import described_output, remedy_for_output
 
 _FEWEST_CLASSES = 2
@@ -94,7 +95,7 @@ def tapped(
 
     A plain `Sequential` is watched at its ends, because some libraries call its children in turn.
     Copies of the model that are made inside report, too, until the end. Passes of other threads do
-    not: each thread records its own attack.
+    not, because each thread records its own attack, nor those by which fperr looks at the model.
 
     Args:
         model: what the attack calls.
@@ -111,13 +112,17 @@ def tapped(
     is_over, owner = False, threading.get_ident()
     parts = tuple(model.modules())
 
+    def is_recorded() -> bool:
+        is_ours = threading.get_ident() == owner and not passes.are_our_own()
+        return is_ours and not is_over
+
     # plain functions: a copy of the model, made by somebody inside, keeps reporting here
     def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if not is_over and threading.get_ident() == owner:
+        if is_recorded():
             inputs[:] = arguments[:1]
 
     def leave(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
-        if is_over or threading.get_ident() != owner:
+        if not is_recorded():
             return
         if not inputs or not isinstance(inputs[0], Tensor):
             raise ValueError(
