@@ -44,7 +44,7 @@ class TracePlots:
         )
         formats = [name for name in FORMATS if name in set(frame["format"])]
         hues = ordered(frame["hue"])
-        width = 3.4 * max(1, len(formats)) + 1.8
+        width = 3.4 * max(1, len(formats)) + 2.4
         figure = Figure(figsize=(width, 3.6), layout="constrained")
         axes = figure.subplots(1, max(1, len(formats)), sharey=True, squeeze=False)[0]
         for axis, name in zip(axes, formats, strict=False):
@@ -73,7 +73,8 @@ class TracePlots:
             )
             axis.grid(alpha=0.3)
         legend(figure, hues, "loss", lines=True)
-        figure.suptitle(f"Error of the gradient along the attack ({_SHOWN})")
+        title = f"Error of the gradient along the attack\n({_SHOWN})"
+        figure.suptitle(title, x=0.02, ha="left", fontsize="medium")  # beside the legend
         return figure
 
     @in_neutral_state
