@@ -1,9 +1,12 @@
 """Other people's attacks, called as their users call them: (model, x, y) -> adversarial inputs."""
 
+import fcntl
 import importlib.util
 import sys
+import tempfile
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,10 @@ if importlib.util.find_spec("torchvision") is None:
     sys.modules["torchvision.models"] = sys.modules["torchvision"].models
 if importlib.util.find_spec("visdom") is None:
     sys.modules["visdom"] = types.ModuleType("visdom")
+# art writes a file at its first import, and fails where another process is about to write it
+with (Path(tempfile.gettempdir()) / "first_import_of_art.lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    import art.config  # noqa: F401
 
 import foolbox
 import torchattacks
