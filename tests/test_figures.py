@@ -134,7 +134,7 @@ def test_results_are_kept_and_stale_ones_never_drawn(tmp_path):
         return pd.DataFrame({"a": [len(calls)]})
 
     def cached(study, settings):
-        return int(study.cached("name", settings, compute)["a"][0])
+        return int(study.cached("errors", settings, compute)["a"][0])
 
     assert [cached(study, {}), cached(study, {})] == [1, 1]
     assert cached(study, {"other": 1}) == 2

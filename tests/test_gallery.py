@@ -380,7 +380,7 @@ def test_where_a_half_format_takes_part_all_take_the_same_images(study, monkeypa
         assert set(frame(one)["n"]) == {4}
 
 
-def test_other_code_or_settings_make_another_cache(study, monkeypatch):
+def test_other_versions_or_settings_make_another_cache(study, monkeypatch):
     calls = []
 
     def compute(subject):
@@ -389,39 +389,31 @@ def test_other_code_or_settings_make_another_cache(study, monkeypatch):
 
     once = [(name, 3) for name in NAMES]
     for _ in range(2):
-        study.of_each("code", compute, 3, radius=0.1)
+        study.of_each("errors", compute, 3, radius=0.1)
     assert calls == once
-    study.of_each("code", compute, 3, radius=0.2)
+    study.of_each("errors", compute, 3, radius=0.2)
     assert calls == once * 2
-    real = study_module._source
-    for drawing in (False, True):  # code that measures, code that draws
-        study_module.versions.cache_clear()
-        monkeypatch.setattr(
-            study_module,
-            "_source",
-            lambda drawing, changed=drawing: (
-                "changed" if drawing == changed else real(drawing=drawing)
-            ),
-        )
-        study.of_each("code", compute, 3, radius=0.1)
-    study_module.versions.cache_clear()
-    assert calls == once * 4
+    monkeypatch.setitem(study_module.VERSIONS, "sweep", 99)  # another figure's
+    study.of_each("errors", compute, 3, radius=0.1)
+    assert calls == once * 2
+    monkeypatch.setitem(study_module.VERSIONS, "errors", 99)
+    study.of_each("errors", compute, 3, radius=0.1)
+    assert calls == once * 3
 
 
-def test_what_the_digests_of_code_cover(monkeypatch):
-    """Every module but commands is in one of the two; none in both."""
-    seen = {}
-    monkeypatch.setattr(study_module, "_digest", lambda found: seen.setdefault(len(seen), found))
-    study_module._source.__wrapped__(drawing=True)
-    study_module._source.__wrapped__(drawing=False)
-    assert not set(seen[0]) & set(seen[1])
-    assert {"figures/attacks.py", "report/layers.py"} <= set(seen[0])
-    assert {"precision.py", "attacks/pgd.py", "theory/losses.py", "formats.py"} <= set(seen[1])
-    root = Path(study_module.__file__).parents[1]
-    every = {str(p.relative_to(root)) for p in root.rglob("*.py")}
-    assert every - set(seen[0]) - set(seen[1]) == {
-        str(p.relative_to(root)) for p in root.glob("cli*.py")
-    }
+def test_an_attack_is_kept_by_its_own_version(study, monkeypatch):
+    subject = study.subjects[0].at_most(2)
+    folders = study.cache / "attacks"
+    options = {"loss": "ce", "radius": 0.1, "steps": 1}
+
+    def attack_again():
+        study.attacked(subject, **options)
+        return len(list(folders.glob(f"{subject.name}-ce-*")))
+
+    before = attack_again()
+    assert attack_again() == before
+    monkeypatch.setitem(study_module.VERSIONS, "attack", 99)
+    assert attack_again() == before + 1
 
 
 @pytest.mark.parametrize("name", ["regimes", "phase", "table1"])

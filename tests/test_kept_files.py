@@ -93,7 +93,7 @@ def kept(folder, images=4):
         return pd.DataFrame({"a": [1.5, float("nan")], "b": ["x", None]})
 
     study = Study((Subject("fashion_standard", images),), folder)
-    return study.cached("name", {"steps": [1, 2]}, compute), len(calls)
+    return study.cached("errors", {"steps": [1, 2]}, compute), len(calls)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "link", "folder"])

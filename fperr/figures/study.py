@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,17 @@ from fperr.zoo.architectures import conv_small
 PACKAGED = "fashion_mnist_1000"
 _PACKAGED_IMAGES = 1000
 _BATCH = 500
-_DRAWING = "figures", "report"  # no attack depends on them; frames do
+# A result of the cache is used as long as these stay: add one where what it holds, or how it is
+# computed, has changed. Code that only moves, is renamed or draws differently keeps them.
+VERSIONS = {
+    "attack": 1,
+    "autoattack": 1,
+    "errors": 1,
+    "layers": 1,
+    "sign-map": 1,
+    "sweep": 1,
+    "tstar-trace": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -108,14 +118,13 @@ class Study:
         """The frame that `compute` returns, from the cache where it holds it.
 
         Args:
-            name: of what is computed.
-            settings: what it depends on, besides networks and code.
+            name: The result's key in `VERSIONS`.
+            settings: What it depends on, besides networks and code.
             compute: finds it.
             subject: the only one that it depends on; None: on all of them.
         """
         known = self.about if subject is None else {subject.name: subject.about}
-        key = {"name": name, "settings": settings, "versions": versions(), **known}
-        key["drawing"] = _source(drawing=True)
+        key = {"name": name, "settings": settings, "versions": _versions_for(name), **known}
         path = self.cache / f"{name}-{_digest(key)}.parquet"
         kept = _kept(path, key)
         if kept is not None:
@@ -133,7 +142,7 @@ class Study:
         """What is found for each subject, of which at most so many images are used; cached.
 
         Args:
-            name: of what is computed.
+            name: The result's key in `VERSIONS`.
             compute: finds it.
             most: images.
             settings: what it depends on, besides network and code.
@@ -155,9 +164,9 @@ class Study:
             model: made of the network and attacked in its place; its text tells it from others.
             options: of `fperr.attack`.
         """
-        key = {**subject.digests, **options, "versions": versions()}
+        key = {**subject.digests, **options, "versions": _versions_for("attack")}
         if model is not None:
-            key |= {"text": str(model), "drawing": _source(drawing=True)}
+            key["text"] = str(model)
         folder = self.cache / "attacks" / f"{subject.name}-{options['loss']}-{_digest(key)}"
         images = subject.images
         attacked = model or subject.model
@@ -182,26 +191,16 @@ def paper_size(name: str, most: int | None) -> int:
     return found if most is None else min(found, most)
 
 
-@cache
 def versions() -> dict[str, str]:
-    """Of what results depend on; `source` is a digest of all code but drawing and commands."""
-    libraries = {name: version(name) for name in ("numpy", "mpmath", "python-flint")}
-    own = {"fperr": version("fperr"), "torch": torch.__version__}
-    return own | libraries | {"source": _source(drawing=False)}
+    """The versions of fperr and of the libraries that compute."""
+    libraries = {name: version(name) for name in ("fperr", "numpy", "mpmath", "python-flint")}
+    return {"torch": torch.__version__, **libraries}
 
 
-@cache
-def _source(*, drawing: bool) -> str:
-    """A digest of the code that draws, or of all the other code; commands apart."""
-    root = Path(data.__file__).parent
-    found = {}
-    for path in sorted(root.rglob("*.py")):
-        place = path.relative_to(root)
-        is_drawing = place.parts[0] in _DRAWING
-        is_command = place.name.startswith("cli")
-        if is_drawing == drawing and not is_command:
-            found[str(place)] = path.read_text()
-    return _digest(found)
+def _versions_for(result: str) -> dict[str, object]:
+    """What a kept result depends on, besides settings and networks: not on all of fperr's code."""
+    libraries = {name: number for name, number in versions().items() if name != "fperr"}
+    return {"result": VERSIONS[result], **libraries}
 
 
 def _digest(key: object) -> str:
