@@ -34,7 +34,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
-from fperr import passes
+from fperr import pass_origin
 from fperr.errors import ModeError
 
 P = ParamSpec("P")
@@ -123,7 +123,7 @@ def neutral_state() -> Iterator[None]:
         stack.enter_context(_float32_as_default())
         stack.enter_context(flint_precision(_FLINT_BITS))
         stack.enter_context(_one_flint_thread())
-        stack.enter_context(passes.our_own())
+        stack.enter_context(pass_origin.our_own())
         if mtrand.get_bit_generator() is not _OWN_BITS:  # one public function calls another
             stack.enter_context(_own_generators())
         yield

@@ -270,7 +270,7 @@ DATASETS: dict[str, Callable[[], Images]] = {
 }
 
 
-def named(name: str) -> Images:
+def images_named(name: str) -> Images:
     """The data set called `name`, or the one in a file whose name ends in `.npz`.
 
     Raises:

@@ -60,7 +60,7 @@ FLOAT64 = Format("float64", torch.float64, 53, -1022, 1023, 511)
 FORMATS = {f.name: f for f in (FLOAT16, BFLOAT16, TF32, FLOAT32, FLOAT64)}
 
 
-def named(name: str) -> Format:
+def format_named(name: str) -> Format:
     """The format called `name`.
 
     Raises:

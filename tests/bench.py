@@ -12,10 +12,10 @@ from fperr import data, exact, zoo
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64
-from fperr.measurement.format_reference import FormatReference
-from fperr.measurement.network import FormatNetwork
-from fperr.measurement.reference import Reference
-from fperr.theory.losses import Context, named
+from fperr.losses.registry import Context, loss_named
+from fperr.measurement.exact_in_format import ExactInFormat
+from fperr.networks.exactly import ExactNetwork
+from fperr.networks.in_format import FormatNetwork
 
 LOSSES = ("ce", "mifpe", "tmifpe")
 # of one forward pass of ConvSmall, layer by layer
@@ -46,10 +46,10 @@ class CountingArithmetic(MpArithmetic):
 def mpmath_cost(model: nn.Module, x: Tensor) -> None:
     capture = exact.capture(model, x)
     counting = Interpreter(capture, CountingArithmetic(207))
-    counting.jacobian(counting.forward(x).readings)
+    counting.jacobian(counting.forward(x).saved_values)
     executed, nominal = counting.arithmetic.executed, 11 * MULTIPLY_ADDS
     plain = Interpreter(capture, MpArithmetic(207))
-    (elapsed,) = seconds(lambda: plain.jacobian(plain.forward(x).readings), repeats=3)
+    (elapsed,) = seconds(lambda: plain.jacobian(plain.forward(x).saved_values), repeats=3)
     show("mpmath at 50 digits, µs per executed multiply-add", elapsed / executed * 1e6, "≤ 0.6")
     show("  of the nominal multiply-adds executed (zeros are skipped)", executed / nominal)
     show("  µs per nominal multiply-add", elapsed / nominal * 1e6)
@@ -61,14 +61,14 @@ def overhead_of_measure(model: nn.Module, x: Tensor) -> None:
     networks = [FormatNetwork(model, f, autocast=False) for f in (FLOAT16, FLOAT32, FLOAT64)]
 
     def gradients_only() -> None:
-        reference = Reference(own, x, 20, "multiword", by_rows=True)
+        reference = ExactNetwork(own, x, 20, "double_word", by_rows=True)
         label = model(x).argmax(1)
         samples = reference.samples(x, lambda: None)
         for network in networks:
-            fmt = FormatReference(reference, network, x)
+            fmt = ExactInFormat(reference, network, x)
             for _ in range(2):  # two labels; the other two scenarios are their sign twins
                 for name in LOSSES:
-                    g = network.gradient(x, label, named(name), Context(), mean=False)
+                    g = network.gradient(x, label, loss_named(name), Context(), mean=False)
             run = fmt.run(x, g.logit_gradient)
             list(fmt.samples(x, run, samples))
 

@@ -153,7 +153,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
     on("fashion_standard", data.fashion_mnist_1000(), 250, "≤ 0.05", device)
     if os.environ.get("FPERR_DATA"):
-        mnist = data.named("mnist_test").first(1000)
+        mnist = data.images_named("mnist_test").first(1000)
         on("mnist_wong_kolter", mnist, 250, "≤ 0.05", device)  # ConvSmall
         on("mnist_levelsets_eps0.4", mnist, 100, "≤ 0.02", device)  # four convolutions
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from fperr import data, exact, zoo
 from fperr.exact import BallArithmetic, Capture, Interpreter, MpArithmetic
+from fperr.exact.adaptive_precision import AdaptivePrecision
 from fperr.exact.arithmetic import Arithmetic
-from fperr.exact.certified import Certifier
 from tests.bench import seconds, show
 from tests.bench_words import BATCH, against_plain, all_large, products
 from tests.conftest import normal, seeded
@@ -58,7 +58,7 @@ def gradient(capture: Capture, A: Arithmetic, x: Tensor, v: Tensor) -> Callable[
     interpreter = Interpreter(capture, A)
 
     def work() -> object:
-        return interpreter.products(interpreter.forward(x).readings, A.from_torch(v))
+        return interpreter.products(interpreter.forward(x).saved_values, A.from_torch(v))
 
     work()
     return work
@@ -72,7 +72,7 @@ def engines(name: str, model: nn.Module, x: Tensor) -> float:
     """
     capture = exact.capture(model, x[:1])
     v = normal(1, capture.shapes[capture.results[0].name][1]).double()
-    certifier = Certifier(capture, BITS)
+    certifier = AdaptivePrecision(capture, BITS)
     fdot, mp = Fdot(BITS + 40), MpArithmetic(BITS + 40)
     totals = [0.0, 0.0, 0.0]
     proved = []

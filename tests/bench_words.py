@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fperr import exact
-from fperr.exact.batched import BatchedNetwork, log2_relative_errors
-from fperr.exact.multiword import MultiwordArithmetic
+from fperr.exact.double_word import DoubleWordArithmetic
+from fperr.exact.double_word_network import BatchedNetwork, log2_relative_errors
 from tests.bench import show
 from tests.conftest import normal, seeded
 from tests.networks import BasicBlock, PreActivation
@@ -73,7 +73,7 @@ def against_plain(make: Callable[[], nn.Module], x: Tensor, fdot_seconds: float 
 def products() -> None:
     """A product of square matrices of pairs, one thread, against float64's own."""
     a, b = (normal(SIDE, SIDE, seed=i).double() for i in range(2))
-    A = MultiwordArithmetic(106)
+    A = DoubleWordArithmetic(106)
     pair = A.div(A.from_torch(a), 3.0)
     for name, other in (
         ("pairs x float32", A.from_torch(b.float())),

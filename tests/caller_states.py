@@ -335,7 +335,7 @@ LIGHT: dict[str, Door] = {
     ),
     "attack_in_batches": _batches,
     "gradient by balls": _gradient("ball"),
-    "gradient by words": _gradient("multiword"),
+    "gradient by words": _gradient("double_word"),
     "capture": lambda m, x, y: exact.capture(m, x).network_digest,
     "check": lambda m, x, y: bounds.check(_z(x), y),
     "logit_gradient": lambda m, x, y: bounds.logit_gradient(_z(x), y),
@@ -351,7 +351,7 @@ LIGHT: dict[str, Door] = {
     "record": _trace_tables,
 }
 HEAVY: dict[str, Door] = {
-    "measure by words": lambda m, x, y: fperr.measure(m, x, y, reference="multiword", **_SMALL),
+    "measure by words": lambda m, x, y: fperr.measure(m, x, y, reference="double_word", **_SMALL),
     "measure by mpmath": lambda m, x, y: fperr.measure(m, x, y, reference="mpmath", **_SMALL),
     "gradient by mpmath": _gradient("mpmath"),
     "trace_layers": lambda m, x, y: fperr.trace_layers(m, x, y, progress=False).frame,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fperr.bounds.kernels import DOCUMENTED, working_format
 from fperr.formats import Format
-from fperr.validation import truth
-from fperr.validation.cases import Cases
+from fperr.validation import logit_gradients
+from fperr.validation.trial_logits import TrialLogits
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _half_ulp(value: Tensor, fmt: Format) -> Tensor:
     return torch.ldexp(unit, exponent).clamp_min(fmt.smallest_subnormal / 2)
 
 
-def gradient(cases: Cases, fmt: Format, up: Roundings) -> Tensor:
+def gradient(cases: TrialLogits, fmt: Format, up: Roundings) -> Tensor:
     """v_hat (batch, K) in float64, of plain cross-entropy (c = 1, untargeted).
 
     Args:
@@ -139,15 +139,18 @@ def gradient(cases: Cases, fmt: Format, up: Roundings) -> Tensor:
     return up.result(v, fmt) if is_half else v
 
 
-def largest_error(cases: Cases, fmt: Format) -> Tensor:
+def largest_error(cases: TrialLogits, fmt: Format) -> Tensor:
     """What the roundings can do at most, (batch, K): the larger of both directions."""
     up, down = (
-        truth.absolute_error(cases, gradient(cases, fmt, Largest(sense)))[0] for sense in (1, -1)
+        logit_gradients.absolute_error(cases, gradient(cases, fmt, Largest(sense)))[0]
+        for sense in (1, -1)
     )
     return torch.maximum(up, down)
 
 
-def nearest_error(cases: Cases, fmt: Format, *, is_pairwise: bool = True) -> tuple[Tensor, Tensor]:
+def nearest_error(
+    cases: TrialLogits, fmt: Format, *, is_pairwise: bool = True
+) -> tuple[Tensor, Tensor]:
     """|v_hat - v| of the most accurate kernel with that order of additions, and |v|, (batch, K)."""
     roundings = Nearest(is_pairwise=is_pairwise)
-    return truth.absolute_error(cases, gradient(cases, fmt, roundings).to(fmt.dtype))
+    return logit_gradients.absolute_error(cases, gradient(cases, fmt, roundings).to(fmt.dtype))

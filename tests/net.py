@@ -22,7 +22,7 @@ import fperr
 from fperr import bounds, exact, zoo
 from tests.networks import build
 
-ENGINES = "mpmath", "ball", "multiword"
+ENGINES = "mpmath", "ball", "double_word"
 FORMATS = "float16", "bfloat16", "float32", "float64"
 LOSSES = "ce", "stable_ce", "mifpe", "tmifpe", "pmifpe", "cw", "dlr", "mifpe_shifted"
 _TIMES = ("seconds", "time")  # columns that differ from run to run
@@ -32,7 +32,7 @@ def subjects() -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
     """By name: a network, three inputs, their labels: one packaged, two with random weights."""
     generator = torch.Generator().manual_seed(5)
     noise = torch.rand(3, 3, 8, 8, generator=generator)
-    images = fperr.data.named("fashion_mnist_1000").first(3)
+    images = fperr.data.images_named("fashion_mnist_1000").first(3)
     found = {"fashion_standard": (zoo.load("fashion_standard"), images.x, images.y)}
     for name in ("lenet", "resnet"):
         model = build(name).eval()
@@ -123,7 +123,7 @@ def bounded() -> Iterator[tuple[str, object]]:
     logits = torch.linspace(-30, 30, 50, dtype=torch.float64).reshape(5, 10).sin() * 20
     label = torch.arange(5)
     for form in FORMATS:
-        z = logits.to(fperr.formats.named(form).dtype)
+        z = logits.to(fperr.formats.format_named(form).dtype)
         yield f"bound {form}", bounds.logit_gradient(z, label, 1.0, form)
         yield f"paper {form}", bounds.paper(z, label, 1.0, format=form)
         yield f"stable {form}", bounds.stable_ce_logit_gradient(z, label, form)
@@ -161,7 +161,9 @@ def _same_column(a: pd.Series, b: pd.Series) -> bool:
 def _same_cell(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
         return bool(np.array_equal(a, b, equal_nan=True))
-    return bool((a is None and b is None) or a == b or (a != a and b != b))
+    if a is None or b is None or a is pd.NA or b is pd.NA:
+        return a is b
+    return bool(a == b or (a != a and b != b))
 
 
 def everything() -> dict[str, object]:

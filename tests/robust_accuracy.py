@@ -41,7 +41,7 @@ EXPECTED = {
 def robust_accuracies(network: str, loss: str, folder: Path) -> list[float]:
     """In per cent, for each seed."""
     n, _ = EXPECTED[network]
-    images, model, found = data.named("mnist_test").first(n), zoo.load(network), []
+    images, model, found = data.images_named("mnist_test").first(n), zoo.load(network), []
     for seed in SEEDS:
         frame = attack_in_batches(
             model, images.x, images.y, folder / network / f"{loss}-{seed}",

@@ -298,7 +298,7 @@ DOORS = {
     "trace_layers": (fperr.trace_layers, {**GOOD, "progress": False}, LAYERS),
     "exact.gradient": (
         exact.gradient,
-        {"model": net(), "x": X, "v": V, "engine": "multiword"},
+        {"model": net(), "x": X, "v": V, "engine": "double_word"},
         EXACT,
     ),
     "bounds.check": (bounds.check, {"logits": Z, "labels": Y}, CHECK),

@@ -74,7 +74,7 @@ def test_apgd_is_that_of_autoattack(network, radius, fashion):
 
 @pytest.fixture(scope="module")
 def mnist(fperr_data):
-    return data.named("mnist_test")
+    return data.images_named("mnist_test")
 
 
 def test_the_published_errors_of_a_certified_network(mnist):

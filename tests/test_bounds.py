@@ -14,13 +14,13 @@ from fperr.bounds import cross_entropy, kernels, stable
 from fperr.bounds.kernels import DOCUMENTED, KERNELS
 from fperr.bounds.roundings import half_ulp
 from fperr.errors import ModelError
-from fperr.theory import optimum
-from fperr.theory.losses import Context, named
+from fperr.losses.registry import Context, loss_named
+from fperr.theory import format_aware
 from fperr.theory.scaling import t_star
-from fperr.validation import falsify, summary, truth
-from fperr.validation.cases import KINDS, Cases, draw
+from fperr.validation import falsify, logit_gradients, summary
 from fperr.validation.falsification import tried
-from fperr.validation.search import climb
+from fperr.validation.hill_climbing import climb
+from fperr.validation.trial_logits import KINDS, TrialLogits, draw
 from tests import kernel_model
 from tests.conftest import normal
 
@@ -66,7 +66,7 @@ def test_the_search_gets_near_the_bound(trials):
 
 
 def plain_cases(fmt, K, logits):
-    """Cases of plain cross-entropy, of every kind."""
+    """TrialLogits of plain cross-entropy, of every kind."""
     generator = torch.Generator().manual_seed(0)
     kinds = [*KINDS, logits] if logits.shape[1] == K else [*KINDS]
     batches = [draw(kind, 400, K, fmt, generator) for kind in kinds for _ in range(4)]
@@ -113,7 +113,7 @@ def test_the_bound_is_tight(name, K, saturated_logits):
 
     Control: with all counts half as large again, the bound is not tight.
     """
-    fmt = formats.named(name)
+    fmt = formats.format_named(name)
     batches = plain_cases(fmt, K, saturated_logits)
     limit = largest_tightness(batches, fmt)
     kernel = KERNELS["cpu"]
@@ -130,7 +130,7 @@ def test_the_papers_bound_fails_where_cancellation_rules(trials):
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_strided_kernels_have_their_own_bound(name):
     def strided(cases):
-        return truth.computed(cases, strided=True)
+        return logit_gradients.computed(cases, strided=True)
 
     options = {"accuracy": DOCUMENTED, "computed": strided}
     assert (falsify([name], 3000, kernel="cpu_strided", **options)["ratio"] <= 1).all()
@@ -143,11 +143,11 @@ def test_strided_kernels_have_their_own_bound(name):
 @pytest.mark.parametrize("factor", [0.999, 1.001])
 def test_an_error_planted_beside_the_bound_is_reported_above_it_only(name, factor):
     """In float64, so that no rounding moves it; float64 itself has no finer format."""
-    fmt = formats.named(name)
+    fmt = formats.format_named(name)
 
     def planted(cases):
         wide = replace(cases, z=cases.z.double())
-        v = truth.computed(wide)
+        v = logit_gradients.computed(wide)
         found = cross_entropy.enclosed(
             cases.z,
             cases.label,
@@ -184,7 +184,7 @@ def cases_for(term, fmt, generator):
         z = torch.stack([torch.zeros(len(z)), -apart], 1).to(fmt.dtype)
         label = torch.zeros(len(z), dtype=torch.int64) if term != "subtract" else label * 0 + 1
     sign = torch.zeros(len(z), dtype=torch.bool)
-    return Cases(
+    return TrialLogits(
         z, label, c, sign, float(torch.tensor(upstream, dtype=fmt.dtype)), is_shifted=False
     )
 
@@ -192,12 +192,12 @@ def cases_for(term, fmt, generator):
 @pytest.mark.parametrize("term", TERMS)
 def test_every_term_of_the_bound_is_needed(term):
     """Without it, the search finds a gradient whose error exceeds what is left."""
-    fmt = formats.named("float16" if term in HALF_ONLY else "float32")
+    fmt = formats.format_named("float16" if term in HALF_ONLY else "float32")
     whole, less = KERNELS["cpu"], replace(KERNELS["cpu"], **{term: 0.0})
     generator = torch.Generator().manual_seed(1)
 
     def ratio(cases, kernel):
-        error, _ = truth.absolute_error(cases, truth.computed(cases))
+        error, _ = logit_gradients.absolute_error(cases, logit_gradients.computed(cases))
         bound = cross_entropy.enclosed(
             cases.z, cases.label, cases.c, fmt, kernel=kernel, upstream=cases.upstream,
             accuracy=DOCUMENTED,
@@ -218,8 +218,8 @@ def test_the_logarithm_is_needed():
     exceeded = []
     for K in range(2, 300):
         z, label = torch.zeros(1, K), torch.tensor([0])
-        cases = Cases(z, label, torch.ones(1).double(), torch.tensor([False]), 1.0, False)
-        error, _ = truth.absolute_error(cases, truth.computed(cases))
+        cases = TrialLogits(z, label, torch.ones(1).double(), torch.tensor([False]), 1.0, False)
+        error, _ = logit_gradients.absolute_error(cases, logit_gradients.computed(cases))
         assert (error <= bounds.logit_gradient(z, label, accuracy=DOCUMENTED)).all()
         less = bounds.logit_gradient(z, label, accuracy=DOCUMENTED, kernel=without)
         exceeded.append(bool((error > less).any()))
@@ -248,10 +248,10 @@ def test_logits_that_scaling_makes_equal():
     z = torch.stack([first.ravel() + 1, first.ravel(), first.ravel() - 40], 1).bfloat16()
     c = c.ravel().double() * 2.0**54
     label = torch.zeros(len(c), dtype=torch.int64)
-    cases = Cases(z, label, c, torch.zeros(len(c), dtype=torch.bool), 1.0, is_shifted=False)
-    found = truth.computed(cases)
+    cases = TrialLogits(z, label, c, torch.zeros(len(c), dtype=torch.bool), 1.0, is_shifted=False)
+    found = logit_gradients.computed(cases)
     assert (found[:, 1].double().abs() == c / 2).any()
-    error, _ = truth.absolute_error(cases, found)
+    error, _ = logit_gradients.absolute_error(cases, found)
     assert error.max() >= 2.0**60
     assert (error <= bounds.logit_gradient(z, label, c, accuracy=DOCUMENTED)).all()
 
@@ -298,14 +298,14 @@ def test_targeted_and_untargeted_share_a_bound():
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("upstream", [1.0, 1024.0, 1 / 7])
 def test_stable_cross_entropy_is_within_its_bounds(name, upstream):
-    fmt = formats.named(name)
+    fmt = formats.format_named(name)
     generator = torch.Generator().manual_seed(0)
     a = float(torch.tensor(upstream, dtype=fmt.dtype))
     for K in (2, 3, 10, 100, 1000):
         for kind in ("normal", "heavy-tailed", "common offset", "near ties"):
             cases = draw(kind, 300, K, fmt, generator)
             leaf = cases.z.clone().requires_grad_()
-            loss = named("stable_ce")(leaf, cases.label, Context()).sum() * a
+            loss = loss_named("stable_ce")(leaf, cases.label, Context()).sum() * a
             (v,) = torch.autograd.grad(loss, leaf)
             mine = torch.zeros_like(v, dtype=torch.bool).scatter(
                 1, cases.label[:, None], value=True
@@ -323,14 +323,18 @@ def test_stable_cross_entropy_is_within_its_bounds(name, upstream):
 
 def stable_true(z, mine):
     """Softmax over the other classes as pairs, the label's place empty."""
-    A = truth.MultiwordArithmetic()
+    A = logit_gradients.DoubleWordArithmetic()
     wide = torch.where(mine, -math.inf, z.double())
     top = wide.amax(1, keepdim=True)
     s = A.sub(A.from_samples(torch.where(mine, top, wide)), A.from_samples(top))
-    s = truth.Words(s.high.clamp_min(-700.0), torch.where(s.high > -700, s.low, 0), s.radius, None)
+    s = logit_gradients.DoubleWords(
+        s.high.clamp_min(-700.0), torch.where(s.high > -700, s.low, 0), s.radius, None
+    )
     e = A.exp(s)
     gone = mine | (s.high <= -700.0)
-    e = truth.Words(torch.where(gone, 0.0, e.high), torch.where(gone, 0.0, e.low), e.radius, None)
+    e = logit_gradients.DoubleWords(
+        torch.where(gone, 0.0, e.high), torch.where(gone, 0.0, e.low), e.radius, None
+    )
     p = A.div(e, A.sum(e, [0]))
     return torch.stack([p.high, p.low])
 
@@ -380,14 +384,14 @@ def test_the_format_aware_temperature_minimises_its_bound(fmt, units, loss_scale
     z = 20 * normal(20, 10).double()
     for place in (0, 3):
         label = z.argsort(1, descending=True)[:, place]
-        T = optimum.format_aware_T(z, label, fmt, units, loss_scale)
+        T = format_aware.format_aware_T(z, label, fmt, units, loss_scale)
         options = (z, label, fmt, units, loss_scale)
         dense = torch.linspace(math.log(0.01), math.log(30), 3000).double().expand(20, -1)
-        heights = optimum.relative_error_model(dense, *options)
+        heights = format_aware.relative_error_model(dense, *options)
         saturated = dense.exp() > math.log(9 / fmt.storage_unit_roundoff)
         best = torch.where(saturated, math.inf, heights).amin(1)
         assert (
-            optimum.relative_error_model(T.log()[:, None], *options)[:, 0] <= best * 1.001
+            format_aware.relative_error_model(T.log()[:, None], *options)[:, 0] <= best * 1.001
         ).all()
 
 
@@ -395,18 +399,18 @@ def test_underflow_alone_gives_t_star():
     """With C so large that nothing else counts, the format-aware optimum is the papers'."""
     z = 20 * normal(20, 10).double()
     label = z.argmax(1)
-    T = optimum.format_aware_T(z, label, formats.FLOAT16, 1e9)
+    T = format_aware.format_aware_T(z, label, formats.FLOAT16, 1e9)
     assert torch.allclose(T, t_star(z), 0.01, 0)  # what format_aware_T says of itself
-    scaled = optimum.format_aware_T(z, label, formats.FLOAT16, 1e3, 2.0**10)
-    assert (scaled <= optimum.format_aware_T(z, label, formats.FLOAT16, 1e3)).all()
+    scaled = format_aware.format_aware_T(z, label, formats.FLOAT16, 1e3, 2.0**10)
+    assert (scaled <= format_aware.format_aware_T(z, label, formats.FLOAT16, 1e3)).all()
 
 
 def test_pmifpe_by_name():
-    assert named("pmifpe").units == 1.0
-    assert named("pmifpe:C=5e3").units == 5e3
+    assert loss_named("pmifpe").units == 1.0
+    assert loss_named("pmifpe:C=5e3").units == 5e3
     for wrong in ("pmifpe:T=1", "pmifpe:C=0", "pmifpe:C=", "mifpe:C=3"):
         with pytest.raises(ValueError, match=r"(?:pmifpe:C=<number>)|(?:positive finite)"):
-            named(wrong)
+            loss_named(wrong)
 
 
 def test_backward_units_follow_absolute_weights():
@@ -433,8 +437,10 @@ def test_backward_units_follow_absolute_weights():
 def test_a_stored_sum_that_overflows():
     """The kernel keeps the sum of exponentials in float16: 65,520 ties are infinitely many."""
     z, label = torch.zeros(1, 65_520).half(), torch.tensor([0])
-    cases = Cases(z, label, torch.ones(1).double(), torch.tensor([False]), 1.0, is_shifted=False)
-    error, _ = truth.absolute_error(cases, truth.computed(cases))
+    cases = TrialLogits(
+        z, label, torch.ones(1).double(), torch.tensor([False]), 1.0, is_shifted=False
+    )
+    error, _ = logit_gradients.absolute_error(cases, logit_gradients.computed(cases))
     assert (error <= bounds.logit_gradient(z, label, accuracy=DOCUMENTED)).all()
     assert error.max() > 1e-5
 
@@ -452,7 +458,7 @@ def test_flushing_to_zero_is_refused():
 def test_logits_of_others_in_three_dimensions():
     """The strided control really takes another kernel: in float16 it rounds less."""
     cases = draw("normal", 2000, 10, formats.FLOAT16, torch.Generator().manual_seed(0))
-    last, middle = truth.computed(cases), truth.computed(cases, strided=True)
+    last, middle = logit_gradients.computed(cases), logit_gradients.computed(cases, strided=True)
     assert not torch.equal(last, middle)
     z = cases.z.clone().requires_grad_()
     (direct,) = torch.autograd.grad(F.cross_entropy(z, cases.label, reduction="sum"), z)

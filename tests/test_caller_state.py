@@ -335,7 +335,7 @@ def test_frames_of_two_threads_are_those_of_one_after_the_other():
     def work(model):
         return [
             comparable(fperr.measure(model, x, y, reference="ball", progress=False, **formats)),
-            comparable(exact.gradient(model, x, torch.ones(2, 10), engine="multiword")),
+            comparable(exact.gradient(model, x, torch.ones(2, 10), engine="double_word")),
             comparable(fperr.attack(model, x, y, radius=0.1, steps=5)),
         ]
 

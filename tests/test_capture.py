@@ -14,7 +14,7 @@ from fperr.errors import (
 from fperr.exact.graph import probe
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
-from fperr.exact.readings import float_run, sample_of
+from fperr.exact.saved_values import float_run, sample_of
 from tests.conftest import normal, tiny_mlp
 
 
@@ -66,7 +66,7 @@ def test_weights_changed_after_the_capture_are_noticed(change):
     v = interpreter.arithmetic.from_torch(normal(1, 4))
     change(model[0].bias)
     with pytest.raises(StaleCaptureError, match="changed in place after the network was captured"):
-        interpreter.products(run.readings, v)
+        interpreter.products(run.saved_values, v)
     with pytest.raises(StaleCaptureError, match="Capture it again"):
         interpreter.forward(x)
 
@@ -125,11 +125,11 @@ def test_one_sample_of_a_batch_is_that_sample(fashion_standard, fashion):
     interpreter = Interpreter(single, MpArithmetic(64))
     run = float_run(batch, x, v)
     for i in range(5):
-        mine = interpreter.readings_of(run, i)
-        alone = interpreter.readings_of(float_run(single, x[i : i + 1], v[i : i + 1]), 0)
+        mine = interpreter.saved_values_of(run, i)
+        alone = interpreter.saved_values_of(float_run(single, x[i : i + 1], v[i : i + 1]), 0)
         assert mine.same_as(alone, interpreter.arithmetic)
-    assert not interpreter.readings_of(run, 0).same_as(
-        interpreter.readings_of(run, 1), interpreter.arithmetic
+    assert not interpreter.saved_values_of(run, 0).same_as(
+        interpreter.saved_values_of(run, 1), interpreter.arithmetic
     )
 
 
@@ -149,7 +149,7 @@ def test_the_gradient_certifies_its_bits_or_raises(monkeypatch):
     theirs = torch.func.vjp(model, x)[1](v)[0].double()
     # two layers with sums of at most 8 terms
     assert float((found.to_torch() - theirs).norm() / theirs.norm()) < 2 * 8 * 2.0**-24
-    monkeypatch.setattr("fperr.exact.engine.GUARD_BITS", -40)  # fewer bits than are claimed
+    monkeypatch.setattr("fperr.exact.entry.GUARD_BITS", -40)  # fewer bits than are claimed
     with pytest.raises(ReferenceNotCertifiedError, match="bits only, 100 were asked for"):
         exact.gradient(model, x, v / 3, engine="mpmath", bits=100)
 

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 import fperr
 from fperr import data, exact, zoo
 from fperr.errors import ContradictedError, ReferenceNotCertifiedError, UndecidedError
-from fperr.exact import BallArithmetic, Interpreter, MpArithmetic, ball
-from fperr.exact.certified import LARGEST_BITS, log2_relative_radius, midpoints, to_balls
-from fperr.exact.enclosed import decide_order, relative_error
+from fperr.exact import BallArithmetic, Interpreter, MpArithmetic
+from fperr.exact.adaptive_precision import LARGEST_BITS, log2_relative_radius, midpoints, to_balls
+from fperr.exact.ball import arithmetic
+from fperr.exact.error_bound import decide_order, relative_error
 from fperr.exact.operations import OPERATIONS
 from tests.conftest import normal, seeded, tiny_mlp
 from tests.networks import NETWORKS, SIDE, build
@@ -42,8 +43,8 @@ def in_both(model, x):
     for A in (BallArithmetic(BALL_BITS), MpArithmetic(MP_BITS), MpArithmetic(2 * MP_BITS)):
         interpreter = Interpreter(capture, A)
         run = interpreter.forward(x)
-        product = interpreter.products(run.readings, A.from_torch(v))
-        found.append((run.logits, product, interpreter.jacobian(run.readings)))
+        product = interpreter.products(run.saved_values, A.from_torch(v))
+        found.append((run.logits, product, interpreter.jacobian(run.saved_values)))
     return found
 
 
@@ -133,8 +134,8 @@ def test_a_sabotaged_operation_is_caught(monkeypatch, name, operation, wrong):
     with pytest.raises(ContradictedError, match=operation):
         test_float64_differs_by_rounding(name)
     # the audit apart, the comparison notices by itself
-    monkeypatch.setattr("fperr.exact.certified.audit_sample", lambda *_: None)
-    monkeypatch.setattr("fperr.exact.engine._all_audited", tuple)
+    monkeypatch.setattr("fperr.exact.adaptive_precision.audit_sample", lambda *_: None)
+    monkeypatch.setattr("fperr.exact.entry._all_audited", tuple)
     with pytest.raises(AssertionError):
         test_float64_differs_by_rounding(name)
 
@@ -266,9 +267,9 @@ def test_ties_by_construction_go_to_the_first_index(monkeypatch):
     # negative control: without knowing where numbers come from, nothing decides: neither that they
     # are one entry of the pool nor their value numbers
     everyone = lambda index: (np.arange(len(index)), np.arange(len(index)))  # noqa: E731
-    monkeypatch.setattr(ball, "distinct_rows", everyone)
+    monkeypatch.setattr(arithmetic, "distinct_rows", everyone)
     assert float((exact.gradient(model, x, v).to_torch() - found).norm()) == 0.0
-    monkeypatch.setattr(ball, "behind_zero", lambda _: None)
+    monkeypatch.setattr(arithmetic, "behind_zero", lambda _: None)
     with pytest.raises(
         ReferenceNotCertifiedError, match=r"max_pool2d_with_indices: .* closer than"
     ):

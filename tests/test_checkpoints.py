@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fperr import checkpoints, data, user_model
+from fperr import data
+from fperr.networks import checkpoints, from_file
 
 FLOATS = [
     torch.float8_e4m3fn,
@@ -125,13 +126,13 @@ def test_the_remedies_for_a_float64_checkpoint_help(tmp_path):
     torch.save(model.state_dict(), file)
     build = f"{tmp_path / 'net.py'}:build"
     with pytest.raises(ValueError, match=r"return model.double\(\) .*; or save it in float32"):
-        user_model.load(build, file)
-    assert torch.equal(user_model.load(f"{build}_double", file).weight, model.weight)
+        from_file.load(build, file)
+    assert torch.equal(from_file.load(f"{build}_double", file).weight, model.weight)
     torch.save(model.float().state_dict(), file)
     said = []
-    assert torch.equal(user_model.load(build, file, said.append).weight, model.weight)
+    assert torch.equal(from_file.load(build, file, said.append).weight, model.weight)
     assert said == []
-    user_model.load(f"{build}_double", file, said.append)
+    from_file.load(f"{build}_double", file, said.append)
     assert len(said) == 1
     assert "2 tensors are cast, float32 as float64" in said[0]
 

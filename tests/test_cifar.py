@@ -29,7 +29,7 @@ def test_a_certified_network_with_every_engine(fperr_data):
     few = images.first(3)
     frames = {
         engine: fperr.measure(model, few.x, few.y, reference=engine).frame
-        for engine in ("multiword", "ball")
+        for engine in ("double_word", "ball")
     }
     words, balls = frames.values()
     assert words["is_certified"].all()
@@ -62,7 +62,7 @@ def test_a_resnet_of_others_from_the_command_line(fperr_data, autoattack_example
 def test_words_meet_the_balls_on_the_certified_network(fperr_data):
     model, x = zoo.load("cifar_wong_kolter_small_8px"), data.cifar10_test_800().x[3:5]
     v = torch.randn(2, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    words = exact.gradient(model, x, v, engine="multiword", bits=70)
+    words = exact.gradient(model, x, v, engine="double_word", bits=70)
     balls = exact.gradient(model, x, v, bits=128)
     assert words.radius is not None
     assert bool((abs(words.midpoint - balls.midpoint) <= words.radius + balls.radius).all())

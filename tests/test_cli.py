@@ -8,8 +8,9 @@ import pytest
 from torch import nn
 
 import fperr
-from fperr import cli, data
+from fperr import data
 from fperr.attacks import attack_in_batches
+from fperr.cli import app
 
 
 def run(*arguments, cwd=None, **environment):
@@ -190,10 +191,10 @@ def test_what_was_finished_is_written(monkeypatch, tmp_path, capsys):
         raise fault
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "measure", failing)
+    monkeypatch.setattr(app, "measure", failing)
     monkeypatch.setattr(sys, "argv", ["fperr", "measure", "fashion_standard", "--n", "1"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert end.value.code == 2
     assert "the graph differs" in capsys.readouterr().err
     found = fperr.Report.from_parquet("out/fashion_standard/measurements.parquet")

@@ -13,7 +13,7 @@ import torch
 import typer.main
 from torch import nn
 
-from fperr import cli
+from fperr.cli import app
 
 MODULE = """
 import sys
@@ -273,7 +273,7 @@ def outcome(arguments, monkeypatch, capsys):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cli.main()
+            app.main()
     except SystemExit as end:
         code = end.code
     shown = capsys.readouterr().err
@@ -284,7 +284,7 @@ def outcome(arguments, monkeypatch, capsys):
 
 def options_of(arguments):
     """The options of the command that is called."""
-    command = typer.main.get_command(cli.app)
+    command = typer.main.get_command(app.app)
     for name in arguments:
         if name in getattr(command, "commands", {}):
             command = command.commands[name]

@@ -14,34 +14,35 @@ import typer.main
 from torch import nn
 
 import fperr
-from fperr import cli, cli_faults, cli_options, data
-from fperr.measurement.models import LogitsOf
+from fperr import data
+from fperr.cli import app, faults, options
+from fperr.networks.model import LogitsOf
 from tests.conftest import normal, tiny_mlp
 from tests.lowest import ROOT, lowest
 
 
 @pytest.mark.parametrize("text", ["8/255", "0.03", "1e-2", "1/3", "16.0/255", "-3/4", "2"])
 def test_numbers_are_those_of_python(text):
-    assert cli_options.number(text, "--radius") == eval(text)
+    assert options.number(text, "--radius") == eval(text)
 
 
 def test_boxes():
-    assert cli_options.box("-0.81,2.02") == (-0.81, 2.02)
-    assert cli_options.box("0, 1/3") == (0.0, 1 / 3)
+    assert options.box("-0.81,2.02") == (-0.81, 2.02)
+    assert options.box("0, 1/3") == (0.0, 1 / 3)
 
 
 def test_targets(tmp_path):
     y = torch.tensor([0, 1, 2, 9] * 100)
-    following = cli_options.targets("next", y, 10, 0, None)
+    following = options.targets("next", y, 10, 0, None)
     assert following[:4].tolist() == [1, 2, 3, 0]
-    drawn = cli_options.targets("random", y, 10, 0, None)
+    drawn = options.targets("random", y, 10, 0, None)
     assert (drawn != y).all()
     assert sorted(set(drawn[y == 0].tolist())) == list(range(1, 10))
-    assert torch.equal(drawn[:7], cli_options.targets("random", y[:7], 10, 0, None))
-    assert not torch.equal(drawn, cli_options.targets("random", y, 10, 1, None))
-    assert cli_options.targets("3", y, 10, 0, None).unique().tolist() == [3]
+    assert torch.equal(drawn[:7], options.targets("random", y[:7], 10, 0, None))
+    assert not torch.equal(drawn, options.targets("random", y, 10, 1, None))
+    assert options.targets("3", y, 10, 0, None).unique().tolist() == [3]
     np.savez(tmp_path / "d.npz", x=np.zeros((400, 2)), y=y, goal=following.numpy().astype("u1"))
-    held = cli_options.targets("goal", y[:5], 10, 0, str(tmp_path / "d.npz"))
+    held = options.targets("goal", y[:5], 10, 0, str(tmp_path / "d.npz"))
     assert torch.equal(held, following[:5])
 
 
@@ -54,7 +55,7 @@ NAMES = [
 
 
 def test_folder_names_stay_inside_and_apart(tmp_path):
-    folders = [cli_options.folder_name(name) for name in NAMES]
+    folders = [options.folder_name(name) for name in NAMES]
     assert len({name.lower() for name in folders}) == len(NAMES)
     for folder in folders:
         assert folder
@@ -66,9 +67,9 @@ def test_folder_names_stay_inside_and_apart(tmp_path):
         made.mkdir()
         assert made.resolve().parent == tmp_path.resolve()
     for name in ("build", "fashion_standard-tmifpe", "mnist_levelsets_eps0.4"):
-        assert cli_options.folder_name(name) == name
+        assert options.folder_name(name) == name
     # what a changed name is called cannot be another's own name
-    assert cli_options.folder_name(cli_options.folder_name("a:b")) != cli_options.folder_name("a:b")
+    assert options.folder_name(options.folder_name("a:b")) != options.folder_name("a:b")
 
 
 def test_default_folders_of_two_factories_of_one_name(tmp_path, monkeypatch):
@@ -97,10 +98,10 @@ def main_with(monkeypatch, fault, *arguments):
     def raising():
         raise fault
 
-    monkeypatch.setattr(cli.zoo, "REGISTRY", type("R", (), {"values": staticmethod(raising)})())
+    monkeypatch.setattr(app.zoo, "REGISTRY", type("R", (), {"values": staticmethod(raising)})())
     monkeypatch.setattr(sys, "argv", ["fperr", "zoo", *arguments])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     return end.value.code
 
 
@@ -147,7 +148,7 @@ def called(arguments, monkeypatch):
     """The exit code of the command line."""
     monkeypatch.setattr(sys, "argv", ["fperr", *arguments])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     return end.value.code or 0
 
 
@@ -175,14 +176,14 @@ def test_the_words_of_the_python_api_are_those_of_the_command():
     }
     if torch.cuda.is_available():
         del calls["--arithmetic float32"]
-    commands = typer.main.get_command(cli.app).commands
+    commands = typer.main.get_command(app.app).commands
     known = {o for name in ("attack", "measure") for p in commands[name].params for o in p.opts}
     for words, failing in calls.items():
         with pytest.raises(
             ValueError, match=words.split()[0].strip("-").split("=")[0][:5]
         ) as caught:
             failing()
-        line = cli_faults.one_line(caught.value)
+        line = faults.one_line(caught.value)
         assert words in line
         assert words.split()[0].split("=")[0] in known
         assert words not in str(caught.value)
@@ -200,7 +201,7 @@ def test_the_words_of_the_python_api_are_those_of_the_command():
     ],
 )
 def test_single_words(text, line):
-    assert cli_faults.on_command_line(text) == line
+    assert faults.on_command_line(text) == line
 
 
 class Pair(torch.nn.Module):
@@ -307,7 +308,7 @@ def test_a_name_that_is_nowhere_in_the_output():
         picked = LogitsOf(Returning(output), "logits")
         with pytest.raises(ValueError, match=r"has no tensor at logits='logits': ") as raised:
             picked(x)
-        assert "--logits" in cli_faults.on_command_line(str(raised.value))
+        assert "--logits" in faults.on_command_line(str(raised.value))
     with pytest.raises(ValueError, match="has no tensor at logits='logits'"):
         LogitsOf(Returning({"logits": 1}), "logits")(x)
     assert LogitsOf(Returning({"logits": x}), "logits")(x) is x
@@ -342,5 +343,5 @@ def test_results_are_written_where_no_folder_was(command, files, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fperr", *command])
     with contextlib.suppress(SystemExit):
-        cli.main()
+        app.main()
     assert all((tmp_path / file).stat().st_size for file in files)

@@ -53,17 +53,17 @@ def test_a_file_that_is_not_the_published_one_is_refused(tmp_path):
 def test_archives(tmp_path):
     path = tmp_path / "images.npz"
     np.savez(path, x=np.zeros((2, 3), np.float32), y=np.array([0, 1]))
-    assert data.named(str(path)).y.tolist() == [0, 1]
+    assert data.images_named(str(path)).y.tolist() == [0, 1]
     np.savez(path, x=np.zeros((2, 3), np.uint8), y=np.array([0, 1]))
     with pytest.raises(ValueError, match=r"dtype uint8, expected floating point"):
-        data.named(str(path))
+        data.images_named(str(path))
     np.savez(path, z=np.zeros(2))
     with pytest.raises(ValueError, match=re.escape("expected arrays x and y, got ['z']")):
-        data.named(str(path))
+        data.images_named(str(path))
     with pytest.raises(MissingDataError, match=r"expected a \.npz file with arrays x and y"):
-        data.named(str(tmp_path / "none.npz"))
+        data.images_named(str(tmp_path / "none.npz"))
     with pytest.raises(ValueError, match="unknown data set 'imagenet': expected one of"):
-        data.named("imagenet")
+        data.images_named("imagenet")
 
 
 def test_digests_tell_tensors_apart():
@@ -112,7 +112,7 @@ def test_a_missing_checkpoint_says_what_it_is(monkeypatch, tmp_path):
     with pytest.raises(MissingDataError, match="is missing: it should hold the checkpoint of"):
         zoo.load("mnist_fastat_pgd")
     with pytest.raises(MissingDataError, match="MNIST's test files"):
-        data.named("mnist_test")
+        data.images_named("mnist_test")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "mnist_fastat_pgd.pth").write_bytes(b"other")
     with pytest.raises(ValueError, match="it is not the checkpoint of mnist_fastat_pgd"):
@@ -146,5 +146,5 @@ def test_checkpoints_of_others_have_their_accuracy(fperr_data, name, accuracy):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_entry_loads(fperr_data, name):
-    logits = zoo.load(name)(data.named(zoo.entry(name).dataset).x[:2])
+    logits = zoo.load(name)(data.images_named(zoo.entry(name).dataset).x[:2])
     assert logits.shape == (2, 10)

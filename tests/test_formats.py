@@ -30,6 +30,6 @@ def test_an_unknown_format_is_refused_with_the_known_ones():
     with pytest.raises(
         ValueError, match=r"unknown format 'fp8': expected one of float16, bfloat16"
     ):
-        formats.named("fp8")
+        formats.format_named("fp8")
     with pytest.raises(ValueError, match=r"a floating-point dtype is needed .* got torch.int64"):
         formats.of_dtype(torch.int64)

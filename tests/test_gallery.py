@@ -32,7 +32,7 @@ from fperr.figures import (
     tstar,
 )
 from fperr.figures import study as study_module
-from fperr.formats import named
+from fperr.formats import format_named
 from fperr.report.style import STAGES, colours, ordered
 
 NAMES = "fashion_standard", "fashion_saturated"
@@ -92,7 +92,7 @@ def test_regimes(study):
         columns = ("bound", "paper", "label", "other")
         for line, column in zip(lines(axis), columns, strict=True):
             assert np.array_equal(line.get_ydata(), rows[column].clip(1e-18, 1e6))
-        fmt = named(name)
+        fmt = format_named(name)
         # the bound holds for both components, and the label's is lost long before the other's
         assert (rows[["label", "other"]].max(axis=1) <= rows["bound"]).all()
         lost = rows["T"] > 1.5 * -math.log(fmt.unit_roundoff)
@@ -248,7 +248,7 @@ def test_sign_map(study):
 
 def test_cost(study):
     frame, figure = drawn("cost", study)
-    assert set(frame["engine"]) == {"float64", "multiword", "ball", "mpmath"}
+    assert set(frame["engine"]) == {"float64", "double_word", "ball", "mpmath"}
     assert not frame["is_extrapolated"].any()
     model, x = cost._network(2), torch.rand(3, 1, 28, 28)
     sizes = 196 * 9 * 2 + 49 * 9 * 8 + 49 * 9 * 16 + 196 * 8 + 80

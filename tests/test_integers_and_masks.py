@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fperr import exact
 from fperr.errors import ModelError, UnsupportedOperationError
 from fperr.exact import BallArithmetic, Interpreter, MpArithmetic
-from fperr.exact.batched import BatchedNetwork
+from fperr.exact.double_word_network import BatchedNetwork
 from fperr.exact.operations import OPERATIONS
 from tests.conftest import Of, normal
 
@@ -261,7 +261,7 @@ def check(functions, dtypes, shapes=("whole", "whole")):
             for i in range(batch):
                 alone = interpreter.forward(x[i : i + 1])
                 assert torch.equal(A.to_torch(alone.logits), z[i : i + 1].detach())
-                product = interpreter.products(alone.readings, A.from_torch(v[i : i + 1]))
+                product = interpreter.products(alone.saved_values, A.from_torch(v[i : i + 1]))
                 assert torch.equal(A.to_torch(product).reshape(x[i].shape), g[i])
     return capture
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 import fperr
-from fperr import cli, data, zoo
+from fperr import data, zoo
 from fperr.attacks import attack_in_batches
+from fperr.cli import app
 from fperr.errors import DamagedFileWarning, StorageError
 
 MEASURE = ["measure", "fashion_standard", "fashion_saturated", "--n", "2", "--losses", "ce"]
-MEASURE += ["--formats", "float32", "--reference", "multiword", "--out", "out"]
+MEASURE += ["--formats", "float32", "--reference", "double_word", "--out", "out"]
 ATTACK = ["attack", "fashion_standard", "--radius", "0.05", "--n", "12", "--batch-size", "2"]
 ATTACK += ["--steps", "20", "--out", "out"]
 
@@ -54,7 +55,7 @@ def here(tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["fperr", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         return ended.value.code or 0, capsys.readouterr().err
 
     return run
@@ -97,7 +98,7 @@ def test_a_network_that_is_finished_is_kept(stop, code, tmp_path):
     assert "fashion_standard: 2 of 2 images were measured before, and read from out/rows" in out
     assert kept.stat().st_mtime_ns == before
     images = data.fashion_mnist_1000().first(2)
-    options = {"losses": ["ce"], "formats": ["float32"], "reference": "multiword"}
+    options = {"losses": ["ce"], "formats": ["float32"], "reference": "double_word"}
     alone = [
         fperr.measure(zoo.load(name), images.x, images.y, name=name, progress=False, **options)
         for name in ("fashion_standard", "fashion_saturated")

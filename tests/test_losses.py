@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, of_dtype
-from fperr.theory.losses import Context, named
+from fperr.losses.registry import Context, loss_named
 from fperr.theory.scaling import margin
 from tests.conftest import normal
 
@@ -24,7 +24,7 @@ def computed(name, logits, label, *, targeted=False, y=None):
     """v_hat, and the scale that the loss used."""
     leaf = logits.clone().requires_grad_()
     context = Context(targeted, y)
-    loss = named(name)
+    loss = loss_named(name)
     (v,) = torch.autograd.grad(loss(leaf, label, context).sum(), leaf)
     return v, loss.scale(logits, label, context).c
 
@@ -33,7 +33,7 @@ def exact(name, logits, label, c, *, targeted=False, y=None):
     """v (batch, K) as lists of mpf, at the logits and scale as they are."""
     return [
         logit_gradient(
-            named(name).kind,
+            loss_named(name).kind,
             MP,
             [MP.mpf(value) for value in z.tolist()],
             int(label[i]),
@@ -67,7 +67,7 @@ def test_gradient_in_float64_is_the_closed_form(name, targeted):
         # u/(1 - p_l) from the cancellation in p_l - 1, with margins below 15 and T below 5,
         # and at most 100 roundings elsewhere
         assert relative_error(row, reference) < 2.0**-53 * (100 + 10 * math.exp(15))
-        if named(name).kind != "cross_entropy" or named(name).is_scaled:
+        if loss_named(name).kind != "cross_entropy" or loss_named(name).is_scaled:
             assert relative_error(row, reference) < 2.0**-53 * (100 + 10 * math.exp(5))
 
 
@@ -94,7 +94,7 @@ def test_scales_and_gradients_are_finite_for_any_margin(logits, label, targeted,
     chosen = torch.tensor([label % len(logits)])
     for name in ("ce", "stable_ce", "mifpe", "tmifpe", "tmifpe_shifted", "cw"):
         v, c = computed(name, z, chosen, targeted=targeted)
-        scale = named(name).scale(z, chosen, Context(targeted))
+        scale = loss_named(name).scale(z, chosen, Context(targeted))
         assert v.isfinite().all()
         assert c.isfinite().all()
         assert scale.T.isfinite().all()
@@ -135,7 +135,7 @@ def test_stable_ce_is_the_sum_that_it_is_differentiated_through(dtype, targeted)
     expected = -expected if targeted else expected
     (gradient,) = torch.autograd.grad(expected, leaf, upstream)
     again = logits.clone().requires_grad_()
-    found = named("stable_ce")(again, label, Context(targeted))
+    found = loss_named("stable_ce")(again, label, Context(targeted))
     assert torch.equal(found, expected)
     assert torch.equal(torch.autograd.grad(found, again, upstream)[0], gradient)
 
@@ -146,7 +146,7 @@ def test_no_loss_waits_for_the_host(name):
     logits = torch.empty(5, 10, device="meta", requires_grad=True)
     label = torch.zeros(5, dtype=torch.int64, device="meta")
     for targeted in (False, True):
-        loss = named(name)(logits, label, Context(targeted, y=label, clean=logits.detach()))
+        loss = loss_named(name)(logits, label, Context(targeted, y=label, clean=logits.detach()))
         assert torch.autograd.grad(loss.sum(), logits)[0].shape == (5, 10)
 
 
@@ -160,7 +160,7 @@ def test_plain_ce_does_lose_its_gradient_there():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["ce", "stable_ce", "mifpe", "tmifpe", "cw"])
 def test_targeted_gradients_are_the_untargeted_ones_with_the_sign_changed(name, dtype):
-    assert named(name).targeted_is_negated
+    assert loss_named(name).targeted_is_negated
     logits = (normal(50, 6) * 5).to(dtype)
     label = torch.arange(50) % 6
     assert torch.equal(
@@ -173,7 +173,7 @@ def test_targeted_dlr_is_another_gradient():
     logits, label = normal(5, 6), torch.zeros(5, dtype=torch.int64)
     y = torch.ones(5, dtype=torch.int64)
     targeted = computed("dlr", logits, label, targeted=True, y=y)[0]
-    assert not named("dlr").targeted_is_negated
+    assert not loss_named("dlr").targeted_is_negated
     assert not torch.equal(computed("dlr", logits, label)[0], -targeted)
 
 
@@ -182,17 +182,17 @@ def test_values_of_the_losses():
     y, target = torch.tensor([0]), torch.tensor([2])
     plain, aimed = Context(), Context(targeted=True, y=y)
     ce = math.log(sum(map(math.exp, [3, 1, 0, -1])))
-    assert float(named("ce")(z, y, plain)) == pytest.approx(ce - 3, abs=1e-14)
-    assert float(named("ce")(z, target, aimed)) == pytest.approx(-ce, abs=1e-14)
+    assert float(loss_named("ce")(z, y, plain)) == pytest.approx(ce - 3, abs=1e-14)
+    assert float(loss_named("ce")(z, target, aimed)) == pytest.approx(-ce, abs=1e-14)
     others = math.log(sum(map(math.exp, [1, 0, -1])))
-    assert float(named("stable_ce")(z, y, plain)) == pytest.approx(others - 3, abs=1e-14)
-    assert float(named("cw")(z, y, plain)) == -2
-    assert float(named("cw")(z, target, aimed)) == -3
-    assert float(named("dlr")(z, y, plain)) == pytest.approx(-2 / 3, abs=1e-15)
-    assert float(named("dlr")(z, target, aimed)) == pytest.approx(-3 / 3.5, abs=1e-15)
+    assert float(loss_named("stable_ce")(z, y, plain)) == pytest.approx(others - 3, abs=1e-14)
+    assert float(loss_named("cw")(z, y, plain)) == -2
+    assert float(loss_named("cw")(z, target, aimed)) == -3
+    assert float(loss_named("dlr")(z, y, plain)) == pytest.approx(-2 / 3, abs=1e-15)
+    assert float(loss_named("dlr")(z, target, aimed)) == pytest.approx(-3 / 3.5, abs=1e-15)
     scaled = math.log(sum(math.exp(v / 2) for v in [3, 1, 0, -1])) - 1.5
-    assert float(named("mifpe")(z, y, plain)) == pytest.approx(scaled, abs=1e-14)
-    assert float(named("mifpe_shifted")(z, y, plain)) == pytest.approx(scaled, abs=1e-14)
+    assert float(loss_named("mifpe")(z, y, plain)) == pytest.approx(scaled, abs=1e-14)
+    assert float(loss_named("mifpe_shifted")(z, y, plain)) == pytest.approx(scaled, abs=1e-14)
 
 
 def test_shifting_before_scaling_removes_a_common_offset():
@@ -225,20 +225,20 @@ def test_shifting_before_scaling_removes_a_common_offset():
 )
 def test_names_that_are_refused(name, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        named(name)
+        loss_named(name)
 
 
 def test_too_few_classes_and_a_missing_label_are_refused():
     z, label = torch.zeros(1, 2), torch.tensor([0])
     with pytest.raises(ValueError, match="loss 'dlr' needs at least 3 classes here, got 2"):
-        named("dlr")(z, label, Context())
+        loss_named("dlr")(z, label, Context())
     with pytest.raises(ValueError, match="targeted 'dlr' needs the true label"):
-        named("dlr")(torch.zeros(1, 5), label, Context(targeted=True))
+        loss_named("dlr")(torch.zeros(1, 5), label, Context(targeted=True))
 
 
 def test_formats_of_logits_set_the_scale():
     z = torch.tensor([[2.0, 0.0, -1.0]])
     for fmt in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64):
-        c = named("mifpe").scale(z.to(fmt.dtype), torch.tensor([0]), Context()).c
+        c = loss_named("mifpe").scale(z.to(fmt.dtype), torch.tensor([0]), Context()).c
         assert c.dtype == fmt.dtype
         assert float(c) == 0.5

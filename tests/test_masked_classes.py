@@ -14,10 +14,10 @@ from fperr.attacks import UnjudgedWarning
 from fperr.bounds import cross_entropy, stable
 from fperr.bounds.kernels import DOCUMENTED
 from fperr.formats import of_dtype
-from fperr.theory import optimum, scaling
-from fperr.theory.losses import LOSS_NAMES, Context, named
-from fperr.validation import falsify, truth
-from fperr.validation.cases import KINDS, draw, masked
+from fperr.losses.registry import LOSS_NAMES, Context, loss_named
+from fperr.theory import format_aware, scaling
+from fperr.validation import falsify, logit_gradients
+from fperr.validation.trial_logits import KINDS, draw, masked
 from tests.conftest import normal, seeded, tiny_mlp
 
 INF = math.inf
@@ -53,9 +53,9 @@ def alone(z, *labels):
 
 def with_gradient(name, z, label, context):
     leaf = z.clone().requires_grad_()
-    value = named(name)(leaf, label, context)
+    value = loss_named(name)(leaf, label, context)
     (v,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), v, named(name).scale(z, label, context).c
+    return value.detach(), v, loss_named(name).scale(z, label, context).c
 
 
 def contexts(targeted, y, z):
@@ -74,7 +74,7 @@ def tolerance(name, z, label, c):
 
     Of v twice the proved bound, where there is one.
     """
-    loss, u = named(name), of_dtype(z.dtype).storage_unit_roundoff
+    loss, u = loss_named(name), of_dtype(z.dtype).storage_unit_roundoff
     working = u if z.dtype == torch.float64 else 2.0**-24
     K, reach = z.shape[1], float(c.double() * (z.double().amax() - z.double().amin()))
     size = float(c.double() * z.double().abs().amax())
@@ -173,10 +173,11 @@ def test_scales_are_those_of_the_present_classes(K, seed, dtype, size):
         if i < 2:
             continue  # T is used through the cap alone where Delta is 0
         t, expected = (
-            float(optimum.format_aware_T(z_, l_, fmt)) for z_, l_ in ((row, its), (own, number))
+            float(format_aware.format_aware_T(z_, l_, fmt))
+            for z_, l_ in ((row, its), (own, number))
         )
         # the lowest of a grid: two heights that agree to rounding may change places, so r decides
-        r = optimum.relative_error_model(
+        r = format_aware.relative_error_model(
             torch.tensor([[t, expected]]).double().log(), own, number, fmt, 1.0, 1.0
         )
         assert abs(float(r[0, 0] / r[0, 1]) - 1) < 1e-12
@@ -185,7 +186,7 @@ def test_scales_are_those_of_the_present_classes(K, seed, dtype, size):
 def test_the_published_case():
     z = torch.tensor([[5.0, 1.0, -INF, 0.0]])
     assert float(scaling.t_star(z)) == pytest.approx(1.3207325353472, abs=1e-12)
-    value = named("stable_ce")(z, torch.tensor([0]), Context())
+    value = loss_named("stable_ce")(z, torch.tensor([0]), Context())
     assert float(value) == pytest.approx(math.log(math.e + 1) - 5, abs=1e-6)
 
 
@@ -225,7 +226,7 @@ def test_a_bad_row_does_not_spread(name, dtype):
     assert torch.equal(v[good], w)
     assert v[good].isfinite().all()
     assert v[good].any(1).all()
-    kind = named(name).kind
+    kind = loss_named(name).kind
     of_one = torch.tensor(VALUES_OF_ONE.get(kind, 0.0), dtype=dtype)
     assert torch.equal(value[1].nan_to_num(7.0), of_one.nan_to_num(7.0))
     assert v[1].isnan().any() if kind == "dlr" else (v[1] == 0).all()
@@ -237,7 +238,7 @@ def test_a_bad_row_does_not_spread(name, dtype):
 
 def test_a_row_without_a_scale_says_so():
     z, label = bad_rows()
-    found = named("tmifpe").scale(z, label, Context())
+    found = loss_named("tmifpe").scale(z, label, Context())
     assert found.T[1:5].isnan().all()
     assert found.T[[0, 5]].isfinite().all()
     assert found.c[1] == scaling.largest_scale(z, formats.FLOAT32, 1.0)[1]
@@ -245,7 +246,7 @@ def test_a_row_without_a_scale_says_so():
     assert found.c[3:5].isnan().all()
     assert scaling.margin(z)[1] == INF
     assert scaling.t_star(z)[1:5].isnan().all()
-    assert optimum.format_aware_T(z, label, formats.FLOAT32)[1:5].isnan().all()
+    assert format_aware.format_aware_T(z, label, formats.FLOAT32)[1:5].isnan().all()
     assert scaling.log2_G(z, label, torch.ones(6))[1] == -INF
     assert scaling.present_classes(z).tolist() == [4, 1, 0, 4, 4, 4]
 
@@ -289,10 +290,10 @@ def test_no_masked_case_violates_the_bound(trials):
 def test_the_smallest_number_at_an_absent_class_is_a_violation(name):
     """Negative control: the bound there is 0, and nothing else passes."""
     # the truth of float64 is known to 2^-1000 c only
-    smallest = 2.0**-900 if name == "float64" else formats.named(name).smallest_subnormal
+    smallest = 2.0**-900 if name == "float64" else formats.format_named(name).smallest_subnormal
 
     def computed(cases):
-        v = truth.computed(cases)
+        v = logit_gradients.computed(cases)
         return torch.where(cases.z == -INF, smallest, v)
 
     options = {"is_masked": True, "accuracy": DOCUMENTED}
@@ -312,7 +313,7 @@ def test_additions_of_present_classes_still_count():
 @pytest.mark.parametrize("kernel", ["cpu", "cpu_strided"])
 def test_bounds_are_those_of_the_present_classes(name, kernel):
     """But for the order in which float64 adds: each of them is raised by 2^-40 for its rounding."""
-    fmt, g = formats.named(name), torch.Generator().manual_seed(len(name))
+    fmt, g = formats.format_named(name), torch.Generator().manual_seed(len(name))
     near = 2.0**-40
     for kind in KINDS:
         cases = masked(draw(kind, 40, 15, fmt, g), g)
@@ -520,11 +521,11 @@ def test_one_row_does_not_stop_the_batch(loss):
     with pytest.warns(UnjudgedWarning, match="1 of 6 could not be judged"):
         found = fperr.attack(model, x, y, radius=0.05, loss=loss, steps=4)
     assert found.is_judged.tolist() == [True, False, True, True, True, True]
-    rest = [0, 2, 3, 4, 5] if named(loss).kind != "dlr" else [0, 3, 4, 5]
+    rest = [0, 2, 3, 4, 5] if loss_named(loss).kind != "dlr" else [0, 3, 4, 5]
     assert found.is_finite[rest].all()
     assert not found.is_finite[1]  # a margin without another class is no number
     assert not found.success[1]
     expected = fperr.attack(model, x[rest], y[rest], radius=0.05, loss=loss, steps=4)
     assert torch.equal(found.success[rest], expected.success)
-    if named(loss).kind == "dlr":
+    if loss_named(loss).kind == "dlr":
         assert not found.is_finite[2]

@@ -11,11 +11,11 @@ from torch import nn
 import fperr
 from fperr.errors import ContradictedError
 from fperr.exact import operations
-from fperr.exact.value_audit import SampleAudit
+from fperr.exact.audit.samples import SampleAudit
 from fperr.formats import FORMATS
-from fperr.measurement.format_reference import FormatReference
-from fperr.measurement.lab import Lab
-from fperr.measurement.stages import STAGES
+from fperr.gradient_error.stages import STAGES
+from fperr.measurement.exact_in_format import ExactInFormat
+from fperr.measurement.run import MeasurementRun
 from fperr.report.frame import COLUMNS
 from tests.conftest import integers, normal, seeded, tiny_mlp
 
@@ -83,8 +83,8 @@ def test_a_wrong_operation_in_the_interpreter_is_caught(
         fperr.measure(fashion_standard, fashion.x[:1], **options)
     # the audit apart, the numbers tell
     passed = SampleAudit("confirmed", 0.0, 0.0)
-    monkeypatch.setattr("fperr.measurement.engines.audit_sample", lambda *_: passed)
-    monkeypatch.setattr("fperr.exact.batched.audit_values", lambda *_, **__: [passed])
+    monkeypatch.setattr("fperr.exact.engines.base.audit_sample", lambda *_: passed)
+    monkeypatch.setattr("fperr.exact.double_word_network.audit_values", lambda *_, **__: [passed])
     report = fperr.measure(fashion_standard, fashion.x[:1], **options)
     with pytest.raises(AssertionError):
         assert_float64_is_right(report)
@@ -92,7 +92,7 @@ def test_a_wrong_operation_in_the_interpreter_is_caught(
 
 @pytest.mark.parametrize(
     ("engine", "place"),
-    [("mpmath", "fperr.measurement.reference"), ("ball", "fperr.exact.enclosed")],
+    [("mpmath", "fperr.networks.exactly"), ("ball", "fperr.exact.error_bound")],
 )
 def test_a_wrong_coefficient_in_the_reference_is_caught(
     monkeypatch, fashion_standard, fashion, engine, place
@@ -194,8 +194,8 @@ def test_a_stage_is_seen_where_it_was_planted(monkeypatch):
         for sample in honest_samples(self, *arguments):
             yield replace(sample, z=[sample.z[0] + 1e-3, *sample.z[1:]])
 
-    honest_samples = FormatReference.samples
-    monkeypatch.setattr(FormatReference, "samples", planted)
+    honest_samples = ExactInFormat.samples
+    monkeypatch.setattr(ExactInFormat, "samples", planted)
     frame = fperr.measure(model, x, losses=["mifpe"], formats=["float64"]).frame
     assert (honest[["stage_forward", "stage_cast"]] < 1e-14).all(axis=None)
     assert (frame[["stage_forward", "stage_cast"]] > 1e-6).all(axis=None)
@@ -362,7 +362,7 @@ def test_numpy_inputs_and_float64_models():
 
 
 def test_an_interruption_returns_the_finished_rows(monkeypatch):
-    rows = Lab.rows
+    rows = MeasurementRun.rows
 
     def interrupted(self, *arguments):
         for number, sample in enumerate(rows(self, *arguments)):
@@ -370,7 +370,7 @@ def test_an_interruption_returns_the_finished_rows(monkeypatch):
                 raise KeyboardInterrupt
             yield sample
 
-    monkeypatch.setattr(Lab, "rows", interrupted)
+    monkeypatch.setattr(MeasurementRun, "rows", interrupted)
     report = fperr.measure(tiny_mlp(), normal(5, 6))
     assert sorted(report.frame["sample"].unique()) == [0, 1]
     assert report.provenance["Sequential"]["interrupted"] is True
@@ -388,7 +388,7 @@ def test_an_interruption_returns_the_finished_rows(monkeypatch):
     ],
 )
 def test_a_fault_on_the_way_carries_what_was_finished(fault, kind, text, monkeypatch):
-    rows = Lab.rows
+    rows = MeasurementRun.rows
 
     def failing(self, *arguments):
         for number, sample in enumerate(rows(self, *arguments)):
@@ -396,7 +396,7 @@ def test_a_fault_on_the_way_carries_what_was_finished(fault, kind, text, monkeyp
                 raise fault
             yield sample
 
-    monkeypatch.setattr(Lab, "rows", failing)
+    monkeypatch.setattr(MeasurementRun, "rows", failing)
     with pytest.raises(kind, match=text) as raised:
         fperr.measure(tiny_mlp(), normal(5, 6))
     assert sorted(raised.value.report.frame["sample"].unique()) == [0, 1]

@@ -12,7 +12,7 @@ import pytest
 import fperr
 from fperr.errors import DamagedFileWarning, FperrError, StorageError
 from fperr.measurement import arguments
-from fperr.measurement.lab import Lab
+from fperr.measurement.run import MeasurementRun
 from tests.conftest import normal, tiny_mlp
 from tests.test_storage import failing
 
@@ -36,7 +36,7 @@ def report():
 
 def stopping(monkeypatch, samples, fault):
     """The measurement ends after so many samples."""
-    rows = Lab.rows
+    rows = MeasurementRun.rows
 
     def failing_rows(self, *given):
         for number, sample in enumerate(rows(self, *given)):
@@ -44,7 +44,7 @@ def stopping(monkeypatch, samples, fault):
                 raise fault
             yield sample
 
-    monkeypatch.setattr(Lab, "rows", failing_rows)
+    monkeypatch.setattr(MeasurementRun, "rows", failing_rows)
 
 
 def same(frame, other):
@@ -72,7 +72,7 @@ def test_rows_on_disk_are_those_in_memory(whole, tmp_path):
 )
 def test_a_measurement_goes_on_where_it_stopped(samples, fault, whole, tmp_path, monkeypatch):
     """Twice: the second run stops, too, after fewer samples of the batch than the first."""
-    monkeypatch.setattr("fperr.measurement.kept_rows._WRITING_SHARE", 1e9)  # every sample
+    monkeypatch.setattr("fperr.measurement.row_store._WRITING_SHARE", 1e9)  # every sample
     for most in (samples, 1):
         with monkeypatch.context() as patch:
             stopping(patch, most, fault)
@@ -103,7 +103,7 @@ def test_rows_of_a_batch_that_is_run_again_are_kept_until_then(tmp_path, monkeyp
         assert measured(tmp_path, batch_size=5).frame["sample"].nunique() == 4
 
 
-@pytest.mark.parametrize("reference", ["multiword", "mpmath"])
+@pytest.mark.parametrize("reference", ["double_word", "mpmath"])
 def test_engines_go_on_with_the_same_bits(reference, tmp_path, monkeypatch):
     alone = measured(reference=reference).frame
     with monkeypatch.context() as patch:
@@ -114,7 +114,7 @@ def test_engines_go_on_with_the_same_bits(reference, tmp_path, monkeypatch):
 
 
 def test_the_engine_of_the_first_run_is_used_again(tmp_path, monkeypatch):
-    for number, engine in enumerate(("ball", "multiword")):
+    for number, engine in enumerate(("ball", "double_word")):
         monkeypatch.setattr(arguments, "cheapest", lambda *_, e=engine: (e, f"{e} is quick"))
         report = measured(tmp_path / "same", reference="auto")
         about = report.provenance["Sequential"]["reference"]
@@ -193,7 +193,7 @@ def test_a_full_disk_loses_nothing_that_was_written(after, whole, tmp_path, monk
 
 
 def test_two_at_once_end_with_one_result_and_one_refusal(whole, tmp_path, monkeypatch):
-    rows, refused = Lab.rows, []
+    rows, refused = MeasurementRun.rows, []
 
     def second_in_between(self, *given):
         for sample in rows(self, *given):
@@ -203,14 +203,14 @@ def test_two_at_once_end_with_one_result_and_one_refusal(whole, tmp_path, monkey
                     measured(tmp_path)
             yield sample
 
-    monkeypatch.setattr(Lab, "rows", second_in_between)
+    monkeypatch.setattr(MeasurementRun, "rows", second_in_between)
     same(measured(tmp_path).frame, whole)
     assert refused
 
 
 @pytest.mark.parametrize("name", ["0000000.parquet", "measurement.json"])
 def test_what_vanishes_on_the_way_is_noticed(name, whole, tmp_path, monkeypatch):
-    rows = Lab.rows
+    rows = MeasurementRun.rows
 
     def removing(self, *given):
         for number, sample in enumerate(rows(self, *given)):
@@ -219,7 +219,7 @@ def test_what_vanishes_on_the_way_is_noticed(name, whole, tmp_path, monkeypatch)
             yield sample
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lab, "rows", removing)
+        patch.setattr(MeasurementRun, "rows", removing)
         with pytest.raises(StorageError, match=f"{name} of it are gone") as raised:
             measured(tmp_path)
     same(raised.value.report.frame, whole)
@@ -259,8 +259,8 @@ def test_what_the_engines_say_of_several_runs_is_all_said(tmp_path, monkeypatch)
 
 def measured_lab(out):
     given = {"reference": "ball", "batch_size": 2, **OPTIONS}
-    return Lab(
-        arguments.checked_job(model=tiny_mlp(), x=normal(5, 6), y=None, target=None, **given)
+    return MeasurementRun(
+        arguments.checked_request(model=tiny_mlp(), x=normal(5, 6), y=None, target=None, **given)
     )
 
 

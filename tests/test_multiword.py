@@ -15,12 +15,12 @@ import fperr
 from fperr import data, exact, zoo
 from fperr.errors import InexactProductError
 from fperr.exact import value_numbers
-from fperr.exact.batched import BatchedNetwork, log2_relative_errors, to_mpmath
+from fperr.exact.double_word import DoubleWordArithmetic, device_checks, ozaki_product, ozaki_slices
+from fperr.exact.double_word.numbers import DoubleWords
+from fperr.exact.double_word.operator_norms import convolution_norm, spectral_norm
+from fperr.exact.double_word_network import BatchedNetwork, log2_relative_errors, to_mpmath
+from fperr.exact.engines.vectors import DoubleWordVectors, MpVectors
 from fperr.exact.mp import MpArithmetic
-from fperr.exact.multiword import MultiwordArithmetic, guards, sliced, slices
-from fperr.exact.multiword.norms import convolution_norm, spectral_norm
-from fperr.exact.multiword.words import Words
-from fperr.measurement.vectors import MpVectors, WordVectors
 from tests.conftest import normal, seeded
 from tests.networks import NETWORKS, SIDE, build
 
@@ -64,7 +64,7 @@ def run_and_jacobian(network, x, classes):
     for k in range(classes):
         v = torch.zeros(len(x), 1, classes)
         v[:, 0, k] = 1
-        rows.append(network.pullback(forward.run.readings, A.from_samples(v)))
+        rows.append(network.pullback(forward.run.saved_values, A.from_samples(v)))
     assert not network.in_doubt(len(x)).any()
     return forward.run.logits, rows
 
@@ -75,7 +75,7 @@ def test_words_meet_the_balls(name):
     capture, classes = captured(name, x)
     v = normal(2, classes, seed=7).double()
     balls = exact.gradient(build(name), x, v, bits=BALL_BITS)
-    certifier = exact.certified.Certifier(capture, BALL_BITS)
+    certifier = exact.certified.AdaptivePrecision(capture, BALL_BITS)
     for bits, digits in ((106, 25), (63, 14)):
         network = BatchedNetwork(capture, bits)
         product, doubt = network.gradient(x, v)
@@ -138,8 +138,8 @@ SABOTAGE = {
 @pytest.mark.parametrize("name", ["lenet", "resnet", "vgg_bn"])
 def test_sabotaged_slices_are_caught(name, change, monkeypatch):
     assert enclosed_by_balls(name, 106)
-    add_up = sliced._summed
-    monkeypatch.setattr(sliced, "_summed", lambda parts, *rest: add_up(change(parts), *rest))
+    add_up = ozaki_product._summed
+    monkeypatch.setattr(ozaki_product, "_summed", lambda parts, *rest: add_up(change(parts), *rest))
     assert not enclosed_by_balls(name, 106)
 
 
@@ -160,7 +160,7 @@ def test_real_networks_to_25_digits(fperr_data):
     for name in ("mnist_lenet5_advtrained", "mnist_fastat_pgd"):
         model = zoo.load(name)
         v = normal(3, 10, seed=1).double()
-        found = exact.gradient(model, x, v, engine="multiword", bits=70)
+        found = exact.gradient(model, x, v, engine="double_word", bits=70)
         balls = exact.gradient(model, x, v, bits=128)
         assert found.radius is not None
         assert found.engine == "pairs of float64, 106 bits"
@@ -172,7 +172,7 @@ def test_real_networks_to_25_digits(fperr_data):
 @given(st.integers(1, 400), st.integers(2, 60), st.sampled_from([40, 63, 84, 106]))
 @settings(max_examples=60, deadline=None)
 def test_plans_keep_sums_exact(terms, right_bits, bits):
-    chosen = slices.plan(terms, right_bits, bits)
+    chosen = ozaki_slices.plan(terms, right_bits, bits)
     largest = [2 ** (w - 1) + 2 ** (w - 5) + 2 for w in (chosen.left_width, chosen.right_width)]
     assert terms * largest[0] * largest[1] <= 2**53 - 2
     assert chosen.left_count * chosen.left_width >= bits + 1
@@ -182,15 +182,15 @@ def test_plans_keep_sums_exact(terms, right_bits, bits):
 @pytest.mark.parametrize("width", [5, 17, 24, 25, 26, 28, 33, 48])
 def test_slices_are_small_integers_and_leave_out_what_they_say(width):
     high = normal(3, 50).double() * torch.exp(4 * normal(3, 50, seed=2).double())
-    high, low = slices.fast_two_sum(high, high * normal(3, 50, seed=3).double() * 2.0**-56)
-    top = slices.top_exponents(high, (1,))
+    high, low = ozaki_slices.fast_two_sum(high, high * normal(3, 50, seed=3).double() * 2.0**-56)
+    top = ozaki_slices.top_exponents(high, (1,))
     for count in (2, -(-107 // width)):
-        parts = slices.cut(high, low, top, width, count)
+        parts = ozaki_slices.cut(high, low, top, width, count)
         for i, part in enumerate(parts):
-            units = part / slices.power_of_two(top + 1 - (i + 1) * width)
+            units = part / ozaki_slices.power_of_two(top + 1 - (i + 1) * width)
             assert torch.equal(units, units.round())
             assert units.abs().max() <= 2 ** (width - 1) + 2 ** (width - 5) + 2
-        bound = slices.left_out(top, width, count)
+        bound = ozaki_slices.left_out(top, width, count)
         for row, column in np.ndindex(3, 50):
             exact_value = Fraction(high[row, column].item()) + Fraction(low[row, column].item())
             rest = exact_value - sum(Fraction(part[row, column].item()) for part in parts)
@@ -213,7 +213,7 @@ def test_norms_are_bounds_and_not_far_off():
     assert true <= spectral_norm(matrix) <= 1.2 * true
 
 
-A = MultiwordArithmetic()
+A = DoubleWordArithmetic()
 
 
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "exp", "log", "rsqrt", "tanh", "erf"])
@@ -247,8 +247,8 @@ def test_operations_stay_within_their_radius(name, seed):
 def _words(seed, *, positive):
     high = normal(1, 20, seed=seed % 2**31).double()
     high = high.abs() + 0.5 if positive else high
-    high, low = slices.fast_two_sum(high, high * 2.0**-55)
-    return Words(high, low, torch.tensor([1e-25]).double(), None)
+    high, low = ozaki_slices.fast_two_sum(high, high * 2.0**-55)
+    return DoubleWords(high, low, torch.tensor([1e-25]).double(), None)
 
 
 def _pushed(a, push):
@@ -259,7 +259,7 @@ def _pushed(a, push):
 def test_products_stay_within_their_radius():
     a, b = (torch.pi * normal(*shape).double() for shape in ((4, 30), (30, 6)))
     for bits in (40, 63, 106):
-        B = MultiwordArithmetic(bits)
+        B = DoubleWordArithmetic(bits)
         for left in (a, a * torch.logspace(-9, 9, 30).double()):
             found = B.matmul(B.from_torch(left), B.from_torch(b))
             exact_product = np.array(
@@ -284,7 +284,7 @@ def test_numbers_out_of_range_have_no_bound():
 
 
 def test_decisions_within_the_radius_are_doubted():
-    close = Words(
+    close = DoubleWords(
         torch.tensor([[1.0, 1e-30], [1.0, 1e-20]]).double(),
         torch.zeros(2, 2).double(),
         torch.tensor([1e-25, 1e-25]).double(),
@@ -306,7 +306,7 @@ def test_equal_by_construction_is_decided():
     x = torch.full((2, 1, 8, 8), 0.3)
     x[1, 0, 2:5, 3:6] = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
     v = normal(2, 3).double()
-    found = exact.gradient(model, x, v, engine="multiword", bits=80)
+    found = exact.gradient(model, x, v, engine="double_word", bits=80)
     assert found.engine == "pairs of float64, 106 bits"
     assert found.radius is not None
     balls = exact.gradient(model, x, v, bits=128)
@@ -322,7 +322,7 @@ def test_a_close_decision_goes_to_the_balls():
             return torch.cat([torch.relu(small) * x[:, 2:], x], 1)
 
     x = torch.tensor([[1.0, 0.5, 2.0], [1.0, 0.9, 2.0]])
-    found = exact.gradient(Edge().eval(), x, torch.ones(2, 4), engine="multiword", bits=60)
+    found = exact.gradient(Edge().eval(), x, torch.ones(2, 4), engine="double_word", bits=60)
     assert found.engine == "pairs of float64, 106 bits, and balls for 1 of 2 samples"
     assert found.radius is not None
     balls = exact.gradient(Edge().eval(), x, torch.ones(2, 4), bits=128)
@@ -334,7 +334,7 @@ def test_where_the_bound_is_too_wide_another_precision_must_agree():
     model = build("transformer_encoder")
     with torch.no_grad():
         v = normal(*model(x).shape, seed=7).double()
-    found = exact.gradient(model, x, v, engine="multiword", bits=70)
+    found = exact.gradient(model, x, v, engine="double_word", bits=70)
     assert found.radius is None
     assert -96 < found.log2_error < -70
     balls = exact.gradient(model, x, v, bits=128)
@@ -344,7 +344,7 @@ def test_where_the_bound_is_too_wide_another_precision_must_agree():
 
 def test_more_bits_than_pairs_have_are_refused():
     with pytest.raises(ValueError, match="use engine='ball'"):
-        exact.gradient(build("lenet"), images(1), torch.ones(1, 10), engine="multiword", bits=128)
+        exact.gradient(build("lenet"), images(1), torch.ones(1, 10), engine="double_word", bits=128)
 
 
 def test_flushing_to_zero_is_refused():
@@ -352,28 +352,30 @@ def test_flushing_to_zero_is_refused():
         if not torch.set_flush_denormal(True):
             pytest.skip("this CPU cannot flush denormals")
         with pytest.raises(InexactProductError, match="set_flush_denormal"):
-            guards.check_device(torch.device("cpu"))
+            device_checks.check_device(torch.device("cpu"))
     finally:
         torch.set_flush_denormal(False)
-    guards.check_device(torch.device("cpu"))
+    device_checks.check_device(torch.device("cpu"))
 
 
 def test_a_rounding_product_is_noticed():
     generator = torch.Generator().manual_seed(0)
     part = torch.randint(2**22, 2**24, (2, 5, 30), generator=generator).double()
     right = torch.ones(30, 4).double()
-    guards.spot_check(torch.matmul, part, right)
+    device_checks.spot_check(torch.matmul, part, right)
 
     def emulated(a, b):
         return (a.float() @ b.float()).double()
 
     with pytest.raises(InexactProductError, match="not plain float64"):
-        guards.spot_check(emulated, part, right)
+        device_checks.spot_check(emulated, part, right)
 
 
 def test_every_network_is_spot_checked(monkeypatch):
     seen = []
-    monkeypatch.setattr(sliced, "spot_check", lambda *a: seen.append(guards.spot_check(*a)))
+    monkeypatch.setattr(
+        ozaki_product, "spot_check", lambda *a: seen.append(device_checks.spot_check(*a))
+    )
     x = images(1)
     capture, classes = captured("lenet", x)
     BatchedNetwork(capture).gradient(x, torch.ones(1, classes))
@@ -382,7 +384,9 @@ def test_every_network_is_spot_checked(monkeypatch):
 
 
 def test_relative_errors_are_infinite_where_nothing_is_known():
-    zero = Words(*(torch.zeros(1, 3).double() for _ in range(2)), torch.ones(1).double(), None)
+    zero = DoubleWords(
+        *(torch.zeros(1, 3).double() for _ in range(2)), torch.ones(1).double(), None
+    )
     assert log2_relative_errors(zero).isinf().all()
 
 
@@ -395,7 +399,7 @@ NUMBERS = st.lists(
 @settings(max_examples=60, deadline=None)
 def test_wide_vectors_are_those_of_mpmath(a, b, low, high):
     """Differences, multiples and signs of vectors anywhere, against mpmath."""
-    words, mp = WordVectors(torch.device("cpu")), MpVectors(MpArithmetic(10_000))
+    words, mp = DoubleWordVectors(torch.device("cpu")), MpVectors(MpArithmetic(10_000))
     lists = [
         [mp.context.ldexp(mp.context.mpf(x), e + shift) for x, e in numbers]
         for numbers, shift in ((a, low), (b, high))
@@ -424,13 +428,13 @@ def test_wide_vectors_are_those_of_mpmath(a, b, low, high):
 def test_the_same_relative_errors_as_with_balls(name):
     model, x = zoo.load(name), data.fashion_mnist_1000().x[:2]
     balls = fperr.measure(model, x, reference="ball").frame
-    words = fperr.measure(model, x, reference="multiword")
+    words = fperr.measure(model, x, reference="double_word")
     assert next(iter(words.provenance.values()))["reference"]["engine"].endswith("106 bits")
     assert words.frame["is_proved"].all()
     assert np.isclose(words.frame["delta"], balls["delta"], 1e-10, 0).all()
     for column in ("sign_error_rate", "is_dead", "flips_by_layer", "pooling_flips", "tie_flips"):
         assert words.frame[column].equals(balls[column]), column
-    half = fperr.measure(model, x, reference="multiword", formats=["float16"])
+    half = fperr.measure(model, x, reference="double_word", formats=["float16"])
     assert next(iter(half.provenance.values()))["reference"]["engine"].endswith("63 bits")
     wanted = balls.loc[balls["format"] == "float16", "delta"]
     assert np.isclose(half.frame["delta"], wanted, 1e-8, 0).all()
@@ -439,7 +443,9 @@ def test_the_same_relative_errors_as_with_balls(name):
 def test_routing_of_poolings_is_that_of_balls(fperr_data):
     model, x = zoo.load("mnist_lenet5_advtrained"), data.mnist_test().x[:3]
     options = {"losses": ["mifpe"], "formats": ["float16", "float32"]}
-    words, balls = (fperr.measure(model, x, reference=e, **options) for e in ("multiword", "ball"))
+    words, balls = (
+        fperr.measure(model, x, reference=e, **options) for e in ("double_word", "ball")
+    )
     assert words.frame["flips_by_layer"].equals(balls.frame["flips_by_layer"])
     assert words.routing().equals(balls.routing())
     assert words.frame["pooling_flips"].sum() > 0

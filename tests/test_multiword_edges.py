@@ -8,9 +8,9 @@ from torch import nn
 
 from fperr import exact
 from fperr.exact import value_numbers
-from fperr.exact.batched import BatchedNetwork, to_mpmath
-from fperr.exact.multiword import MultiwordArithmetic
-from fperr.exact.multiword.words import Words, euclidean, shortened
+from fperr.exact.double_word import DoubleWordArithmetic
+from fperr.exact.double_word.numbers import DoubleWords, euclidean, shortened
+from fperr.exact.double_word_network import BatchedNetwork, to_mpmath
 from tests.conftest import normal, seeded
 
 WIDE = mpmath.MPContext()
@@ -85,7 +85,7 @@ def test_the_error_claimed_is_not_exceeded(name, bits):
     function, layers, features, handed_on = NETWORKS[name]
     model = seeded(Applied(function, features, **layers())).double()
     x, v = normal(2, 6, seed=3).double(), normal(2, 3, seed=4).double()
-    found = exact.gradient(model, x, v, engine="multiword", bits=bits)
+    found = exact.gradient(model, x, v, engine="double_word", bits=bits)
     balls = exact.gradient(model, x, v, bits=160)
     for mine, truth in zip(found.midpoint, balls.midpoint, strict=True):
         apart, size = (WIDE.sqrt(WIDE.fsum(t**2 for t in a.ravel())) for a in (mine - truth, truth))
@@ -98,11 +98,11 @@ def test_the_error_claimed_is_not_exceeded(name, bits):
 def test_tiny_and_huge_multipliers_go_to_the_balls():
     model = seeded(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))).double()
     x, v = normal(2, 6).double(), normal(2, 3, seed=2).double()
-    plain = exact.gradient(model, x, v, engine="multiword", bits=80)
+    plain = exact.gradient(model, x, v, engine="double_word", bits=80)
     assert plain.engine == "pairs of float64, 106 bits"
     for exponent in (-1000, -600, -430, 430, 600):
         v_scaled = torch.ldexp(v, torch.tensor(exponent))
-        scaled = exact.gradient(model, x, v_scaled, engine="multiword", bits=80)
+        scaled = exact.gradient(model, x, v_scaled, engine="double_word", bits=80)
         assert scaled.engine.endswith("balls for 2 of 2 samples")
         ratio = scaled.midpoint / WIDE.mpf(2) ** exponent / plain.midpoint - 1
         assert np.abs(ratio).max() < 2.0**-70
@@ -113,7 +113,7 @@ def test_a_weight_row_out_of_range_does_not_stop_the_others():
     with torch.no_grad():
         model.weight[0] = 1e-130
     x, v = normal(2, 8).double(), normal(2, 3, seed=2).double()
-    found = exact.gradient(model, x, v, engine="multiword", bits=80)
+    found = exact.gradient(model, x, v, engine="double_word", bits=80)
     assert (found.to_torch() - v @ model.weight.detach()).abs().max() < 1e-14
 
 
@@ -135,9 +135,9 @@ def test_constants_left_open_concern_every_sample():
 
 def test_equal_value_numbers_of_numbers_apart_are_doubted():
     """Where the numbers say that two of them have collided, nothing is decided."""
-    A = MultiwordArithmetic()
+    A = DoubleWordArithmetic()
     numbers = torch.tensor([[1.0, 2.0]]).double()
-    collided = Words(
+    collided = DoubleWords(
         numbers,
         torch.zeros(1, 2).double(),
         torch.zeros(1).double(),
@@ -156,9 +156,9 @@ def test_norms_cover_numbers_whose_squares_underflow():
 
 @pytest.mark.parametrize("bits", [41, 53, 60, 84])
 def test_shortened_pairs_keep_that_many_bits(bits):
-    A = MultiwordArithmetic()
+    A = DoubleWordArithmetic()
     whole = A.exp(A.from_samples(normal(1, 50).double()))
-    short = Words(*shortened(whole.high, whole.low, bits), whole.radius, None)
+    short = DoubleWords(*shortened(whole.high, whole.low, bits), whole.radius, None)
     ratios = abs(to_mpmath(short, WIDE) / to_mpmath(whole, WIDE) - 1)
     assert ratios.max() <= 2.0 ** (1 - bits)
     assert ratios.min() > 2.0 ** (-bits - 20)  # it does round
@@ -174,7 +174,7 @@ def test_a_control_run_differs_by_its_rounding():
         network = BatchedNetwork(capture, 60, is_control=is_control)
         logits = network.forward(x).run.logits
         forward[is_control] = logits
-    A = MultiwordArithmetic()
+    A = DoubleWordArithmetic()
     apart = A.sub(forward[False], forward[True]).norm()
     assert (apart > 2.0**-52).all()
     assert (apart <= forward[False].radius + forward[True].radius).all()

@@ -20,6 +20,7 @@ ULP = 1 + 2.0**-52
         (pd.DataFrame({"a": [1.0]}), pd.DataFrame({"a": [ULP]})),
         (pd.DataFrame({"a": [1.0]}), pd.DataFrame({"b": [1.0]})),
         (pd.DataFrame({"a": ["x"]}), pd.DataFrame({"a": [None]})),
+        (pd.DataFrame({"a": ["x"]}), pd.DataFrame({"a": [pd.NA]})),
         (["0.1"], ["0.10"]),
         ({"a": 1.0}, {"a": ULP}),
     ],

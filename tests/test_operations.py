@@ -165,7 +165,7 @@ def test_networks_without_rounding_agree_exactly(model, engine):
     found = exact.gradient(model, x, v, engine=engine)
     assert torch.equal(found.to_torch(), eager(model, x, v))
     # balls and mpmath know that nothing was rounded; the bound on pairs is above 2^-106
-    assert found.log2_error <= (-90 if engine == "multiword" else -float("inf"))
+    assert found.log2_error <= (-90 if engine == "double_word" else -float("inf"))
     interpreter = Interpreter(exact.capture(model, x[:1]), exact.MpArithmetic(64))
     z = interpreter.forward(x[:1]).logits
     assert torch.equal(interpreter.arithmetic.to_torch(z), logits[:1])

@@ -4,7 +4,7 @@ import torch
 import fperr
 import fperr.theory.scaling
 from fperr.formats import FLOAT32, TF32
-from fperr.precision import controlled, keeps_subnormals
+from fperr.kernel_switches import controlled, keeps_subnormals
 from tests.conftest import normal, seeded, tiny_mlp
 from tests.test_operations import ResNetLike
 
@@ -70,7 +70,7 @@ def test_formats_on_cuda(name, fashion_standard, fashion):
     report = fperr.measure(
         fashion_standard, fashion.x[:2], formats=[name], losses=["mifpe"], device="cuda"
     )
-    fmt = fperr.formats.named(name)
+    fmt = fperr.formats.format_named(name)
     assert report.frame["is_certified"].all()
     # four layers, with sums of at most 1,568 terms, and routing flips in the narrow formats
     assert (report.frame["delta"] < 300 * fmt.unit_roundoff).all()

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import fperr
-from fperr import cli, data, formats, zoo
-from fperr.validation.cases import Cases
+from fperr import data, formats, zoo
+from fperr.cli import app
+from fperr.validation.trial_logits import TrialLogits
 from tests import kernel_model
 
 TEMPERATURES = ("mifpe:T=0.01", "mifpe:T=0.1", "mifpe", "tmifpe", "mifpe:T=4", "mifpe:T=8")
@@ -98,7 +99,7 @@ def test_fastat_pgd_violates_the_papers_bound_at_four_images(fperr_data, is_pair
     images = data.mnist_test().first(40)
     with torch.no_grad():
         z = zoo.load("mnist_fastat_pgd").double()(images.x.double()).float()
-    cases = Cases(
+    cases = TrialLogits(
         z, images.y, torch.ones(40).double(), torch.zeros(40).bool(), upstream=1.0, is_shifted=False
     )
     error, size = kernel_model.nearest_error(cases, formats.FLOAT32, is_pairwise=is_pairwise)
@@ -118,7 +119,7 @@ def levelsets(fperr_data, tmp_path_factory):
     """The command line on 40 images, with proved intervals."""
     out = tmp_path_factory.mktemp("levelsets")
     losses = ",".join(["ce", *TEMPERATURES])
-    cli.app(
+    app.app(
         f"measure mnist_levelsets_eps0.4 --n 40 --certify --losses {losses} --out {out}".split(),
         standalone_mode=False,
     )

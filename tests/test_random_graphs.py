@@ -155,7 +155,7 @@ def check(steps, numbers, seed):
     except ReferenceNotCertifiedError:
         return False  # equal by no rule of arithmetic, or a gradient that is 0 by none
     assert -balls.log2_error >= 250
-    pairs = exact.gradient(model, x, v, engine="multiword", bits=BITS)
+    pairs = exact.gradient(model, x, v, engine="double_word", bits=BITS)
     found = exact.gradient(model, x, v, engine="mpmath", bits=BITS)
     for other in (pairs, found):
         claimed = WIDE.mpf(2) ** other.log2_error if math.isfinite(other.log2_error) else 0
@@ -213,13 +213,13 @@ def test_a_wrong_claim_is_noticed(monkeypatch):
     """Negative control: pairs whose products have 70 bits, and claim 100."""
     steps, numbers = [("real", "matrix"), ("real", "tanh"), ("real", "matrix")], [0, 1, 0, 2]
     assert check(steps, numbers, 1)
-    right = exact.engine._in_words
+    right = exact.engine._in_double_words
 
     def boastful(*arguments):
         found = right(*arguments)
         moved = found.midpoint * (1 + WIDE.mpf(2) ** -70)
         return type(found)(moved, found.radius, found.engine, BITS, -100.0, found.audits)
 
-    monkeypatch.setattr("fperr.exact.engine._in_words", boastful)
+    monkeypatch.setattr("fperr.exact.entry._in_double_words", boastful)
     with pytest.raises(AssertionError):
         check(steps, numbers, 1)

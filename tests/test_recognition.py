@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import fperr
+from fperr.losses.registry import Context, loss_named
 from fperr.recording.recognition import recognise
-from fperr.theory.losses import Context, named
 from tests.conftest import normal, tiny_mlp
 from tests.test_attacks import uniform
 from tests.test_recording import descent
@@ -27,7 +27,7 @@ def logit_gradient(objective):
     "name", ["ce", "stable_ce", "cw", "dlr", "mifpe", "tmifpe", "mifpe:T=4", "pmifpe"]
 )
 def test_losses_are_recognised(name, targeted, sign, reduction):
-    loss, targets = named(name), (LABELS + 2) % 6
+    loss, targets = loss_named(name), (LABELS + 2) % 6
     label = targets if targeted else LABELS
 
     def objective(z):

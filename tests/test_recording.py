@@ -18,10 +18,10 @@ import fperr
 from fperr import zoo
 from fperr.errors import MissingDataError
 from fperr.formats import FLOAT32
-from fperr.measurement.network import FormatNetwork
-from fperr.measurement.reference import Reference
-from fperr.recording.identity import Identities
+from fperr.networks.exactly import ExactNetwork
+from fperr.networks.in_format import FormatNetwork
 from fperr.recording.recorder import Recorder
+from fperr.recording.sample_matching import SampleMatcher
 from tests.conftest import normal, seeded, tiny_mlp
 from tests.libraries import attacks
 from tests.test_attacks import uniform
@@ -139,7 +139,7 @@ def test_parts_of_a_batch_need_the_inputs(fashion):
 @pytest.mark.parametrize("seed", range(5))
 def test_identities_are_those_of_the_nearest_input(seed):
     originals = uniform(30, 20, seed=seed)
-    known = Identities(30, originals)
+    known = SampleMatcher(30, originals)
     generator = torch.Generator().manual_seed(seed)
     for size in (0.0, 0.05, 0.2, 0.5, 2.0):
         for _ in range(4):  # repeated lengths meet what is kept from the call before
@@ -152,7 +152,7 @@ def test_identities_are_those_of_the_nearest_input(seed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_inputs_in_half_formats_are_told_apart(dtype):
     originals, chosen = uniform(30, 20, dtype=dtype), torch.tensor([7, 3, 21])
-    assert torch.equal(Identities(30, originals).rows(originals[chosen]), chosen)
+    assert torch.equal(SampleMatcher(30, originals).rows(originals[chosen]), chosen)
 
 
 def test_errors_are_those_of_measure(fashion):
@@ -196,7 +196,7 @@ def test_products_say_how_far_they_are_off(by_rows):
     network = FormatNetwork(model, FLOAT32, autocast=False)
 
     def product(engine, digits):
-        reference = Reference(network, x, digits, engine, by_rows=by_rows)
+        reference = ExactNetwork(network, x, digits, engine, by_rows=by_rows)
         (sample,) = reference.samples(x, lambda: None)
         g, log2_error = sample.product(v)
         return [mpmath.make_mpf(n._mpf_) for n in reference.vectors.numbers(g)[0]], log2_error
@@ -205,7 +205,7 @@ def test_products_say_how_far_they_are_off(by_rows):
         truth, proved = product("ball", 60)
         assert proved < -60 * math.log2(10)
         size = mpmath.sqrt(mpmath.fsum(t * t for t in truth))
-        for engine in ("ball", "multiword"):
+        for engine in ("ball", "double_word"):
             found, log2_error = product(engine, 20)
             assert -math.inf < log2_error < -20 * math.log2(10)
             off = mpmath.sqrt(mpmath.fsum((a - b) ** 2 for a, b in zip(found, truth, strict=True)))
@@ -298,7 +298,7 @@ def test_formats_may_change_on_the_way():
 def test_a_trace_survives_a_kill(tmp_path):
     code = """
         import os, sys, torch, fperr
-        from fperr.recording import store
+        from fperr.recording import trace_files
         from tests.conftest import tiny_mlp
         from tests.test_attacks import uniform
         store._SECONDS = 0.0

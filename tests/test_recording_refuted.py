@@ -226,9 +226,9 @@ def recorded(model, x, where):
 
 DOORS = {
     "measure": lambda model: fperr.measure(
-        model, X, Y, losses=["ce"], formats=["float32"], reference="multiword", progress=False
+        model, X, Y, losses=["ce"], formats=["float32"], reference="double_word", progress=False
     ),
-    "exact": lambda model: fperr.exact.gradient(model, X, torch.ones(4, 10), engine="multiword"),
+    "exact": lambda model: fperr.exact.gradient(model, X, torch.ones(4, 10), engine="double_word"),
     "layers": lambda model: fperr.trace_layers(model, X[:1], Y[:1], progress=False),
     "exact attack": lambda model: fperr.attack(
         model, X, Y, radius=0.05, steps=1, loss="ce", arithmetic="exact"

@@ -22,7 +22,7 @@ def cancelling(offset, seed=0):
     return model
 
 
-@pytest.mark.parametrize("engine", ["ball", "multiword"])
+@pytest.mark.parametrize("engine", ["ball", "double_word"])
 @pytest.mark.parametrize("jacobian", ["rows", "products"])
 @pytest.mark.parametrize("offset", [50.0, 200.0, 600.0])
 def test_a_combination_that_cancels_is_raised(engine, jacobian, offset):
@@ -49,7 +49,7 @@ def test_margins_of_millions_are_certified(factor):
             return factor * self.model(x)
 
     images = data.fashion_mnist_1000()
-    for engine in ("multiword", "ball"):
+    for engine in ("double_word", "ball"):
         frame = fperr.measure(
             Scaled().eval(), images.x[:1], images.y[:1], reference=engine, **ONE_ROW
         ).frame
@@ -101,7 +101,7 @@ def test_the_defaults_measure_every_row(name):
 
 
 @pytest.mark.filterwarnings("ignore:the graph for a batch:UserWarning")
-@pytest.mark.parametrize("reference", ["auto", "multiword"])
+@pytest.mark.parametrize("reference", ["auto", "double_word"])
 @pytest.mark.parametrize("jacobian", ["auto", "products"])
 def test_a_transformer_of_ten_classes_is_measured(reference, jacobian):
     with torch.random.fork_rng():
@@ -149,9 +149,9 @@ CLASSES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::fperr.report.reasons.UnmeasuredWarning")
+@pytest.mark.filterwarnings("ignore::fperr.reasons.UnmeasuredWarning")
 @pytest.mark.parametrize(("value", "count", "reason"), CLASSES.values(), ids=CLASSES)
-@pytest.mark.parametrize("reference", ["mpmath", "ball", "multiword"])
+@pytest.mark.parametrize("reference", ["mpmath", "ball", "double_word"])
 @pytest.mark.parametrize("jacobian", ["rows", "products"])
 def test_logits_that_leave_nothing_to_measure(value, count, reason, reference, jacobian):
     class Filled(nn.Module):
@@ -171,7 +171,7 @@ def test_logits_that_leave_nothing_to_measure(value, count, reason, reference, j
     assert frame["reason"].str.contains(reason).all()
 
 
-@pytest.mark.parametrize("reference", ["mpmath", "ball", "multiword"])
+@pytest.mark.parametrize("reference", ["mpmath", "ball", "double_word"])
 def test_a_masked_class_is_as_good_as_one_that_is_not_there(reference):
     class Fewer(nn.Module):
         def __init__(self):

@@ -13,8 +13,8 @@ import fperr
 from fperr import exact, zoo
 from fperr.errors import CaptureAuditError
 from fperr.exact import Interpreter, MpArithmetic
-from fperr.exact.interpreter import Readings
-from fperr.exact.routing import corresponding, decisions_of, flips
+from fperr.exact.branches import branches_of, corresponding, flips
+from fperr.exact.interpreter import SavedValues
 from tests.conftest import integers, normal, seeded, tiny_mlp
 from tests.networks import build
 
@@ -84,18 +84,18 @@ def test_flips_at_exact_ties_are_counted_apart():
     A = MpArithmetic(64)
     capture = exact.capture(model, x)
     run = Interpreter(capture, A).forward(x)
-    decisions = decisions_of(capture, run, A)
+    decisions = branches_of(capture, run, A)
     assert [d.kind for d in decisions] == ["pooling", "activation"]
     keys = corresponding(decisions, capture)
-    assert flips(decisions, run.readings, keys)[0].flips == 0
+    assert flips(decisions, run.saved_values, keys)[0].flips == 0
     pooling, activation = decisions
     assert pooling.chosen.tolist() == [[0, 6]]
-    other = dict(run.readings.values)
+    other = dict(run.saved_values.values)
     other[pooling.key] = np.array([1, 7])  # the tied one of the first window; not the largest
     mask = activation.chosen.copy().reshape(-1)
     mask[[2, 7]] = [True, False]  # a number exactly on the kink; one beyond it
     other[activation.key] = mask.reshape(activation.chosen.shape)
-    found = flips(decisions, Readings(other), keys)
+    found = flips(decisions, SavedValues(other), keys)
     assert [(f.decisions, f.flips, f.tie_flips) for f in found] == [(2, 1, 1), (8, 1, 1)]
 
 
@@ -135,7 +135,7 @@ def test_products_give_the_report_that_rows_give():
             elif name != "log2_reference_error":
                 # stages that are differences of nearly equal vectors at 50 digits (30 in pairs),
                 # and row norms of float64: 1e-12 covers 4 classes and 14 layers of roundings
-                least = 1e-28 if engine == "multiword" else 1e-40
+                least = 1e-28 if engine == "double_word" else 1e-40
                 close = np.isclose(rows[name], products[name], 1e-12, least, equal_nan=True)
                 assert close.all(), name
 
@@ -235,7 +235,7 @@ def test_an_error_planted_in_one_operation_is_found_there(monkeypatch):
     honest = fperr.trace_layers(model, x, loss="mifpe", format="float64").frame
 
     def spoiled(capture, x, v, *, everything=False):
-        run = exact.readings.float_run(capture, x, v, everything=everything)
+        run = exact.saved_values.float_run(capture, x, v, everything=everything)
         run.values["addmm"].mul_(1.001)
         return run
 
@@ -291,7 +291,7 @@ def test_ties_at_both_ends_of_a_clipped_activation():
     x = torch.tensor([[0.0, 6.0, 3.0]])
     A = MpArithmetic(64)
     capture = exact.capture(model, x)
-    (decisions,) = decisions_of(capture, Interpreter(capture, A).forward(x), A)
+    (decisions,) = branches_of(capture, Interpreter(capture, A).forward(x), A)
     assert decisions.values.tolist() == [[True, True, False]]
 
 

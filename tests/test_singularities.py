@@ -89,7 +89,7 @@ def test_an_infinite_slope_names_sample_operation_and_module(function, operation
     assert len(exact.gradient(model, x, v, engine=engine, bits=64).audits) == 3
 
 
-@pytest.mark.parametrize("engine", ["mpmath", "ball", "multiword"])
+@pytest.mark.parametrize("engine", ["mpmath", "ball", "double_word"])
 @pytest.mark.parametrize("jacobian", ["rows", "products"])
 def test_a_measurement_marks_the_sample_and_goes_on(engine, jacobian):
     options = {"reference": engine, "jacobian": jacobian, "progress": False}

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fperr.exact.engines.jacobian import MpmathRows
+from fperr.exact.engines.scaled import scaled
+from fperr.exact.engines.vectors import MpVectors
 from fperr.exact.mp import MpArithmetic
-from fperr.measurement import stages
-from fperr.measurement.maps import MpRows
-from fperr.measurement.metrics import error_metrics
-from fperr.measurement.stages import STAGES, LogitGradients, Split, scaled, shares
-from fperr.measurement.vectors import MpVectors
+from fperr.gradient_error import stages
+from fperr.gradient_error.metrics import error_metrics
+from fperr.gradient_error.stages import STAGES, LogitGradients, Split, shares
 from tests.conftest import normal
 
 MP = MpArithmetic(200)
@@ -33,7 +34,7 @@ class Maps:
 
 
 def split(A, computed, v, maps):
-    data, cast = (None if rows is None else MpRows(rows, A) for rows in (maps.data, maps.cast))
+    data, cast = (None if rows is None else MpmathRows(rows, A) for rows in (maps.data, maps.cast))
     gradient = MP.matmul(v.exact, maps.exact)
     return stages.split(A, computed, gradient, v, data, stages.product(v.cast, cast))
 

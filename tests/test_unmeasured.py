@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 import fperr
-from fperr.measurement.reference import Reference
-from fperr.report.frame import COLUMNS
-from fperr.report.reasons import (
+from fperr.networks.exactly import ExactNetwork
+from fperr.reasons import (
     FLAT,
     INPUT_NOT_FINITE,
     NOT_CERTIFIED,
@@ -26,6 +25,7 @@ from fperr.report.reasons import (
     too_few_digits,
     unusable_scale,
 )
+from fperr.report.frame import COLUMNS
 from fperr.report.summary import advice, headline
 from fperr.report.verdict import Thresholds
 from tests.conftest import normal, seeded, tiny_mlp
@@ -151,13 +151,13 @@ def test_a_row_has_a_number_or_a_reason(model, x, options, reason):
 
 def test_a_reference_that_misses_its_digits_says_how_many_it_has(monkeypatch):
     """Asked for more digits than it was computed with."""
-    honest = Reference.certifies
+    honest = ExactNetwork.certifies
 
     def certifies(self, exact):
         self.digits = 70
         return honest(self, exact)
 
-    monkeypatch.setattr(Reference, "certifies", certifies)
+    monkeypatch.setattr(ExactNetwork, "certifies", certifies)
     options = {"losses": ["mifpe"], "formats": ["float32"], "reference": "mpmath"}
     with pytest.warns(UnmeasuredWarning, match=r"certain to fewer digits|certain to \d+ of 70"):
         frame = fperr.measure(tiny_mlp(), normal(2, 6), scenarios=ONE, **options).frame
@@ -243,7 +243,7 @@ def test_the_remedy_for_what_balls_cannot_decide():
 def test_the_remedy_for_digits_that_are_missed():
     """Where one engine misses its digits, another one has them."""
     engines = re.findall("'(\\w+)'", remedy_of(too_few_digits(-9.0, 50)))
-    assert sorted(engines) == ["ball", "mpmath", "multiword"]
+    assert sorted(engines) == ["ball", "mpmath", "double_word"]
     options = {"losses": ["ce"], "formats": ["float32"], "scenarios": ONE}
     for model, x in (
         (close_classes(), normal(2, 6).abs()),
@@ -525,7 +525,7 @@ class UnusedBranch(nn.Module):
         return torch.where(x[:, :1] > 100.0, z / 0.0 * 0.0, z)
 
 
-@pytest.mark.parametrize("reference", ["mpmath", "ball", "multiword"])
+@pytest.mark.parametrize("reference", ["mpmath", "ball", "double_word"])
 def test_an_undefined_gradient_of_a_branch_that_is_not_taken_leaves_its_rows_unmeasured(reference):
     model, x = UnusedBranch().eval(), normal(2, 6)
     options = {"losses": ["ce"], "formats": ["float32"], "reference": reference}

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fperr
-import fperr.cli
-from fperr import user_model
+import fperr.cli.app
 from fperr.measurement import estimate
+from fperr.networks import from_file
 from tests.conftest import normal, seeded, tiny_mlp
 from tests.test_cli import run
 
@@ -155,7 +155,7 @@ def readme_example():
 def test_the_readmes_example_runs_as_it_stands(tmp_path):
     module, command = readme_example()
     (tmp_path / "my_network.py").write_text(module)
-    model = seeded(user_model.load(f"{tmp_path / 'my_network.py'}:build"))
+    model = seeded(from_file.load(f"{tmp_path / 'my_network.py'}:build"))
     assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     x = np.random.default_rng(0).random((5, 1, 28, 28), dtype=np.float32)
@@ -326,7 +326,7 @@ def test_faults_on_the_command_line(arguments, text, folder, monkeypatch, capsys
         arguments = [*arguments, "--data", "images.npz"]
     monkeypatch.setattr("sys.argv", ["fperr", "measure", *arguments, "--n", "2"])
     with pytest.raises(SystemExit) as end:
-        fperr.cli.main()
+        fperr.cli.app.main()
     assert end.value.code == 2
     shown = capsys.readouterr().err
     assert text in shown
@@ -342,7 +342,7 @@ def test_the_payload_is_a_real_one(folder):
 
 @pytest.mark.parametrize("weights", ["good.pt", "nested.pt", "good.safetensors"])
 def test_checkpoints_that_fit(weights, folder):
-    model = user_model.load(f"{folder / 'net.py'}:build", folder / weights)
+    model = from_file.load(f"{folder / 'net.py'}:build", folder / weights)
     assert not model.training
     assert isinstance(model, nn.Linear)
 
@@ -381,7 +381,7 @@ def test_a_module_may_import_its_neighbours_and_define_dataclasses(tmp_path):
         "@dataclass\nclass Settings:\n    width: int = WIDTH\n\n"
         "def build():\n    return nn.Linear(Settings().width, 3)\n"
     )
-    assert user_model.load(f"{tmp_path / 'net.py'}:build").in_features == 4
+    assert from_file.load(f"{tmp_path / 'net.py'}:build").in_features == 4
 
 
 def test_networks_that_differ_in_plain_numbers_have_different_digests():

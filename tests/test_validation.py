@@ -10,9 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from typer.testing import CliRunner
 
 import fperr
-from fperr import cli, data, formats, zoo
+from fperr import data, formats, zoo
 from fperr.bounds import kernels
 from fperr.bounds.kernels import DOCUMENTED
+from fperr.cli import app
 from fperr.errors import FperrError
 from fperr.validation import assumption, falsify, kernel_sweep, summary, sweep
 from tests.conftest import normal, seeded, tiny_mlp
@@ -76,7 +77,7 @@ def test_certificates_are_kept_for_torch_and_device(tmp_path):
 
 
 def test_validate_kernels_from_the_command_line(tmp_path):
-    result = RUN.invoke(cli.app, ["validate", "kernels", "--stride", str(STRIDE)])
+    result = RUN.invoke(app.app, ["validate", "kernels", "--stride", str(STRIDE)])
     assert result.exit_code == 0, result.output
     assert "log_softmax backward, vectors" in result.output
     assert "Kept" not in result.output  # only an exhaustive one is worth keeping
@@ -95,7 +96,7 @@ def test_validate_bounds_from_the_command_line(tmp_path, monkeypatch):
         "--out",
         str(out),
     ]
-    result = RUN.invoke(cli.app, asked)
+    result = RUN.invoke(app.app, asked)
     assert result.exit_code == 0, result.output
     assert "0 violations of the proved bound" in result.output
     table = pd.read_csv(out / "bounds.csv")
@@ -114,7 +115,7 @@ def test_a_violation_ends_with_a_fault(tmp_path, monkeypatch):
     monkeypatch.setitem(kernels.KERNELS, "weak", weak)
     out = tmp_path / "bounds"
     asked = ["validate", "bounds", "--cases", "300", "--formats", "float32", "--kernel", "weak"]
-    result = RUN.invoke(cli.app, [*asked, "--out", str(out)])
+    result = RUN.invoke(app.app, [*asked, "--out", str(out)])
     assert isinstance(result.exception, FperrError)
     assert (out / "bounds.csv").is_file()
 
@@ -152,7 +153,7 @@ def test_the_assumption_holds_for_a_network_made_so():
 
 def test_the_assumption_from_the_command_line(tmp_path):
     asked = ["validate", "assumption", "fashion_standard", "--n", "3", "--out", str(tmp_path / "a")]
-    result = RUN.invoke(cli.app, asked)
+    result = RUN.invoke(app.app, asked)
     assert result.exit_code == 0, result.output
     found = pd.read_csv(tmp_path / "a" / "assumption.csv")
     assert found["longest/shortest"][0] > 1

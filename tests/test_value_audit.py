@@ -12,12 +12,13 @@ from torch.nn import functional as F
 import fperr
 from fperr import data, exact, zoo
 from fperr.errors import ContradictedError, ReferenceNotCertifiedError
-from fperr.exact import choices, float64_error, float64_run
-from fperr.exact.batched import BatchedNetwork
+from fperr.exact import index_arrays
+from fperr.exact.audit import float64_error, float64_run
+from fperr.exact.audit.samples import audit_values
+from fperr.exact.double_word_network import BatchedNetwork
 from fperr.exact.graph import probe
 from fperr.exact.node_kinds import kinds_of
 from fperr.exact.operations import OPERATIONS
-from fperr.exact.value_audit import audit_values
 from tests.conftest import Of, normal, seeded, tiny_mlp
 from tests.networks import NETWORKS, SIDE, build
 
@@ -41,7 +42,7 @@ class ExactRun:
         self.x, self.v = x, probe(model(x)).double()
         self.batch = network.forward(x)
         entering = network.arithmetic.from_samples(self.v[:, None])
-        g = network.pullback(self.batch.run.readings, entering)
+        g = network.pullback(self.batch.run.saved_values, entering)
         self.gradient = (g.high + g.low).expand(len(x), -1)
         self.interpreter = network.interpreter
 
@@ -181,9 +182,9 @@ def test_sabotaged_integers_and_constants_are_caught(monkeypatch):
         return x * ((x > 0).sum(1, keepdim=True) + 1)
 
     model, x = Of(counted).eval(), normal(2, 6, seed=3).double()
-    right = choices.computed
+    right = index_arrays.computed
     monkeypatch.setattr(
-        choices, "computed", lambda *a: right(*a) + (1 if "add" in str(a[0]) else 0)
+        index_arrays, "computed", lambda *a: right(*a) + (1 if "add" in str(a[0]) else 0)
     )
     with pytest.raises(ContradictedError, match=r"aten.add.Tensor"):
         exact.gradient(model, x, normal(2, 6), engine="ball")
@@ -268,12 +269,12 @@ def test_cancellation_is_no_false_alarm(function, dtype):
     for seed in range(3):
         x = normal(3, 6, seed=seed).to(dtype)
         v = normal(*model(x).shape, seed=seed + 50).to(dtype)
-        found = exact.gradient(model, x, v, engine="multiword", bits=64)
+        found = exact.gradient(model, x, v, engine="double_word", bits=64)
         assert found.log2_error <= -64
 
 
 @pytest.mark.parametrize("function", HOPELESS.values(), ids=HOPELESS)
-@pytest.mark.parametrize("engine", ["ball", "multiword"])
+@pytest.mark.parametrize("engine", ["ball", "double_word"])
 def test_where_float64_cannot_say_nothing_is_taken_from_the_proof(function, engine):
     model, x = Of(function).eval(), normal(2, 6, seed=3).double()
     found = exact.gradient(model, x, normal(2, 6, seed=4).double(), engine=engine, bits=64)
@@ -378,12 +379,12 @@ def test_branches_follow_the_exact_ones_where_float64_cannot_tell(monkeypatch):
     leaf = x.clone().requires_grad_()
     (float64,) = torch.autograd.grad(model(leaf), leaf, v.double())
     assert not bool((float64 == 1).all())  # float64 takes the wrong branch at some of them
-    found = exact.gradient(model, x, v, engine="multiword")
+    found = exact.gradient(model, x, v, engine="double_word")
     assert bool((found.to_torch() == 1).all())
     assert {a.verdict for a in found.audits} == {"confirmed"}
     # negative control: copies that decide for themselves go either way, and nothing can be said
     monkeypatch.setattr(float64_run, "beside", lambda *arguments: arguments[1])
-    alone = exact.gradient(model, x, v, engine="multiword")
+    alone = exact.gradient(model, x, v, engine="double_word")
     assert "float64 cannot say" in {a.verdict for a in alone.audits}
 
 
@@ -411,5 +412,5 @@ def test_networks_are_confirmed_on_cuda(name):
     model, x = subject(name)
     model, x = model.cuda(), x.cuda()
     v = normal(*model(x).shape, seed=4).cuda()
-    found = exact.gradient(model, x, v, engine="multiword")
+    found = exact.gradient(model, x, v, engine="double_word")
     assert {a.verdict for a in found.audits} == {"confirmed"}

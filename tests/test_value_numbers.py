@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from fperr import data, exact
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
 from fperr.exact import BallArithmetic, Interpreter, value_numbers
-from fperr.exact.columns import Columns
-from fperr.exact.enclosed import decide_order
-from fperr.exact.multiword import MultiwordArithmetic, Words
-from fperr.exact.pool import Balls
+from fperr.exact.ball.array import BallArray
+from fperr.exact.double_word import DoubleWordArithmetic, DoubleWords
+from fperr.exact.error_bound import decide_order
+from fperr.exact.stacked import StackedArithmetic
 from fperr.exact.value_numbers import LONGEST_SUM, PRIMES
 from tests.conftest import normal, seeded
 
 BITS = 64
-NUMBERED = ("ball", "multiword")  # the engines that have value numbers
+NUMBERED = ("ball", "double_word")  # the engines that have value numbers
 
 
 def residues_of(numbers):
@@ -82,12 +82,12 @@ def test_reduction_is_exact_up_to_its_limit(p):
 
 def numbers_of(a):
     """The value numbers of an array of one sample, entry by entry."""
-    if isinstance(a, Words):
+    if isinstance(a, DoubleWords):
         return a.value_number.moved(lambda t: t[0])
     return a.numbers_at(a.index)
 
 
-ARITHMETICS = {"ball": BallArithmetic(200), "multiword": MultiwordArithmetic()}
+ARITHMETICS = {"ball": BallArithmetic(200), "double_word": DoubleWordArithmetic()}
 
 
 @pytest.mark.parametrize("A", ARITHMETICS.values(), ids=ARITHMETICS)
@@ -419,8 +419,8 @@ def test_the_backward_half_has_no_value_numbers():
     run = interpreter.forward(x)
     v = interpreter.arithmetic.from_torch(normal(1, 3).double()).renumbered(None)
     seen = []
-    interpreter.products(run.readings, v, lambda _, value: seen.append(value))
-    arrays = [value for value in seen if isinstance(value, Balls)]
+    interpreter.products(run.saved_values, v, lambda _, value: seen.append(value))
+    arrays = [value for value in seen if isinstance(value, BallArray)]
     assert arrays
     assert all(value.value_number is None for value in arrays)
 
@@ -430,7 +430,7 @@ def test_columns_keep_the_value_numbers_of_what_they_lift():
     A = BallArithmetic(120)
     third = A.div(A.from_torch(torch.tensor([1.0, 2.0], dtype=torch.float64)), 3.0)
     twice = A.add(A.div(A.from_torch(torch.tensor([1.0, 1.0], dtype=torch.float64)), 3.0), 0.0)
-    columns = Columns(A)
+    columns = StackedArithmetic(A)
     difference = columns.sub(columns.lifted(third), columns.lifted(twice))
     assert columns.exceeds(difference, 0.0).tolist() == [False, True]
     assert columns.sign(difference).tolist() == [0, 1]
@@ -450,6 +450,6 @@ def test_a_normalised_network_on_real_digits_is_proved_by_balls(fperr_data, kink
     x, v = data.mnist_test().x[:2], normal(2, 10).double()
     balls = exact.gradient(model.eval(), x, v, engine="ball")
     assert int(balls.engine.split()[-2]) < 256  # not raised
-    words = exact.gradient(model, x, v, engine="multiword")
+    words = exact.gradient(model, x, v, engine="double_word")
     assert words.engine == "pairs of float64, 106 bits"
     assert bool((abs(balls.midpoint - words.midpoint) <= balls.radius + words.radius).all())

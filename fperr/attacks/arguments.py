@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fperr import checks, formats
-from fperr.attacks.gradients import ExactSource, FloatSource, Source
-from fperr.measurement.model_checks import check_model
-from fperr.measurement.models import Accessor, usable_model
-from fperr.measurement.network import device_and_dtype
-from fperr.theory.losses import Loss, named
+from fperr.attacks.gradient_source import ExactSource, FloatSource, Source
+from fperr.losses.registry import Loss, loss_named
+from fperr.networks.checks import check_model
+from fperr.networks.in_format import device_and_dtype
+from fperr.networks.model import Accessor, usable_model
 from fperr.theory.scaling import present_classes
 from fperr.theory.scenarios import SCENARIOS
 
@@ -33,7 +33,7 @@ def forced(loss: str, scenario: str | None) -> str:
     if scenario is None:
         return loss
     checks.choice("scenario", scenario, tuple(SCENARIOS))
-    if not named(loss).is_scaled or ":scenario" in loss:
+    if not loss_named(loss).is_scaled or ":scenario" in loss:
         raise ValueError(f"scenario= belongs to (T-)MIFPE losses, got loss {loss!r}: leave it out")
     return f"{loss}:scenario={scenario}" if loss.startswith("tmifpe") else loss
 
@@ -78,7 +78,7 @@ def checked_request(
     """
     checks.choice("arithmetic", arithmetic, ARITHMETICS)
     checks.flag("accept_probabilities", accept_probabilities)
-    chosen_loss = named(checks.text("loss", loss))
+    chosen_loss = loss_named(checks.text("loss", loss))
     usable = usable_model(model, None, logits)
     device, dtype = device_and_dtype(usable)
     inputs = checks.inputs("x", x)
@@ -127,7 +127,7 @@ def checked_request(
 
 def _source(model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, arithmetic: str) -> Source:
     if arithmetic != "exact":
-        return FloatSource(model, formats.named(arithmetic))
+        return FloatSource(model, formats.format_named(arithmetic))
     if loss.kind == "gama":
         raise ValueError("loss 'gama' has no exact gradient here: choose another loss")
     if dtype != x.dtype:

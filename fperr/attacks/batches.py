@@ -21,8 +21,8 @@ from fperr.attacks.outcome import AttackWarning, Outcome
 from fperr.caller_state import in_neutral_state
 from fperr.data import digest
 from fperr.formats import of_dtype
-from fperr.measurement.models import usable_model
-from fperr.measurement.network import FormatNetwork, device_and_dtype
+from fperr.networks.in_format import FormatNetwork, device_and_dtype
+from fperr.networks.model import usable_model
 from fperr.run_folder import RunFolder, opened
 from fperr.storage import sealed
 

@@ -13,7 +13,7 @@ from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_ada
 from fperr.attacks.progress import Progress
 from fperr.attacks.region import Norm, Region
 from fperr.caller_state import in_neutral_state
-from fperr.measurement.models import Accessor
+from fperr.networks.model import Accessor
 
 _MOMENTUM = 0.25
 

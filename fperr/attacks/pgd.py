@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fperr.attacks.goal import Goal
-from fperr.attacks.gradients import Source
+from fperr.attacks.gradient_source import Source
 from fperr.attacks.progress import Progress, gradient_size
 from fperr.attacks.region import Region, by_sample, either
 

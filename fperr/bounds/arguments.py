@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from fperr import checks
-from fperr.formats import Format, of_dtype
-from fperr.formats import named as format_named
-from fperr.precision import keeps_subnormals
+from fperr.formats import Format, format_named, of_dtype
+from fperr.kernel_switches import keeps_subnormals
 
 
 def format_of(format: Format | str) -> Format:

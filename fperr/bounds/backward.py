@@ -17,7 +17,7 @@ from fperr.bounds.arguments import format_of
 from fperr.caller_state import in_neutral_state
 from fperr.errors import ModelError
 from fperr.formats import BFLOAT16, FLOAT16, Format
-from fperr.theory.losses import Context, named
+from fperr.losses.registry import Context, loss_named
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -58,7 +58,7 @@ def backward_units(model: nn.Module, x: Tensor, format: Format | str = "float16"
     (worst,) = torch.autograd.grad((0.0 * absolute(leaf)).sum(), leaf)
     leaf = x.detach().double().requires_grad_()
     z = model(leaf)
-    loss, label = named("mifpe"), z.detach().argmax(1)
+    loss, label = loss_named("mifpe"), z.detach().argmax(1)
     c = loss.scale(z.detach(), label, Context()).c
     (gradient,) = torch.autograd.grad(loss(z, label, Context()).sum(), leaf)
     G = -c * torch.expm1(-cross_entropy(c[:, None] * z.detach(), label, reduction="none"))

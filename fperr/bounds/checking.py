@@ -15,7 +15,7 @@ from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.kernels import KERNELS
 from fperr.caller_state import in_neutral_state
 from fperr.formats import Format
-from fperr.theory.losses import Context, named
+from fperr.losses.registry import Context, loss_named
 from fperr.theory.scaling import log2_G, margin, present_classes
 from fperr.theory.scenarios import classify, ranked
 
@@ -67,7 +67,7 @@ def check(
     checks.choice("kernel", kernel, tuple(KERNELS))
     checks.real_number("largest_error", largest_error, above=0.0)
     for name in checks.names("alternatives", alternatives):
-        named(name)
+        loss_named(name)
     if bool((logits.isnan() | (logits == math.inf)).any()):
         raise ValueError(
             "logits must be finite, or -inf where a class is absent, got NaN or +inf: leave those "
@@ -137,7 +137,7 @@ def _limit(
     name: str, z: Tensor, labels: Tensor, fmt: Format, kernel: str, context: Context
 ) -> Tensor:
     """A bound (batch,) on |v_hat - v|_1 / |v|_1 of that loss."""
-    loss = named(name)
+    loss = loss_named(name)
     if loss.kind == "stable_ce":
         found: Bound = stable.enclosed(z, labels, fmt, kernel=kernel)
     elif loss.kind == "cross_entropy":

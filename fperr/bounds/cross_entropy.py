@@ -100,7 +100,7 @@ def enclosed(
 ) -> Bound:
     """`logit_gradient` with |v| and where the bound is at its cap."""
     stored, c, z = checked(z, label, c, upstream, format)
-    k, a = kernels.named(kernel), abs(upstream)
+    k, a = kernels.kernel_named(kernel), abs(upstream)
     worked = kernels.working_format(stored)
     known = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
     is_half = worked != stored

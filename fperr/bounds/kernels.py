@@ -91,7 +91,7 @@ class Accuracy:
 DOCUMENTED = Accuracy(1.0, 1.0, float("inf"), False, "documented: at most 1.0 ulp")
 
 
-def named(kernel: str | Kernel) -> Kernel:
+def kernel_named(kernel: str | Kernel) -> Kernel:
     """The kernel model called so, or itself.
 
     Raises:

@@ -65,7 +65,7 @@ def enclosed(
 ) -> Bound:
     """`stable_ce_logit_gradient` with |v|."""
     stored, one, z = checked(z, label, 1.0, upstream, format)
-    k, a = kernels.named(kernel), abs(upstream)
+    k, a = kernels.kernel_named(kernel), abs(upstream)
     worked = kernels.working_format(stored)
     known = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
     others = torch.arange(z.shape[1], device=z.device).expand_as(z)

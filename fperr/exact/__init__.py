@@ -4,20 +4,20 @@ Shares no code with the losses, scales and attacks that it measures.
 """
 
 from fperr.caller_state import in_neutral_state
-from fperr.exact.ball import BallArithmetic
-from fperr.exact.engine import ENGINES, ExactGradient, gradient
+from fperr.exact.ball.arithmetic import BallArithmetic
+from fperr.exact.ball.array import BallArray
+from fperr.exact.entry import ENGINES, ExactGradient, gradient
 from fperr.exact.graph import Capture
 from fperr.exact.graph import capture as _capture
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
-from fperr.exact.pool import Balls
 
 capture = in_neutral_state(_capture)  # inside fperr it runs as a format asks
 
 __all__ = [
     "ENGINES",
     "BallArithmetic",
-    "Balls",
+    "BallArray",
     "Capture",
     "ExactGradient",
     "Interpreter",

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fperr.exact import choices
-from fperr.exact.choices import Choice
+from fperr.exact import index_arrays
+from fperr.exact.index_arrays import IndexArray
 
 # An array of the number system's own kind: opaque outside of it.
 Array = Any
@@ -78,9 +78,9 @@ class Arithmetic(ABC):
         """The same numbers, of which nobody will ask whether they are equal by arithmetic."""
         return a
 
-    def from_choice(self, a: Choice) -> Array:
+    def from_index_array(self, a: IndexArray) -> Array:
         """The integers or booleans as numbers, exactly."""
-        first, *rest = (self.from_torch(part) for part in choices.float_parts(a))
+        first, *rest = (self.from_torch(part) for part in index_arrays.float_parts(a))
         return functools.reduce(self.add, rest, first)
 
     @abstractmethod

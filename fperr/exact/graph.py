@@ -22,10 +22,10 @@ from fperr.errors import (
     StaleCaptureError,
     UnsupportedOperationError,
 )
+from fperr.exact.call_sites import call_sites
 from fperr.exact.node_kinds import NodeKinds, is_discrete, kinds_of
 from fperr.exact.operations import OPERATIONS
-from fperr.exact.places import places
-from fperr.precision import mathematical_attention
+from fperr.kernel_switches import mathematical_attention
 
 Node = fx.Node
 _NAMED = 3  # modules in a message
@@ -267,7 +267,7 @@ def called_in(operation: str, model: nn.Module, x: Tensor) -> str:
     Nothing for an operation of the backward half alone.
     """
     with mathematical_attention(), fixed_parameters(model):
-        modules = places(model, x).get(operation, [])
+        modules = call_sites(model, x).get(operation, [])
     if not modules:
         return ""
     more = f" and {len(modules) - _NAMED} more" if len(modules) > _NAMED else ""

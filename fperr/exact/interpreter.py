@@ -1,7 +1,7 @@
 """Run a captured graph, or only its backward half, in any arithmetic.
 
 The backward half reads values of the forward half: ReLU signs, pooling choices, weights. Those
-`Readings` come from an exact forward run, or from a run in floating point, which they then
+`SavedValues` come from an exact forward run, or from a run in floating point, which they then
 represent exactly: the same pullback serves J^T and the J~^T of a format.
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, fx
 
 from fperr.errors import UndecidedError
-from fperr.exact import choices
+from fperr.exact import index_arrays
 from fperr.exact.arithmetic import Arithmetic, Array
-from fperr.exact.columns import Columns
 from fperr.exact.graph import Capture, Node
 from fperr.exact.operations import OPERATIONS, Operation
-from fperr.exact.readings import FloatRun, reads, sample_of
+from fperr.exact.saved_values import FloatRun, sample_of, saved_for_backward
+from fperr.exact.stacked import StackedArithmetic
 
 Values = dict[str, Any]
 Observer = Callable[[Node, Any], None]
@@ -28,12 +28,12 @@ _NUMBERS_AT_ONCE = 4_000_000  # of a few hundred bytes each
 
 
 @dataclass(frozen=True, slots=True)
-class Readings:
+class SavedValues:
     """What the backward half uses of the forward half, by `source` or `consumer.position`."""
 
     values: Mapping[str, Any]
 
-    def same_as(self, other: "Readings", arithmetic: Arithmetic) -> bool:
+    def same_as(self, other: "SavedValues", arithmetic: Arithmetic) -> bool:
         """Whether every reading agrees: then both pullbacks are the same linear map."""
         return self.values.keys() == other.values.keys() and all(
             _same(value, other.values[key], arithmetic) for key, value in self.values.items()
@@ -51,7 +51,7 @@ class ForwardRun:
     """
 
     logits: Array
-    readings: Readings
+    saved_values: SavedValues
     values: Mapping[str, Any]
 
 
@@ -82,9 +82,9 @@ class Interpreter:
                 source.name in self._constants for source in node.all_input_nodes
             ):
                 self._constants[node.name] = self._run(node, self._constants)
-        self._reads = reads(capture)
+        self._reads = saved_for_backward(capture)
         self._data_constants: dict[tuple[str, torch.dtype], tuple[Tensor, Any]] = {}
-        self._columns = Columns(arithmetic)
+        self._columns = StackedArithmetic(arithmetic)
         self._lifted = {name: self._lift(value) for name, value in self._constants.items()}
 
     def forward(self, x: Tensor, given: Mapping[str, Any] | None = None) -> ForwardRun:
@@ -108,9 +108,9 @@ class Interpreter:
             if node.name not in values:
                 values[node.name] = self._run(node, values)
         logits = values[self.capture.results[0].name]
-        return ForwardRun(logits, self._readings(lambda source: values[source.name]), values)
+        return ForwardRun(logits, self._saved_values(lambda source: values[source.name]), values)
 
-    def readings_of(self, run: FloatRun, sample: int) -> Readings:
+    def saved_values_of(self, run: FloatRun, sample: int) -> SavedValues:
         """The readings of one sample of a run in floating point, exactly as that run left them.
 
         Constants of the forward half are that run's, too, except for tensors of the network,
@@ -134,7 +134,7 @@ class Interpreter:
                 self._data_constants[key] = known = tensor, exact if same else found
             return known[1]
 
-        return self._readings(value)
+        return self._saved_values(value)
 
     def part(self, run: FloatRun, name: str, sample: int) -> Tensor:
         """What the node `name` of a run holds for one sample.
@@ -146,15 +146,15 @@ class Interpreter:
 
     def products(
         self,
-        readings: Readings,
+        saved_values: SavedValues,
         v: Array,
         observe: Observer | None = None,
         given: Mapping[str, Any] | None = None,
     ) -> Array:
-        """J^T v for every row of v (count, K), with the J that the readings define.
+        """J^T v for every row of v (count, K), with the J that the saved values define.
 
         Args:
-            readings: of one sample.
+            saved_values: of one sample.
             v: logit gradients.
             observe: sees every node and its value, a column for each row of v.
             given: values of the arithmetic that are taken instead of computed, by node name.
@@ -167,7 +167,7 @@ class Interpreter:
         """
         self.capture.constants()
         A, (count, classes) = self._columns, self.arithmetic.shape(v)
-        values = self._lifted | {key: self._lift(read) for key, read in readings.values.items()}
+        values = self._lifted | {key: self._lift(read) for key, read in saved_values.values.items()}
         entering = self.arithmetic.permute(self.arithmetic.without_value_numbers(v), (1, 0))
         v_node = self.capture.placeholders[1].name
         values[v_node] = self.arithmetic.reshape(entering, (1, classes, count))
@@ -183,11 +183,13 @@ class Interpreter:
         gradient = self.arithmetic.expand(gradient, (self.entries, count))
         return self.arithmetic.permute(gradient, (1, 0))
 
-    def pullback(self, readings: Readings, v: Array, observe: Observer | None = None) -> Array:
+    def pullback(
+        self, saved_values: SavedValues, v: Array, observe: Observer | None = None
+    ) -> Array:
         """J^T v, (1, *shape), for one v (1, K) of the arithmetic: for a batch, one of each sample.
 
         Args:
-            readings: of the samples.
+            saved_values: of the samples.
             v: logit gradients.
             observe: sees every node and its value.
 
@@ -196,7 +198,7 @@ class Interpreter:
         """
         self.capture.constants()
         v = self.arithmetic.without_value_numbers(v)  # nothing is decided that depends on it
-        values = {**self._constants, **readings.values, self.capture.placeholders[1].name: v}
+        values = {**self._constants, **saved_values.values, self.capture.placeholders[1].name: v}
         for node in self.capture.backward:
             if node.name not in values:
                 values[node.name] = self._run(node, values)
@@ -209,13 +211,13 @@ class Interpreter:
         """The number of entries of x, which is one sample."""
         return int(np.prod(self.capture.shapes[self.capture.results[1].name]))
 
-    def jacobian(self, readings: Readings) -> Array:
+    def jacobian(self, saved_values: SavedValues) -> Array:
         """The rows of J at one sample: (K, entries of x), as many at a time as memory allows."""
         classes = self.capture.shapes[self.capture.results[0].name][1]
         identity = torch.eye(classes, dtype=torch.float64)
         at_once = max(1, _NUMBERS_AT_ONCE // _widest(self.capture))
         rows = [
-            self.products(readings, self.arithmetic.from_torch(some))
+            self.products(saved_values, self.arithmetic.from_torch(some))
             for some in torch.split(identity, at_once)
         ]
         return self.arithmetic.concatenate(rows, 0)
@@ -224,7 +226,7 @@ class Interpreter:
         """A value of the forward half as the backward half, with its columns, takes it."""
         if isinstance(value, tuple | list):
             return [self._lift(part) for part in value]
-        plain = value is None or choices.is_choice(value)
+        plain = value is None or index_arrays.is_index_array(value)
         return value if plain else self._columns.lifted(value)
 
     def converted(self, value: Any) -> Any:
@@ -251,7 +253,7 @@ class Interpreter:
             return values[source.name][position]  # type: ignore[union-attr,index]
         if self.capture.kinds.is_discrete(node):
             own = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-            return choices.computed(node.target, *own)  # type: ignore[arg-type]
+            return index_arrays.computed(node.target, *own)  # type: ignore[arg-type]
         operation = OPERATIONS[str(node.target)]
         arguments = [
             self._argument(node, operation, position, argument, values, A)
@@ -282,7 +284,7 @@ class Interpreter:
         value = fx.node.map_arg(argument, lambda n: values[n.name])
         return value if position in operation.discrete else _numbers(A, value)
 
-    def _readings(self, value: Callable[[Node], Any]) -> Readings:
+    def _saved_values(self, value: Callable[[Node], Any]) -> SavedValues:
         found: Values = {}
         for key, source, decide, arguments in self._reads:
             read = value(source)
@@ -290,13 +292,13 @@ class Interpreter:
                 found[key] = read if decide is None else decide(self.arithmetic, read, arguments)
             except UndecidedError as fault:
                 raise fault.at(source.name) from fault
-        return Readings(found)
+        return SavedValues(found)
 
 
 def _numbers(A: Arithmetic, value: Any) -> Any:
     """Masks and indices as numbers of the arithmetic; everything else as it is."""
-    if choices.is_choice(value):
-        return A.from_choice(value)
+    if index_arrays.is_index_array(value):
+        return A.from_index_array(value)
     if isinstance(value, list | tuple):
         return [_numbers(A, part) for part in value]
     return value

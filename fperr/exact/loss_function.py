@@ -18,11 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.return_types import sort
 
 from fperr.errors import ModelError, UnsupportedOperationError
-from fperr.exact.ball import BallArithmetic
-from fperr.exact.certified import Certifier, Enclosure
+from fperr.exact.adaptive_precision import AdaptivePrecision, Enclosure
+from fperr.exact.ball.arithmetic import BallArithmetic
+from fperr.exact.ball.array import BallArray
 from fperr.exact.graph import Capture, capture
 from fperr.exact.interpreter import Interpreter
-from fperr.exact.pool import Balls
 
 _ATEN = torch.ops.aten
 # operations of losses, written out in ones that have an exact meaning: by PyTorch, and two by us
@@ -71,7 +71,7 @@ class LossGradient:
         self._captured = _captured(function, classes, device)
         self._interpreters: dict[int, Interpreter] = {}
 
-    def at(self, bits: int, z: Sequence[arb]) -> Balls | None:
+    def at(self, bits: int, z: Sequence[arb]) -> BallArray | None:
         """The gradient (1, K) at K enclosed logits, at a working precision of `bits`.
 
         None where it is infinite or undefined, or the enclosure unbounded.
@@ -86,7 +86,7 @@ class LossGradient:
         A = interpreter.arithmetic
         assert isinstance(A, BallArithmetic)
         run = interpreter.forward_from(A.array(z, (1, self._classes)))
-        v: Balls = interpreter.products(run.readings, A.from_torch(_one()))
+        v: BallArray = interpreter.products(run.saved_values, A.from_torch(_one()))
         return v if A.is_finite(v) else None
 
     def enclosed(self, logits: Tensor, digits: int) -> Enclosure:
@@ -96,7 +96,7 @@ class LossGradient:
             ReferenceNotCertifiedError, SingularGradientError, ContradictedError: see
                 `fperr.exact.gradient`.
         """
-        certifier = Certifier(self._captured.capture, math.ceil(digits * math.log2(10)))
+        certifier = AdaptivePrecision(self._captured.capture, math.ceil(digits * math.log2(10)))
         return certifier.product(logits.detach().to(self._device, torch.float64), _one())
 
     def is_function_at(self, logits: Tensor) -> bool:

@@ -5,7 +5,7 @@ from operator import getitem
 from typing import Any
 
 from fperr.errors import SingularGradientError
-from fperr.exact import choices
+from fperr.exact import index_arrays
 from fperr.exact.arithmetic import Array
 from fperr.exact.graph import Capture, Node
 from fperr.exact.interpreter import ForwardRun, Interpreter
@@ -59,7 +59,7 @@ def check_regular(
     def observe(node: Node, value: Any) -> None:
         values[node.name] = value
 
-    interpreter.pullback(run.readings, v, observe)
+    interpreter.pullback(run.saved_values, v, observe)
     values[interpreter.capture.placeholders[1].name] = v
     for culprit in _first_not_finite(interpreter, values):
         position = _SINGULAR_AT.get(str(culprit.target))
@@ -89,7 +89,7 @@ def _is_bad(interpreter: Interpreter, values: Mapping[str, Any], node: Node) -> 
     parts = value if isinstance(value, list | tuple) else [value]
     return any(
         part is not None
-        and not choices.is_choice(part)
+        and not index_arrays.is_index_array(part)
         and not interpreter.arithmetic.is_finite(part)
         for part in parts
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fperr.figures import table
 from fperr.figures.attacks import SEED, STEPS, attacked, radius_of, withstood
 from fperr.figures.study import Study, Subject
-from fperr.theory.losses import Context, named
+from fperr.losses.registry import Context, loss_named
 
 LIBRARY = "pyautoattack"
 _OTHERS = ["apgd-t", "fab-t", "square"]  # of AutoAttack, besides APGD-CE
@@ -80,7 +80,10 @@ class Rescaled(nn.Module):
         """c z, c detached, for the class that leads: attacks that freeze ask for no other."""
         z: Tensor = self.model(x)
         known = z.detach()
-        return named(self.loss).scale(known, known.argmax(1), Context()).c[:, None].to(z.dtype) * z
+        return (
+            loss_named(self.loss).scale(known, known.argmax(1), Context()).c[:, None].to(z.dtype)
+            * z
+        )
 
 
 def frame(study: Study) -> pd.DataFrame:

@@ -18,12 +18,12 @@ from fperr.report.style import colours
 _WIDTHS = (4, 8, 16, 32, 64)  # channels of a network of random weights
 _ENGINES = {  # batch, what it is
     "float64": (64, "PyTorch's own"),
-    "multiword": (16, "80 bits"),
+    "double_word": (16, "80 bits"),
     "ball": (1, "128 bits"),
     "mpmath": (1, "128 bits, checked at 256"),
 }
 _LONGEST = 2.0  # seconds: an engine's next network, four times as large, is extrapolated
-_PLACES = {"float64": "cw", "multiword": "tmifpe", "ball": "mifpe", "mpmath": "ce"}  # of colours
+_PLACES = {"float64": "cw", "double_word": "tmifpe", "ball": "mifpe", "mpmath": "ce"}  # of colours
 _RUNS = 3
 _SEED = 0
 

@@ -16,10 +16,10 @@ from fperr.bounds import logit_gradient, paper
 from fperr.figures.margins import lost_from
 from fperr.figures.panels import panels
 from fperr.figures.study import Study
-from fperr.formats import FLOAT16, FLOAT32, FLOAT64, named
+from fperr.formats import FLOAT16, FLOAT32, FLOAT64, format_named
 from fperr.report.style import colours
-from fperr.validation.cases import Cases
-from fperr.validation.truth import computed
+from fperr.validation.logit_gradients import computed
+from fperr.validation.trial_logits import TrialLogits
 
 _FORMATS = (FLOAT16, FLOAT32, FLOAT64)
 _POINTS, _DRAWS = 160, 64
@@ -55,7 +55,9 @@ def frame(study: Study) -> pd.DataFrame:
         z = torch.stack([torch.zeros_like(margin), -margin], 1).to(fmt.dtype)
         label = torch.zeros(len(z), dtype=torch.int64)
         c = (T / -z[:, 1].to(torch.float64)).to(fmt.dtype).to(torch.float64)
-        cases = Cases(z, label, c, torch.zeros(len(z), dtype=torch.bool), 1.0, is_shifted=False)
+        cases = TrialLogits(
+            z, label, c, torch.zeros(len(z), dtype=torch.bool), 1.0, is_shifted=False
+        )
         found = computed(cases).double().tolist()
         bounds = logit_gradient(z, label, c, fmt).tolist()
         truth = [_true(*pair) for pair in zip((-z[:, 1]).tolist(), c.tolist(), strict=True)]
@@ -85,7 +87,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     figure, axes = panels(names)
     palette = colours([place for _, place, _ in _LINES.values()])
     for axis, name in zip(axes, names, strict=True):
-        rows, fmt = frame[frame["format"] == name], named(name)
+        rows, fmt = frame[frame["format"] == name], format_named(name)
         for column, (label, place, dash) in _LINES.items():
             (line,) = axis.plot(
                 rows["T"], rows[column].clip(*_CLIPPED), color=palette[place], label=label

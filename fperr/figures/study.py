@@ -62,7 +62,7 @@ class Subject:
         dataset = zoo.entry(self.name).dataset
         if dataset == PACKAGED and self.n > _PACKAGED_IMAGES:
             return data.fashion_mnist("t10k").first(self.n)
-        return data.named(dataset).first(self.n)
+        return data.images_named(dataset).first(self.n)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -187,7 +187,7 @@ def paper_size(name: str, most: int | None) -> int:
     elif entry.dataset == "mnist_test":
         found = 10_000 if entry.architecture is conv_small else 2_000
     else:
-        found = len(data.named(entry.dataset).x)
+        found = len(data.images_named(entry.dataset).x)
     return found if most is None else min(found, most)
 
 

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fperr import checks
-from fperr.exact.engine import ENGINES
-from fperr.formats import BFLOAT16, FLOAT16, TF32, Format
-from fperr.formats import named as format_named
-from fperr.measurement.costs import cheapest
-from fperr.measurement.model_checks import number_of_classes
-from fperr.measurement.models import Accessor, multiply_adds, usable_model
-from fperr.measurement.network import device_and_dtype
-from fperr.theory.losses import Loss
-from fperr.theory.losses import named as loss_named
+from fperr.exact.engines.choice import cheapest_engine
+from fperr.exact.entry import ENGINES
+from fperr.formats import BFLOAT16, FLOAT16, TF32, Format, format_named
+from fperr.losses.registry import Loss, loss_named
+from fperr.networks.checks import number_of_classes
+from fperr.networks.in_format import device_and_dtype
+from fperr.networks.model import Accessor, multiply_adds, usable_model
 from fperr.theory.scenarios import SCENARIOS, Scenario
 
 # float64 errors are about 1e-16: below this the reference would not resolve them
@@ -26,11 +24,11 @@ from fperr.theory.scenarios import SCENARIOS, Scenario
 UNUSUAL_INPUT = 20.0
 # Default digits: pairs of float64 prove about 25 on ordinary networks, and half formats need fewer.
 DIGITS, WORD_DIGITS, WORD_DIGITS_OF_HALF = 50, 20, 10
-MOST_WORD_DIGITS = 24
+MOST_DOUBLE_WORD_DIGITS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class MeasureRequest:
     """A checked request.
 
     Attributes:
@@ -76,7 +74,7 @@ class Job:
         return [slice(s, min(s + self.batch_size, len(self.x))) for s in starts]
 
 
-def checked_job(
+def checked_request(
     *,
     model: nn.Module,
     x: Tensor | np.ndarray,
@@ -97,7 +95,7 @@ def checked_job(
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
     name: str | None = None,
-) -> Job:
+) -> MeasureRequest:
     """The request, checked; arguments as for `fperr.measure`.
 
     Raises:
@@ -148,14 +146,14 @@ def checked_job(
     engine, why = _checked_engine(reference, usable, inputs, digits, certify=certify)
     if digits is None:
         word_digits = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
-        digits = word_digits if engine == "multiword" else DIGITS
+        digits = word_digits if engine == "double_word" else DIGITS
     checks.choice("jacobian", jacobian, ("auto", "rows", "products"))
     if jacobian == "auto":
         labellings = 1 if chosen is None else len({s.label_leads for s in chosen})
         products = labellings * len(losses_) * len(formats_)
         most_rows = max(products, 2 * labellings * len(losses_))
         jacobian = "rows" if classes <= most_rows else "products"
-    return Job(
+    return MeasureRequest(
         type(model).__name__ if name is None else checks.text("name", name),
         usable,
         inputs,
@@ -187,10 +185,10 @@ def _check_digits(digits: int | None, reference: str, *, half: bool) -> int | No
                 f"digits must be at least {least} to resolve the errors of these formats, "
                 f"got {digits}: leave it out, or give more"
             )
-    if reference == "multiword" and digits is not None and digits > MOST_WORD_DIGITS:
+    if reference == "double_word" and digits is not None and digits > MOST_DOUBLE_WORD_DIGITS:
         raise ValueError(
-            f"reference='multiword' gives at most {MOST_WORD_DIGITS} digits, got {digits}: use "
-            "'ball', or leave digits out"
+            f"reference='double_word' gives at most {MOST_DOUBLE_WORD_DIGITS} digits, "
+            f"got {digits}: use 'ball', or leave digits out"
         )
     return digits
 
@@ -200,16 +198,16 @@ def _checked_engine(
 ) -> tuple[str, str]:
     """The engine and why it was chosen."""
     engine = reference
-    if certify and engine in ("mpmath", "multiword"):
+    if certify and engine in ("mpmath", "double_word"):
         raise ValueError(f"certify=True needs the balls: leave it out, or reference={engine!r}")
     if engine != "auto":
         return engine, "asked for"
     if certify:
         return "ball", "it proves the interval that was asked for"
-    many = digits is not None and digits > MOST_WORD_DIGITS
-    candidates = ("mpmath", "ball") if many else ("mpmath", "ball", "multiword")
+    many = digits is not None and digits > MOST_DOUBLE_WORD_DIGITS
+    candidates = ("mpmath", "ball") if many else ("mpmath", "ball", "double_word")
     where = str(x.device)
-    return cheapest(model, multiply_adds(model, x[:1]), len(x), where, candidates)
+    return cheapest_engine(model, multiply_adds(model, x[:1]), len(x), where, candidates)
 
 
 def _warn_of_range(x: Tensor) -> None:

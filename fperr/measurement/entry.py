@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 from fperr import checks
 from fperr.caller_state import in_neutral_state
 from fperr.errors import FperrError, StorageError
-from fperr.measurement.arguments import checked_job
-from fperr.measurement.kept_rows import Rows, as_first_chosen, engine_of, folder_of, rows_of
-from fperr.measurement.lab import Lab
-from fperr.measurement.models import Accessor
+from fperr.measurement.arguments import checked_request
+from fperr.measurement.row_store import RowsInMemory, as_first_chosen, engine_of, folder_of, rows_of
+from fperr.measurement.run import MeasurementRun
+from fperr.networks.model import Accessor
+from fperr.reasons import UnmeasuredWarning, unmeasured_sentence
 from fperr.report.frame import Report
-from fperr.report.reasons import UnmeasuredWarning, unmeasured_sentence
 
 
 @in_neutral_state
@@ -66,7 +66,7 @@ def measure(
             every x, by assigning the label from the reference's logits), or names of some of the
             four. None: observed if y or target is given, else all.
         reference: the exact engine: `"ball"` proves every digit, `"mpmath"` is the definition,
-            `"multiword"` runs whole batches in pairs of float64 with a bound on each error (and
+            `"double_word"` runs whole batches in pairs of float64 with a bound on each error (and
             balls where that settles nothing); `"auto"`: the cheapest for this network, by short
             timings on this machine.
         digits: correct decimal digits of the reference, in norm: proved by balls, and by pairs of
@@ -110,7 +110,7 @@ def measure(
     """
     checks.optional_flag("progress", progress)
     with folder_of(out) as run:
-        job = checked_job(
+        job = checked_request(
             model=model,
             x=x,
             y=y,
@@ -131,7 +131,7 @@ def measure(
             accept_probabilities=accept_probabilities,
             name=name,
         )
-        lab = Lab(as_first_chosen(job, run, reference))
+        lab = MeasurementRun(as_first_chosen(job, run, reference))
         report = _measured(lab, rows_of(lab, run, reference), progress)
     sentence = unmeasured_sentence(report.frame, with_results=False)
     if sentence is not None:
@@ -139,7 +139,7 @@ def measure(
     return report
 
 
-def _measured(lab: Lab, rows: Rows, progress: bool | None) -> Report:
+def _measured(lab: MeasurementRun, rows: RowsInMemory, progress: bool | None) -> Report:
     """The report of all samples, or of those that were finished before Ctrl-C."""
     samples = len(lab.job.x)
     hidden = None if progress is None else not progress

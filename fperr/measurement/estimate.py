@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from fperr.caller_state import in_neutral_state
 from fperr.formats import BFLOAT16, FLOAT16
-from fperr.measurement.arguments import Job, checked_job
+from fperr.measurement.arguments import MeasureRequest, checked_request
 from fperr.measurement.entry import measure
-from fperr.measurement.lab import Lab
-from fperr.measurement.reference import NoReference
+from fperr.measurement.run import MeasurementRun
+from fperr.networks.exactly import NoExactSample
 
 # An mpf: the object, its tuple, exponent, bit count, mantissa, and its place in an array; and once
 # more the mantissa, aligned, for products. Python's and gmpy2's own sizes, at up to 512 bits.
-_BYTES_PER_NUMBER = {"mpmath": 400, "ball": 400, "multiword": 64}
+_BYTES_PER_NUMBER = {"mpmath": 400, "ball": 400, "double_word": 64}
 _PIECE = 8  # samples
 
 
@@ -63,9 +63,9 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
     request.apply_defaults()
     arguments = dict(request.arguments)
     del arguments["progress"], arguments["out"]
-    job = checked_job(**arguments)
+    job = checked_request(**arguments)
     started = time.perf_counter()
-    lab = Lab(job)
+    lab = MeasurementRun(job)
     setup = time.perf_counter() - started
     state, product, row = _calibrate(lab, job)
     narrow = sum(f in (FLOAT16, BFLOAT16) for f in job.formats)
@@ -95,16 +95,16 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
     )
 
 
-def _calibrate(lab: Lab, job: Job) -> tuple[float, float, float]:
+def _calibrate(lab: MeasurementRun, job: MeasureRequest) -> tuple[float, float, float]:
     """Seconds of the exact network at a sample, of one more product, and of a row beside them."""
     finite = job.x.flatten(1).isfinite().all(1).nonzero().flatten()
-    several = _PIECE if job.engine == "multiword" else 1
+    several = _PIECE if job.engine == "double_word" else 1
     chosen = job.x[finite[:several]] if len(finite) else job.x[:1]
     lab.reference.samples(chosen[:1], lambda: None)  # prepares the weights
     started = time.perf_counter()
     sample = lab.reference.samples(chosen, lambda: None)[0]
     state = (time.perf_counter() - started) / len(chosen)
-    if isinstance(sample, NoReference):
+    if isinstance(sample, NoExactSample):
         return state, 0.0, 0.0
     A, numbers = lab.reference.vectors, [lab.reference.vectors.context.one] * job.classes
     v = A.array(numbers)
@@ -121,7 +121,7 @@ def _calibrate(lab: Lab, job: Job) -> tuple[float, float, float]:
     return state, 0.0 if by_rows else product, row
 
 
-def _numbers(lab: Lab, job: Job, narrow: int) -> float:
+def _numbers(lab: MeasurementRun, job: MeasureRequest, narrow: int) -> float:
     """How many exact numbers are held at once."""
     capture = lab.reference.capture
     weights = sum(t.numel() for t in capture.constants().values())

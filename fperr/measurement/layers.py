@@ -17,31 +17,36 @@ from tqdm.auto import tqdm
 
 from fperr import checks
 from fperr.caller_state import in_neutral_state
+from fperr.exact.adaptive_precision import (
+    AdaptivePrecision,
+    log2_relative_radius,
+    losses,
+    midpoints,
+)
 from fperr.exact.arithmetic import Array
-from fperr.exact.ball import BallArithmetic
-from fperr.exact.certified import Certifier, log2_relative_radius, losses, midpoints
-from fperr.exact.enclosed import decide_order, logit_gradient_balls
+from fperr.exact.ball.arithmetic import BallArithmetic
+from fperr.exact.ball.array import BallArray
+from fperr.exact.branches import branches_of, corresponding, flips
+from fperr.exact.engines.scaled import scaled
+from fperr.exact.engines.vectors import MpVectors
+from fperr.exact.error_bound import decide_order, logit_gradient_balls
 from fperr.exact.graph import Node
 from fperr.exact.interpreter import ForwardRun, Interpreter
 from fperr.exact.mp import MpArithmetic
-from fperr.exact.pool import Balls
-from fperr.exact.readings import FloatRun, float_run
-from fperr.exact.routing import corresponding, decisions_of, flips
+from fperr.exact.saved_values import FloatRun, float_run
 from fperr.formats import of_dtype
-from fperr.measurement.arguments import Job, checked_job
-from fperr.measurement.model_checks import check_function_of_sample
-from fperr.measurement.models import Accessor
-from fperr.measurement.network import FloatGradient, FormatNetwork
-from fperr.measurement.stages import scaled
-from fperr.measurement.vectors import MpVectors
+from fperr.losses.registry import Context
+from fperr.measurement.arguments import MeasureRequest, checked_request
+from fperr.networks.checks import check_function_of_sample
+from fperr.networks.in_format import FloatGradient, FormatNetwork
+from fperr.networks.model import Accessor
 from fperr.report.layers import LayerReport
-from fperr.theory.losses import Context
 
 _BITS = 120  # of every gradient between the exact one and the format's
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LayerStep:
     """One operation's part in the error.
 
     Attributes:
@@ -96,7 +101,7 @@ def trace_layers(
     """
     checks.optional_flag("progress", progress)
     assigned = None if y is not None or target is not None else ["untargeted_unsuccessful"]
-    job = checked_job(
+    job = checked_request(
         model=model,
         x=x,
         y=y,
@@ -131,7 +136,9 @@ def trace_layers(
 class _Tracer:
     """One sample: the exact gradient, the format's, and everything between them."""
 
-    def __init__(self, job: Job, own: FormatNetwork, network: FormatNetwork, sample: int) -> None:
+    def __init__(
+        self, job: MeasureRequest, own: FormatNetwork, network: FormatNetwork, sample: int
+    ) -> None:
         self.x = job.x[sample : sample + 1]
         self.loss, self.network = job.losses[0], network
         self.exact_capture, self.capture = own.capture(self.x), network.capture(self.x)
@@ -202,9 +209,9 @@ class _Tracer:
         )
         if v is None:
             raise ValueError(f"loss {self.loss.name!r} is undefined at this sample: leave it out")
-        return self._noted(interpreter.products(run.readings, v), bits)
+        return self._noted(interpreter.products(run.saved_values, v), bits)
 
-    def _noted(self, balls: Balls, bits: list[float]) -> Array:
+    def _noted(self, balls: BallArray, bits: list[float]) -> Array:
         bits.append(-log2_relative_radius(balls))
         return midpoints(balls, self.vectors.context)
 
@@ -214,20 +221,20 @@ class _Tracer:
             gradient = self._gradient(interpreter, run, bits)
             return gradient, interpreter, run, min(bits)
 
-        (gradient, interpreter, run, _), _ = Certifier(self.exact_capture, _BITS).raised(
+        (gradient, interpreter, run, _), _ = AdaptivePrecision(self.exact_capture, _BITS).raised(
             attempt, lambda found: found[3], lambda i: losses(i, self.x, None)
         )
         return gradient, (interpreter, run)
 
-    def _steps(self, exact: tuple[Interpreter, ForwardRun]) -> list[Step]:
+    def _steps(self, exact: tuple[Interpreter, ForwardRun]) -> list[LayerStep]:
         """Every state between the exact gradient and the format's, in order, each one proved."""
 
-        def attempt(interpreter: Interpreter) -> tuple[list[Step], float]:
+        def attempt(interpreter: Interpreter) -> tuple[list[LayerStep], float]:
             bits: list[float] = []
             return list(self._walk(interpreter, exact, bits)), min(bits)
 
         cast_x = self.network.cast(self.x)
-        (steps, _), _ = Certifier(self.capture, _BITS).raised(
+        (steps, _), _ = AdaptivePrecision(self.capture, _BITS).raised(
             attempt, lambda found: found[1], lambda i: losses(i, cast_x, None)
         )
         return steps
@@ -237,12 +244,12 @@ class _Tracer:
         interpreter: Interpreter,
         exact: tuple[Interpreter, ForwardRun],
         bits: list[float],
-    ) -> Iterator[Step]:
+    ) -> Iterator[LayerStep]:
         cast_x = self.network.cast(self.x)
         flips_at = self._flips(interpreter, exact)
         run = interpreter.forward(cast_x)
         gradient = self._gradient(interpreter, run, bits)
-        yield Step("cast", "weights and input rounded", "cast", gradient, 0)
+        yield LayerStep("cast", "weights and input rounded", "cast", gradient, 0)
         given: dict[str, Any] = {
             self.capture.placeholders[0].name: interpreter.arithmetic.from_torch(cast_x)
         }
@@ -252,20 +259,20 @@ class _Tracer:
                 run = interpreter.forward(cast_x, given)
                 gradient = self._gradient(interpreter, run, bits)
             if rounds or node.name in flips_at:
-                yield Step(
+                yield LayerStep(
                     node.name, _operation(node), "forward", gradient, flips_at.get(node.name, 0)
                 )
         v = interpreter.arithmetic.from_torch(self.computed.logit_gradient)
-        gradient = self._noted(interpreter.products(run.readings, v), bits)
-        yield Step("loss", self.loss.name, "loss", gradient, 0)
+        gradient = self._noted(interpreter.products(run.saved_values, v), bits)
+        yield LayerStep("loss", self.loss.name, "loss", gradient, 0)
         given = {**run.values, self.capture.placeholders[1].name: v}
         passed: dict[str, Any] = {}
         for node in self.capture.backward:
             if self._advance(interpreter, node, given):
                 passed[node.name] = given[node.name]
-                moved = interpreter.products(run.readings, v, given=passed)
+                moved = interpreter.products(run.saved_values, v, given=passed)
                 gradient = self._noted(moved, bits)
-                yield Step(node.name, _operation(node), "backward", gradient, 0)
+                yield LayerStep(node.name, _operation(node), "backward", gradient, 0)
             passed[node.name] = given[node.name]
 
     def _advance(self, interpreter: Interpreter, node: Node, given: dict[str, Any]) -> bool:
@@ -279,11 +286,11 @@ class _Tracer:
         self, interpreter: Interpreter, exact: tuple[Interpreter, ForwardRun]
     ) -> dict[str, int]:
         """How many decisions differ from the exact network's, by layer that decides."""
-        decisions = decisions_of(self.exact_capture, exact[1], exact[0].arithmetic)
+        decisions = branches_of(self.exact_capture, exact[1], exact[0].arithmetic)
         keys = corresponding(decisions, self.capture)
         if keys is None:
             return {}
-        theirs = interpreter.readings_of(self.run, 0)
+        theirs = interpreter.saved_values_of(self.run, 0)
         return {f.layer: f.flips + f.tie_flips for f in flips(decisions, theirs, keys)}
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from fperr.data import digest
-from fperr.measurement.arguments import Job
-from fperr.precision import keeps_subnormals
+from fperr.kernel_switches import keeps_subnormals
+from fperr.measurement.arguments import MeasureRequest
 
 _PACKAGES = ("fperr", "torch", "numpy", "mpmath", "gmpy2", "python-flint", "pandas")
 
 
 def provenance(
-    job: Job,
+    job: MeasureRequest,
     engine: str,
     network_digest: str,
     switches: dict[str, dict[str, str]],

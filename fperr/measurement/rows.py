@@ -8,29 +8,29 @@ import torch
 
 from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.papers import log2_delta_sup_input, log2_delta_sup_logit
-from fperr.exact.ball import BallArithmetic
+from fperr.exact.ball.arithmetic import BallArithmetic
+from fperr.exact.engines.scaled import scaled
+from fperr.exact.engines.vectors import Vector, Vectors
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.formats import Format, of_dtype
-from fperr.measurement.bounded import bound_columns
-from fperr.measurement.cases import Case
-from fperr.measurement.enclosures import delta_interval
-from fperr.measurement.format_reference import FormatSample
-from fperr.measurement.metrics import error_metrics
-from fperr.measurement.network import FloatGradient
-from fperr.measurement.reference import ExactRow, ExactSample, LossAt, Reference
-from fperr.measurement.stages import (
+from fperr.gradient_error.interval import delta_interval
+from fperr.gradient_error.loss_bound import bound_columns
+from fperr.gradient_error.metrics import error_metrics
+from fperr.gradient_error.stages import (
     STAGES,
     LogitGradients,
     Split,
     compared,
     product,
-    scaled,
     shares,
     split,
 )
-from fperr.measurement.vectors import Vector, Vectors
-from fperr.report.reasons import FLAT, UNDEFINED, not_finite, too_few_digits, unusable_scale
-from fperr.theory.losses import Loss
+from fperr.losses.registry import Loss
+from fperr.measurement.exact_in_format import ExactSampleInFormat
+from fperr.measurement.labels_by_scenario import LabelsOfScenario
+from fperr.networks.exactly import ExactGradientAt, ExactNetwork, ExactSample, LossAtSample
+from fperr.networks.in_format import FloatGradient
+from fperr.reasons import FLAT, UNDEFINED, not_finite, too_few_digits, unusable_scale
 from fperr.theory.scaling import log2_G
 from fperr.theory.scenarios import SCENARIOS, Scenario, classify, ranked
 
@@ -38,7 +38,7 @@ Row = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class RowRequest:
     """What a row is about.
 
     Attributes:
@@ -55,7 +55,7 @@ class Situation:
     i: int
     loss: Loss
     format: Format
-    case: Case
+    case: LabelsOfScenario
     float_gradient: FloatGradient
     frozen: torch.Tensor | None
     bound: Bound | None
@@ -101,13 +101,13 @@ class RowContext:
         certify: prove an interval for delta.
     """
 
-    reference: Reference
+    reference: ExactNetwork
     row_log2_norms: list[float]
     certify: bool
 
 
 def measured_row(
-    situation: Situation, exact: ExactSample, cast: FormatSample, context: RowContext
+    situation: RowRequest, exact: ExactSample, cast: ExactSampleInFormat, context: RowContext
 ) -> Row:
     """The row of a sample whose reference is known."""
     result = _identity(situation)
@@ -154,18 +154,20 @@ def measured_row(
     return result
 
 
-def unmeasured_row(situation: Situation, reason: str, *, is_certified: bool | None) -> Row:
+def unmeasured_row(situation: RowRequest, reason: str, *, is_certified: bool | None) -> Row:
     """The row of a sample without a reference: its input is not finite, or nothing is proved.
 
     Args:
         situation: what it is about.
-        reason: why, in words, as `fperr.report.reasons` has them.
+        reason: why, in words, as `fperr.reasons` has them.
         is_certified: None where there was nothing to certify.
     """
     return _identity(situation) | {"is_certified": is_certified, "reason": reason}
 
 
-def failed_row(sample: int, i: int, loss: Loss, fmt: Format, case: Case, reason: str) -> Row:
+def failed_row(
+    sample: int, i: int, loss: Loss, fmt: Format, case: LabelsOfScenario, reason: str
+) -> Row:
     """The row of a format in which the network cannot be run.
 
     Args:
@@ -195,20 +197,20 @@ def negated_row(twin: Row, scenario: Scenario) -> Row:
     return row
 
 
-def _reason_of_format(s: Situation) -> str | None:
+def _reason_of_format(s: RowRequest) -> str | None:
     """That the format's own numbers are not finite: the row fails, whatever the reference is."""
     part = s.part_not_finite
     return None if part is None else not_finite(s.format, part)
 
 
-def _reason_of_scale(s: Situation) -> str:
+def _reason_of_scale(s: RowRequest) -> str:
     """Why the scale is unusable: logits that are not finite leave it undefined."""
     if s.part_not_finite == "logits":
         return not_finite(s.format, "logits")
     return unusable_scale(float(s.float_gradient.scale.c[s.i]))
 
 
-def _identity(s: Situation) -> Row:
+def _identity(s: RowRequest) -> Row:
     f = s.float_gradient
     z = f.logits[s.i : s.i + 1]
     seen = classify(ranked(z), s.case.label[s.i : s.i + 1], targeted=s.case.targeted)[0]
@@ -226,7 +228,7 @@ def _identity(s: Situation) -> Row:
     }
 
 
-def _scale_columns(s: Situation, exact: ExactSample) -> Row:
+def _scale_columns(s: RowRequest, exact: ExactSample) -> Row:
     f, i = s.float_gradient, s.i
     margin = float(exact.z[exact.order[0]] - exact.z[exact.order[1]])
     result: Row = {
@@ -253,16 +255,20 @@ def _scale_columns(s: Situation, exact: ExactSample) -> Row:
     return result
 
 
-def _loss_at(s: Situation, A: Vectors) -> LossAt | None:
+def _loss_at(s: RowRequest, A: Vectors) -> LossAtSample | None:
     """The loss with the scale that the format computed; None where that scale is unusable."""
     if s.is_scale_degenerate:
         return None
     c = A.context.mpf(float(s.float_gradient.scale.c[s.i]))
-    return LossAt(s.loss.kind, s.label, c, s.case.targeted, s.y)
+    return LossAtSample(s.loss.kind, s.label, c, s.case.targeted, s.y)
 
 
 def _logit_gradients(
-    s: Situation, asked: LossAt, exact: ExactRow, cast: FormatSample, A: Vectors
+    s: RowRequest,
+    asked: LossAtSample,
+    exact: ExactGradientAt,
+    cast: ExactSampleInFormat,
+    A: Vectors,
 ) -> LogitGradients:
     """The four logit gradients with the same c."""
     f, i = s.float_gradient, s.i
@@ -285,7 +291,7 @@ def _logit_gradients(
     )
 
 
-def _unscaled(s: Situation, A: Vectors, values: torch.Tensor) -> Vector:
+def _unscaled(s: RowRequest, A: Vectors, values: torch.Tensor) -> Vector:
     """A gradient (1, entries) of the format, with loss scale and averaging divided out."""
     loss_scale, count = s.float_gradient.factor
     flat = A.from_torch(values.reshape(1, -1))
@@ -293,12 +299,12 @@ def _unscaled(s: Situation, A: Vectors, values: torch.Tensor) -> Vector:
     return flat if count == 1 else A.mul(flat, float(count))
 
 
-def _computed(s: Situation, A: Vectors, gradients: torch.Tensor) -> Vector | None:
+def _computed(s: RowRequest, A: Vectors, gradients: torch.Tensor) -> Vector | None:
     g = gradients[s.i]
     return _unscaled(s, A, g) if bool(g.isfinite().all()) else None
 
 
-def _error_columns(s: Situation, parts: Split) -> Row:
+def _error_columns(s: RowRequest, parts: Split) -> Row:
     result: Row = {"is_dead": not bool(s.float_gradient.gradient[s.i].any())}
     result |= error_metrics(parts)
     for name in STAGES:
@@ -307,7 +313,7 @@ def _error_columns(s: Situation, parts: Split) -> Row:
     return result | {f"share_{name}": share for name, share in shares(parts).items()}
 
 
-def _reference_columns(s: Situation, row_log2_norms: list[float], parts: Split) -> Row:
+def _reference_columns(s: RowRequest, row_log2_norms: list[float], parts: Split) -> Row:
     log2_norm = parts.gradient.log2_norm
     result: Row = {"common_mode_factor": _power_of_two(row_log2_norms[s.label] - log2_norm)}
     if s.loss.has_scale:
@@ -321,7 +327,7 @@ def _power_of_two(exponent: float) -> float:
     return 2.0**exponent if exponent < 1024 else math.inf
 
 
-def _routing_columns(cast: FormatSample) -> Row:
+def _routing_columns(cast: ExactSampleInFormat) -> Row:
     """How many decisions differ from the exact network's, and where."""
     if cast.flips is None:
         return {}
@@ -334,7 +340,7 @@ def _routing_columns(cast: FormatSample) -> Row:
     }
 
 
-def _frozen_columns(s: Situation, exact: ExactRow, A: Vectors) -> Row:
+def _frozen_columns(s: RowRequest, exact: ExactGradientAt, A: Vectors) -> Row:
     """The relative error with the exact network's decisions in place of the format's own."""
     frozen = None if s.frozen is None else _computed(s, A, s.frozen)
     if frozen is None:
@@ -343,7 +349,9 @@ def _frozen_columns(s: Situation, exact: ExactRow, A: Vectors) -> Row:
     return {"delta_frozen": error.ratio(scaled(A, exact.gradient))}
 
 
-def _certified_columns(s: Situation, exact: ExactSample, found: ExactRow, delta: object) -> Row:
+def _certified_columns(
+    s: RowRequest, exact: ExactSample, found: ExactGradientAt, delta: object
+) -> Row:
     """The proved interval, and delta where float64's rounding took it out of that."""
     g = s.float_gradient.gradient[s.i]
     B = exact.state.interpreter.arithmetic
@@ -365,7 +373,7 @@ def _logit_delta(v: LogitGradients, A: Vectors) -> float:
     return scaled(A, A.sub(v.computed, v.format)).ratio(reference, 1)
 
 
-def _underflow_rate(s: Situation, v: LogitGradients, A: Vectors) -> float:
+def _underflow_rate(s: RowRequest, v: LogitGradients, A: Vectors) -> float:
     """The share of classes other than the label with a nonzero v_i that was computed as 0."""
     if v.format is None or v.computed is None:
         return math.nan

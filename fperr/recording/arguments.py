@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from fperr import checks
-from fperr.measurement.model_checks import number_of_classes
-from fperr.measurement.models import Accessor, LogitsOf, OutputError, usable_model
-from fperr.measurement.network import device_and_dtype
+from fperr.losses.registry import LossFunction, loss_named
+from fperr.networks.checks import number_of_classes
+from fperr.networks.in_format import device_and_dtype
+from fperr.networks.model import Accessor, LogitsOf, OutputError, usable_model
+from fperr.recording.hooks import check_output
 from fperr.recording.loss_function import GivenLoss
-from fperr.recording.taps import check_output
-from fperr.theory.losses import LossFunction, named
 
 _PROBED_SAMPLES = 8
 
@@ -133,7 +133,7 @@ def check_name(loss: str) -> None:
     Raises:
         ValueError: it has not.
     """
-    if named(loss).kind == "gama":
+    if loss_named(loss).kind == "gama":
         raise ValueError("loss 'gama' compares points of an attack: leave it out")
 
 

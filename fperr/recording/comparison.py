@@ -8,13 +8,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from fperr.exact.engines.vectors import Vectors
 from fperr.exact.loss_function import LossGradient
 from fperr.formats import Format, of_dtype
-from fperr.measurement.metrics import NAMES
-from fperr.measurement.model_checks import check_function_of_sample
-from fperr.measurement.network import FloatGradient, FormatNetwork, copied, device_and_dtype
-from fperr.measurement.reference import ExactSample, LossAt, NoReference, Reference
-from fperr.measurement.vectors import Vectors
+from fperr.gradient_error.metrics import NAMES
+from fperr.losses.registry import Context, Loss
+from fperr.networks.checks import check_function_of_sample
+from fperr.networks.exactly import ExactNetwork, ExactSample, LossAtSample, NoExactSample
+from fperr.networks.in_format import FloatGradient, FormatNetwork, copied, device_and_dtype
 from fperr.recording.exact_errors import (
     Row,
     errors_of,
@@ -22,6 +23,7 @@ from fperr.recording.exact_errors import (
     logit_gradient_delta,
     state_of,
 )
+from fperr.recording.hooks import BackwardPass
 from fperr.recording.reasons import (
     LOGIT_GRADIENT_NOT_FINITE,
     NO_EXACT_LOSS,
@@ -35,8 +37,6 @@ from fperr.recording.reasons import (
     UNKNOWN_LOSS,
 )
 from fperr.recording.recognition import Recognised
-from fperr.recording.taps import Gradient
-from fperr.theory.losses import Context, Loss
 from fperr.theory.scenarios import classify, ranked
 
 ERRORS = pa.schema(
@@ -106,10 +106,10 @@ class Comparison:
         self._copies: dict[torch.dtype, nn.Module] = {}
         self._own_network = FormatNetwork(model, of_dtype(self._dtype), autocast=False)
         self._networks = [FormatNetwork(model, f, autocast=False) for f in formats]
-        self._reference: Reference | None = None
+        self._reference: ExactNetwork | None = None
         self._is_checked = False
         self._pass = -1
-        self._exact: list[ExactSample | NoReference] = []
+        self._exact: list[ExactSample | NoExactSample] = []
         self._given: dict[tuple[int, int | None], LossGradient] = {}
 
     def check(self, x: Tensor) -> None:
@@ -121,7 +121,7 @@ class Comparison:
         check_function_of_sample(self._own_network, x.to(self._dtype))
         self._is_checked = True
 
-    def rows(self, event: Gradient, chosen: Chosen, known: Recognised, y: Tensor) -> pa.Table:
+    def rows(self, event: BackwardPass, chosen: Chosen, known: Recognised, y: Tensor) -> pa.Table:
         """One row for the attack's own gradient of each sample and one for each loss and format.
 
         The latter once for each forward pass, however often it is differentiated. A model in
@@ -143,7 +143,9 @@ class Comparison:
         listed = [{"step": event.number, **row} for row in found]
         return pa.table({n: [row.get(n) for row in listed] for n in names}, schema=ERRORS)
 
-    def _compared(self, event: Gradient, chosen: Chosen, known: Recognised, y: Tensor) -> list[Row]:
+    def _compared(
+        self, event: BackwardPass, chosen: Chosen, known: Recognised, y: Tensor
+    ) -> list[Row]:
         x = chosen.x[chosen.places].to(self._dtype)  # where that rounds, no delta is shown
         is_new = event.of.number != self._pass
         if is_new:
@@ -158,7 +160,7 @@ class Comparison:
                     found += self._others(network, loss, x, chosen, known, y)
         return found
 
-    def points(self, event: Gradient, chosen: Chosen) -> pa.Table:
+    def points(self, event: BackwardPass, chosen: Chosen) -> pa.Table:
         """The points and the attack's gradients there, flattened."""
         x = chosen.x[chosen.places].flatten(1).double().tolist()
         g = event.gradient
@@ -174,12 +176,12 @@ class Comparison:
             schema=POINTS,
         )
 
-    def _reference_for(self, x: Tensor, event: Gradient) -> Reference:
+    def _reference_for(self, x: Tensor, event: BackwardPass) -> ExactNetwork:
         if self._reference is None:
             products = 1 + len(self._losses) * len(self._networks)
             by_rows = event.of.logits.shape[1] <= products
-            self._reference = Reference(
-                self._own_network, x, self._digits, "multiword", by_rows=by_rows
+            self._reference = ExactNetwork(
+                self._own_network, x, self._digits, "double_word", by_rows=by_rows
             )
         return self._reference
 
@@ -188,7 +190,7 @@ class Comparison:
         assert self._reference is not None
         return self._reference.vectors
 
-    def _own(self, event: Gradient, chosen: Chosen, known: Recognised, y: Tensor) -> list[Row]:
+    def _own(self, event: BackwardPass, chosen: Chosen, known: Recognised, y: Tensor) -> list[Row]:
         """The attack's gradients against those of the loss that was recognised.
 
         Where it does not explain a row, against J^T v with the attack's own v: what the network
@@ -217,7 +219,7 @@ class Comparison:
             rows.append(row | errors)
         return rows
 
-    def _own_row(self, event: Gradient, chosen: Chosen, known: Recognised, i: int) -> Row:
+    def _own_row(self, event: BackwardPass, chosen: Chosen, known: Recognised, i: int) -> Row:
         """What a row says before anything is compared."""
         place, z = chosen.places[i], event.of.logits
         row = self._row(z[place], known, int(known.label[place]), chosen.samples[i])
@@ -228,11 +230,11 @@ class Comparison:
 
     def _own_errors(
         self,
-        event: Gradient,
+        event: BackwardPass,
         place: int,
         i: int,
         known: Recognised,
-        asked: LossAt | None,
+        asked: LossAtSample | None,
         row: Row,
         *,
         is_held: bool,
@@ -242,7 +244,7 @@ class Comparison:
         v, g = event.logit_gradient[place], event.gradient
         if row["is_logit_rerun_equal"] is False:
             return {"reason": OTHER_LOGITS}
-        if isinstance(exact, NoReference):
+        if isinstance(exact, NoExactSample):
             return {"reason": exact.reason}
         if not bool(v.isfinite().all()):
             return {"reason": LOGIT_GRADIENT_NOT_FINITE}
@@ -284,8 +286,8 @@ class Comparison:
         return found
 
     def _of_function(
-        self, known: Recognised, place: int, y: Tensor, event: Gradient
-    ) -> LossAt | None:
+        self, known: Recognised, place: int, y: Tensor, event: BackwardPass
+    ) -> LossAtSample | None:
         """The user's own loss at a sample; None where its values depend on more than the logits."""
         assert known.given is not None
         z = event.of.logits[place : place + 1]
@@ -298,7 +300,7 @@ class Comparison:
         if not self._given[key].is_function_at(z):
             return None
         one = self._vectors.context.one
-        return LossAt(
+        return LossAtSample(
             "function", int(known.label[place]), one, known.targeted, label, self._given[key]
         )
 
@@ -322,7 +324,7 @@ class Comparison:
             row |= {"compared_with": "loss", "c": c if loss.has_scale else None}
             asked = self._asked(loss, known, place, c, y)
             found = exact_gradient(exact, asked) if isinstance(exact, ExactSample) else None
-            if isinstance(exact, NoReference):
+            if isinstance(exact, NoExactSample):
                 row["reason"] = exact.reason
             row |= state_of(f.gradient[i])
             rows.append(row | errors_of(A, self._digits, f.gradient[i], 1.0, found))
@@ -335,16 +337,16 @@ class Comparison:
 
     def _asked(
         self, loss: Loss, known: Recognised, place: int, c: float, y: Tensor
-    ) -> LossAt | None:
+    ) -> LossAtSample | None:
         """The loss with the scale that was computed; None where that scale is unusable."""
         if not 0 < c < math.inf:
             return None
         exact_c = self._vectors.context.mpf(c)
         label = int(known.label[place])
-        return LossAt(loss.kind, label, exact_c, known.targeted, int(y[place]))
+        return LossAtSample(loss.kind, label, exact_c, known.targeted, int(y[place]))
 
     def _rerun_equal(
-        self, chosen: Chosen, event: Gradient
+        self, chosen: Chosen, event: BackwardPass
     ) -> tuple[list[bool] | None, list[bool] | None]:
         """Whether the network alone gives the attack's gradient, and its logits, bit by bit.
 

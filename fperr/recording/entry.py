@@ -18,9 +18,10 @@ from fperr import checks
 from fperr import formats as formats_module
 from fperr.caller_state import neutral_outside_yield
 from fperr.formats import TF32
-from fperr.measurement.model_checks import check_model, number_of_classes
-from fperr.measurement.models import Accessor
-from fperr.measurement.network import copied, device_and_dtype
+from fperr.losses.registry import LossFunction, loss_named
+from fperr.networks.checks import check_model, number_of_classes
+from fperr.networks.in_format import copied, device_and_dtype
+from fperr.networks.model import Accessor
 from fperr.recording.arguments import (
     check_logits,
     check_name,
@@ -33,13 +34,12 @@ from fperr.recording.arguments import (
 )
 from fperr.recording.comparison import Comparison
 from fperr.recording.diagnosis import Diagnosis
-from fperr.recording.identity import Identities
+from fperr.recording.hooks import Counts, hooks_on, without_hooks
 from fperr.recording.loss_function import GivenLoss
 from fperr.recording.recorder import Recorder
-from fperr.recording.store import Writer
-from fperr.recording.taps import Counts, tapped, untapped
+from fperr.recording.sample_matching import SampleMatcher
 from fperr.recording.trace import Trace
-from fperr.theory.losses import LossFunction, named
+from fperr.recording.trace_files import Writer
 
 _DIGITS = 20
 LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
@@ -118,7 +118,7 @@ def record(
     losses = checked_names("losses", losses)
     for name in losses:
         check_name(name)
-    wanted = [formats_module.named(name) for name in checked_names("formats", formats)]
+    wanted = [formats_module.format_named(name) for name in checked_names("formats", formats)]
     if out is not None and not isinstance(out, str | Path):
         raise TypeError(f"out must be a folder, got {checks.shown(out)}: give its path, or None")
     where, _ = device_and_dtype(model)
@@ -129,8 +129,8 @@ def record(
         )
     comparison, is_checked = None, False
     if chosen:
-        usable = untapped(copied(usable))
-        comparison = Comparison(usable, [named(name) for name in losses], wanted, digits)
+        usable = without_hooks(copied(usable))
+        comparison = Comparison(usable, [loss_named(name) for name in losses], wanted, digits)
     if x is not None:
         is_checked = _check_at(
             usable, x, comparison=comparison, accept_probabilities=accept_probabilities
@@ -147,7 +147,7 @@ def record(
         "versions": {"fperr": version("fperr"), "torch": torch.__version__},
     }
     writer = Writer(folder, about)
-    identities = Identities(len(y), None if x is None else x.detach().clone())
+    identities = SampleMatcher(len(y), None if x is None else x.detach().clone())
     given = own_loss.name if isinstance(own_loss, GivenLoss) else None
     diagnosis = Diagnosis(len(y), given, comparison is not None)
     recorder = Recorder(
@@ -169,7 +169,7 @@ def record(
         weakref.finalize(trace, shutil.rmtree, folder, ignore_errors=True)
     is_complete, counts = False, Counts()
     try:
-        with tapped(model, recorder.seen, recorder.received, pick) as counts:
+        with hooks_on(model, recorder.seen, recorder.received, pick) as counts:
             recorder.counts = counts
             yield trace
         is_complete = True
@@ -207,7 +207,7 @@ def _check_at(
     return True
 
 
-def _of_samples(identities: Identities) -> list[str]:
+def _of_samples(identities: SampleMatcher) -> list[str]:
     if not identities.uncertain:
         return []
     return [

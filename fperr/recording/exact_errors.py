@@ -5,11 +5,11 @@ import math
 from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
+from fperr.exact.engines.vectors import Vector, Vectors
 from fperr.exact.logit_gradient import logit_gradient
-from fperr.measurement.metrics import error_metrics
-from fperr.measurement.reference import ExactSample, LossAt
-from fperr.measurement.stages import compared
-from fperr.measurement.vectors import Vector, Vectors
+from fperr.gradient_error.metrics import error_metrics
+from fperr.gradient_error.stages import compared
+from fperr.networks.exactly import ExactSample, LossAtSample
 
 Row = dict[str, object]
 
@@ -23,7 +23,7 @@ def state_of(computed: Tensor | None) -> Row:
     return row
 
 
-def exact_gradient(exact: ExactSample, asked: LossAt | None) -> tuple[Vector, float] | None:
+def exact_gradient(exact: ExactSample, asked: LossAtSample | None) -> tuple[Vector, float] | None:
     """The gradient, and log2 of its error; None where it is undefined, or nothing is asked."""
     found = None if asked is None else exact.gradient(asked)
     return None if found is None else (found.gradient, found.log2_error)
@@ -49,7 +49,7 @@ def errors_of(
 
 
 def logit_gradient_delta(
-    A: Vectors, digits: int, z: Tensor, v: Tensor, factor: float, asked: LossAt | None
+    A: Vectors, digits: int, z: Tensor, v: Tensor, factor: float, asked: LossAtSample | None
 ) -> float | None:
     """The relative error of dL/dz: the exact one is that of the same logits z (K,)."""
     if asked is None:

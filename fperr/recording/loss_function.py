@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fperr.exact.function_of_sample import difference
-from fperr.theory.losses import LossFunction
+from fperr.exact.audit.function_of_sample import difference
+from fperr.losses.registry import LossFunction
 
 _PROBED = 8
 # relative to the largest of logits, value and gradient: sums of K numbers in another order differ

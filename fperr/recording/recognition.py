@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from fperr.formats import of_dtype
-from fperr.measurement.bounded import logit_bound
-from fperr.measurement.network import FloatGradient
+from fperr.gradient_error.loss_bound import logit_bound
+from fperr.losses.registry import Context, Loss, loss_named
+from fperr.networks.in_format import FloatGradient
+from fperr.recording.attack_step import AttackStep
 from fperr.recording.factors import LEAST_SEEN, LEAST_SEEN_OF_CW, matched, ones
 from fperr.recording.loss_function import GivenLoss
-from fperr.recording.steps import Step
-from fperr.theory.losses import Context, Loss, named
 
 CANDIDATES = ("ce", "stable_ce", "cw", "dlr", "mifpe", "tmifpe", "mifpe_shifted", "tmifpe_shifted")
 # a library's kernel may differ from the one that the bound models in the order of its operations
@@ -118,7 +118,7 @@ class _Pass:
 
 
 def recognise_all(
-    steps: Sequence[Step],
+    steps: Sequence[AttackStep],
     losses: Sequence[str],
     last: Recognised | None,
     hint: str | GivenLoss | None,
@@ -140,7 +140,7 @@ def recognise_all(
     return found
 
 
-def _all_as(last: Recognised, steps: Sequence[Step]) -> list[Recognised] | None:
+def _all_as(last: Recognised, steps: Sequence[AttackStep]) -> list[Recognised] | None:
     """All of them the same as the one before, if that explains them."""
     counts = [len(step.samples) for step in steps]
     if len(set(counts)) > 1:
@@ -202,7 +202,7 @@ def recognise(
     if not bool(step.rows.any()):
         guess = None
         if hint is not None:
-            guess = _tried(_Candidate(named(hint), known, "sum", 1), step)
+            guess = _tried(_Candidate(loss_named(hint), known, "sum", 1), step)
         if guess is None or not bool(guess[0].explained.any()):
             return replace(unknown, name="zero")
         return replace(guess[0], reduction="unknown")  # of nothing, sum and mean are the same
@@ -222,7 +222,7 @@ def _candidates(
         for targeted in (True,) if targets_known else (False, True):
             for sign in (1, -1):
                 for reduction in reductions:
-                    yield _Candidate(named(name), targeted, reduction, sign)
+                    yield _Candidate(loss_named(name), targeted, reduction, sign)
 
 
 def _tried(candidate: _Candidate, step: _Pass) -> tuple[Recognised, float] | None:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from fperr.caller_state import neutral_state
-from fperr.recording.columns import step_table
+from fperr.recording.attack_step import AttackStep, gradient_summary
 from fperr.recording.comparison import Chosen, Comparison
 from fperr.recording.diagnosis import Diagnosis
-from fperr.recording.identity import Identities
+from fperr.recording.hooks import BackwardPass, Counts
 from fperr.recording.loss_function import GivenLoss
 from fperr.recording.recognition import Recognised, recognise_all
-from fperr.recording.steps import Step, gradient_summary
-from fperr.recording.store import Writer
-from fperr.recording.taps import Counts, Gradient
+from fperr.recording.sample_matching import SampleMatcher
+from fperr.recording.step_table import step_table
+from fperr.recording.trace_files import Writer
 
 _NUMBERS = 1 << 16  # logits that wait to be described: together, because each step is little
 
@@ -39,15 +39,15 @@ class Recorder:
     losses: Sequence[str]
     samples: Sequence[int]
     every: int
-    identities: Identities
+    identities: SampleMatcher
     comparison: Comparison | None
     writer: Writer
     diagnosis: Diagnosis
     check_logits: Callable[[Tensor], None]
     check_model: Callable[[Tensor], object] | None
     counts: Counts = field(default_factory=Counts)
-    waiting: list[Step] = field(default_factory=list)
-    compared: list[tuple[int, Gradient]] = field(default_factory=list)
+    waiting: list[AttackStep] = field(default_factory=list)
+    compared: list[tuple[int, BackwardPass]] = field(default_factory=list)
     last: Recognised | None = None
 
     def seen(self, x: Tensor, is_open: bool) -> _Note | None:
@@ -71,7 +71,7 @@ class Recorder:
             return _Note(rows, None)
         return _Note(rows, Chosen(x.detach().clone(), places, rows[places].tolist()))
 
-    def received(self, gradient: Gradient) -> None:
+    def received(self, gradient: BackwardPass) -> None:
         """Keep what a backward pass brought until the attack calls the model again."""
         note: _Note = gradient.of.note
         if gradient.number == 0:
@@ -88,7 +88,7 @@ class Recorder:
             kept = replace(gradient, gradient=None if g is None else g.clone())
             self.compared.append((len(self.waiting), kept))
         self.waiting.append(
-            Step(
+            AttackStep(
                 gradient.number,
                 gradient.of.number,
                 note.rows,

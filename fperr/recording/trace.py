@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from fperr.recording import store
+from fperr.recording import trace_files
 from fperr.recording.diagnosis import ERROR_COLUMNS, STEP_COLUMNS, Diagnosis
 from fperr.recording.plots import TracePlots
 
@@ -23,7 +23,7 @@ class Trace:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        store.about(self.folder)
+        trace_files.about(self.folder)
 
     def __repr__(self) -> str:
         about = self.about
@@ -35,7 +35,7 @@ class Trace:
     @property
     def about(self) -> dict[str, Any]:
         """Settings, versions, and, once the attack has ended, the number of forward passes."""
-        return store.about(self.folder)
+        return trace_files.about(self.folder)
 
     def diagnosis(self) -> list[str]:
         """What went wrong in the attack or the model, each in a sentence with counts.
@@ -77,7 +77,7 @@ class Trace:
         Args:
             columns: the ones to read; None: all.
         """
-        return store.table(self.folder, "steps", columns)
+        return trace_files.table(self.folder, "steps", columns)
 
     def errors(self, columns: list[str] | None = None) -> pd.DataFrame:
         """A row for each chosen step and sample: the attack's own gradient, and other losses.
@@ -95,11 +95,11 @@ class Trace:
         Args:
             columns: the ones to read; None: all.
         """
-        return store.table(self.folder, "errors", columns)
+        return trace_files.table(self.folder, "errors", columns)
 
     def points(self, columns: list[str] | None = None) -> pd.DataFrame:
         """The inputs and dL/dx, flattened, at the chosen steps and samples."""
-        return store.table(self.folder, "points", columns)
+        return trace_files.table(self.folder, "points", columns)
 
     @property
     def plot(self) -> TracePlots:

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fperr.formats import FORMATS
+from fperr.losses.registry import loss_named
 from fperr.storage import SEAL, is_sealed, is_whole
-from fperr.theory.losses import named
 from fperr.theory.scenarios import SCENARIOS
 
 _KEY = b"fperr"
@@ -131,7 +131,7 @@ def _fault(frame: pd.DataFrame, provenance: object) -> str | None:
             return f"expected a {column} out of {', '.join(known)}, got {sorted(unknown)}"
     try:
         for loss in frame["loss"].unique():
-            named(loss)
+            loss_named(loss)
     except (TypeError, ValueError, AttributeError) as fault:
         return str(fault)
     return None

@@ -11,8 +11,8 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fperr.reasons import Tally, reasons, tally
 from fperr.report.plots import Plots
-from fperr.report.reasons import Tally, reasons, tally
 from fperr.report.summary import advice, headline, overview, short, summarise
 from fperr.report.verdict import Thresholds, is_judged, judge
 

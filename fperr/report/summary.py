@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fperr.report.reasons import reasons, tally
+from fperr.reasons import reasons, tally
 from fperr.report.verdict import Thresholds, is_unmeasured, judge
 
 # below this median relative error, or below this factor between the medians, a difference between

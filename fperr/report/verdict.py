@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fperr.report.reasons import Tally, counted, reasons, tally
+from fperr.reasons import Tally, counted, reasons, tally
 
 _PLAIN = {
     "untargeted_unsuccessful": "while an untargeted attack has not succeeded",

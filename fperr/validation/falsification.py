@@ -12,20 +12,19 @@ from fperr.bounds import kernels
 from fperr.bounds.cross_entropy import Bound, enclosed
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.caller_state import in_neutral_state
-from fperr.formats import Format
-from fperr.formats import named as format_named
+from fperr.formats import Format, format_named
 from fperr.theory.scaling import log2_G
 from fperr.theory.scenarios import SCENARIOS, classify, ranked
-from fperr.validation import truth
-from fperr.validation.cases import KINDS, Cases, draw, masked
-from fperr.validation.search import climb
+from fperr.validation import logit_gradients
+from fperr.validation.hill_climbing import climb
+from fperr.validation.trial_logits import KINDS, TrialLogits, draw, masked
 
 FORMATS = ("float16", "bfloat16", "float32", "float64")
 # Nine, so that in turn with four or five kinds of logits every pair comes up
 _CLASSES = (2, 3, 5, 10, 10, 10, 30, 100, 1000)
 _NUMBERS, _MOST, _FEWEST = 160_000, 4000, 100
 _SEARCHED, _STEPS, _SEARCH_EVERY = 256, 60, 3
-Computed = Callable[[Cases], Tensor]
+Computed = Callable[[TrialLogits], Tensor]
 
 
 @in_neutral_state
@@ -36,7 +35,7 @@ def falsify(
     logits: Tensor | None = None,
     kernel: str | Kernel = "cpu",
     accuracy: Accuracy | None = None,
-    computed: Computed = truth.computed,
+    computed: Computed = logit_gradients.computed,
     is_masked: bool = False,
     seed: int = 0,
     progress: bool = False,
@@ -61,7 +60,7 @@ def falsify(
         at its cap), and for the papers' bound `paper_u`, `paper_eta`, `paper_normal`: |v_hat - v|_1
         / |v|_1 over epsilon_max / G.
     """
-    k, batch = kernels.named(kernel), max(_FEWEST, min(_MOST, cases // 60))
+    k, batch = kernels.kernel_named(kernel), max(_FEWEST, min(_MOST, cases // 60))
     found = []
     with tqdm(total=cases * len(formats), disable=not progress, unit="case") as bar:
         for name in formats:
@@ -94,11 +93,11 @@ def _trials(
     if logits is not None:
         kinds.append(("real", logits))
 
-    def ratio(cases: Cases) -> Tensor:
-        error, _ = truth.absolute_error(cases, computed(cases))
+    def ratio(cases: TrialLogits) -> Tensor:
+        error, _ = logit_gradients.absolute_error(cases, computed(cases))
         return _ratio(error, _bound(cases, fmt, k, known).error)
 
-    def drawn(turn: int) -> tuple[str, Cases]:
+    def drawn(turn: int) -> tuple[str, TrialLogits]:
         name, kind = kinds[turn % len(kinds)]
         K = kind.shape[1] if isinstance(kind, Tensor) else _CLASSES[turn % len(_CLASSES)]
         cases = draw(kind, min(largest, _NUMBERS // K), K, fmt, generator)
@@ -121,10 +120,14 @@ def _constant(kind: str, frame: pd.DataFrame) -> pd.Categorical:
 
 
 def tried(
-    cases: Cases, fmt: Format, k: Kernel, known: Accuracy, computed: Computed = truth.computed
+    cases: TrialLogits,
+    fmt: Format,
+    k: Kernel,
+    known: Accuracy,
+    computed: Computed = logit_gradients.computed,
 ) -> pd.DataFrame:
     """The columns of `falsify` that the cases themselves give."""
-    error, size = truth.absolute_error(cases, computed(cases))
+    error, size = logit_gradients.absolute_error(cases, computed(cases))
     bound = _bound(cases, fmt, k, known)
     one, order = size.sum(1), ranked(cases.z)
     by_sign = [classify(order, cases.label, targeted=targeted) for targeted in (False, True)]
@@ -153,7 +156,7 @@ def tried(
     )
 
 
-def _bound(cases: Cases, fmt: Format, k: Kernel, known: Accuracy) -> Bound:
+def _bound(cases: TrialLogits, fmt: Format, k: Kernel, known: Accuracy) -> Bound:
     return enclosed(
         cases.z,
         cases.label,

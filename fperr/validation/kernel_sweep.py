@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fperr.bounds.kernels import DOCUMENTED, Accuracy
 from fperr.caller_state import in_neutral_state
 from fperr.errors import FperrError
-from fperr.exact.multiword import MultiwordArithmetic
+from fperr.exact.double_word import DoubleWordArithmetic
 
 _CHUNK = 1 << 22
 # Below, the largest float32 under 1 is closer to 1 than e^x is; and e^x underflows, respectively.
@@ -101,7 +101,7 @@ def sweep(
 
 def _sampled(device: torch.device, count: int) -> list[Swept]:
     """Float64's exp, through log_softmax's backward kernel, and log, against pairs of float64."""
-    A = MultiwordArithmetic(device=device)
+    A = DoubleWordArithmetic(device=device)
     found = []
     for path, function, low, high in (
         ("exp", _backward(_ROW), -700.0, 0.0),

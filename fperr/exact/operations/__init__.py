@@ -9,13 +9,13 @@ itself.
 
 from fperr.exact.operations import (
     activations,
-    decisions,
+    comparisons,
     elementwise,
     linear,
-    movement,
-    norms,
+    normalisation,
     piecewise,
     pooling,
+    views,
 )
 from fperr.exact.operations.constructors import SHAPE_OF_FIRST
 from fperr.exact.operations.table import OPERATIONS, Operation
@@ -25,11 +25,11 @@ __all__ = [
     "SHAPE_OF_FIRST",
     "Operation",
     "activations",
-    "decisions",
+    "comparisons",
     "elementwise",
     "linear",
-    "movement",
-    "norms",
+    "normalisation",
     "piecewise",
     "pooling",
+    "views",
 ]

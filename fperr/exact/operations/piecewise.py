@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fperr.exact.arithmetic import Arithmetic, Array, Mask
-from fperr.exact.operations.decisions import order
+from fperr.exact.operations.comparisons import order
 from fperr.exact.operations.table import at_zero, operation
 
 
@@ -42,7 +42,7 @@ def absolute(A: Arithmetic, a: Array) -> Array:
 @operation("aten.sgn.default", "aten.sign.default", kinks={0: at_zero})
 def sign(A: Arithmetic, a: Array) -> Array:
     """-1, 0 or 1."""
-    return A.from_choice(A.sign(a))
+    return A.from_index_array(A.sign(a))
 
 
 @operation("aten.maximum.default")

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fperr.exact import choices
+from fperr.exact import index_arrays
 from fperr.exact.arithmetic import Arithmetic, Array, Indices
-from fperr.exact.choices import Choice
+from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.table import operation
 from fperr.exact.windows import adaptive_windows, output_size, windows
 
@@ -36,7 +36,7 @@ def max_pool2d(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
-) -> tuple[Array, Choice]:
+) -> tuple[Array, IndexArray]:
     """The maximum over each window and where it was: the first one of a tie."""
     shape, sides = A.shape(x), _pair(kernel)
     geometry = (sides, _pair(stride, sides), _pair(padding), _pair(dilation))
@@ -47,12 +47,12 @@ def max_pool2d(
 
 def _max_over(
     A: Arithmetic, x: Array, index: Indices, output: Sequence[int]
-) -> tuple[Array, Choice]:
+) -> tuple[Array, IndexArray]:
     everywhere = _planes(A.shape(x), index)
     place = A.first_argmax(A.take(x, everywhere), everywhere >= 0)
-    within_plane = choices.pick(index, place)
-    largest = A.take(x, choices.pick(everywhere, place))
-    return A.reshape(largest, output), choices.reshape(within_plane, output)
+    within_plane = index_arrays.pick(index, place)
+    largest = A.take(x, index_arrays.pick(everywhere, place))
+    return A.reshape(largest, output), index_arrays.reshape(within_plane, output)
 
 
 @operation(
@@ -67,11 +67,13 @@ def max_pool2d_backward(
     return _send_back(A, gradient, x_shape, geometry_and_indices[-1])
 
 
-def _send_back(A: Arithmetic, gradient: Array, x_shape: Sequence[int], indices: Choice) -> Array:
+def _send_back(
+    A: Arithmetic, gradient: Array, x_shape: Sequence[int], indices: IndexArray
+) -> Array:
     planes = math.prod(x_shape[:-2])
     offset = np.arange(planes)[:, None] * x_shape[-2] * x_shape[-1]
-    places = choices.shifted(choices.reshape(indices, (planes, -1)), offset)
-    return A.scatter_add(A.reshape(gradient, choices.shape(places)), places, x_shape)
+    places = index_arrays.shifted(index_arrays.reshape(indices, (planes, -1)), offset)
+    return A.scatter_add(A.reshape(gradient, index_arrays.shape(places)), places, x_shape)
 
 
 def _mean_windows(
@@ -182,7 +184,7 @@ def adaptive_avg_pool2d_backward(A: Arithmetic, gradient: Array, x_shape: Sequen
 
 
 @operation("aten.adaptive_max_pool2d.default")
-def adaptive_max_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> tuple[Array, Choice]:
+def adaptive_max_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> tuple[Array, IndexArray]:
     """The maximum over each adaptive window and where it was: the first one of a tie."""
     ragged = adaptive_windows(A.shape(x)[-2:], output)
     index = np.full((len(ragged), max(map(len, ragged))), -1, dtype=np.int64)
@@ -197,7 +199,7 @@ def adaptive_max_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> tuple
     discrete=frozenset({2}),
 )
 def adaptive_max_pool2d_backward(
-    A: Arithmetic, gradient: Array, x_shape: Sequence[int], indices: Choice
+    A: Arithmetic, gradient: Array, x_shape: Sequence[int], indices: IndexArray
 ) -> Array:
     """The gradient, sent to where each maximum was."""
     return _send_back(A, gradient, x_shape, indices)

@@ -1,0 +1,5 @@
+"""`python -m fperr.cli`."""
+
+from fperr.cli.app import main
+
+main()

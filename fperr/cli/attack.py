@@ -1,0 +1,150 @@
+"""The command line of the attacks: `fperr attack`."""
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fperr.attacks import AttackResult, AttackWarning, Outcome, attack_in_batches
+from fperr.attacks.batches import ABOUT
+from fperr.cli import options
+from fperr.cli.subjects import LOGITS_HELP, subject_of
+from fperr.data import Images
+from fperr.networks.checks import number_of_classes
+from fperr.networks.in_format import device_and_dtype
+from fperr.run_folder import opened
+
+
+def attack_command(
+    network: Annotated[
+        str, typer.Argument(help="a name that `fperr zoo` lists, or path/to/module.py:factory")
+    ],
+    radius: Annotated[
+        str,
+        typer.Option(help="of the ball around each image, e.g. 0.03 or 8/255", metavar="NUMBER"),
+    ],
+    loss: Annotated[str, typer.Option(help="name of the loss that is ascended")] = "tmifpe",
+    n: Annotated[int, typer.Option(help="the first n images")] = 100,
+    method: Annotated[str, typer.Option(help="pgd, apgd or fgsm")] = "pgd",
+    norm: Annotated[str, typer.Option(help="linf or l2")] = "linf",
+    steps: Annotated[int, typer.Option(help="gradients in each run")] = 100,
+    arithmetic: Annotated[
+        str, typer.Option(help="of the gradient: float16 to float64, tf32, or exact")
+    ] = "float32",
+    restarts: Annotated[int, typer.Option(help="runs from other starts")] = 1,
+    seed: Annotated[int, typer.Option(help="of the starts")] = 0,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
+    ] = None,
+    logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
+    accept_probabilities: Annotated[
+        bool, typer.Option("--accept-probabilities", help="attack a model that ends in softmax")
+    ] = False,
+    box: Annotated[
+        str, typer.Option(help="where inputs live, e.g. --box=-0.81,2.02", metavar="LOW,HIGH")
+    ] = "0,1",
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="reach a class (images of it are left out), next (the class after an image's "
+            "own), random, or those in an array of the .npz, by name"
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="images at once; each batch is written")] = 250,
+    out: Annotated[
+        Path | None, typer.Option(help="folder; the same command goes on [out/NAME-LOSS]")
+    ] = None,
+) -> None:
+    """Attack a network on real images; written as it goes, resumed if it is cut off."""
+    size, ends = options.number(radius, "--radius"), options.box(box)
+    subject = subject_of(network, checkpoint, logits, dataset, n)
+    folder = out or Path("out") / options.folder_name(f"{subject.name}-{loss}")
+    model, images = subject.usable, subject.images
+    inputs = images.x.to(device_and_dtype(model)[1])
+    classes = number_of_classes(model, inputs, accept_probabilities=accept_probabilities)
+    wanted = None
+    kept = list(range(len(images.x)))
+    if targets is not None:
+        wanted = options.targets(targets, images.y, classes, seed, dataset)
+        if options.is_class(targets):
+            images, wanted, kept = _of_other_classes(images, wanted)
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    counts = [0, 0]  # robust samples, and all so far
+    with tqdm(total=len(images.x), desc="attack", bar_format=layout) as bar:
+
+        def advance(found: AttackResult) -> None:
+            counts[0] += found.outcome.robust
+            counts[1] += found.outcome.samples
+            bar.update(found.outcome.samples)
+            bar.set_postfix_str(f"{counts[0]} of {counts[1]} withstand")
+
+        with warnings.catch_warnings():  # said below, with the rest
+            warnings.simplefilter("ignore", AttackWarning)
+            frame = attack_in_batches(
+                model,
+                images.x,
+                images.y,
+                folder,
+                batch_size=batch_size,
+                advance=advance,
+                radius=size,
+                loss=loss,
+                method=method,
+                norm=norm,
+                steps=steps,
+                targets=wanted,
+                arithmetic=arithmetic,
+                restarts=restarts,
+                seed=seed,
+                box=ends,
+                accept_probabilities=accept_probabilities,
+            )
+    frame["sample"] = [kept[sample] for sample in frame["sample"]]
+    with opened(folder, ABOUT, wait=True) as run:
+        run.publish("attack.parquet", frame.to_parquet(index=False))
+    effort = "" if method == "fgsm" else f", {steps} steps"
+    effort += f", {restarts} restarts" if restarts > 1 else ""
+    how = f"{method} on {loss} in {arithmetic}, {norm} radius {size:g}{effort}"
+    outcome = Outcome.of_frame(frame)
+    at_once = int((frame["first_success_step"] == 0).sum())
+    typer.echo(f"{subject.name}: {_described(outcome, at_once, how, targets)}")
+    for remark in outcome.remarks:
+        typer.echo(remark)
+    typer.echo(f"Written: {folder / 'attack.parquet'}, and the adversarial images beside it")
+
+
+def _of_other_classes(images: Images, targets: Tensor) -> tuple[Images, Tensor, list[int]]:
+    """The images whose class is not the target, said where some are, and their numbers."""
+    is_other = images.y != targets
+    kept = [int(sample) for sample in is_other.nonzero()]
+    if not kept:
+        raise ValueError(
+            f"--targets {int(targets[0])} is the class of all {len(targets)} images: give another"
+        )
+    if len(kept) < len(targets):
+        typer.echo(
+            f"{len(targets) - len(kept)} of {len(targets)} images are of class {int(targets[0])}, "
+            "which is no target for them: they are left out"
+        )
+    rest = Images(images.name, images.x[is_other], images.y[is_other])
+    return rest, targets[is_other], kept
+
+
+def _described(outcome: Outcome, at_once: int, how: str, targets: str | None) -> str:
+    n = outcome.samples
+    if targets is not None:
+        return (
+            f"the target ({targets}) was reached for {100 * outcome.fooled / n:.2f} % "
+            f"({outcome.fooled} of {n}) by {how}; without an attack for {100 * at_once / n:.2f} %"
+        )
+    return (
+        f"{100 * outcome.robust_accuracy:.2f} % robust accuracy ({outcome.robust} of {n}) against "
+        f"{how}; clean accuracy {100 * outcome.clean_accuracy:.2f} %"
+    )

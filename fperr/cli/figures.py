@@ -1,0 +1,84 @@
+"""The command line of the figures: `fperr figures`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from platformdirs import user_cache_path
+from tqdm.auto import tqdm
+
+from fperr import zoo
+from fperr.cli.subjects import check_folder
+from fperr.figures import FIGURES, Study, Subject, make, paper_size
+
+_PICTURES = "png", "svg", "pdf"
+_IMAGES = 100
+
+
+def figures_command(
+    names: Annotated[list[str], typer.Argument(help=f"all, or some of {', '.join(FIGURES)}")],
+    n: Annotated[
+        int | None,
+        typer.Option(help="the first n images of each network [100]", show_default=False),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="10,000 images of small networks, 2,000 of larger ones; hours",
+        ),
+    ] = False,
+    networks: Annotated[
+        str | None,
+        typer.Option(
+            help="names that `fperr zoo` lists, comma-separated [a figure's own: packaged ones, "
+            "and MNIST's where FPERR_DATA holds them]"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("figures"),
+    cache: Annotated[
+        Path | None, typer.Option(help="folder of results that are used again")
+    ] = None,
+    pictures: Annotated[str, typer.Option(help="png, svg, pdf, comma-separated")] = "png",
+) -> None:
+    """Draw the papers' figures and tables from real networks; results are kept and used again."""
+    wanted = list(FIGURES) if "all" in names else list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in FIGURES:
+            raise ValueError(f"unknown figure {name!r}: expected all, {', '.join(FIGURES)}")
+    kinds = tuple(kind.strip() for kind in pictures.split(","))
+    if not set(kinds) <= set(_PICTURES):
+        raise ValueError(f"pictures must be some of {', '.join(_PICTURES)}, got {pictures!r}")
+    if full and n is not None:
+        raise ValueError("--full and --n exclude each other: leave one out")
+    if n is not None and n < 1:
+        raise ValueError(f"--n must be at least 1, got {n}")
+    kept = cache or user_cache_path("fperr") / "figures"
+    check_folder(out, overwrite=True)
+    check_folder(kept, overwrite=True, option="--cache")
+    asked = [] if networks is None else [name.strip() for name in networks.split(",")]
+    chosen = list(dict.fromkeys(zoo.entry(name).name for name in asked))
+    if chosen and not any(FIGURES[name].networks for name in wanted):
+        raise ValueError(f"{', '.join(wanted)} is drawn from no network: leave out --networks")
+    number = _IMAGES if n is None else n
+    size = "--full" if full else f"--n {number}"
+    subjects: dict[tuple[str, int], Subject] = {}  # loaded once for all figures
+    of_figure: dict[str, tuple[Subject, ...]] = {}
+    for name in wanted:
+        recipe = FIGURES[name]
+        used = (chosen or recipe.available) if recipe.networks else []
+        counts = [paper_size(each, recipe.most) if full else number for each in used]
+        keys = list(zip(used, counts, strict=True))
+        for key in keys:
+            subjects.setdefault(key, Subject(*key))
+        of_figure[name] = tuple(subjects[key] for key in keys)
+    for subject in subjects.values():
+        _ = subject.images  # raises where there are fewer: before hours of drawing
+    with tqdm(wanted, desc="figures") as bar:
+        for name in bar:
+            bar.set_postfix_str(name)
+            names_used = ",".join(subject.name for subject in of_figure[name])
+            listed = f" --networks {names_used}" if names_used else ""
+            study = Study(of_figure[name], kept)
+            make(name, study, out, f"fperr figures {name} {size}{listed}", kinds)
+    typer.echo(f"Written: {out}/ " + ", ".join(wanted))

@@ -1,0 +1,118 @@
+"""What a command line works on: a network by name or from a module, and its images."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from torch import Tensor, nn
+
+from fperr import data, zoo
+from fperr.networks import from_file
+from fperr.networks.model import Accessor, usable_model
+
+LOGITS_HELP = "where the output holds the logits: name, index, or function of the module"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network to measure, and on what."""
+
+    name: str
+    model: nn.Module
+    logits: Accessor | str | int | None
+    images: data.Images
+
+    def arguments(self, assigned: str | None) -> tuple[nn.Module, Tensor, Tensor | None]:
+        """Model, images, and the labels, unless labels are assigned."""
+        return self.model, self.images.x, self.images.y if assigned is None else None
+
+    @property
+    def usable(self) -> nn.Module:
+        """The network as a module that returns logits."""
+        return usable_model(self.model, None, self.logits)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What belongs to this network among the options of `measure`."""
+        return {"name": self.name, "logits": self.logits}
+
+
+def subject_of(
+    source: str, checkpoint: Path | None, logits: str | None, dataset: str | None, n: int | None
+) -> Subject:
+    """The network called `source`, or made by a factory, and the first n images (None: 40).
+
+    Raises:
+        ValueError, FperrError: no such network, file or data; says what to do.
+    """
+    if source.endswith(".py"):
+        raise ValueError(f"{source} names no function: expected e.g. {source}:build")
+    if ":" not in source:
+        if checkpoint or logits:
+            raise ValueError(
+                f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}: "
+                "leave them out"
+            )
+        images = _images(dataset or zoo.entry(source).dataset, n)
+        return Subject(source, zoo.load(source), None, images)
+    if dataset is None:
+        raise ValueError(
+            f"{source} needs --data: a .npz file with x (floating point) and y (integers)"
+        )
+    model = from_file.load(source, checkpoint, notify=typer.echo)
+    if checkpoint is None:
+        typer.echo(f"{source}: no --checkpoint, the weights are those that the factory makes")
+    path, _, factory = source.rpartition(":")
+    accessor = None if logits is None else _accessor(logits, path)
+    return Subject(factory, model, accessor, _images(dataset, n))
+
+
+def _accessor(logits: str, path: str) -> Accessor | str | int:
+    """What `--logits` says: an index, a function of the module, or a name in the output."""
+    if re.fullmatch(r"-?\d+", logits):
+        return int(logits)
+    function = getattr(from_file.module(Path(path)), logits, None)
+    if function is None:
+        return logits
+    if not callable(function):
+        raise ValueError(
+            f"--logits {logits} is of type {type(function).__name__} in {path}: give a function "
+            "of it, or a name or an index in the model's output"
+        )
+    accessor: Accessor = function
+    return accessor
+
+
+def _images(name: str, n: int | None) -> data.Images:
+    folder = Path(name)
+    images = data.fashion_mnist("t10k", folder) if folder.is_dir() else data.images_named(name)
+    return images.first(min(40, len(images.x)) if n is None else n)
+
+
+def check_folder(folder: Path, *, overwrite: bool, option: str = "--out") -> None:
+    """Refuse a folder that cannot be written to, or holds something.
+
+    Args:
+        folder: to be written to, made where it is missing.
+        overwrite: it may hold something.
+        option: that names it.
+
+    Raises:
+        ValueError: says what to do.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give {option} a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(
+            f"{folder} is not empty: give another folder with --out, or write into it with "
+            "--overwrite"
+        )
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(
+            f"{folder} cannot be made, {existing} is no folder that can be written to: "
+            f"give another folder with {option}"
+        )

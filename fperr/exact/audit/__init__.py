@@ -1,0 +1,1 @@
+"""Is what was computed exactly true of the function that PyTorch computes?"""

@@ -1,0 +1,96 @@
+"""Which exact engine is the cheapest for a network, from short timings on this machine."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fperr.exact.arithmetic import Arithmetic
+from fperr.exact.ball.arithmetic import BallArithmetic
+from fperr.exact.double_word import DoubleWordArithmetic
+from fperr.exact.mp import MpArithmetic
+
+_BITS = 200
+_ROWS, _TERMS, _COLUMNS = 16, 64, 16
+_SAMPLES = 64
+_REPEATS = 3
+_OPERATIONS_OF_A_MODULE = 6  # forward and backward, with what moves numbers
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCosts:
+    """What one engine costs.
+
+    Attributes:
+        product: seconds for one multiply-add of a matrix product, for one sample.
+        operation: seconds for one operation on a batch, whatever its size.
+        batch: how many samples share that.
+    """
+
+    product: float
+    operation: float
+    batch: int
+
+    def seconds(self, multiply_adds: int, operations: int, samples: int) -> float:
+        """Of one gradient at one of several samples: a forward run and a pullback."""
+        shared = operations * self.operation / min(self.batch, samples)
+        return 2 * multiply_adds * self.product + shared
+
+
+@functools.cache
+def measured_costs(device: str = "cpu") -> dict[str, EngineCosts]:
+    """The rates of the engines on this machine: takes some tenths of a second, once."""
+    systems: dict[str, tuple[Arithmetic, int]] = {
+        "mpmath": (MpArithmetic(_BITS), 1),
+        "ball": (BallArithmetic(_BITS), 1),
+        "double_word": (DoubleWordArithmetic(device=device), _SAMPLES),
+    }
+    return {name: _rates(A, batch) for name, (A, batch) in systems.items()}
+
+
+def _rates(A: Arithmetic, batch: int) -> EngineCosts:
+    generator = torch.Generator().manual_seed(0)
+    rows, terms, columns = _ROWS, _TERMS, _COLUMNS
+    if batch > 1:  # one matrix for all samples: as large as it takes to be fast
+        rows, terms, columns = batch * _ROWS, 4 * _TERMS, 4 * _COLUMNS
+    left = A.from_torch(torch.rand(rows, terms, generator=generator) - 0.5)
+    right = A.from_torch(torch.rand(terms, columns, generator=generator) - 0.5)
+    left, small = A.div(left, 3.0), A.div(A.from_torch(torch.ones(1, 2)), 3.0)
+    product = _shortest(lambda: A.matmul(left, right)) / (rows * terms * columns)
+    return EngineCosts(product, _shortest(lambda: A.add(A.mul(small, small), small)), batch)
+
+
+def _shortest(run: Callable[[], object]) -> float:
+    run()  # prepares constants
+    found = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def cheapest_engine(
+    model: nn.Module, multiply_adds: int, samples: int, device: str, candidates: tuple[str, ...]
+) -> tuple[str, str]:
+    """The engine with the least estimated cost, and the reason in words.
+
+    Args:
+        model: the network.
+        multiply_adds: of one forward pass of one sample.
+        samples: how many there are.
+        device: where pairs of float64 would be computed.
+        candidates: the engines to choose from.
+    """
+    operations = _OPERATIONS_OF_A_MODULE * sum(1 for _ in model.modules())
+    rates = measured_costs(device)
+    seconds = {name: rates[name].seconds(multiply_adds, operations, samples) for name in candidates}
+    best = min(seconds, key=seconds.__getitem__)
+    told = ", ".join(f"{name} {1000 * cost:.2g} ms" for name, cost in seconds.items())
+    return best, (
+        f"the cheapest by short timings on this machine, for {multiply_adds:,} multiply-adds in "
+        f"a forward pass: {told} a gradient"
+    )

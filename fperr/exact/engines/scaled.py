@@ -1,0 +1,47 @@
+"""Vectors in float64 with an exponent: float64's accuracy, an unlimited range."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fperr.exact.engines.vectors import Vector, Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A vector `values * 2**exponent`: float64 accuracy, unlimited range.
+
+    Attributes:
+        values: float64, 1-D.
+        exponent: an integer.
+    """
+
+    values: Tensor
+    exponent: int
+
+    @property
+    def log2_norm(self) -> float:
+        """log2 of the Euclidean norm; -inf for a zero vector."""
+        norm = float(torch.linalg.vector_norm(self.values))
+        return math.log2(norm) + self.exponent if norm else -math.inf
+
+    def ratio(self, other: "Scaled", order: float = 2) -> float:
+        """The norm of this over the norm of `other`, which is not zero; inf beyond float64."""
+        mine, theirs = (float(torch.linalg.vector_norm(s.values, order)) for s in (self, other))
+        try:
+            return math.ldexp(mine / theirs, self.exponent - other.exponent)
+        except OverflowError:
+            return math.inf
+
+    def cosine(self, other: "Scaled") -> float:
+        """The cosine of the angle between the two, neither of them zero."""
+        norms = torch.linalg.vector_norm(self.values) * torch.linalg.vector_norm(other.values)
+        return float(self.values @ other.values / norms)
+
+
+def scaled(A: Vectors, a: Vector) -> Scaled:
+    """An array of the arithmetic, flattened, as a vector in floating point with an exponent."""
+    values, exponent = A.to_scaled(a)
+    return Scaled(values.reshape(-1), exponent)

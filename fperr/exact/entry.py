@@ -1,0 +1,281 @@
+"""The door to exact gradients: J^T v of an unmodified network, to a stated number of bits."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from mpmath import MPContext
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fperr import checks
+from fperr.caller_state import in_neutral_state
+from fperr.errors import ReferenceNotCertifiedError, SingularGradientError, UndecidedError
+from fperr.exact.adaptive_precision import LARGEST_BITS as LARGEST_BALL_BITS
+from fperr.exact.adaptive_precision import AdaptivePrecision
+from fperr.exact.arithmetic import Array
+from fperr.exact.audit.function_of_sample import check_function_of_sample, check_repeatable
+from fperr.exact.audit.samples import SampleAudit, audit_sample
+from fperr.exact.double_word import LARGEST_BITS
+from fperr.exact.double_word.numbers import DoubleWords
+from fperr.exact.double_word_network import BatchedNetwork, log2_relative_errors, to_mpmath
+from fperr.exact.graph import Capture, called_in, capture, logits_of, probe
+from fperr.exact.interpreter import ForwardRun, Interpreter
+from fperr.exact.mp import MpArithmetic
+from fperr.exact.singularities import check_regular
+
+ENGINES = ("mpmath", "ball", "double_word")
+# For the multiword engine: working bits that prove this many on ordinary networks, and the step
+# down to the run that must agree where the bound proves too few.
+_FEW_BITS, _RUNG = 44, 22
+LEAST_BOUND = -8.0  # log2: where the bound proves less than this, agreement means nothing
+MOST_DOUBLE_WORD_BITS = 96
+_DEFAULT_BITS = {"mpmath": 128, "ball": 128, "double_word": 80}
+# Working precision above the bits that are claimed. Not a bound: the claim is checked.
+GUARD_BITS = 40
+SMALLEST_BITS = 13
+
+
+@dataclass(frozen=True, slots=True)
+class ExactGradient:
+    """A gradient in extended precision.
+
+    Attributes:
+        midpoint: (batch, *shape), a NumPy array of `mpf`.
+        radius: like it, of `mpf`: each number lies within the radius of its midpoint, proved; None
+            where a sample's error is not proved.
+        engine: name and (largest) working precision of what computed it.
+        bits: correct bits, relative to the norm of each sample's gradient, that were asked for.
+        log2_error: log2 of a relative error in norm, the largest of all samples: a proved bound
+            where there is a radius; else the difference to the same gradient at another precision:
+            twice the bits for mpmath, 22 bits less for pairs of float64.
+        audits: by sample: what PyTorch in float64 says of the exact network there.
+    """
+
+    midpoint: NDArray[np.object_]
+    radius: NDArray[np.object_] | None
+    engine: str
+    bits: int
+    log2_error: float
+    audits: tuple[SampleAudit, ...]
+
+    @in_neutral_state
+    def to_torch(self) -> Tensor:
+        """The nearest float64 tensor, (batch, *shape), on the CPU."""
+        return MpArithmetic(53).to_torch(self.midpoint)
+
+
+def log2_difference(a: Array, b: Array, arithmetic: MpArithmetic) -> float:
+    """log2(|a - b|_2/|b|_2), computed in `arithmetic`; -inf if equal."""
+    difference, low = arithmetic.to_scaled(arithmetic.sub(a, b))
+    reference, high = arithmetic.to_scaled(b)
+    if not difference.any():
+        return -math.inf
+    if not reference.any():
+        return math.inf
+    norms = torch.linalg.vector_norm(difference), torch.linalg.vector_norm(reference)
+    return math.log2(float(norms[0] / norms[1])) + low - high
+
+
+@in_neutral_state
+def gradient(
+    model: nn.Module,
+    x: Tensor,
+    v: Tensor,
+    *,
+    engine: str = "ball",
+    bits: int | None = None,
+    largest_bits: int = LARGEST_BALL_BITS,
+) -> ExactGradient:
+    """J^T v at x, exactly: the vector-Jacobian product of the network that PyTorch runs.
+
+    Kinks are treated as PyTorch treats them. Every sample is computed by itself, and every result
+    is compared with PyTorch's own in float64 (see `fperr.exact.audit.samples`). `"ball"` proves
+    its result: it raises the working precision until the enclosure has `bits` bits in norm.
+    `"mpmath"` works at `bits` + 40 bits and again at twice that, and the two must agree to `bits`.
+    `"double_word"` computes whole batches in pairs of float64, on x's device, with a bound on each
+    sample's error. Where the bound proves fewer than `bits` bits, a run at 22 bits less must agree
+    to `bits`; samples that do not, and samples with a decision closer than the bound, go to balls.
+
+    Args:
+        model: any `nn.Module` in evaluation mode, (batch, *shape) -> (batch, K).
+        x: (batch, *shape), in the model's dtype; taken exactly.
+        v: (batch, K), any floating-point dtype; taken exactly.
+        engine: `"ball"`, `"mpmath"` or `"double_word"`.
+        bits: correct bits wanted, at least 13, by default 128; for pairs of float64 at most 96, by
+            default 80.
+        largest_bits: the working precision at which `"ball"` gives up.
+
+    Raises:
+        ValueError: unknown engine, too few bits, or v does not fit the logits.
+        ModelError, UnsupportedOperationError, CaptureAuditError: see `capture`.
+        ReferenceNotCertifiedError: the bits cannot be had: a decision of a ReLU or of a pooling is
+            too close, or too many bits are lost; says where.
+        SingularGradientError: the gradient is infinite or undefined at a sample; says where.
+        ContradictedError: PyTorch in float64 computes something else than the exact network.
+        InexactProductError: float64 products on x's device are rounded where they need not be.
+    """
+    checks.choice("engine", engine, ENGINES)
+    bits = checks.whole_number(
+        "bits", _DEFAULT_BITS[engine] if bits is None else bits, SMALLEST_BITS
+    )
+    checks.whole_number("largest_bits", largest_bits, bits)
+    if engine == "double_word" and bits > MOST_DOUBLE_WORD_BITS:
+        raise ValueError(
+            f"pairs of float64 give at most {MOST_DOUBLE_WORD_BITS} bits, got bits={bits}: use "
+            "engine='ball' for more"
+        )
+    x, v = checks.inputs("x", x), checks.inputs("v", v)
+    for name, values in (("x", x), ("v", v)):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity: leave those samples out")
+    model = checks.model("model", model)
+    logits = functools.partial(logits_of, model)
+    check_repeatable(logits, x)
+    captured = capture(model, x[:1])
+    classes = captured.shapes[captured.results[0].name][1]
+    if v.shape != (len(x), classes) or not v.is_floating_point():
+        raise ValueError(
+            f"v must be floating point of shape ({len(x)}, {classes}), like the logits; "
+            f"got {v.dtype} of shape {tuple(v.shape)}: give one row a sample"
+        )
+    check_function_of_sample(logits, x, captured.depth, torch.finfo(x.dtype).eps / 2)
+    for i in range(len(x)):
+        captured.audit(model, x[i : i + 1], probe(logits(x[i : i + 1])))
+    try:
+        return _by_engine(engine, captured, x, v, bits, largest_bits)
+    except SingularGradientError as fault:
+        raise fault.within(called_in(fault.operation, model, x[:1])) from None
+
+
+def _by_engine(
+    engine: str, captured: Capture, x: Tensor, v: Tensor, bits: int, largest_bits: int
+) -> ExactGradient:
+    if engine == "mpmath":
+        return _by_two_precisions(captured, x, v, bits)
+    certifier = AdaptivePrecision(captured, bits, largest_bits)
+    if engine == "double_word":
+        return _in_double_words(captured, x, v, bits, certifier)
+    found = [certifier.product(x[i : i + 1], v[i : i + 1], i) for i in range(len(x))]
+    return ExactGradient(
+        np.stack([f.midpoint.reshape(x.shape[1:]) for f in found]),
+        np.stack([f.radius.reshape(x.shape[1:]) for f in found]),
+        f"Arb balls, {max(f.bits for f in found)} bits",
+        bits,
+        max(f.log2_error for f in found),
+        _all_audited([f.audit for f in found]),
+    )
+
+
+def _all_audited(audits: Sequence[SampleAudit | None]) -> tuple[SampleAudit, ...]:
+    audited = tuple(audit for audit in audits if audit is not None)
+    assert len(audited) == len(audits)
+    return audited
+
+
+def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> ExactGradient:
+    working, control = MpArithmetic(bits + GUARD_BITS), MpArithmetic(2 * (bits + GUARD_BITS))
+    try:
+        value = _samples(Interpreter(captured, working), x, v)
+        check = _samples(Interpreter(captured, control), x, v)
+    except UndecidedError as fault:
+        raise ReferenceNotCertifiedError(f"{fault}: use engine='ball'") from fault
+    if control.has_absorbed:
+        raise ReferenceNotCertifiedError(
+            f"a number vanishes beside a constant at {control.bits} bits, so that agreement with "
+            f"{working.bits} proves nothing (a function is saturated): use engine='ball'"
+        )
+    pairs = list(zip(value, check, strict=True))
+    agreement = max(log2_difference(a.gradient, b.gradient, control) for a, b in pairs)
+    if agreement > -bits:
+        raise ReferenceNotCertifiedError(
+            f"{working.name} and {control.name} agree to {-agreement:.1f} bits only, {bits} were "
+            "asked for. Ask for more bits: a decision of a ReLU or of a pooling may be close"
+        )
+    # the better one of the two is audited: its logits are off by less than both are apart
+    audits = [
+        b.audit(x[i : i + 1], v[i : i + 1], i, control.distance(a.logits, b.logits))
+        for i, (a, b) in enumerate(pairs)
+    ]
+    midpoint = np.concatenate([run.gradient for run in value], 0).reshape(x.shape)
+    return ExactGradient(midpoint, None, working.name, bits, agreement, tuple(audits))
+
+
+def _in_double_words(
+    captured: Capture, x: Tensor, v: Tensor, bits: int, certifier: AdaptivePrecision
+) -> ExactGradient:
+    working = 63 if bits <= _FEW_BITS else LARGEST_BITS
+    network = BatchedNetwork(captured, working, x.device)
+    found, doubt, audits = network.audited_gradient(x, v)
+    bounds = torch.where(doubt, math.inf, log2_relative_errors(found))
+    unproved = (bounds > -bits) & (bounds <= LEAST_BOUND)
+    errors = bounds.clone()
+    if unproved.any():
+        coarser = BatchedNetwork(captured, working - _RUNG, x.device, is_control=True)
+        errors[unproved] = _agreement(found, coarser, x, v, unproved)
+    context = MPContext()
+    context.prec = 2 * LARGEST_BITS
+    midpoint = to_mpmath(found, context).reshape(x.shape)
+    radius = [np.full(x.shape[1:], context.mpf(float(r)), dtype=object) for r in found.radius]
+    by_balls = torch.nonzero(~(errors <= -bits)).flatten().tolist()
+    for i in by_balls:
+        proved = certifier.product(x[i : i + 1], v[i : i + 1], i)
+        audits[i] = proved.audit
+        midpoint[i] = proved.midpoint.reshape(x.shape[1:])
+        radius[i] = proved.radius.reshape(x.shape[1:])
+        errors[i], unproved[i] = proved.log2_error, False
+    name = network.arithmetic.name
+    if by_balls:
+        name += f", and balls for {len(by_balls)} of {len(x)} samples"
+    every = None if bool(unproved.any()) else np.stack(radius)
+    return ExactGradient(midpoint, every, name, bits, float(errors.max()), _all_audited(audits))
+
+
+def _agreement(
+    found: DoubleWords, coarser: BatchedNetwork, x: Tensor, v: Tensor, chosen: Tensor
+) -> Tensor:
+    """log2 of the relative difference of the chosen samples' gradients to those of another run."""
+    other, doubt = coarser.gradient(x[chosen], v[chosen])
+    mine = replace(found.moved(lambda t: t[chosen]), radius=found.radius[chosen])
+    difference = coarser.arithmetic.sub(mine, other)
+    apart = torch.log2(difference.norm() / mine.norm()).nan_to_num(nan=math.inf)
+    return torch.where(doubt, math.inf, apart)
+
+
+@dataclass(frozen=True, slots=True)
+class _MpRun:
+    """One sample in mpmath."""
+
+    interpreter: Interpreter
+    run: ForwardRun
+    gradient: Array
+
+    @property
+    def logits(self) -> Array:
+        """(1, K)."""
+        return self.run.logits
+
+    def audit(self, x: Tensor, v: Tensor, sample: int, logits_off: float) -> SampleAudit:
+        """See `audit_sample`."""
+        return audit_sample(
+            self.interpreter, self.run, x, v, self.gradient, sample, logits_off=logits_off
+        )
+
+
+def _samples(interpreter: Interpreter, x: Tensor, v: Tensor) -> list[_MpRun]:
+    A = interpreter.arithmetic
+    runs = []
+    for i in range(len(x)):
+        run = interpreter.forward(x[i : i + 1])
+        entering = A.from_torch(v[i : i + 1])
+        gradient = interpreter.products(run.saved_values, entering)
+        check_regular(interpreter, run, entering, gradient, i)
+        if not A.is_finite(gradient):
+            raise ReferenceNotCertifiedError(
+                f"the gradient at sample {i} is infinite or undefined: leave the sample out"
+            )
+        runs.append(_MpRun(interpreter, run, gradient))
+    return runs

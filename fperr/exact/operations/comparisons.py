@@ -1,0 +1,186 @@
+"""Comparisons, maxima over dimensions, and what is done with masks."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fperr.exact import index_arrays
+from fperr.exact.arithmetic import Arithmetic, Array, Mask
+from fperr.exact.index_arrays import IndexArray
+from fperr.exact.operations.table import at_zero, operation
+
+
+def order(A: Arithmetic, a: Any, b: Any) -> tuple[Mask, Mask]:
+    """Where a > b and where a < b."""
+    if isinstance(b, int | float):
+        return A.exceeds(a, float(b)), A.exceeds(A.mul(a, -1.0), -float(b))
+    alike = A.same(a, b)
+    difference = A.sub(a, b)
+    difference = A.where(alike, A.zeros(A.shape(difference)), difference)
+    return A.exceeds(difference, 0.0), A.exceeds(A.mul(difference, -1.0), 0.0)
+
+
+_COMPARISONS: dict[str, Callable[[tuple[Mask, Mask]], Mask]] = {
+    "gt": lambda order: order[0],
+    "lt": lambda order: order[1],
+    "ge": lambda order: ~order[1],
+    "le": lambda order: ~order[0],
+    "eq": lambda order: ~order[0] & ~order[1],
+    "ne": lambda order: order[0] | order[1],
+}
+
+
+def _comparison(decide: Callable[[tuple[Mask, Mask]], Mask]) -> Callable[..., Mask]:
+    def compare(A: Arithmetic, a: Any, b: Any) -> Mask:
+        return decide(order(A, a, b))
+
+    return compare
+
+
+for _name, _decide in _COMPARISONS.items():
+    operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar", decides=True)(_comparison(_decide))
+
+
+def _truth(A: Arithmetic, a: Any) -> Mask:
+    """Where numbers, integers or booleans are not 0: what PyTorch takes for true."""
+    return (a if index_arrays.is_index_array(a) else A.sign(a)) != 0
+
+
+@operation("aten.logical_not.default", decides=True, kinks={0: at_zero})
+def logical_not(A: Arithmetic, a: Array) -> Mask:
+    """Where the numbers are 0."""
+    return ~_truth(A, a)
+
+
+@operation(
+    "aten.logical_and.default",
+    discrete=frozenset({0, 1}),
+    decides=True,
+    kinks={0: at_zero, 1: at_zero},
+)
+def logical_and(A: Arithmetic, a: Any, b: Any) -> Mask:
+    """Where neither is 0; each may be numbers or a mask."""
+    return index_arrays.both(_truth(A, a), _truth(A, b))
+
+
+@operation(
+    "aten.logical_or.default",
+    discrete=frozenset({0, 1}),
+    decides=True,
+    kinks={0: at_zero, 1: at_zero},
+)
+def logical_or(A: Arithmetic, a: Any, b: Any) -> Mask:
+    """Where one of the two is not 0; each may be numbers or a mask."""
+    return index_arrays.either(_truth(A, a), _truth(A, b))
+
+
+@operation(
+    "aten.logical_xor.default",
+    discrete=frozenset({0, 1}),
+    decides=True,
+    kinks={0: at_zero, 1: at_zero},
+)
+def logical_xor(A: Arithmetic, a: Any, b: Any) -> Mask:
+    """Where just one of the two is not 0; each may be numbers or a mask."""
+    return index_arrays.differing(_truth(A, a), _truth(A, b))
+
+
+@operation("aten.any.dim", decides=True, kinks={0: at_zero})
+def any_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> Mask:
+    """Whether a number along `dim` is not 0."""
+    return index_arrays.any_along(_truth(A, a), dim, keepdim=keepdim)
+
+
+@operation("aten.argmax.default", decides=True)
+def argmax(A: Arithmetic, a: Array, dim: int | None = None, keepdim: bool = False) -> IndexArray:
+    """Where the maximum along `dim` is, or in the flattened array: the first one of a tie."""
+    shape = A.shape(a)
+    over = range(len(shape)) if dim is None else (dim % max(len(shape), 1),)
+    position, _ = _largest(A, a, list(over))
+    rest = [n for d, n in enumerate(shape) if d not in over]
+    return position if keepdim else index_arrays.reshape(position, rest)
+
+
+@operation("aten.where.self", discrete=frozenset({0}))
+def where(A: Arithmetic, mask: Mask, a: Array, b: Array) -> Array:
+    """a where the mask holds, else b."""
+    return A.where(mask, a, b)
+
+
+@operation("aten.masked_fill.Scalar", discrete=frozenset({1}))
+def masked_fill(A: Arithmetic, a: Array, mask: Mask, value: float) -> Array:
+    """The number where the mask holds, else a."""
+    filling = A.from_torch(torch.tensor(float(value), dtype=torch.float64))  # may be infinite
+    return A.where(mask, A.expand(filling, A.shape(a)), a)
+
+
+@operation("aten.max.dim")
+def max_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> tuple[Array, IndexArray]:
+    """The maximum along `dim` and where it is: the first one of a tie."""
+    place, chosen = _largest(A, a, (dim % len(A.shape(a)),))
+    values = A.take(a, chosen)
+    if keepdim:
+        return values, place
+    shape = [n for d, n in enumerate(A.shape(a)) if d != dim % len(A.shape(a))]
+    return A.reshape(values, shape), index_arrays.reshape(place, shape)
+
+
+@operation("aten.amax.default")
+def amax(A: Arithmetic, a: Array, dims: Sequence[int] = (), keepdim: bool = False) -> Array:
+    """The maximum over `dims`."""
+    return _extreme(A, a, a, dims, keepdim=keepdim)
+
+
+@operation("aten.amin.default")
+def amin(A: Arithmetic, a: Array, dims: Sequence[int] = (), keepdim: bool = False) -> Array:
+    """The minimum over `dims`."""
+    return _extreme(A, a, A.mul(a, -1.0), dims, keepdim=keepdim)
+
+
+def _extreme(
+    A: Arithmetic, a: Array, ranked: Array, dims: Sequence[int], *, keepdim: bool
+) -> Array:
+    """The entries of `a` where `ranked` is largest over `dims`."""
+    shape = A.shape(a)
+    over = [d % len(shape) for d in dims] or list(range(len(shape)))
+    _, chosen = _largest(A, ranked, over)
+    values = A.take(a, chosen)
+    rest = [n for d, n in enumerate(shape) if d not in over]
+    return values if keepdim else A.reshape(values, rest)
+
+
+def _largest(A: Arithmetic, a: Array, over: Sequence[int]) -> tuple[IndexArray, IndexArray]:
+    """Where the maxima over these dimensions are: in the flattened dimensions, and in all of `a`.
+
+    Both keep the dimensions with length 1.
+    """
+    shape = A.shape(a)
+    kept = [d for d in range(len(shape)) if d not in over]
+    length = math.prod(shape[d] for d in over)
+    order = np.arange(math.prod(shape)).reshape(shape).transpose(*kept, *over)
+    last = order.reshape(*(shape[d] for d in kept), length)
+    place = A.first_argmax(A.take(a, last), np.ones(last.shape, dtype=bool))
+    flat = [1 if d in over else n for d, n in enumerate(shape)]
+    return index_arrays.reshape(place, flat), index_arrays.reshape(
+        index_arrays.pick(last, place), flat
+    )
+
+
+@operation("aten.value_selecting_reduction_backward.default", discrete=frozenset({2}))
+def value_selecting_reduction_backward(
+    A: Arithmetic,
+    gradient: Array,
+    dim: int,
+    indices: IndexArray,
+    sizes: Sequence[int],
+    keepdim: bool,
+) -> Array:
+    """The gradient of a maximum along `dim`, sent to where it was."""
+    del keepdim
+    places = np.moveaxis(np.arange(math.prod(sizes)).reshape(tuple(sizes)), dim, -1)
+    rows = places.shape[:-1]
+    chosen = index_arrays.pick(places, index_arrays.reshape(indices, rows))
+    return A.scatter_add(A.reshape(gradient, rows), chosen, sizes)

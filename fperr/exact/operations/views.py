@@ -1,0 +1,303 @@
+"""Operations that move numbers and do not change them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fperr.exact import index_arrays
+from fperr.exact.arithmetic import Arithmetic, Array, Indices
+from fperr.exact.index_arrays import IndexArray
+from fperr.exact.operations.table import at_zero, operation
+
+
+@operation(
+    "aten.clone.default",
+    "aten.detach.default",
+    "aten.alias.default",
+    "aten.lift_fresh_copy.default",
+    "aten.contiguous.default",
+)
+def identity(A: Arithmetic, a: Array, **traits: Any) -> Array:
+    """The same numbers."""
+    del A, traits
+    return a
+
+
+def _to_integers(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del arguments
+    dtype = options.get("dtype")
+    is_kept = dtype is None or dtype.is_floating_point or dtype == torch.bool
+    return None if is_kept else f"conversion to {dtype}, which rounds to whole numbers"
+
+
+@operation("aten._to_copy.default", refusal=_to_integers, decides=True, kinks={0: at_zero})
+def to_copy(A: Arithmetic, a: Array, **traits: Any) -> Any:
+    """The same numbers: a change of dtype rounds in a format's run only. As bool: where not 0."""
+    return A.sign(a) != 0 if traits.get("dtype") == torch.bool else a
+
+
+def rearranged(A: Arithmetic, a: Array, move: Callable[[Indices], Any]) -> Array:
+    """`a` with its entries where `move` puts their positions (-1: a zero)."""
+    return A.take(a, np.ascontiguousarray(move(_positions(A.shape(a)))))
+
+
+@operation("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
+def view(A: Arithmetic, a: Array, shape: Sequence[int]) -> Array:
+    """Another shape."""
+    return A.reshape(a, shape)
+
+
+@operation("aten.t.default")
+def transpose_matrix(A: Arithmetic, a: Array) -> Array:
+    """The transposed matrix."""
+    return A.permute(a, (1, 0)) if len(A.shape(a)) == 2 else a
+
+
+@operation("aten.transpose.int")
+def transpose(A: Arithmetic, a: Array, first: int, second: int) -> Array:
+    """Two dimensions exchanged."""
+    dims = list(range(len(A.shape(a))))
+    dims[first], dims[second] = dims[second], dims[first]
+    return A.permute(a, dims)
+
+
+@operation("aten.permute.default")
+def permute(A: Arithmetic, a: Array, dims: Sequence[int]) -> Array:
+    """Dimensions reordered."""
+    return A.permute(a, [d % len(dims) for d in dims])
+
+
+@operation("aten.expand.default")
+def expand(A: Arithmetic, a: Array, shape: Sequence[int], **implicit: Any) -> Array:
+    """Broadcast; -1 keeps a length."""
+    del implicit
+    lengths = [1] * (len(shape) - len(A.shape(a))) + list(A.shape(a))
+    full = [old if new == -1 else new for old, new in zip(lengths, shape, strict=True)]
+    return A.expand(a, full)
+
+
+@operation("aten.unsqueeze.default")
+def unsqueeze(A: Arithmetic, a: Array, dim: int) -> Array:
+    """A new dimension of length 1."""
+    shape = list(A.shape(a))
+    shape.insert(dim % (len(shape) + 1), 1)
+    return A.reshape(a, shape)
+
+
+@operation("aten.squeeze.dim", "aten.squeeze.dims")
+def squeeze(A: Arithmetic, a: Array, dims: Sequence[int] | int) -> Array:
+    """Without those of `dims` that have length 1."""
+    shape = A.shape(a)
+    gone = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
+    return A.reshape(a, [n for d, n in enumerate(shape) if d not in gone or n != 1])
+
+
+@operation("aten.cat.default")
+def cat(A: Arithmetic, arrays: Sequence[Array], dim: int = 0) -> Array:
+    """Joined along `dim`."""
+    return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
+
+
+def _nonzero_fill(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del options
+    value = arguments[2] if len(arguments) > 2 else 0
+    return None if value == 0 else f"padding with {value}"
+
+
+@operation("aten.constant_pad_nd.default", refusal=_nonzero_fill)
+def constant_pad(A: Arithmetic, a: Array, pad: Sequence[int], value: float = 0) -> Array:
+    """Zeros added (or, for negative widths, entries removed) around the last dimensions."""
+    del value
+    index = np.arange(math.prod(A.shape(a))).reshape(A.shape(a))
+    for i in range(len(pad) // 2):
+        before, after = pad[2 * i : 2 * i + 2]
+        axis = index.ndim - 1 - i
+        widths = [
+            (max(before, 0), max(after, 0)) if d == axis else (0, 0) for d in range(index.ndim)
+        ]
+        index = np.pad(index, widths, constant_values=-1)
+        stop = index.shape[axis] + min(after, 0)
+        index = index.take(np.arange(max(-before, 0), stop), axis)
+    return A.take(a, index)
+
+
+@operation("aten.slice.Tensor")
+def slice_(
+    A: Arithmetic,
+    a: Array,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Array:
+    """Every `step`-th entry along `dim`."""
+    return rearranged(A, a, lambda i: i[_along(i, dim, slice(start, end, step))])
+
+
+@operation("aten.slice_backward.default")
+def slice_backward(
+    A: Arithmetic,
+    gradient: Array,
+    shape: Sequence[int],
+    dim: int,
+    start: int,
+    end: int,
+    step: int,
+) -> Array:
+    """The gradient where the slice was taken, 0 elsewhere."""
+    places = _positions(shape)
+    return A.scatter_add(gradient, places[_along(places, dim, slice(start, end, step))], shape)
+
+
+@operation("aten.select.int")
+def select(A: Arithmetic, a: Array, dim: int, index: int) -> Array:
+    """One entry along `dim`, which is dropped."""
+    return rearranged(A, a, lambda i: i.take(index, dim))
+
+
+@operation("aten.select_backward.default")
+def select_backward(
+    A: Arithmetic, gradient: Array, shape: Sequence[int], dim: int, index: int
+) -> Array:
+    """The gradient where the entry was taken, 0 elsewhere."""
+    return A.scatter_add(gradient, np.asarray(_positions(shape).take(index, dim)), shape)
+
+
+@operation("aten.unbind.int")
+def unbind(A: Arithmetic, a: Array, dim: int = 0) -> list[Array]:
+    """Every entry along `dim`."""
+    return [select(A, a, dim, i) for i in range(A.shape(a)[dim])]
+
+
+@operation("aten.split.Tensor")
+def split(A: Arithmetic, a: Array, size: int, dim: int = 0) -> list[Array]:
+    """Pieces of that size along `dim`; the last one may be smaller."""
+    starts = range(0, A.shape(a)[dim], size)
+    return [slice_(A, a, dim, start, start + size) for start in starts]
+
+
+@operation("aten.stack.default")
+def stack(A: Arithmetic, arrays: Sequence[Array], dim: int = 0) -> Array:
+    """Joined along a new dimension."""
+    return cat(A, [unsqueeze(A, a, dim) for a in arrays], dim)
+
+
+@operation("aten.repeat.default")
+def repeat(A: Arithmetic, a: Array, repeats: Sequence[int]) -> Array:
+    """Copies side by side."""
+    return rearranged(A, a, lambda i: np.tile(i, repeats))
+
+
+@operation("aten.flip.default")
+def flip(A: Arithmetic, a: Array, dims: Sequence[int]) -> Array:
+    """In reverse order along `dims`."""
+    return rearranged(A, a, lambda i: np.flip(i, tuple(dims)))
+
+
+@operation("aten.roll.default")
+def roll(A: Arithmetic, a: Array, shifts: Sequence[int], dims: Sequence[int] = ()) -> Array:
+    """Shifted along `dims`; what leaves at one end enters at the other."""
+    along = tuple(dims) or None
+    return rearranged(A, a, lambda i: np.roll(i, tuple(shifts), along))
+
+
+@operation("aten.tril.default")
+def lower_triangle(A: Arithmetic, a: Array, diagonal: int = 0) -> Array:
+    """Zeros above a diagonal of the last two dimensions."""
+    return rearranged(A, a, lambda i: np.tril(i + 1, diagonal) - 1)
+
+
+@operation("aten.pixel_shuffle.default")
+def pixel_shuffle(A: Arithmetic, a: Array, factor: int) -> Array:
+    """Channels spread over blocks of factor x factor pixels."""
+    n, c, h, w = A.shape(a)
+    split = A.reshape(a, (n, c // factor**2, factor, factor, h, w))
+    split = A.permute(split, (0, 1, 4, 2, 5, 3))
+    return A.reshape(split, (n, c // factor**2, h * factor, w * factor))
+
+
+@operation("aten.pixel_unshuffle.default")
+def pixel_unshuffle(A: Arithmetic, a: Array, factor: int) -> Array:
+    """Blocks of factor x factor pixels gathered in channels."""
+    n, c, h, w = A.shape(a)
+    split = A.reshape(a, (n, c, h // factor, factor, w // factor, factor))
+    split = A.permute(split, (0, 1, 3, 5, 2, 4))
+    return A.reshape(split, (n, c * factor**2, h // factor, w // factor))
+
+
+@operation("aten.split_with_sizes.default")
+def split_with_sizes(A: Arithmetic, a: Array, sizes: Sequence[int], dim: int = 0) -> list[Array]:
+    """Pieces of those sizes along `dim`."""
+    ends = np.cumsum(sizes).tolist()
+    return [slice_(A, a, dim, end - n, end) for end, n in zip(ends, sizes, strict=True)]
+
+
+@operation("aten.gather.default", discrete=frozenset({2}))
+def gather(A: Arithmetic, a: Array, dim: int, index: IndexArray, **traits: Any) -> Array:
+    """The entries at `index` along `dim`."""
+    del traits
+    return A.take(a, index_arrays.along(index, dim, A.shape(a)))
+
+
+@operation("aten.scatter_add.default", discrete=frozenset({2}))
+def scatter_add(A: Arithmetic, a: Array, dim: int, index: IndexArray, source: Array) -> Array:
+    """`a` with the source added at `index` along `dim`."""
+    shape = A.shape(a)
+    return A.add(a, A.scatter_add(source, index_arrays.along(index, dim, shape), shape))
+
+
+@operation("aten.scatter.src", discrete=frozenset({2}))
+def scatter(A: Arithmetic, a: Array, dim: int, index: IndexArray, source: Array) -> Array:
+    """`a` with the source put at `index` along `dim`."""
+    shape, count, size = A.shape(a), math.prod(A.shape(a)), index_arrays.shape(index)
+    if A.shape(source) != size:
+        source = rearranged(A, source, lambda i: i[tuple(map(slice, size))])
+    chosen = index_arrays.replaced(count, index_arrays.along(index, dim, shape))
+    both = [A.reshape(a, (count,)), A.reshape(source, (math.prod(size),))]
+    return A.take(A.concatenate(both, 0), index_arrays.reshape(chosen, shape))
+
+
+@operation("aten.scatter.value", discrete=frozenset({2}))
+def scatter_value(A: Arithmetic, a: Array, dim: int, index: IndexArray, value: float) -> Array:
+    """`a` with a number put at `index` along `dim`."""
+    return scatter(A, a, dim, index, A.add(A.zeros(index_arrays.shape(index)), float(value)))
+
+
+def _unusual_index(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    del options
+    accumulates = len(arguments) > 3 and arguments[3]
+    return None if accumulates else "index_put without accumulation"
+
+
+@operation("aten.index.Tensor", discrete=frozenset({1}))
+def index(A: Arithmetic, a: Array, indices: Sequence[IndexArray | None]) -> Array:
+    """The entries at integer or boolean indices."""
+    return A.take(a, index_arrays.indexed(_positions(A.shape(a)), indices))
+
+
+@operation(
+    "aten.index_put.default",
+    "aten._unsafe_index_put.default",
+    discrete=frozenset({1}),
+    refusal=_unusual_index,
+)
+def index_put(
+    A: Arithmetic, a: Array, indices: Sequence[IndexArray | None], source: Array, accumulate: bool
+) -> Array:
+    """`a` with the source added at integer indices."""
+    del accumulate
+    shape = A.shape(a)
+    positions = index_arrays.indexed(_positions(shape), indices)
+    added = A.expand(source, index_arrays.shape(positions))
+    return A.add(a, A.scatter_add(added, positions, shape))
+
+
+def _positions(shape: Sequence[int]) -> Indices:
+    return np.arange(math.prod(shape)).reshape(tuple(shape))
+
+
+def _along(places: Indices, dim: int, chosen: slice) -> tuple[slice, ...]:
+    return (*[slice(None)] * (dim % places.ndim), chosen)

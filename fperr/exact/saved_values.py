@@ -1,0 +1,131 @@
+"""What the backward half of a captured graph reads of its forward half, and runs that leave it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fperr.errors import CaptureAuditError
+from fperr.exact.graph import Capture, Node
+from fperr.exact.operations import OPERATIONS
+
+Read = tuple[str, Node, Callable[..., Any] | None, tuple[Any, ...]]
+
+
+def saved_for_backward(capture: Capture) -> list[Read]:
+    """What the backward half reads: (key, source, decision or None, arguments of the consumer)."""
+    before = set(capture.forward) | {capture.placeholders[0]}
+    found: dict[str, Read] = {}
+    for node in capture.backward:
+        operation = OPERATIONS.get(str(node.target))
+        for position, argument in enumerate(node.args):
+            if operation is not None and position in operation.shape_only:
+                continue
+            decide = None if operation is None else operation.decisions.get(position)
+            sources: list[Node] = []
+            fx.node.map_arg(argument, sources.append)
+            for source in sources:
+                if source in before:
+                    key = source.name if decide is None else f"{node.name}.{position}"
+                    found[key] = (key, source, decide, node.args)
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class FloatRun:
+    """The values of the forward half's nodes in a run in floating point, by node name."""
+
+    values: Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def float_run(
+    capture: Capture,
+    x: Tensor,
+    v: Tensor,
+    single: Capture | None = None,
+    *,
+    everything: bool = False,
+) -> FloatRun:
+    """Replay the graph in floating point on the captured batch.
+
+    Args:
+        capture: of that batch shape.
+        x: (batch, *shape), in the format.
+        v: (batch, K), in the format.
+        single: the same network for one sample, whose names are used; else `capture` itself.
+        everything: keep what every node holds, instead of what the pullback reads.
+
+    Raises:
+        CaptureAuditError: the graph of the batch is not that of a single sample.
+    """
+    single = single or capture
+    names = single.counterparts(capture)
+    if names is None:
+        raise CaptureAuditError(
+            f"the graph for a batch of {len(x)} differs from that for one sample in {x.dtype}: "
+            "use batch_size=1"
+        )
+    wanted = {source.name for _, source, _, _ in saved_for_backward(single)}
+    if everything:
+        wanted = {node.name for node in (*single.forward, *single.backward)}
+    keeper = _Keeper(capture.module, {names[name] for name in wanted})
+    keeper.run(x, v)
+    return FloatRun({name: keeper.kept[names[name]] for name in wanted})
+
+
+def sample_of(tensor: Tensor, shape: tuple[int, ...], sample: int) -> Tensor:
+    """The part of a batch's `tensor` that belongs to one sample, where one sample has `shape`.
+
+    Raises:
+        CaptureAuditError: the tensor does not split into samples along one dimension.
+    """
+    differ = [d for d, (n, m) in enumerate(zip(tensor.shape, shape, strict=False)) if n != m]
+    if tensor.ndim != len(shape) or len(differ) > 1:
+        raise CaptureAuditError(
+            f"a tensor of shape {tuple(tensor.shape)} in a batch has shape {shape} for one "
+            "sample: it does not split into samples. Use batch_size=1"
+        )
+    if not differ:
+        return tensor
+    length = shape[differ[0]]
+    return tensor.narrow(differ[0], sample * length, length)
+
+
+def check_split(run: FloatRun, of_first: FloatRun, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that what a batch leaves is laid out sample by sample.
+
+    Args:
+        run: on a batch.
+        of_first: on as many copies of its first sample: the kernels are the same, so the first
+            part of both has the same bits unless it holds numbers of other samples.
+        shapes: of every node for one sample.
+
+    Raises:
+        CaptureAuditError: it is not.
+    """
+    for name, tensor in run.values.items():
+        mine, alone = (sample_of(t, shapes[name], 0) for t in (tensor, of_first.values[name]))
+        if not torch.equal(mine.nan_to_num(), alone.nan_to_num()):
+            raise CaptureAuditError(
+                f"{name} of a batch does not split into samples, or depends on the other samples: "
+                "use batch_size=1"
+            )
+
+
+class _Keeper(fx.Interpreter):
+    """Runs a graph and keeps the values of the nodes that are wanted."""
+
+    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(module)
+        self.wanted = wanted
+        self.kept: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        if n.name in self.wanted:
+            self.kept[n.name] = value
+        return value

@@ -1,0 +1,1 @@
+"""How wrong a computed gradient is: measured, by stage, and bounded."""

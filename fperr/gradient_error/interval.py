@@ -1,0 +1,27 @@
+"""The proved interval for the relative error of a gradient."""
+
+from torch import Tensor
+
+from fperr.exact.ball.arithmetic import BallArithmetic
+from fperr.exact.ball.array import BallArray
+from fperr.exact.error_bound import relative_error
+
+
+def delta_interval(
+    A: BallArithmetic, gradient: Tensor, factor: tuple[float, int], exact: BallArray
+) -> tuple[float, float]:
+    """Lower and upper bound on |g_hat - g|_2/|g|_2.
+
+    Args:
+        A: the arithmetic of `exact`.
+        gradient: g_hat of one sample, in the format, finite.
+        factor: (loss scale, number of samples that a mean divided by) of it.
+        exact: g (1, entries).
+    """
+    loss_scale, count = factor
+    computed = A.from_torch(gradient.reshape(1, -1))
+    if loss_scale != 1.0:
+        computed = A.div(computed, loss_scale)
+    if count != 1:
+        computed = A.mul(computed, float(count))
+    return relative_error(A, computed, exact)

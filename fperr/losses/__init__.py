@@ -1,0 +1,1 @@
+"""The losses that an attack ascends."""

@@ -1,0 +1,1 @@
+"""Users' networks: made usable, run in a format, run exactly."""

@@ -1,0 +1,195 @@
+"""The network in one format: the gradient that an attack would compute there, and its capture."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fperr.errors import ModelError
+from fperr.exact.graph import Capture, capture, fixed_parameters
+from fperr.exact.saved_values import FloatRun, check_split, float_run
+from fperr.formats import BFLOAT16, FLOAT16, Format
+from fperr.kernel_switches import controlled
+from fperr.losses.registry import Context, Loss
+from fperr.theory.scaling import Scale
+
+
+@dataclass(frozen=True, slots=True)
+class FloatGradient:
+    """What one attack step computes in a format, for a batch.
+
+    Attributes:
+        logits: (batch, K).
+        logit_gradient: v_hat (batch, K), of factor * sum of the losses.
+        gradient: g_hat, like x, of the same.
+        scale: T and c that the loss used.
+        factor: (loss scale, number that the losses were divided by: the batch size of a mean, or
+            1); both gradients carry their quotient.
+        is_autocast: the loss was computed under `torch.autocast`.
+    """
+
+    logits: Tensor
+    logit_gradient: Tensor
+    gradient: Tensor
+    scale: Scale
+    factor: tuple[float, int]
+    is_autocast: bool
+
+
+class FormatNetwork:
+    """A model in one format, as the user's own `.half()`, `.double()` or autocast would run it.
+
+    Args:
+        model: in evaluation mode; left as it is.
+        fmt: the format.
+        autocast: run the half formats as the model's own dtype under `torch.autocast`.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+
+    def __init__(self, model: nn.Module, fmt: Format, *, autocast: bool) -> None:
+        self.format = fmt
+        self.device, own = device_and_dtype(model)
+        self._autocast = autocast and fmt in (FLOAT16, BFLOAT16)
+        self.dtype = own if self._autocast else fmt.dtype
+        self.model = model if self.dtype == own else copied(model).to(self.dtype)
+        self._captures: dict[tuple[int, ...], Capture] = {}
+        self._modules = tuple(self.model.modules())
+
+    def check_mode(self) -> None:
+        """Refuse to go on in training mode, which somebody has switched on along the way.
+
+        Raises:
+            ModelError: a module is in training mode.
+        """
+        if any(module.training for module in self._modules):
+            raise ModelError(
+                "the model was switched to training mode along the way, where it is another "
+                "function: leave out the call of .train(), or call .eval() after it"
+            )
+
+    def cast(self, x: Tensor) -> Tensor:
+        """The input in the dtype that this network takes."""
+        return x.to(self.dtype)
+
+    @contextmanager
+    def running(self) -> Iterator[dict[str, str]]:
+        """Inside, kernels run as this format asks; yields the switches that were set."""
+        inner: AbstractContextManager[object] = nullcontext()
+        if self._autocast:
+            # the cache of casts would hand tensors of one trace to the next
+            inner = torch.autocast(self.device.type, dtype=self.format.dtype, cache_enabled=False)
+        self.check_mode()
+        with controlled(self.format) as switches, fixed_parameters(self.model), inner:
+            yield switches
+        self.check_mode()
+
+    def capture(self, x: Tensor) -> Capture:
+        """The capture for the shape of x; one is made for each shape.
+
+        Raises:
+            ModelError: the model fails in this format or cannot be traced.
+            UnsupportedOperationError, CaptureAuditError: see `fperr.exact.capture`.
+        """
+        shape = tuple(x.shape)
+        if shape not in self._captures:
+            with self.running():
+                try:
+                    self._captures[shape] = capture(self.model, self.cast(x))
+                except ModelError as fault:
+                    raise ModelError(f"in {self.format.name}: {fault}") from fault
+        return self._captures[shape]
+
+    def saved(self, x: Tensor, v: Tensor) -> FloatRun:
+        """What the forward half leaves for the backward half on the batch x.
+
+        Raises:
+            CaptureAuditError: the replay differs from the eager run on this batch, or from the
+                graph of one sample, or what it leaves does not split into samples.
+        """
+        captured, single = self.capture(x), self.capture(x[:1])
+        with self.running():
+            captured.audit(self.model, self.cast(x), v)
+            run = float_run(captured, self.cast(x), v, single)
+            if len(x) > 1:
+                first = self.cast(x[:1]).expand_as(x).contiguous()
+                check_split(run, float_run(captured, first, v, single), single.shapes)
+            return run
+
+    def row_log2_norms(self, x: Tensor) -> list[float]:
+        """log2 of the norms of the K rows of the Jacobian at x (1, *shape), as computed here."""
+        with self.running(), torch.enable_grad():
+            leaf = self.cast(x).detach().clone().requires_grad_()
+            logits = self.model(leaf)[0]
+            rows = [torch.autograd.grad(z, leaf, retain_graph=True)[0].double() for z in logits]
+        norms = torch.stack([torch.linalg.vector_norm(row) for row in rows])
+        return [float(n) for n in norms.log2()]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits (batch, K) at x."""
+        with self.running(), torch.no_grad():
+            z: Tensor = self.model(self.cast(x))
+        return z
+
+    def gradient(
+        self, x: Tensor, label: Tensor, loss: Loss, context: Context, *, mean: bool
+    ) -> FloatGradient:
+        """The gradient of loss_scale * (sum or mean over the batch of `loss`) at x.
+
+        Args:
+            x: (batch, *shape).
+            label: (batch,), y or y_t.
+            loss: what the attack ascends.
+            context: targeted or not, and the loss scale.
+            mean: average over the batch instead of adding.
+        """
+        with self.running(), torch.enable_grad():
+            leaf = self.cast(x).detach().clone().requires_grad_()
+            logits = self.model(leaf)
+            losses = loss(logits, label, context)
+            objective = losses.mean() if mean else losses.sum()
+            if context.loss_scale != 1.0:
+                objective = objective * context.loss_scale
+            v, g = torch.autograd.grad(objective, (logits, leaf))
+            scale = loss.scale(logits, label, context)
+        factor = context.loss_scale, len(x) if mean else 1
+        return FloatGradient(logits.detach(), v, g, scale, factor, self._autocast)
+
+
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the parameters and buffers of `model` are, and their floating-point dtype.
+
+    A model without any is taken to be float32 on the CPU.
+
+    Raises:
+        ValueError: they have several dtypes or devices.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+    devices = {t.device for t in tensors}
+    if len(dtypes) > 1 or len(devices) > 1:
+        raise ValueError(
+            f"the model's parameters must have one dtype and one device, got "
+            f"{sorted(map(str, dtypes))} on {sorted(map(str, devices))}: convert it with .to(...)"
+        )
+    return devices.pop() if devices else torch.device("cpu"), (
+        dtypes.pop() if dtypes else torch.float32
+    )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of the model.
+
+    Raises:
+        ModelError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as fault:
+        raise ModelError(
+            f"the model cannot be copied, which another format or device needs: {fault}"
+        ) from fault

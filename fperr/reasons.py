@@ -1,0 +1,231 @@
+"""Why a row has no relative error, in words, and what to do about it."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fperr.formats import FORMATS, TF32, Format
+
+INPUT_NOT_FINITE = "its input is not finite"
+LOGITS_NOT_FINITE = "its exact logits are infinite or undefined"
+TOO_FEW_CLASSES = "all classes but one are masked: there is no margin"
+NOT_CERTIFIED = "the reference could not be certified"
+UNDEFINED = "the loss is undefined: its denominator is 0"
+FLAT = "the exact gradient is zero: there is no relative error"
+# of rows that do have a number: it speaks of the cap and not of the loss, and is not judged
+SCALE_CAPPED = "its scale was capped: the margin is too small"
+_NOT_RECORDED = "no reason is recorded"
+_NO_REMEDY = "no remedy is known"
+
+
+class UnmeasuredWarning(UserWarning):
+    """Rows have no relative error, and neither the format nor a flat network is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Rows that lack a relative error for the same reason.
+
+    Attributes:
+        words: the reason; in general terms where the rows' own reasons differ in a number.
+        remedy: what to do about it.
+        is_result: it says something about the format or the network, and is no gap in the
+            measurement: the format's numbers are not finite, or the exact gradient is zero.
+        rows: how many there are.
+    """
+
+    words: str
+    remedy: str
+    is_result: bool
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Reasons that are counted together, and their remedy.
+
+    Attributes:
+        pattern: of all of them, whole.
+        words: what they have in common.
+    """
+
+    pattern: str
+    words: str
+    remedy: str
+    is_result: bool = False
+
+
+def not_certified(fault: str) -> str:
+    """The reason of a sample at which the exact network could not be certified."""
+    return f"{NOT_CERTIFIED}: {' '.join(fault.split())}"
+
+
+def infinite_slope(operation: str) -> str:
+    """The reason of a sample whose exact gradient is infinite or undefined.
+
+    Args:
+        operation: which has no slope there, and the modules that call it.
+    """
+    return f"infinite slope: {operation} at 0"
+
+
+def format_fails(format: Format, fault: str) -> str:
+    """The reason of the rows of a format in which the network cannot be run."""
+    return f"the network fails in {format.name}: {' '.join(fault.split())}"
+
+
+def unusable_scale(c: float) -> str:
+    """The reason of a row whose scale c is 0, infinite or not a number."""
+    return f"its scale T/margin is {_word(c)}"
+
+
+def too_few_digits(log2_error: float, digits: int) -> str:
+    """The reason of a row whose reference missed its digits.
+
+    Args:
+        log2_error: log2 of the reference's relative error; may be infinite or NaN.
+        digits: decimal digits that were asked for.
+    """
+    certain = -log2_error * math.log10(2)
+    whole = min(max(0, math.floor(certain)), digits - 1) if math.isfinite(certain) else 0
+    return f"the reference is certain to {whole} of {digits} digits"
+
+
+def not_finite(format: Format, part: str) -> str:
+    """The reason of a row of which a format's `part` ("gradient", "logits") is not finite."""
+    return f"the {format.name} {part} {'are' if part.endswith('s') else 'is'} not finite"
+
+
+def _word(number: float) -> str:
+    if math.isnan(number):
+        return "not a number"
+    return "infinite" if math.isinf(number) else f"{number:g}"
+
+
+def _of_format(format: Format) -> _Rule:
+    # tf32 has float32's range, and exists on CUDA devices only
+    wider = [f.name for f in FORMATS.values() if f.emax > format.emax and f is not TF32]
+    remedy = (
+        f"measure in a format with more range: {', '.join(wider)}"
+        if wider
+        else "scale the network's input or its weights down"
+    )
+    words = f"the {format.name} logits or gradients are not finite"
+    return _Rule(f"the {format.name} .* not finite", words, remedy, is_result=True)
+
+
+# The one place of the remedies. What names code or an option is tried by the tests.
+_RULES = (
+    _Rule(
+        INPUT_NOT_FINITE,
+        INPUT_NOT_FINITE,
+        "leave such samples and their labels out: x[x.flatten(1).isfinite().all(1)]",
+    ),
+    _Rule(
+        LOGITS_NOT_FINITE,
+        LOGITS_NOT_FINITE,
+        "leave such samples out: the model has no logits there (0/0, or a softmax of masks only)",
+    ),
+    _Rule(
+        TOO_FEW_CLASSES,
+        TOO_FEW_CLASSES,
+        "leave such samples out: no attack can change their class",
+    ),
+    _Rule(
+        f"{NOT_CERTIFIED}(: .*)?",
+        NOT_CERTIFIED,
+        "measure with reference='mpmath', which compares two precisions and proves nothing",
+    ),
+    _Rule(
+        "infinite slope: .*",
+        "the exact gradient is infinite or undefined: an operation has no slope at 0",
+        "keep the operation's argument away from 0, or leave such samples out: PyTorch's gradient "
+        "is infinite or not a number there, too",
+    ),
+    _Rule(
+        "the network fails in .*",
+        "the network fails in a format",
+        "leave that format out, or change what does not fit it (a constant such as a mask of -1e9)",
+    ),
+    _Rule(
+        r"the reference is certain to \d+ of \d+ digits",
+        "the reference is certain to fewer digits than were asked for",
+        "try another reference of 'ball', 'mpmath' and 'double_word', which lose digits at "
+        "different places",
+    ),
+    _Rule(
+        "its scale T/margin is .*",
+        "its scale T/margin is 0, infinite or not a number",
+        "use a larger T, a format with more range, or a loss without a scale, as stable_ce is",
+    ),
+    _Rule(UNDEFINED, UNDEFINED, "use another loss there, for instance cw"),
+    _Rule(SCALE_CAPPED, SCALE_CAPPED, "use a loss without a scale there: ce or stable_ce"),
+    _Rule(FLAT, FLAT, "measure other samples", is_result=True),
+    *(_of_format(f) for f in FORMATS.values()),
+)
+
+
+def tally(reasons: Iterable[str]) -> tuple[Tally, ...]:
+    """The reasons with the number of their rows, the most frequent first."""
+    groups: dict[_Rule, list[str]] = {}
+    for reason in reasons:
+        groups.setdefault(_rule_of(reason), []).append(reason)
+    counted = [
+        Tally(
+            group[0] if len(set(group)) == 1 else rule.words,
+            rule.remedy,
+            rule.is_result,
+            len(group),
+        )
+        for rule, group in groups.items()
+    ]
+    return tuple(sorted(counted, key=lambda t: -t.rows))
+
+
+def _rule_of(reason: str) -> _Rule:
+    for rule in _RULES:
+        if re.fullmatch(rule.pattern, reason):
+            return rule
+    return _Rule(re.escape(reason), reason, _NO_REMEDY)
+
+
+def reasons(frame: pd.DataFrame) -> "pd.Series[str]":
+    """The reason of every row that has no relative error, or none that can be judged."""
+    capped = frame["scale_capped"].fillna(False).astype(bool)
+    missing = frame["delta"].isna()
+    stated = frame["reason"].where(missing)
+    stated = stated.mask(capped & stated.isna() & ~missing, SCALE_CAPPED)
+    return stated.mask(missing & stated.isna(), _NOT_RECORDED).dropna()
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'s' * (number != 1)}"
+
+
+def counted(tallies: Iterable[Tally]) -> str:
+    """Rows and reasons in words: `"2: its input is not finite; 1: ..."`."""
+    return "; ".join(f"{t.rows}: {t.words}" for t in tallies)
+
+
+def is_any_measured(frame: pd.DataFrame) -> bool:
+    """Whether a row has a relative error."""
+    return bool(frame["delta"].notna().any())
+
+
+def unmeasured_sentence(frame: pd.DataFrame, *, with_results: bool) -> str | None:
+    """How many rows were not measured, why, and what to do; None where there is nothing to say.
+
+    Args:
+        frame: rows of a report.
+        with_results: name flat gradients and formats that are not finite, too.
+    """
+    tallies = tally(reasons(frame[frame["delta"].isna()]))
+    named = [t for t in tallies if with_results or not t.is_result]
+    if not named:
+        return None
+    number = sum(t.rows for t in named)
+    explained = "; ".join(f"{t.words} ({_rows(t.rows)}: {t.remedy})" for t in named)
+    return f"{number} of {len(frame)} rows were not measured: {explained}"
