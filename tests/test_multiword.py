@@ -75,7 +75,7 @@ def test_words_meet_the_balls(name):
     capture, classes = captured(name, x)
     v = normal(2, classes, seed=7).double()
     balls = exact.gradient(build(name), x, v, bits=BALL_BITS)
-    certifier = exact.certified.AdaptivePrecision(capture, BALL_BITS)
+    certifier = exact.adaptive_precision.AdaptivePrecision(capture, BALL_BITS)
     for bits, digits in ((106, 25), (63, 14)):
         network = BatchedNetwork(capture, bits)
         product, doubt = network.gradient(x, v)
@@ -106,10 +106,10 @@ def certifier_result(certifier, x, k):
         return certifier.product(x, v)
     balls, bits = certifier.raised(
         lambda interpreter: interpreter.forward(x).logits,
-        lambda found: -exact.certified.log2_relative_radius(found),
+        lambda found: -exact.adaptive_precision.log2_relative_radius(found),
         str,
     )
-    return exact.certified.enclosure(balls, bits)
+    return exact.adaptive_precision.enclosure(balls, bits)
 
 
 def enclosed_by_balls(name, bits):

@@ -213,7 +213,7 @@ def test_a_wrong_claim_is_noticed(monkeypatch):
     """Negative control: pairs whose products have 70 bits, and claim 100."""
     steps, numbers = [("real", "matrix"), ("real", "tanh"), ("real", "matrix")], [0, 1, 0, 2]
     assert check(steps, numbers, 1)
-    right = exact.engine._in_double_words
+    right = exact.entry._in_double_words
 
     def boastful(*arguments):
         found = right(*arguments)

@@ -4,7 +4,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from fperr.exact import index_arrays
 from fperr.exact.index_arrays import IndexArray
 
-# An array of the number system's own kind: opaque outside of it.
+# An array of the number system's own kind.
+T = TypeVar("T")
+R = TypeVar("R")
 Array = Any
 Shape = Sequence[int]
 Indices = NDArray[np.int64]
@@ -24,7 +26,7 @@ Places = Any
 _REMEMBERED = 256  # rearranged weights
 
 
-class Arithmetic(ABC):
+class Arithmetic(ABC, Generic[T]):
     """A number system: conversions, array operations, decisions. Carries its own precision.
 
     Arrays are immutable for the caller. Every method that computes rounds (or encloses) at the
@@ -41,8 +43,8 @@ class Arithmetic(ABC):
     bits: int
 
     def prepared(
-        self, sources: tuple[Array, ...], layout: Hashable, make: Callable[[], Any]
-    ) -> Any:
+        self, sources: tuple[object, ...], layout: Hashable, make: Callable[[], R]
+    ) -> R:
         """`make()`, what is made of the constants `sources`; once for each `layout`."""
         remembered = self.__dict__.setdefault("_prepared", {})
         key = tuple(map(id, sources)), layout
@@ -50,7 +52,7 @@ class Arithmetic(ABC):
             remembered[key] = sources, make()  # holding the sources keeps their ids from reuse
             if len(remembered) > _REMEMBERED:
                 remembered.pop(next(iter(remembered)))
-        return remembered[key][1]
+        return cast(R, remembered[key][1])
 
     @property
     @abstractmethod
@@ -58,156 +60,156 @@ class Arithmetic(ABC):
         """Name and precision, for reports: e.g. `"mpmath, 206 bits"`."""
 
     @abstractmethod
-    def from_torch(self, tensor: Tensor) -> Array:
+    def from_torch(self, tensor: Tensor) -> T:
         """The floating-point `tensor`, exactly."""
 
-    def from_samples(self, tensor: Tensor) -> Array:
+    def from_samples(self, tensor: Tensor) -> T:
         """The floating-point numbers (samples, *shape), exactly: of one sample, where all are."""
         return self.from_torch(tensor[0])
 
-    def to_samples(self, a: Array) -> Tensor:
+    def to_samples(self, a: T) -> Tensor:
         """The nearest float64 tensor (samples, *shape): one sample stands for all."""
         return self.to_torch(a)[None]
 
-    def error_norms(self, a: Array) -> Tensor:
+    def error_norms(self, a: T) -> Tensor:
         """(samples or 1,): upper bounds on the norm of the numbers' error, where known; else 0."""
         del a
         return torch.zeros(1, dtype=torch.float64)
 
-    def without_value_numbers(self, a: Array) -> Array:
+    def without_value_numbers(self, a: T) -> T:
         """The same numbers, of which nobody will ask whether they are equal by arithmetic."""
         return a
 
-    def from_index_array(self, a: IndexArray) -> Array:
+    def from_index_array(self, a: IndexArray) -> T:
         """The integers or booleans as numbers, exactly."""
         first, *rest = (self.from_torch(part) for part in index_arrays.float_parts(a))
         return functools.reduce(self.add, rest, first)
 
     @abstractmethod
-    def to_torch(self, a: Array) -> Tensor:
+    def to_torch(self, a: T) -> Tensor:
         """The nearest float64 tensor on the CPU; overflow gives infinities."""
 
     @abstractmethod
-    def to_scaled(self, a: Array) -> tuple[Tensor, int]:
+    def to_scaled(self, a: T) -> tuple[Tensor, int]:
         """A float64 tensor t and an integer e with a = t * 2**e, to float64's precision.
 
         The largest |t| lies in [1/2, 1); e is 0 where a is exactly zero.
         """
 
     @abstractmethod
-    def shape(self, a: Array) -> tuple[int, ...]:
+    def shape(self, a: T) -> tuple[int, ...]:
         """The shape of `a`."""
 
     @abstractmethod
-    def zeros(self, shape: Shape) -> Array:
+    def zeros(self, shape: Shape) -> T:
         """Zeros of that shape."""
 
     @abstractmethod
-    def add(self, a: Array, b: Array | float) -> Array:
+    def add(self, a: T, b: T | float) -> T:
         """A + b."""
 
     @abstractmethod
-    def sub(self, a: Array, b: Array | float) -> Array:
+    def sub(self, a: T, b: T | float) -> T:
         """A - b."""
 
     @abstractmethod
-    def mul(self, a: Array, b: Array | float) -> Array:
+    def mul(self, a: T, b: T | float) -> T:
         """a * b."""
 
     @abstractmethod
-    def div(self, a: Array, b: Array | float) -> Array:
+    def div(self, a: T, b: T | float) -> T:
         """A / b."""
 
     @abstractmethod
-    def rsqrt(self, a: Array) -> Array:
+    def rsqrt(self, a: T) -> T:
         """1/sqrt(a)."""
 
     @abstractmethod
-    def exp(self, a: Array) -> Array:
+    def exp(self, a: T) -> T:
         """The exponential."""
 
     @abstractmethod
-    def log(self, a: Array) -> Array:
+    def log(self, a: T) -> T:
         """The natural logarithm of positive numbers."""
 
     @abstractmethod
-    def tanh(self, a: Array) -> Array:
+    def tanh(self, a: T) -> T:
         """The hyperbolic tangent."""
 
     @abstractmethod
-    def erf(self, a: Array) -> Array:
+    def erf(self, a: T) -> T:
         """The error function."""
 
     @abstractmethod
-    def pi(self) -> Array:
+    def pi(self) -> T:
         """The number pi, of shape (1,)."""
 
     @abstractmethod
-    def matmul(self, a: Array, b: Array) -> Array:
+    def matmul(self, a: T, b: T) -> T:
         """The product (m, n) of a (m, k) and b (k, n)."""
 
     @abstractmethod
-    def sum(self, a: Array, dims: Sequence[int]) -> Array:
+    def sum(self, a: T, dims: Sequence[int]) -> T:
         """The sum over `dims` (non-negative, distinct), which are kept with length 1."""
 
     @abstractmethod
-    def reshape(self, a: Array, shape: Shape) -> Array:
+    def reshape(self, a: T, shape: Shape) -> T:
         """`a` with another shape, row-major."""
 
     @abstractmethod
-    def permute(self, a: Array, dims: Sequence[int]) -> Array:
+    def permute(self, a: T, dims: Sequence[int]) -> T:
         """`a` with its dimensions reordered."""
 
     @abstractmethod
-    def expand(self, a: Array, shape: Shape) -> Array:
+    def expand(self, a: T, shape: Shape) -> T:
         """`a` broadcast to `shape`."""
 
     @abstractmethod
-    def concatenate(self, arrays: Sequence[Array], dim: int) -> Array:
+    def concatenate(self, arrays: Sequence[T], dim: int) -> T:
         """The arrays joined along `dim`."""
 
     @abstractmethod
-    def take(self, a: Array, index: Places) -> Array:
+    def take(self, a: T, index: Places) -> T:
         """Entries of the flattened `a` at `index`, in the shape of `index`; -1 gives zero."""
 
     @abstractmethod
-    def scatter_add(self, a: Array, index: Places, shape: Shape) -> Array:
+    def scatter_add(self, a: T, index: Places, shape: Shape) -> T:
         """Zeros of `shape` with every a[i] added at the flat position index[i]; -1 is dropped."""
 
     @abstractmethod
-    def where(self, mask: Mask, a: Array, b: Array) -> Array:
+    def where(self, mask: Mask, a: T, b: T) -> T:
         """a where the mask holds, else b."""
 
     @abstractmethod
-    def exceeds(self, a: Array, threshold: float) -> Mask:
+    def exceeds(self, a: T, threshold: float) -> IndexArray:
         """Decide a > threshold."""
 
     @abstractmethod
-    def sign(self, a: Array) -> Places:
+    def sign(self, a: T) -> IndexArray:
         """Decide the sign of every entry: -1, 0 or 1."""
 
     @abstractmethod
-    def first_argmax(self, a: Array, valid: NDArray[np.bool_]) -> Places:
+    def first_argmax(self, a: T, valid: NDArray[np.bool_]) -> IndexArray:
         """Position along the last dimension of the first largest entry among the valid ones."""
 
     @abstractmethod
-    def same(self, a: Array, b: Array) -> Mask:
+    def same(self, a: T, b: T) -> IndexArray:
         """Decide a == b for every entry; the shapes broadcast."""
 
     @abstractmethod
-    def is_finite(self, a: Array) -> bool:
+    def is_finite(self, a: T) -> bool:
         """Whether no entry is infinite, undefined or unbounded."""
 
     @abstractmethod
-    def has_zero(self, a: Array) -> bool:
+    def has_zero(self, a: T) -> bool:
         """Whether an entry is known to be exactly 0."""
 
     @abstractmethod
-    def values(self, a: Array) -> Indices:
+    def values(self, a: T) -> Indices:
         """An integer for every entry, such that equal integers stand for equal numbers."""
 
     @abstractmethod
-    def equal(self, a: Array, b: Array) -> bool:
+    def equal(self, a: T, b: T) -> bool:
         """Whether both hold the same numbers."""
 
 
@@ -226,13 +228,13 @@ class Geometry:
         return [list(s) * (dimensions // len(s)) for s in settings]
 
 
-class Convolving(ABC):
+class Convolving(ABC, Generic[T]):
     """A number system that has convolutions of its own; the others gather patches and multiply."""
 
     @abstractmethod
-    def correlate(self, x: Array, weight: Array, geometry: Geometry) -> Array:
+    def correlate(self, x: T, weight: T, geometry: Geometry) -> T:
         """Cross-correlation of x (rows, channels, *size) with (out, channels/groups, *kernel)."""
 
     @abstractmethod
-    def spread(self, y: Array, weight: Array, shape: Shape, geometry: Geometry) -> Array:
+    def spread(self, y: T, weight: T, shape: Shape, geometry: Geometry) -> T:
         """Its transpose: for y like its result, an array of the `shape` of its input."""

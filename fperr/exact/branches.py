@@ -67,7 +67,7 @@ class Flips:
     tie_flips: int
 
 
-def branches_of(capture: Capture, run: ForwardRun, A: Arithmetic) -> tuple[Branches, ...]:
+def branches_of(capture: Capture, run: ForwardRun, A: Arithmetic[Any]) -> tuple[Branches, ...]:
     """Every decision that the backward half of the graph uses."""
     found = []
     for key, source, decide, arguments in saved_for_backward(capture):

@@ -33,7 +33,7 @@ class SavedValues:
 
     values: Mapping[str, Any]
 
-    def same_as(self, other: "SavedValues", arithmetic: Arithmetic) -> bool:
+    def same_as(self, other: "SavedValues", arithmetic: Arithmetic[Any]) -> bool:
         """Whether every reading agrees: then both pullbacks are the same linear map."""
         return self.values.keys() == other.values.keys() and all(
             _same(value, other.values[key], arithmetic) for key, value in self.values.items()
@@ -66,7 +66,7 @@ class Interpreter:
         StaleCaptureError: weights were changed after the capture.
     """
 
-    def __init__(self, capture: Capture, arithmetic: Arithmetic) -> None:
+    def __init__(self, capture: Capture, arithmetic: Arithmetic[Any]) -> None:
         self.capture = capture
         self.arithmetic = arithmetic
         self._constants: Values = {}
@@ -246,7 +246,7 @@ class Interpreter:
             return self.arithmetic.from_torch(tensor)
         return tensor.cpu().numpy()
 
-    def _run(self, node: Node, values: Values, A: Arithmetic | None = None) -> Any:
+    def _run(self, node: Node, values: Values, A: Arithmetic[Any] | None = None) -> Any:
         A = A or self.arithmetic
         if node.target is getitem:
             source, position = node.args
@@ -272,7 +272,7 @@ class Interpreter:
         position: int,
         argument: Any,
         values: Values,
-        A: Arithmetic,
+        A: Arithmetic[Any],
     ) -> Any:
         if isinstance(argument, Node) and position in operation.shape_only:
             return self.capture.shapes[argument.name]
@@ -295,7 +295,7 @@ class Interpreter:
         return SavedValues(found)
 
 
-def _numbers(A: Arithmetic, value: Any) -> Any:
+def _numbers(A: Arithmetic[Any], value: Any) -> Any:
     """Masks and indices as numbers of the arithmetic; everything else as it is."""
     if index_arrays.is_index_array(value):
         return A.from_index_array(value)
@@ -314,7 +314,7 @@ def _widest(capture: Capture) -> int:
     return widest
 
 
-def _same(a: Any, b: Any, arithmetic: Arithmetic) -> bool:
+def _same(a: Any, b: Any, arithmetic: Arithmetic[Any]) -> bool:
     if a is b:
         return True
     if isinstance(a, np.ndarray) and a.dtype != object:

@@ -26,7 +26,7 @@ _LOWEST = -(2**20)  # an exponent that makes any float zero
 _REMEMBERED = 64  # matrices: more than the weights that one pullback of a small network meets
 
 
-class MpArithmetic(Arithmetic):
+class MpArithmetic(Arithmetic[Any]):
     """mpmath at `bits` bits, rounding to nearest.
 
     Args:

@@ -15,10 +15,10 @@ from torch import Tensor
 from fperr.exact.arithmetic import Arithmetic, Array, Indices, Mask, Places, Shape
 
 
-class StackedArithmetic(Arithmetic):
+class StackedArithmetic(Arithmetic[Any]):
     """Arrays of `base` with one dimension more at the end, of any length that broadcasts."""
 
-    def __init__(self, base: Arithmetic) -> None:
+    def __init__(self, base: Arithmetic[Any]) -> None:
         self.base = base
         self.bits = base.bits
 

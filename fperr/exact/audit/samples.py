@@ -109,7 +109,7 @@ def _index(positions: Tensor) -> Any:
     return positions[0].cpu().numpy() if len(positions) == 1 else positions
 
 
-def _signs(A: Arithmetic, a: Array, b: Array | float) -> Tensor:
+def _signs(A: Arithmetic[Any], a: Array, b: Array | float) -> Tensor:
     """The signs of a - b."""
     if isinstance(b, int | float):
         b = A.add(A.zeros(A.shape(a)), float(b))
@@ -330,7 +330,7 @@ def _results(float64: Float64Run, node: Node, exact: Any) -> Iterator[tuple[int,
             yield number, computed if node.name in float64.batched else computed[None], numbers
 
 
-def _numbers(A: Arithmetic, a: Any) -> Tensor:
+def _numbers(A: Arithmetic[Any], a: Any) -> Tensor:
     """(samples or 1, *shape) of an array, a mask or indices."""
     if isinstance(a, Tensor):
         return a
@@ -360,7 +360,7 @@ def _apart(rows: Tensor, exact: Tensor, samples: int, sample: int) -> str:
     )
 
 
-def _float64(A: Arithmetic, a: Array) -> Tensor:
+def _float64(A: Arithmetic[Any], a: Array) -> Tensor:
     """(samples or 1, entries): the nearest float64 numbers."""
     numbers = A.to_samples(a)
     return numbers.reshape(len(numbers), -1)

@@ -50,7 +50,7 @@ _REMEMBERED = 64  # weight matrices
 _MANY_ROWS, _FEW_COLUMNS = 16, 0.8
 
 
-class BallArithmetic(Arithmetic):
+class BallArithmetic(Arithmetic[Any]):
     """Arb at `bits` bits.
 
     Args:

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ from fperr.exact.index_arrays import IndexArray
 SMALLEST_BITS, LARGEST_BITS = 32, 106
 
 
-class DoubleWordArithmetic(Arithmetic, Convolving):
+class DoubleWordArithmetic(Arithmetic[Any], Convolving[Any]):
     """Pairs of float64.
 
     Args:

@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ class EngineCosts:
 @functools.cache
 def measured_costs(device: str = "cpu") -> dict[str, EngineCosts]:
     """The rates of the engines on this machine: takes some tenths of a second, once."""
-    systems: dict[str, tuple[Arithmetic, int]] = {
+    systems: dict[str, tuple[Arithmetic[Any], int]] = {
         "mpmath": (MpArithmetic(_BITS), 1),
         "ball": (BallArithmetic(_BITS), 1),
         "double_word": (DoubleWordArithmetic(device=device), _SAMPLES),
@@ -51,7 +52,7 @@ def measured_costs(device: str = "cpu") -> dict[str, EngineCosts]:
     return {name: _rates(A, batch) for name, (A, batch) in systems.items()}
 
 
-def _rates(A: Arithmetic, batch: int) -> EngineCosts:
+def _rates(A: Arithmetic[Any], batch: int) -> EngineCosts:
     generator = torch.Generator().manual_seed(0)
     rows, terms, columns = _ROWS, _TERMS, _COLUMNS
     if batch > 1:  # one matrix for all samples: as large as it takes to be fast

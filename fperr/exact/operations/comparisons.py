@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from fperr.exact import index_arrays
-from fperr.exact.arithmetic import Arithmetic, Array, Mask
+from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.table import at_zero, operation
 
 
-def order(A: Arithmetic, a: Any, b: Any) -> tuple[Mask, Mask]:
+def order(A: Arithmetic[T], a: Any, b: Any) -> tuple[IndexArray, IndexArray]:
     """Where a > b and where a < b."""
     if isinstance(b, int | float):
         return A.exceeds(a, float(b)), A.exceeds(A.mul(a, -1.0), -float(b))
@@ -23,7 +23,7 @@ def order(A: Arithmetic, a: Any, b: Any) -> tuple[Mask, Mask]:
     return A.exceeds(difference, 0.0), A.exceeds(A.mul(difference, -1.0), 0.0)
 
 
-_COMPARISONS: dict[str, Callable[[tuple[Mask, Mask]], Mask]] = {
+_COMPARISONS: dict[str, Callable[[tuple[IndexArray, IndexArray]], IndexArray]] = {
     "gt": lambda order: order[0],
     "lt": lambda order: order[1],
     "ge": lambda order: ~order[1],
@@ -33,8 +33,10 @@ _COMPARISONS: dict[str, Callable[[tuple[Mask, Mask]], Mask]] = {
 }
 
 
-def _comparison(decide: Callable[[tuple[Mask, Mask]], Mask]) -> Callable[..., Mask]:
-    def compare(A: Arithmetic, a: Any, b: Any) -> Mask:
+def _comparison(
+    decide: Callable[[tuple[IndexArray, IndexArray]], IndexArray],
+) -> Callable[..., IndexArray]:
+    def compare(A: Arithmetic[T], a: T | IndexArray, b: T | IndexArray | float) -> IndexArray:
         return decide(order(A, a, b))
 
     return compare
@@ -44,13 +46,13 @@ for _name, _decide in _COMPARISONS.items():
     operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar", decides=True)(_comparison(_decide))
 
 
-def _truth(A: Arithmetic, a: Any) -> Mask:
+def _truth(A: Arithmetic[T], a: Any) -> IndexArray:
     """Where numbers, integers or booleans are not 0: what PyTorch takes for true."""
     return (a if index_arrays.is_index_array(a) else A.sign(a)) != 0
 
 
 @operation("aten.logical_not.default", decides=True, kinks={0: at_zero})
-def logical_not(A: Arithmetic, a: Array) -> Mask:
+def logical_not(A: Arithmetic[T], a: T) -> IndexArray:
     """Where the numbers are 0."""
     return ~_truth(A, a)
 
@@ -61,7 +63,7 @@ def logical_not(A: Arithmetic, a: Array) -> Mask:
     decides=True,
     kinks={0: at_zero, 1: at_zero},
 )
-def logical_and(A: Arithmetic, a: Any, b: Any) -> Mask:
+def logical_and(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     """Where neither is 0; each may be numbers or a mask."""
     return index_arrays.both(_truth(A, a), _truth(A, b))
 
@@ -72,7 +74,7 @@ def logical_and(A: Arithmetic, a: Any, b: Any) -> Mask:
     decides=True,
     kinks={0: at_zero, 1: at_zero},
 )
-def logical_or(A: Arithmetic, a: Any, b: Any) -> Mask:
+def logical_or(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     """Where one of the two is not 0; each may be numbers or a mask."""
     return index_arrays.either(_truth(A, a), _truth(A, b))
 
@@ -83,19 +85,19 @@ def logical_or(A: Arithmetic, a: Any, b: Any) -> Mask:
     decides=True,
     kinks={0: at_zero, 1: at_zero},
 )
-def logical_xor(A: Arithmetic, a: Any, b: Any) -> Mask:
+def logical_xor(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     """Where just one of the two is not 0; each may be numbers or a mask."""
     return index_arrays.differing(_truth(A, a), _truth(A, b))
 
 
 @operation("aten.any.dim", decides=True, kinks={0: at_zero})
-def any_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> Mask:
+def any_dim(A: Arithmetic[T], a: T, dim: int, keepdim: bool = False) -> IndexArray:
     """Whether a number along `dim` is not 0."""
     return index_arrays.any_along(_truth(A, a), dim, keepdim=keepdim)
 
 
 @operation("aten.argmax.default", decides=True)
-def argmax(A: Arithmetic, a: Array, dim: int | None = None, keepdim: bool = False) -> IndexArray:
+def argmax(A: Arithmetic[T], a: T, dim: int | None = None, keepdim: bool = False) -> IndexArray:
     """Where the maximum along `dim` is, or in the flattened array: the first one of a tie."""
     shape = A.shape(a)
     over = range(len(shape)) if dim is None else (dim % max(len(shape), 1),)
@@ -105,20 +107,20 @@ def argmax(A: Arithmetic, a: Array, dim: int | None = None, keepdim: bool = Fals
 
 
 @operation("aten.where.self", discrete=frozenset({0}))
-def where(A: Arithmetic, mask: Mask, a: Array, b: Array) -> Array:
+def where(A: Arithmetic[T], mask: IndexArray, a: T, b: T) -> T:
     """a where the mask holds, else b."""
     return A.where(mask, a, b)
 
 
 @operation("aten.masked_fill.Scalar", discrete=frozenset({1}))
-def masked_fill(A: Arithmetic, a: Array, mask: Mask, value: float) -> Array:
+def masked_fill(A: Arithmetic[T], a: T, mask: IndexArray, value: float) -> T:
     """The number where the mask holds, else a."""
     filling = A.from_torch(torch.tensor(float(value), dtype=torch.float64))  # may be infinite
     return A.where(mask, A.expand(filling, A.shape(a)), a)
 
 
 @operation("aten.max.dim")
-def max_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> tuple[Array, IndexArray]:
+def max_dim(A: Arithmetic[T], a: T, dim: int, keepdim: bool = False) -> tuple[T, IndexArray]:
     """The maximum along `dim` and where it is: the first one of a tie."""
     place, chosen = _largest(A, a, (dim % len(A.shape(a)),))
     values = A.take(a, chosen)
@@ -129,20 +131,18 @@ def max_dim(A: Arithmetic, a: Array, dim: int, keepdim: bool = False) -> tuple[A
 
 
 @operation("aten.amax.default")
-def amax(A: Arithmetic, a: Array, dims: Sequence[int] = (), keepdim: bool = False) -> Array:
+def amax(A: Arithmetic[T], a: T, dims: Sequence[int] = (), keepdim: bool = False) -> T:
     """The maximum over `dims`."""
     return _extreme(A, a, a, dims, keepdim=keepdim)
 
 
 @operation("aten.amin.default")
-def amin(A: Arithmetic, a: Array, dims: Sequence[int] = (), keepdim: bool = False) -> Array:
+def amin(A: Arithmetic[T], a: T, dims: Sequence[int] = (), keepdim: bool = False) -> T:
     """The minimum over `dims`."""
     return _extreme(A, a, A.mul(a, -1.0), dims, keepdim=keepdim)
 
 
-def _extreme(
-    A: Arithmetic, a: Array, ranked: Array, dims: Sequence[int], *, keepdim: bool
-) -> Array:
+def _extreme(A: Arithmetic[T], a: T, ranked: T, dims: Sequence[int], *, keepdim: bool) -> T:
     """The entries of `a` where `ranked` is largest over `dims`."""
     shape = A.shape(a)
     over = [d % len(shape) for d in dims] or list(range(len(shape)))
@@ -152,7 +152,7 @@ def _extreme(
     return values if keepdim else A.reshape(values, rest)
 
 
-def _largest(A: Arithmetic, a: Array, over: Sequence[int]) -> tuple[IndexArray, IndexArray]:
+def _largest(A: Arithmetic[T], a: T, over: Sequence[int]) -> tuple[IndexArray, IndexArray]:
     """Where the maxima over these dimensions are: in the flattened dimensions, and in all of `a`.
 
     Both keep the dimensions with length 1.
@@ -171,13 +171,13 @@ def _largest(A: Arithmetic, a: Array, over: Sequence[int]) -> tuple[IndexArray, 
 
 @operation("aten.value_selecting_reduction_backward.default", discrete=frozenset({2}))
 def value_selecting_reduction_backward(
-    A: Arithmetic,
-    gradient: Array,
+    A: Arithmetic[T],
+    gradient: T,
     dim: int,
     indices: IndexArray,
     sizes: Sequence[int],
     keepdim: bool,
-) -> Array:
+) -> T:
     """The gradient of a maximum along `dim`, sent to where it was."""
     del keepdim
     places = np.moveaxis(np.arange(math.prod(sizes)).reshape(tuple(sizes)), dim, -1)

@@ -4,54 +4,62 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fperr.exact.arithmetic import Arithmetic, Array, Mask
+from fperr.exact.arithmetic import Arithmetic, T
+from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.table import at_zero, operation
 
 
+def _multiple(A: Arithmetic[T], a: T, b: T | float, alpha: float) -> T:
+    """alpha * b; a number b as an array of the shape of `a`: float products would be rounded."""
+    if isinstance(b, int | float):
+        return A.mul(A.add(A.zeros(A.shape(a)), float(b)), alpha)
+    return A.mul(b, alpha)
+
+
 @operation("aten.add.Tensor", "aten.add.Scalar")
-def add(A: Arithmetic, a: Array, b: Array | float, *, alpha: float = 1) -> Array:
+def add(A: Arithmetic[T], a: T, b: T | float, *, alpha: float = 1) -> T:
     """A + alpha * b."""
-    return A.add(a, b if alpha == 1 else A.mul(b, alpha))
+    return A.add(a, b if alpha == 1 else _multiple(A, a, b, alpha))
 
 
 @operation("aten.sub.Tensor", "aten.sub.Scalar")
-def sub(A: Arithmetic, a: Array, b: Array | float, *, alpha: float = 1) -> Array:
+def sub(A: Arithmetic[T], a: T, b: T | float, *, alpha: float = 1) -> T:
     """A - alpha * b."""
-    return A.sub(a, b if alpha == 1 else A.mul(b, alpha))
+    return A.sub(a, b if alpha == 1 else _multiple(A, a, b, alpha))
 
 
 @operation("aten.rsub.Scalar", "aten.rsub.Tensor")
-def rsub(A: Arithmetic, a: Array, b: Array | float, alpha: float = 1) -> Array:
+def rsub(A: Arithmetic[T], a: T, b: T | float, alpha: float = 1) -> T:
     """The difference b - alpha * a."""
     return A.add(A.mul(a, -float(alpha)), b)
 
 
 @operation("aten.mul.Tensor", "aten.mul.Scalar")
-def mul(A: Arithmetic, a: Array, b: Array | float) -> Array:
+def mul(A: Arithmetic[T], a: T, b: T | float) -> T:
     """a * b."""
     return A.mul(a, b)
 
 
 @operation("aten.div.Tensor", "aten.div.Scalar")
-def div(A: Arithmetic, a: Array, b: Array | float) -> Array:
+def div(A: Arithmetic[T], a: T, b: T | float) -> T:
     """A / b."""
     return A.div(a, b)
 
 
 @operation("aten.reciprocal.default")
-def reciprocal(A: Arithmetic, a: Array) -> Array:
+def reciprocal(A: Arithmetic[T], a: T) -> T:
     """1 / a."""
     return A.div(A.add(A.zeros(A.shape(a)), 1.0), a)
 
 
 @operation("aten.rsqrt.default")
-def rsqrt(A: Arithmetic, a: Array) -> Array:
+def rsqrt(A: Arithmetic[T], a: T) -> T:
     """1/sqrt(a)."""
     return A.rsqrt(a)
 
 
 @operation("aten.sqrt.default")
-def sqrt(A: Arithmetic, a: Array) -> Array:
+def sqrt(A: Arithmetic[T], a: T) -> T:
     """The square root."""
     zero = A.sign(a) == 0
     one = A.add(A.zeros(A.shape(a)), 1.0)
@@ -60,19 +68,19 @@ def sqrt(A: Arithmetic, a: Array) -> Array:
 
 
 @operation("aten.exp.default")
-def exp(A: Arithmetic, a: Array) -> Array:
+def exp(A: Arithmetic[T], a: T) -> T:
     """The exponential."""
     return A.exp(a)
 
 
 @operation("aten.log.default")
-def log(A: Arithmetic, a: Array) -> Array:
+def log(A: Arithmetic[T], a: T) -> T:
     """The natural logarithm."""
     return A.log(a)
 
 
 @operation("aten.erf.default")
-def erf(A: Arithmetic, a: Array) -> Array:
+def erf(A: Arithmetic[T], a: T) -> T:
     """The error function."""
     return A.erf(a)
 
@@ -83,7 +91,7 @@ def _unusual_power(arguments: Sequence[Any], options: Mapping[str, Any]) -> str 
 
 
 @operation("aten.pow.Tensor_Scalar", refusal=_unusual_power)
-def power(A: Arithmetic, a: Array, exponent: float) -> Array:
+def power(A: Arithmetic[T], a: T, exponent: float) -> T:
     """The power with exponent 1, 2 or 3."""
     result = a
     for _ in range(int(exponent) - 1):
@@ -92,18 +100,18 @@ def power(A: Arithmetic, a: Array, exponent: float) -> Array:
 
 
 @operation("aten.neg.default")
-def neg(A: Arithmetic, a: Array) -> Array:
+def neg(A: Arithmetic[T], a: T) -> T:
     """-a."""
     return A.mul(a, -1.0)
 
 
 @operation("aten.relu.default", kinks={0: at_zero})
-def relu(A: Arithmetic, a: Array) -> Array:
+def relu(A: Arithmetic[T], a: T) -> T:
     """max(a, 0)."""
     return A.where(A.exceeds(a, 0.0), a, A.zeros(A.shape(a)))
 
 
-def _is_active(A: Arithmetic, output: Array, arguments: Sequence[Any]) -> Mask:
+def _is_active(A: Arithmetic[T], output: T, arguments: Sequence[Any]) -> IndexArray:
     return A.exceeds(output, float(arguments[2]))
 
 
@@ -112,20 +120,20 @@ def _threshold(arguments: Sequence[Any]) -> tuple[float, ...]:
 
 
 @operation("aten.threshold_backward.default", decisions={1: _is_active}, kinks={1: _threshold})
-def threshold_backward(A: Arithmetic, gradient: Array, active: Mask, threshold: float) -> Array:
+def threshold_backward(A: Arithmetic[T], gradient: T, active: IndexArray, threshold: float) -> T:
     """The gradient where the unit was active, else 0 (PyTorch's choice at the kink too)."""
     del threshold
     return A.where(active, gradient, A.zeros(A.shape(gradient)))
 
 
 @operation("aten.sum.default")
-def sum_all(A: Arithmetic, a: Array, **dtype: Any) -> Array:
+def sum_all(A: Arithmetic[T], a: T, **dtype: Any) -> T:
     """The sum of all entries."""
     return sum_dims(A, a, None, **dtype)
 
 
 @operation("aten.mean.default")
-def mean_all(A: Arithmetic, a: Array, **dtype: Any) -> Array:
+def mean_all(A: Arithmetic[T], a: T, **dtype: Any) -> T:
     """The mean of all entries."""
     return mean_dims(A, a, None, **dtype)
 
@@ -137,13 +145,13 @@ def _unusual_norm(arguments: Sequence[Any], options: Mapping[str, Any]) -> str |
 
 @operation("aten.linalg_vector_norm.default", refusal=_unusual_norm)
 def vector_norm(
-    A: Arithmetic,
-    a: Array,
+    A: Arithmetic[T],
+    a: T,
     power: float = 2,
     dims: Sequence[int] | None = None,
     keepdim: bool = False,
     **dtype: Any,
-) -> Array:
+) -> T:
     """The Euclidean norm over `dims`."""
     del power
     return sqrt(A, sum_dims(A, A.mul(a, a), dims, keepdim, **dtype))
@@ -155,8 +163,8 @@ def _dims(a_dims: int, dims: Sequence[int] | None) -> list[int]:
 
 @operation("aten.sum.dim_IntList")
 def sum_dims(
-    A: Arithmetic, a: Array, dims: Sequence[int] | None, keepdim: bool = False, **dtype: Any
-) -> Array:
+    A: Arithmetic[T], a: T, dims: Sequence[int] | None, keepdim: bool = False, **dtype: Any
+) -> T:
     """The sum over `dims`."""
     del dtype
     shape = A.shape(a)
@@ -170,15 +178,15 @@ def sum_dims(
 
 @operation("aten.mean.dim")
 def mean_dims(
-    A: Arithmetic, a: Array, dims: Sequence[int] | None, keepdim: bool = False, **dtype: Any
-) -> Array:
+    A: Arithmetic[T], a: T, dims: Sequence[int] | None, keepdim: bool = False, **dtype: Any
+) -> T:
     """The mean over `dims`."""
     count = math.prod(A.shape(a)[d] for d in _dims(len(A.shape(a)), dims))
     return A.div(sum_dims(A, a, dims, keepdim, **dtype), float(count))
 
 
 @operation("aten._softmax.default")
-def softmax(A: Arithmetic, a: Array, dim: int, half_to_float: bool = False) -> Array:
+def softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool = False) -> T:
     """exp(a) over its sum along `dim`; exponents are unlimited, so nothing is shifted."""
     del half_to_float
     weights = A.exp(a)
@@ -186,14 +194,14 @@ def softmax(A: Arithmetic, a: Array, dim: int, half_to_float: bool = False) -> A
 
 
 @operation("aten._safe_softmax.default")
-def safe_softmax(A: Arithmetic, a: Array, dim: int, dtype: Any = None) -> Array:
+def safe_softmax(A: Arithmetic[T], a: T, dim: int, dtype: Any = None) -> T:
     """The softmax; rows without any entry above -inf, which PyTorch sets to 0, are undefined."""
     del dtype
     return softmax(A, a, dim)
 
 
 @operation("aten._softmax_backward_data.default")
-def softmax_backward(A: Arithmetic, gradient: Array, output: Array, dim: int, dtype: Any) -> Array:
+def softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: Any) -> T:
     """Output * (gradient - sum of gradient * output)."""
     del dtype
     product = A.mul(gradient, output)
@@ -201,16 +209,14 @@ def softmax_backward(A: Arithmetic, gradient: Array, output: Array, dim: int, dt
 
 
 @operation("aten._log_softmax.default")
-def log_softmax(A: Arithmetic, a: Array, dim: int, half_to_float: bool) -> Array:
+def log_softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool) -> T:
     """A - log of the sum of exp(a) along `dim`."""
     del half_to_float
     return A.sub(a, A.log(A.sum(A.exp(a), _dims(len(A.shape(a)), [dim]))))
 
 
 @operation("aten._log_softmax_backward_data.default")
-def log_softmax_backward(
-    A: Arithmetic, gradient: Array, output: Array, dim: int, dtype: Any
-) -> Array:
+def log_softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: Any) -> T:
     """Gradient - exp(output) * sum of gradient."""
     del dtype
     total = A.sum(gradient, _dims(len(A.shape(output)), [dim]))

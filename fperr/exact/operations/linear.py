@@ -7,22 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from fperr.exact.arithmetic import Arithmetic, Array, Convolving, Geometry, Indices
+from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, T
 from fperr.exact.operations.table import operation
 from fperr.exact.windows import across_channels, output_size, positions_by_phase, windows
 
 
-def _group_of(A: Arithmetic, weight: Array, group: int, groups: int) -> Array:
+def _group_of(A: Arithmetic[T], weight: T, group: int, groups: int) -> T:
     """The weight of one group as a matrix (in channels * taps, out channels of the group)."""
     out, *rest = A.shape(weight)
     rows = np.arange(out * math.prod(rest)).reshape(groups, out // groups, -1)[group]
     return A.prepared((weight,), ("correlate", group, groups), lambda: A.take(weight, rows.T))
 
 
-def _correlate(A: Arithmetic, x: Array, weight: Array, geometry: Geometry) -> Array:
+def _correlate(A: Arithmetic[T], x: T, weight: T, geometry: Geometry) -> T:
     """Cross-correlation, as a product of patches and weights."""
     if isinstance(A, Convolving):
-        return A.correlate(x, weight, geometry)
+        own: T = A.correlate(x, weight, geometry)
+        return own
     samples, channels, *size = A.shape(x)
     out, width, *kernel = A.shape(weight)
     settings, groups = geometry.over(len(size)), geometry.groups
@@ -38,12 +39,11 @@ def _correlate(A: Arithmetic, x: Array, weight: Array, geometry: Geometry) -> Ar
     return A.reshape(y, (samples, out, *output_size(size, kernel, *settings)))
 
 
-def _spread(
-    A: Arithmetic, y: Array, weight: Array, shape: Sequence[int], geometry: Geometry
-) -> Array:
+def _spread(A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], geometry: Geometry) -> T:
     """The transpose of `_correlate`: for y like its result, an array of its input's `shape`."""
     if isinstance(A, Convolving):
-        return A.spread(y, weight, shape, geometry)
+        own: T = A.spread(y, weight, shape, geometry)
+        return own
     samples, channels, *size = shape
     out, width, *kernel = A.shape(weight)
     index = windows(size, kernel, *geometry.over(len(size)))
@@ -72,7 +72,7 @@ def _spread(
     return A.reshape(A.take(stacked, wanted), shape)
 
 
-def _taps_of(A: Arithmetic, weight: Array, outputs: Indices, taps: Indices) -> Array:
+def _taps_of(A: Arithmetic[T], weight: T, outputs: Indices, taps: Indices) -> T:
     """Some taps and output channels of the weight: (taps * outputs, in channels of a group)."""
     out, width, *kernel = A.shape(weight)
     every = np.arange(out * width * math.prod(kernel)).reshape(out, width, -1)
@@ -81,8 +81,8 @@ def _taps_of(A: Arithmetic, weight: Array, outputs: Indices, taps: Indices) -> A
 
 
 def _spread_from_windows(
-    A: Arithmetic, y: Array, weight: Array, shape: Sequence[int], groups: int, index: Indices
-) -> Array:
+    A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], groups: int, index: Indices
+) -> T:
     """The same, by adding up what each window sends: less work where the input has few channels."""
     samples, channels, *size = shape
     out, width = A.shape(weight)[:2]
@@ -113,17 +113,17 @@ def _unusual_transpose(arguments: Sequence[Any], options: Mapping[str, Any]) -> 
 
 @operation("aten.convolution.default", refusal=_unusual_transpose)
 def convolution(
-    A: Arithmetic,
-    x: Array,
-    weight: Array,
-    bias: Array | None,
+    A: Arithmetic[T],
+    x: T,
+    weight: T,
+    bias: T | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
-) -> Array:
+) -> T:
     """Cross-correlation with the weight (out, in/groups, *kernel), or the transpose of one."""
     geometry = Geometry(stride, padding, dilation, groups)
     if transposed:
@@ -157,10 +157,10 @@ def of_weights_too(position: int) -> Any:
     "aten.convolution_backward.default", shape_only=frozenset({1}), refusal=of_weights_too(10)
 )
 def convolution_backward(
-    A: Arithmetic,
-    gradient: Array,
+    A: Arithmetic[T],
+    gradient: T,
     x_shape: Sequence[int],
-    weight: Array,
+    weight: T,
     bias_sizes: Sequence[int] | None,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -169,7 +169,7 @@ def convolution_backward(
     output_padding: Sequence[int],
     groups: int,
     output_mask: Sequence[bool],
-) -> tuple[Array, None, None]:
+) -> tuple[T, None, None]:
     """The gradient with respect to the input."""
     del bias_sizes, output_padding, output_mask
     geometry = Geometry(stride, padding, dilation, groups)
@@ -179,13 +179,13 @@ def convolution_backward(
 
 
 @operation("aten.mm.default")
-def mm(A: Arithmetic, a: Array, b: Array) -> Array:
+def mm(A: Arithmetic[T], a: T, b: T) -> T:
     """Matrix product."""
     return A.matmul(a, b)
 
 
 @operation("aten.linear.default")
-def linear(A: Arithmetic, x: Array, weight: Array, bias: Array | None = None) -> Array:
+def linear(A: Arithmetic[T], x: T, weight: T, bias: T | None = None) -> T:
     """x times the transposed weight, plus bias."""
     *shape, width = A.shape(x)
     rows = A.reshape(x, (math.prod(shape), width))
@@ -195,7 +195,7 @@ def linear(A: Arithmetic, x: Array, weight: Array, bias: Array | None = None) ->
 
 
 @operation("aten.bmm.default")
-def bmm(A: Arithmetic, a: Array, b: Array) -> Array:
+def bmm(A: Arithmetic[T], a: T, b: T) -> T:
     """A matrix product for each entry of the first dimension."""
     (count, m, k), n = A.shape(a), A.shape(b)[2]
     left, right = (np.arange(count * k * rows).reshape(count, -1) for rows in (m, n))
@@ -207,21 +207,17 @@ def bmm(A: Arithmetic, a: Array, b: Array) -> Array:
 
 
 @operation("aten.addmm.default")
-def addmm(
-    A: Arithmetic, bias: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1
-) -> Array:
+def addmm(A: Arithmetic[T], bias: T, a: T, b: T, *, beta: float = 1, alpha: float = 1) -> T:
     """Beta * bias + alpha * a b."""
     return _plus(A, bias, A.matmul(a, b), beta, alpha)
 
 
 @operation("aten.baddbmm.default")
-def baddbmm(
-    A: Arithmetic, bias: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1
-) -> Array:
+def baddbmm(A: Arithmetic[T], bias: T, a: T, b: T, *, beta: float = 1, alpha: float = 1) -> T:
     """Beta * bias + alpha * a b, for each entry of the first dimension."""
     return _plus(A, bias, bmm(A, a, b), beta, alpha)
 
 
-def _plus(A: Arithmetic, bias: Array, product: Array, beta: float, alpha: float) -> Array:
+def _plus(A: Arithmetic[T], bias: T, product: T, beta: float, alpha: float) -> T:
     scaled = product if alpha == 1 else A.mul(product, float(alpha))
     return A.add(scaled, bias if beta == 1 else A.mul(bias, float(beta)))

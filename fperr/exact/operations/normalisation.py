@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fperr.exact.arithmetic import Arithmetic, Array
+from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.operations.linear import of_weights_too
 from fperr.exact.operations.table import operation
 
@@ -18,11 +18,11 @@ def _is_training(position: int) -> Callable[[Sequence[Any], Mapping[str, Any]], 
     return refusal
 
 
-def _per_channel(A: Arithmetic, a: Array, dimensions: int) -> Array:
+def _per_channel(A: Arithmetic[T], a: T, dimensions: int) -> T:
     return A.reshape(a, (1, A.shape(a)[0], *[1] * (dimensions - 2)))
 
 
-def _factor(A: Arithmetic, variance: Array, weight: Array | None, epsilon: float) -> Array:
+def _factor(A: Arithmetic[T], variance: T, weight: T | None, epsilon: float) -> T:
     """weight/sqrt(variance + epsilon), of each channel."""
     factor = A.rsqrt(A.add(variance, epsilon))
     return factor if weight is None else A.mul(factor, weight)
@@ -30,21 +30,21 @@ def _factor(A: Arithmetic, variance: Array, weight: Array | None, epsilon: float
 
 @operation("aten.native_batch_norm.default", refusal=_is_training(5))
 def batch_norm(
-    A: Arithmetic,
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    mean: Array,
-    variance: Array,
+    A: Arithmetic[T],
+    x: T,
+    weight: T | None,
+    bias: T | None,
+    mean: T,
+    variance: T,
     training: bool,
     momentum: float,
     epsilon: float,
-) -> tuple[Array, None, None]:
+) -> tuple[T, None, None]:
     """(x - mean)/sqrt(variance + epsilon) * weight + bias, folded: factor * x + shift."""
     del training, momentum
     dimensions = len(A.shape(x))
 
-    def folded() -> tuple[Array, Array]:
+    def folded() -> tuple[T, T]:
         factor = _factor(A, variance, weight, epsilon)
         shift = A.mul(A.mul(mean, factor), -1.0)
         shift = shift if bias is None else A.add(shift, bias)
@@ -57,22 +57,22 @@ def batch_norm(
 
 
 @operation("aten.cudnn_batch_norm.default", refusal=_is_training(5))
-def cudnn_batch_norm(A: Arithmetic, *arguments: Any) -> tuple[Array, None, None, None]:
+def cudnn_batch_norm(A: Arithmetic[T], *arguments: Any) -> tuple[T, None, None, None]:
     """The same, as CUDA runs it: one output more."""
     return (*batch_norm(A, *arguments), None)
 
 
 @operation("aten._native_batch_norm_legit_no_training.default")
 def batch_norm_without_training(
-    A: Arithmetic,
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    mean: Array,
-    variance: Array,
+    A: Arithmetic[T],
+    x: T,
+    weight: T | None,
+    bias: T | None,
+    mean: T,
+    variance: T,
     momentum: float,
     epsilon: float,
-) -> tuple[Array, None, None]:
+) -> tuple[T, None, None]:
     """The same, under another name."""
     y = batch_norm(A, x, weight, bias, mean, variance, False, momentum, epsilon)[0]
     return y, None, None
@@ -84,18 +84,18 @@ def batch_norm_without_training(
     refusal=lambda *use: _is_training(7)(*use) or of_weights_too(9)(*use),
 )
 def batch_norm_backward(
-    A: Arithmetic,
-    gradient: Array,
+    A: Arithmetic[T],
+    gradient: T,
     x_shape: Sequence[int],
-    weight: Array | None,
+    weight: T | None,
     mean_shape: Sequence[int],
-    variance: Array,
+    variance: T,
     saved_mean_shape: Sequence[int],
     saved_rstd_shape: Sequence[int],
     training: bool,
     epsilon: float,
     output_mask: Sequence[bool],
-) -> tuple[Array, None, None]:
+) -> tuple[T, None, None]:
     """The gradient with respect to x, with the running variance."""
     del mean_shape, saved_mean_shape, saved_rstd_shape, training, output_mask
     factor = A.prepared(
@@ -104,9 +104,7 @@ def batch_norm_backward(
     return A.mul(gradient, _per_channel(A, factor, len(x_shape))), None, None
 
 
-def _normalised(
-    A: Arithmetic, x: Array, dims: Sequence[int], epsilon: float
-) -> tuple[Array, Array, Array]:
+def _normalised(A: Arithmetic[T], x: T, dims: Sequence[int], epsilon: float) -> tuple[T, T, T]:
     """(x - mean)/sqrt(variance + epsilon) over `dims`; the mean, and 1/sqrt(...)."""
     count = float(math.prod(A.shape(x)[d] for d in dims))
     mean = A.div(A.sum(x, dims), count)
@@ -117,8 +115,8 @@ def _normalised(
 
 
 def _normalised_backward(
-    A: Arithmetic, gradient: Array, x: Array, mean: Array, rstd: Array, dims: Sequence[int]
-) -> Array:
+    A: Arithmetic[T], gradient: T, x: T, mean: T, rstd: T, dims: Sequence[int]
+) -> T:
     """rstd * (gradient - its mean - y * mean of gradient * y) with y = (x - mean) * rstd."""
     count = float(math.prod(A.shape(x)[d] for d in dims))
     y = A.mul(A.sub(x, mean), rstd)
@@ -127,20 +125,20 @@ def _normalised_backward(
     return A.mul(A.sub(across, along), rstd)
 
 
-def _last(A: Arithmetic, x: Array, normalized_shape: Sequence[int]) -> list[int]:
+def _last(A: Arithmetic[T], x: T, normalized_shape: Sequence[int]) -> list[int]:
     dimensions = len(A.shape(x))
     return list(range(dimensions - len(normalized_shape), dimensions))
 
 
 @operation("aten.native_layer_norm.default")
 def layer_norm(
-    A: Arithmetic,
-    x: Array,
+    A: Arithmetic[T],
+    x: T,
     normalized_shape: Sequence[int],
-    weight: Array | None,
-    bias: Array | None,
+    weight: T | None,
+    bias: T | None,
     epsilon: float,
-) -> tuple[Array, Array, Array]:
+) -> tuple[T, T, T]:
     """Normalised over the last dimensions, times weight, plus bias; the mean; 1/deviation."""
     y, mean, rstd = _normalised(A, x, _last(A, x, normalized_shape), epsilon)
     y = y if weight is None else A.mul(y, weight)
@@ -149,16 +147,16 @@ def layer_norm(
 
 @operation("aten.native_layer_norm_backward.default", refusal=of_weights_too(7))
 def layer_norm_backward(
-    A: Arithmetic,
-    gradient: Array,
-    x: Array,
+    A: Arithmetic[T],
+    gradient: T,
+    x: T,
     normalized_shape: Sequence[int],
-    mean: Array,
-    rstd: Array,
-    weight: Array | None,
-    bias: Array | None,
+    mean: T,
+    rstd: T,
+    weight: T | None,
+    bias: T | None,
     output_mask: Sequence[bool],
-) -> tuple[Array, None, None]:
+) -> tuple[T, None, None]:
     """The gradient with respect to x."""
     del bias, output_mask
     inner = gradient if weight is None else A.mul(gradient, weight)
@@ -168,16 +166,16 @@ def layer_norm_backward(
 
 @operation("aten.native_group_norm.default")
 def group_norm(
-    A: Arithmetic,
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
+    A: Arithmetic[T],
+    x: T,
+    weight: T | None,
+    bias: T | None,
     samples: int,
     channels: int,
     positions: int,
     groups: int,
     epsilon: float,
-) -> tuple[Array, Array, Array]:
+) -> tuple[T, T, T]:
     """Normalised over each group of channels, times weight, plus bias; the mean; 1/deviation."""
     grouped = A.reshape(x, (samples, groups, channels // groups * positions))
     y, mean, rstd = _normalised(A, grouped, (2,), epsilon)
@@ -189,18 +187,18 @@ def group_norm(
 
 @operation("aten.native_group_norm_backward.default", refusal=of_weights_too(9))
 def group_norm_backward(
-    A: Arithmetic,
-    gradient: Array,
-    x: Array,
-    mean: Array,
-    rstd: Array,
-    weight: Array | None,
+    A: Arithmetic[T],
+    gradient: T,
+    x: T,
+    mean: T,
+    rstd: T,
+    weight: T | None,
     samples: int,
     channels: int,
     positions: int,
     groups: int,
     output_mask: Sequence[bool],
-) -> tuple[Array, None, None]:
+) -> tuple[T, None, None]:
     """The gradient with respect to x."""
     del output_mask
     shape = A.shape(x)

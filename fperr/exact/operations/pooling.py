@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fperr.exact import index_arrays
-from fperr.exact.arithmetic import Arithmetic, Array, Indices
+from fperr.exact.arithmetic import Arithmetic, Indices, T
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.table import operation
 from fperr.exact.windows import adaptive_windows, output_size, windows
@@ -29,14 +29,14 @@ def _planes(shape: Sequence[int], index: Indices) -> Indices:
 
 @operation("aten.max_pool2d_with_indices.default")
 def max_pool2d(
-    A: Arithmetic,
-    x: Array,
+    A: Arithmetic[T],
+    x: T,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
-) -> tuple[Array, IndexArray]:
+) -> tuple[T, IndexArray]:
     """The maximum over each window and where it was: the first one of a tie."""
     shape, sides = A.shape(x), _pair(kernel)
     geometry = (sides, _pair(stride, sides), _pair(padding), _pair(dilation))
@@ -46,8 +46,8 @@ def max_pool2d(
 
 
 def _max_over(
-    A: Arithmetic, x: Array, index: Indices, output: Sequence[int]
-) -> tuple[Array, IndexArray]:
+    A: Arithmetic[T], x: T, index: Indices, output: Sequence[int]
+) -> tuple[T, IndexArray]:
     everywhere = _planes(A.shape(x), index)
     place = A.first_argmax(A.take(x, everywhere), everywhere >= 0)
     within_plane = index_arrays.pick(index, place)
@@ -61,15 +61,13 @@ def _max_over(
     discrete=frozenset({7}),
 )
 def max_pool2d_backward(
-    A: Arithmetic, gradient: Array, x_shape: Sequence[int], *geometry_and_indices: Any
-) -> Array:
+    A: Arithmetic[T], gradient: T, x_shape: Sequence[int], *geometry_and_indices: Any
+) -> T:
     """The gradient, sent to where each maximum was."""
     return _send_back(A, gradient, x_shape, geometry_and_indices[-1])
 
 
-def _send_back(
-    A: Arithmetic, gradient: Array, x_shape: Sequence[int], indices: IndexArray
-) -> Array:
+def _send_back(A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray) -> T:
     planes = math.prod(x_shape[:-2])
     offset = np.arange(planes)[:, None] * x_shape[-2] * x_shape[-1]
     places = index_arrays.shifted(index_arrays.reshape(indices, (planes, -1)), offset)
@@ -113,15 +111,15 @@ def _reach(size: Sequence[int], geometry: Sequence[Sequence[int]], *, ceil_mode:
 
 @operation("aten.avg_pool2d.default")
 def avg_pool2d(
-    A: Arithmetic,
-    x: Array,
+    A: Arithmetic[T],
+    x: T,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
     padding: Sequence[int] = (0, 0),
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-) -> Array:
+) -> T:
     """The mean over each window."""
     index, divisors, output = _mean_windows(
         A.shape(x), kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
@@ -130,7 +128,7 @@ def avg_pool2d(
     return A.reshape(A.div(totals, _divisor_array(A, divisors)), output)
 
 
-def _divisor_array(A: Arithmetic, divisors: Sequence[int]) -> Array:
+def _divisor_array(A: Arithmetic[T], divisors: Sequence[int]) -> T:
     """(1, windows, 1)."""
     one = A.add(A.zeros((1, 1, 1)), 1.0)
     return A.concatenate([A.mul(one, float(d)) for d in divisors], 1)
@@ -138,8 +136,8 @@ def _divisor_array(A: Arithmetic, divisors: Sequence[int]) -> Array:
 
 @operation("aten.avg_pool2d_backward.default", shape_only=frozenset({1}))
 def avg_pool2d_backward(
-    A: Arithmetic,
-    gradient: Array,
+    A: Arithmetic[T],
+    gradient: T,
     x_shape: Sequence[int],
     kernel: Sequence[int],
     stride: Sequence[int],
@@ -147,7 +145,7 @@ def avg_pool2d_backward(
     ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
-) -> Array:
+) -> T:
     """The gradient of each mean, spread evenly over its window."""
     index, divisors, _ = _mean_windows(
         x_shape, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
@@ -159,7 +157,7 @@ def avg_pool2d_backward(
 
 
 @operation("aten._adaptive_avg_pool2d.default")
-def adaptive_avg_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> Array:
+def adaptive_avg_pool2d(A: Arithmetic[T], x: T, output: Sequence[int]) -> T:
     """The mean over each adaptive window."""
     shape = A.shape(x)
     means = []
@@ -170,7 +168,7 @@ def adaptive_avg_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> Array
 
 
 @operation("aten._adaptive_avg_pool2d_backward.default", shape_only=frozenset({1}))
-def adaptive_avg_pool2d_backward(A: Arithmetic, gradient: Array, x_shape: Sequence[int]) -> Array:
+def adaptive_avg_pool2d_backward(A: Arithmetic[T], gradient: T, x_shape: Sequence[int]) -> T:
     """The gradient of each mean, spread evenly over its window."""
     output = A.shape(gradient)[-2:]
     planes = math.prod(x_shape[:-2])
@@ -184,7 +182,7 @@ def adaptive_avg_pool2d_backward(A: Arithmetic, gradient: Array, x_shape: Sequen
 
 
 @operation("aten.adaptive_max_pool2d.default")
-def adaptive_max_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> tuple[Array, IndexArray]:
+def adaptive_max_pool2d(A: Arithmetic[T], x: T, output: Sequence[int]) -> tuple[T, IndexArray]:
     """The maximum over each adaptive window and where it was: the first one of a tie."""
     ragged = adaptive_windows(A.shape(x)[-2:], output)
     index = np.full((len(ragged), max(map(len, ragged))), -1, dtype=np.int64)
@@ -199,7 +197,7 @@ def adaptive_max_pool2d(A: Arithmetic, x: Array, output: Sequence[int]) -> tuple
     discrete=frozenset({2}),
 )
 def adaptive_max_pool2d_backward(
-    A: Arithmetic, gradient: Array, x_shape: Sequence[int], indices: IndexArray
-) -> Array:
+    A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray
+) -> T:
     """The gradient, sent to where each maximum was."""
     return _send_back(A, gradient, x_shape, indices)

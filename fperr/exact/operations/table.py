@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-Meaning = Callable[..., Any]
+Meaning = TypeVar("Meaning", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Operation:
         refusal: (arguments, keyword arguments) -> why this use is not supported, or None.
     """
 
-    meaning: Meaning
+    meaning: Callable[..., Any]
     shape_only: frozenset[int] = frozenset()
     discrete: frozenset[int] = frozenset()
     decides: bool = False

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fperr.exact import index_arrays
-from fperr.exact.arithmetic import Arithmetic, Array, Indices
+from fperr.exact.arithmetic import Arithmetic, Indices, T
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.table import at_zero, operation
 
@@ -20,7 +20,7 @@ from fperr.exact.operations.table import at_zero, operation
     "aten.lift_fresh_copy.default",
     "aten.contiguous.default",
 )
-def identity(A: Arithmetic, a: Array, **traits: Any) -> Array:
+def identity(A: Arithmetic[T], a: T, **traits: Any) -> T:
     """The same numbers."""
     del A, traits
     return a
@@ -34,30 +34,30 @@ def _to_integers(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | 
 
 
 @operation("aten._to_copy.default", refusal=_to_integers, decides=True, kinks={0: at_zero})
-def to_copy(A: Arithmetic, a: Array, **traits: Any) -> Any:
+def to_copy(A: Arithmetic[T], a: T, **traits: Any) -> Any:
     """The same numbers: a change of dtype rounds in a format's run only. As bool: where not 0."""
     return A.sign(a) != 0 if traits.get("dtype") == torch.bool else a
 
 
-def rearranged(A: Arithmetic, a: Array, move: Callable[[Indices], Any]) -> Array:
+def rearranged(A: Arithmetic[T], a: T, move: Callable[[Indices], Any]) -> T:
     """`a` with its entries where `move` puts their positions (-1: a zero)."""
     return A.take(a, np.ascontiguousarray(move(_positions(A.shape(a)))))
 
 
 @operation("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
-def view(A: Arithmetic, a: Array, shape: Sequence[int]) -> Array:
+def view(A: Arithmetic[T], a: T, shape: Sequence[int]) -> T:
     """Another shape."""
     return A.reshape(a, shape)
 
 
 @operation("aten.t.default")
-def transpose_matrix(A: Arithmetic, a: Array) -> Array:
+def transpose_matrix(A: Arithmetic[T], a: T) -> T:
     """The transposed matrix."""
     return A.permute(a, (1, 0)) if len(A.shape(a)) == 2 else a
 
 
 @operation("aten.transpose.int")
-def transpose(A: Arithmetic, a: Array, first: int, second: int) -> Array:
+def transpose(A: Arithmetic[T], a: T, first: int, second: int) -> T:
     """Two dimensions exchanged."""
     dims = list(range(len(A.shape(a))))
     dims[first], dims[second] = dims[second], dims[first]
@@ -65,13 +65,13 @@ def transpose(A: Arithmetic, a: Array, first: int, second: int) -> Array:
 
 
 @operation("aten.permute.default")
-def permute(A: Arithmetic, a: Array, dims: Sequence[int]) -> Array:
+def permute(A: Arithmetic[T], a: T, dims: Sequence[int]) -> T:
     """Dimensions reordered."""
     return A.permute(a, [d % len(dims) for d in dims])
 
 
 @operation("aten.expand.default")
-def expand(A: Arithmetic, a: Array, shape: Sequence[int], **implicit: Any) -> Array:
+def expand(A: Arithmetic[T], a: T, shape: Sequence[int], **implicit: Any) -> T:
     """Broadcast; -1 keeps a length."""
     del implicit
     lengths = [1] * (len(shape) - len(A.shape(a))) + list(A.shape(a))
@@ -80,7 +80,7 @@ def expand(A: Arithmetic, a: Array, shape: Sequence[int], **implicit: Any) -> Ar
 
 
 @operation("aten.unsqueeze.default")
-def unsqueeze(A: Arithmetic, a: Array, dim: int) -> Array:
+def unsqueeze(A: Arithmetic[T], a: T, dim: int) -> T:
     """A new dimension of length 1."""
     shape = list(A.shape(a))
     shape.insert(dim % (len(shape) + 1), 1)
@@ -88,7 +88,7 @@ def unsqueeze(A: Arithmetic, a: Array, dim: int) -> Array:
 
 
 @operation("aten.squeeze.dim", "aten.squeeze.dims")
-def squeeze(A: Arithmetic, a: Array, dims: Sequence[int] | int) -> Array:
+def squeeze(A: Arithmetic[T], a: T, dims: Sequence[int] | int) -> T:
     """Without those of `dims` that have length 1."""
     shape = A.shape(a)
     gone = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
@@ -96,7 +96,7 @@ def squeeze(A: Arithmetic, a: Array, dims: Sequence[int] | int) -> Array:
 
 
 @operation("aten.cat.default")
-def cat(A: Arithmetic, arrays: Sequence[Array], dim: int = 0) -> Array:
+def cat(A: Arithmetic[T], arrays: Sequence[T], dim: int = 0) -> T:
     """Joined along `dim`."""
     return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
 
@@ -108,7 +108,7 @@ def _nonzero_fill(arguments: Sequence[Any], options: Mapping[str, Any]) -> str |
 
 
 @operation("aten.constant_pad_nd.default", refusal=_nonzero_fill)
-def constant_pad(A: Arithmetic, a: Array, pad: Sequence[int], value: float = 0) -> Array:
+def constant_pad(A: Arithmetic[T], a: T, pad: Sequence[int], value: float = 0) -> T:
     """Zeros added (or, for negative widths, entries removed) around the last dimensions."""
     del value
     index = np.arange(math.prod(A.shape(a))).reshape(A.shape(a))
@@ -126,92 +126,90 @@ def constant_pad(A: Arithmetic, a: Array, pad: Sequence[int], value: float = 0) 
 
 @operation("aten.slice.Tensor")
 def slice_(
-    A: Arithmetic,
-    a: Array,
+    A: Arithmetic[T],
+    a: T,
     dim: int = 0,
     start: int | None = None,
     end: int | None = None,
     step: int = 1,
-) -> Array:
+) -> T:
     """Every `step`-th entry along `dim`."""
     return rearranged(A, a, lambda i: i[_along(i, dim, slice(start, end, step))])
 
 
 @operation("aten.slice_backward.default")
 def slice_backward(
-    A: Arithmetic,
-    gradient: Array,
+    A: Arithmetic[T],
+    gradient: T,
     shape: Sequence[int],
     dim: int,
     start: int,
     end: int,
     step: int,
-) -> Array:
+) -> T:
     """The gradient where the slice was taken, 0 elsewhere."""
     places = _positions(shape)
     return A.scatter_add(gradient, places[_along(places, dim, slice(start, end, step))], shape)
 
 
 @operation("aten.select.int")
-def select(A: Arithmetic, a: Array, dim: int, index: int) -> Array:
+def select(A: Arithmetic[T], a: T, dim: int, index: int) -> T:
     """One entry along `dim`, which is dropped."""
     return rearranged(A, a, lambda i: i.take(index, dim))
 
 
 @operation("aten.select_backward.default")
-def select_backward(
-    A: Arithmetic, gradient: Array, shape: Sequence[int], dim: int, index: int
-) -> Array:
+def select_backward(A: Arithmetic[T], gradient: T, shape: Sequence[int], dim: int, index: int) -> T:
     """The gradient where the entry was taken, 0 elsewhere."""
     return A.scatter_add(gradient, np.asarray(_positions(shape).take(index, dim)), shape)
 
 
 @operation("aten.unbind.int")
-def unbind(A: Arithmetic, a: Array, dim: int = 0) -> list[Array]:
+def unbind(A: Arithmetic[T], a: T, dim: int = 0) -> list[T]:
     """Every entry along `dim`."""
     return [select(A, a, dim, i) for i in range(A.shape(a)[dim])]
 
 
 @operation("aten.split.Tensor")
-def split(A: Arithmetic, a: Array, size: int, dim: int = 0) -> list[Array]:
+def split(A: Arithmetic[T], a: T, size: int, dim: int = 0) -> list[T]:
     """Pieces of that size along `dim`; the last one may be smaller."""
     starts = range(0, A.shape(a)[dim], size)
     return [slice_(A, a, dim, start, start + size) for start in starts]
 
 
 @operation("aten.stack.default")
-def stack(A: Arithmetic, arrays: Sequence[Array], dim: int = 0) -> Array:
+def stack(A: Arithmetic[T], arrays: Sequence[T], dim: int = 0) -> T:
     """Joined along a new dimension."""
     return cat(A, [unsqueeze(A, a, dim) for a in arrays], dim)
 
 
 @operation("aten.repeat.default")
-def repeat(A: Arithmetic, a: Array, repeats: Sequence[int]) -> Array:
+def repeat(A: Arithmetic[T], a: T, repeats: Sequence[int]) -> T:
     """Copies side by side."""
     return rearranged(A, a, lambda i: np.tile(i, repeats))
 
 
 @operation("aten.flip.default")
-def flip(A: Arithmetic, a: Array, dims: Sequence[int]) -> Array:
+def flip(A: Arithmetic[T], a: T, dims: Sequence[int]) -> T:
     """In reverse order along `dims`."""
     return rearranged(A, a, lambda i: np.flip(i, tuple(dims)))
 
 
 @operation("aten.roll.default")
-def roll(A: Arithmetic, a: Array, shifts: Sequence[int], dims: Sequence[int] = ()) -> Array:
+def roll(A: Arithmetic[T], a: T, shifts: Sequence[int], dims: Sequence[int] = ()) -> T:
     """Shifted along `dims`; what leaves at one end enters at the other."""
     along = tuple(dims) or None
     return rearranged(A, a, lambda i: np.roll(i, tuple(shifts), along))
 
 
 @operation("aten.tril.default")
-def lower_triangle(A: Arithmetic, a: Array, diagonal: int = 0) -> Array:
+def lower_triangle(A: Arithmetic[T], a: T, diagonal: int = 0) -> T:
     """Zeros above a diagonal of the last two dimensions."""
     return rearranged(A, a, lambda i: np.tril(i + 1, diagonal) - 1)
 
 
 @operation("aten.pixel_shuffle.default")
-def pixel_shuffle(A: Arithmetic, a: Array, factor: int) -> Array:
+def pixel_shuffle(A: Arithmetic[T], a: T, factor: int) -> T:
     """Channels spread over blocks of factor x factor pixels."""
     n, c, h, w = A.shape(a)
     split = A.reshape(a, (n, c // factor**2, factor, factor, h, w))
@@ -220,7 +218,7 @@ def pixel_shuffle(A: Arithmetic, a: Array, factor: int) -> Array:
 
 
 @operation("aten.pixel_unshuffle.default")
-def pixel_unshuffle(A: Arithmetic, a: Array, factor: int) -> Array:
+def pixel_unshuffle(A: Arithmetic[T], a: T, factor: int) -> T:
     """Blocks of factor x factor pixels gathered in channels."""
     n, c, h, w = A.shape(a)
     split = A.reshape(a, (n, c, h // factor, factor, w // factor, factor))
@@ -229,28 +227,28 @@ def pixel_unshuffle(A: Arithmetic, a: Array, factor: int) -> Array:
 
 
 @operation("aten.split_with_sizes.default")
-def split_with_sizes(A: Arithmetic, a: Array, sizes: Sequence[int], dim: int = 0) -> list[Array]:
+def split_with_sizes(A: Arithmetic[T], a: T, sizes: Sequence[int], dim: int = 0) -> list[T]:
     """Pieces of those sizes along `dim`."""
     ends = np.cumsum(sizes).tolist()
     return [slice_(A, a, dim, end - n, end) for end, n in zip(ends, sizes, strict=True)]
 
 
 @operation("aten.gather.default", discrete=frozenset({2}))
-def gather(A: Arithmetic, a: Array, dim: int, index: IndexArray, **traits: Any) -> Array:
+def gather(A: Arithmetic[T], a: T, dim: int, index: IndexArray, **traits: Any) -> T:
     """The entries at `index` along `dim`."""
     del traits
     return A.take(a, index_arrays.along(index, dim, A.shape(a)))
 
 
 @operation("aten.scatter_add.default", discrete=frozenset({2}))
-def scatter_add(A: Arithmetic, a: Array, dim: int, index: IndexArray, source: Array) -> Array:
+def scatter_add(A: Arithmetic[T], a: T, dim: int, index: IndexArray, source: T) -> T:
     """`a` with the source added at `index` along `dim`."""
     shape = A.shape(a)
     return A.add(a, A.scatter_add(source, index_arrays.along(index, dim, shape), shape))
 
 
 @operation("aten.scatter.src", discrete=frozenset({2}))
-def scatter(A: Arithmetic, a: Array, dim: int, index: IndexArray, source: Array) -> Array:
+def scatter(A: Arithmetic[T], a: T, dim: int, index: IndexArray, source: T) -> T:
     """`a` with the source put at `index` along `dim`."""
     shape, count, size = A.shape(a), math.prod(A.shape(a)), index_arrays.shape(index)
     if A.shape(source) != size:
@@ -261,7 +259,7 @@ def scatter(A: Arithmetic, a: Array, dim: int, index: IndexArray, source: Array)
 
 
 @operation("aten.scatter.value", discrete=frozenset({2}))
-def scatter_value(A: Arithmetic, a: Array, dim: int, index: IndexArray, value: float) -> Array:
+def scatter_value(A: Arithmetic[T], a: T, dim: int, index: IndexArray, value: float) -> T:
     """`a` with a number put at `index` along `dim`."""
     return scatter(A, a, dim, index, A.add(A.zeros(index_arrays.shape(index)), float(value)))
 
@@ -273,7 +271,7 @@ def _unusual_index(arguments: Sequence[Any], options: Mapping[str, Any]) -> str 
 
 
 @operation("aten.index.Tensor", discrete=frozenset({1}))
-def index(A: Arithmetic, a: Array, indices: Sequence[IndexArray | None]) -> Array:
+def index(A: Arithmetic[T], a: T, indices: Sequence[IndexArray | None]) -> T:
     """The entries at integer or boolean indices."""
     return A.take(a, index_arrays.indexed(_positions(A.shape(a)), indices))
 
@@ -285,8 +283,12 @@ def index(A: Arithmetic, a: Array, indices: Sequence[IndexArray | None]) -> Arra
     refusal=_unusual_index,
 )
 def index_put(
-    A: Arithmetic, a: Array, indices: Sequence[IndexArray | None], source: Array, accumulate: bool
-) -> Array:
+    A: Arithmetic[T],
+    a: T,
+    indices: Sequence[IndexArray | None],
+    source: T,
+    accumulate: bool,
+) -> T:
     """`a` with the source added at integer indices."""
     del accumulate
     shape = A.shape(a)
