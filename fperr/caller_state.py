@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves
 
 from fperr import pass_origin
 from fperr.errors import ModeError
+from fperr.vocabulary import refuse_old_spelling
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,6 +66,7 @@ def in_neutral_state(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_old_spelling(function, args, kwargs)
         check_defaults(args, kwargs)
         with neutral_state():
             ordinary = {name: _ordinary(value) for name, value in kwargs.items()}
@@ -82,6 +84,7 @@ def neutral_outside_yield(function: Callable[P, Iterator[R]]) -> Callable[P, Ite
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        refuse_old_spelling(function, args, kwargs)
         check_defaults(args, kwargs)
         with neutral_state():
             ordinary = {name: _ordinary(value) for name, value in kwargs.items()}

@@ -4,29 +4,37 @@ import math
 import numbers
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fperr.vocabulary import RENAMED_CHOICES
+
+Name = TypeVar("Name", bound=str)
+
 # the formats of inputs that the networks here are run in
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def choice(name: str, value: object, options: Sequence[str]) -> str:
+def choice(name: str, value: object, options: Sequence[Name]) -> Name:
     """One of the options.
 
     Raises:
-        TypeError, ValueError: it is not; lists them.
+        TypeError, ValueError: it is not; lists them, or names today's spelling of an old one.
     """
     if not isinstance(value, str):
         raise TypeError(
             f"{name} must be a name, got {shown(value)}: expected one of {', '.join(options)}"
         )
-    if value not in options:
-        raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(options)}")
-    return value
+    for option in options:
+        if value == option:
+            return option
+    today = RENAMED_CHOICES.get(value)
+    if today in options:
+        raise ValueError(f"{name} {value!r} is called {today!r} now: give {name}={today!r}")
+    raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(options)}")
 
 
 def text(name: str, value: object) -> str:
@@ -322,7 +330,7 @@ def check_targets(name: str, targets: Tensor, y: Tensor) -> None:
     if len(equal):
         sample = int(equal[0])
         raise ValueError(
-            f"{name} equals y at sample {sample} (class {int(y[sample])}): "
+            f"{name} equal y at sample {sample} (class {int(y[sample])}): "
             "a targeted attack needs a target other than the true label, name another class"
         )
 

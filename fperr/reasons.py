@@ -137,7 +137,7 @@ _RULES = (
     _Rule(
         f"{NOT_CERTIFIED}(: .*)?",
         NOT_CERTIFIED,
-        "measure with reference='mpmath', which compares two precisions and proves nothing",
+        "measure with engine='mpmath', which compares two precisions and proves nothing",
     ),
     _Rule(
         "infinite slope: .*",

@@ -124,7 +124,7 @@ def cost_of_t_star(model: nn.Module, x: Tensor, y: Tensor, aim: str) -> None:
 
 def cost_of_recording(model: nn.Module, x: Tensor, y: Tensor) -> None:
     def recorded() -> None:
-        with fperr.record(model, y, samples=0):
+        with fperr.record(model, None, y, samples=0):
             bare(model, x, y)
 
     _, whole = compared(model, recorded, lambda: bare(model, x, y))
@@ -133,7 +133,7 @@ def cost_of_recording(model: nn.Module, x: Tensor, y: Tensor) -> None:
 
 def cost_of_exact(model: nn.Module, x: Tensor, y: Tensor) -> None:
     start = time.perf_counter()
-    ours(model, x, y, arithmetic="exact")
+    ours(model, x, y, format="exact")
     each = (time.perf_counter() - start) / (STEPS * len(x))
     show(f"  PGD on exact gradients, batch {len(x)}, ms a sample and step", each * 1e3)
 

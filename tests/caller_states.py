@@ -287,14 +287,14 @@ class Spent:
 
 def _recorded(model: nn.Module, x: Tensor, y: Tensor) -> fperr.Trace:
     options = {"losses": ("ce",), "formats": ("float16",), "every": 2, "samples": 1}
-    with fperr.record(model, y, x=x, **options) as trace:
+    with fperr.record(model, x, y, **options) as trace:
         fperr.attack(model, x, y, radius=0.1, steps=3)
     return trace
 
 
 def spent() -> Spent:
     model, (x, y) = network(), digits()
-    report = fperr.measure(model, x, y, reference="ball", **_SMALL)
+    report = fperr.measure(model, x, y, engine="ball", **_SMALL)
     layers = fperr.trace_layers(model, x, y, progress=False)
     return Spent(report, layers, _recorded(model, x, y))
 
@@ -325,14 +325,12 @@ def _z(x: Tensor) -> Tensor:
 
 # `LIGHT` take a fraction of a second, `HEAVY` more
 LIGHT: dict[str, Door] = {
-    "measure": lambda m, x, y: fperr.measure(m, x, y, reference="ball", **_SMALL).frame,
+    "measure": lambda m, x, y: fperr.measure(m, x, y, engine="ball", **_SMALL).frame,
     "attack": lambda m, x, y: fperr.attack(m, x, y, radius=0.1, steps=3),
     "attack l2": lambda m, x, y: fperr.attack(
-        m, x, y, radius=0.5, steps=3, norm="l2", method="apgd", arithmetic="float16", restarts=2
+        m, x, y, radius=0.5, steps=3, norm="l2", method="apgd", format="float16", restarts=2
     ),
-    "attack exactly": lambda m, x, y: fperr.attack(
-        m, x, y, radius=0.1, steps=1, arithmetic="exact"
-    ),
+    "attack exactly": lambda m, x, y: fperr.attack(m, x, y, radius=0.1, steps=1, format="exact"),
     "attack_in_batches": _batches,
     "gradient by balls": _gradient("ball"),
     "gradient by words": _gradient("double_word"),
@@ -351,11 +349,11 @@ LIGHT: dict[str, Door] = {
     "record": _trace_tables,
 }
 HEAVY: dict[str, Door] = {
-    "measure by words": lambda m, x, y: fperr.measure(m, x, y, reference="double_word", **_SMALL),
-    "measure by mpmath": lambda m, x, y: fperr.measure(m, x, y, reference="mpmath", **_SMALL),
+    "measure by words": lambda m, x, y: fperr.measure(m, x, y, engine="double_word", **_SMALL),
+    "measure by mpmath": lambda m, x, y: fperr.measure(m, x, y, engine="mpmath", **_SMALL),
     "gradient by mpmath": _gradient("mpmath"),
     "trace_layers": lambda m, x, y: fperr.trace_layers(m, x, y, progress=False).frame,
-    "estimate": lambda m, x, y: estimate(m, x, y, reference="ball").rows,
+    "estimate": lambda m, x, y: estimate(m, x, y, engine="ball").rows,
     "falsify": lambda m, x, y: validation.falsify(["float16"], 120),
     "sweep": lambda m, x, y: validation.sweep(stride=100_000_000),
 }

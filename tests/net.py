@@ -52,7 +52,7 @@ def measured() -> Iterator[tuple[str, object]]:
                 losses=LOSSES,
                 formats=FORMATS,
                 scenarios="all",
-                reference=engine,
+                engine=engine,
                 progress=False,
             )
             yield f"measure {name} {engine}", frame(report.frame)
@@ -61,7 +61,7 @@ def measured() -> Iterator[tuple[str, object]]:
             yield f"layers {name} {loss} {form}", frame(layers.frame)
     model, x, y = subjects()["fashion_standard"]
     report = fperr.measure(
-        model, x, y, certify=True, target=(y + 1) % 10, scenarios="observed", progress=False
+        model, x, y, certify=True, targets=(y + 1) % 10, scenarios="observed", progress=False
     )
     yield "measure certified", frame(report.frame)
 
@@ -98,9 +98,10 @@ def attacked() -> Iterator[tuple[str, object]]:
                         method=method,
                         loss=loss,
                         steps=steps,
-                        arithmetic=arithmetic,
+                        format=arithmetic,
                     )
-                    parts = {n: getattr(result, n) for n in result.__slots__}
+                    tensors = (n for n in result.__slots__ if n != "settings")
+                    parts = {n: getattr(result, n) for n in tensors}
                     yield f"attack {name} {method} {loss} {arithmetic}", parts
         yield f"trace {name}", recorded(model, x, y)
 
@@ -108,7 +109,7 @@ def attacked() -> Iterator[tuple[str, object]]:
 def recorded(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, pd.DataFrame]:
     """The tables of a plain PGD with cross-entropy."""
     with TemporaryDirectory() as folder:
-        with fperr.record(model, y, x=x, every=3, out=Path(folder) / "trace") as trace:
+        with fperr.record(model, x, y, every=3, out=Path(folder) / "trace") as trace:
             x_adv = x.clone()
             for _ in range(6):
                 x_adv.requires_grad_()

@@ -173,11 +173,11 @@ MEASURE = {
     "model": MODELS,
     "x": TENSORS,
     "y": LABELS,
-    "target": {**LABELS, "the true class": Y},
+    "targets": {**LABELS, "the true class": Y},
     "losses": NAMES,
     "formats": FORMATS,
     "scenarios": {"unknown": "nope", "a number": 3, "empty": [], "numbers": [1]},
-    "reference": CHOICE,
+    "engine": CHOICE,
     "digits": {**WHOLE, "too few": 5},
     "certify": FLAG,
     "jacobian": CHOICE,
@@ -202,7 +202,7 @@ ATTACK = {
     "norm": CHOICE,
     "steps": {**WHOLE, "zero": 0, "None": None},
     "targets": {**LABELS, "the true class": Y},
-    "arithmetic": {**CHOICE, "tf32": "tf32"},
+    "format": {**CHOICE, "tf32": "tf32"},
     "scenario": OPTIONAL_CHOICE,
     "seed": {**WHOLE, "None": None},
     "restarts": {**WHOLE, "zero": 0, "None": None},
@@ -230,7 +230,7 @@ LAYERS = {
     "model": MODELS,
     "x": {**TENSORS, "NaN": X * torch.nan},
     "y": LABELS,
-    "target": LABELS,
+    "targets": LABELS,
     "loss": CHOICE,
     "format": {**CHOICE, "tf32": "tf32"},
     "progress": {"text": "yes", "a number": 2},
@@ -289,7 +289,7 @@ def record(**arguments):
 
 
 GOOD = {"model": net(), "x": X, "y": Y}
-QUICK = {**GOOD, "losses": ["ce"], "formats": ["float16"], "reference": "mpmath", "progress": False}
+QUICK = {**GOOD, "losses": ["ce"], "formats": ["float16"], "engine": "mpmath", "progress": False}
 DOORS = {
     "measure": (fperr.measure, QUICK, MEASURE),
     "estimate": (estimate, QUICK, {k: MEASURE[k] for k in ("x", "y", "losses")}),

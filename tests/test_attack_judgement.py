@@ -109,9 +109,9 @@ def test_a_network_without_any_number_has_no_accuracy_at_all():
 def test_what_overflows_in_the_format_of_the_attack_is_not_judged_there():
     model = Around(before=lambda x: x * 255, after=lambda z: z * 255)
     with pytest.warns(UnjudgedWarning, match="try a wider format"):
-        half = attacked(model, arithmetic="float16")
+        half = attacked(model, format="float16")
     assert not half.is_judged.any()
-    wider = attacked(model, arithmetic="float32")  # the remedy
+    wider = attacked(model, format="float32")  # the remedy
     assert wider.is_judged.all()
 
 
@@ -277,7 +277,7 @@ def test_a_radius_that_reaches_everything_is_questioned():
 
 def test_tf32_exists_on_cuda_alone():
     with pytest.raises(ValueError, match="arithmetic 'tf32' exists on CUDA devices only"):
-        attacked(zoo.load("fashion_standard"), arithmetic="tf32")
+        attacked(zoo.load("fashion_standard"), format="tf32")
 
 
 def test_an_attack_without_any_gradient_warns():
@@ -332,7 +332,7 @@ def test_one_sample_without_logits_does_not_stop_an_exact_attack():
         return torch.where(is_second[:, None], torch.nan, network(x))
 
     with pytest.warns(UnjudgedWarning, match="1 of 3 could not be judged"):
-        result = attacked(OfInput(broken), few, labels, arithmetic="exact", steps=2)
+        result = attacked(OfInput(broken), few, labels, format="exact", steps=2)
     assert result.is_judged.tolist() == [True, False, True]
 
 

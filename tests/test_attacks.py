@@ -151,7 +151,7 @@ def test_exact_gradients_tell_floating_point_from_geometry(fashion):
     """Cross-entropy's gradient, exact, does what stable cross-entropy does: the loss was right."""
     model, images = zoo.load("fashion_saturated"), fashion.first(12)
     options = {"radius": 0.05, "steps": 6}
-    exact = fperr.attack(model, images.x, images.y, loss="ce", arithmetic="exact", **options)
+    exact = fperr.attack(model, images.x, images.y, loss="ce", format="exact", **options)
     stable = fperr.attack(model, images.x, images.y, loss="stable_ce", **options)
     blind = fperr.attack(model, images.x, images.y, loss="ce", **options)
     assert torch.equal(exact.success, stable.success)
@@ -162,7 +162,7 @@ def test_exact_gradients_tell_floating_point_from_geometry(fashion):
 def test_every_arithmetic_attacks(arithmetic, fashion):
     model, images = zoo.load("fashion_adversarial"), fashion.first(8)
     found = fperr.attack(
-        model, images.x, images.y, radius=0.1, steps=5, loss="mifpe", arithmetic=arithmetic
+        model, images.x, images.y, radius=0.1, steps=5, loss="mifpe", format=arithmetic
     )
     assert found.adversarial.dtype == torch.float32
     assert found.success.any()
@@ -384,18 +384,18 @@ def test_a_model_without_a_graph_is_refused():
         ({"radius": -1.0}, "radius must be"),
         ({"steps": 0}, "steps must be"),
         ({"x": 2 * uniform(3, 6)}, "box"),
-        ({"targets": torch.tensor([0, 1, 2])}, "targets equals y at sample 0"),
+        ({"targets": torch.tensor([0, 1, 2])}, "targets equal y at sample 0"),
         ({"targets": torch.tensor([1, 2, 9])}, "from 0 to 3, got values from 1 to 9"),
         ({"y": torch.tensor([0, 1])}, r"y must have shape \(3,\)"),
         ({"method": "cw"}, "pgd, fgsm, apgd"),
-        ({"arithmetic": "float8"}, "exact"),
+        ({"format": "float8"}, "exact"),
         ({"norm": "l1"}, "linf, l2"),
         ({"schedule": "step"}, "cosine"),
         ({"momentum": 1.0}, "momentum"),
         ({"restarts": 0}, "restarts"),
         ({"loss": "xent"}, "unknown loss"),
         ({"loss": "gama:weight=-1"}, "positive"),
-        ({"loss": "gama", "arithmetic": "exact"}, "no exact gradient"),
+        ({"loss": "gama", "format": "exact"}, "no exact gradient"),
         ({"loss": "ce", "scenario": "untargeted_successful"}, "MIFPE"),
         ({"loss": "tmifpe:scenario=targeted_successful"}, "none of untargeted attacks"),
         ({"method": "fgsm", "restarts": 2}, "one step"),

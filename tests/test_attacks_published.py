@@ -121,7 +121,7 @@ def test_gradients_that_are_exactly_zero(loss, arithmetic, count, spread, mnist)
     seen = Gradients()
     attacked(
         zoo.load("mnist_levelsets_eps0.4"), mnist.first(300), radius=0.3, steps=1, loss=loss,
-        arithmetic=arithmetic, random_start=False, freeze=False, on_step=seen,
+        format=arithmetic, random_start=False, freeze=False, on_step=seen,
     )  # fmt: skip
     assert abs(seen.zero - count) <= spread
 
@@ -141,7 +141,7 @@ def test_exact_gradients_do_what_stable_cross_entropy_does(mnist):
     model: nn.Module = zoo.load("mnist_levelsets_eps0.4")
     images = mnist.first(200)
     ends = {
-        name: attacked(model, images, radius=0.3, loss=loss, arithmetic=arithmetic).success
+        name: attacked(model, images, radius=0.3, loss=loss, format=arithmetic).success
         for name, loss, arithmetic in (
             ("exact", "ce", "exact"),
             ("blind", "ce", "float32"),

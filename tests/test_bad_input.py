@@ -81,8 +81,8 @@ CASES = {
     "target = y": (
         tiny_mlp(),
         X,
-        {"y": [0, 1, 2], "target": [1, 1, 1]},
-        "target equals y at sample 1 (class 1)",
+        {"y": [0, 1, 2], "targets": [1, 1, 1]},
+        "targets equal y at sample 1 (class 1)",
     ),
     "loss": (tiny_mlp(), X, {"losses": ["hinge"]}, "unknown loss 'hinge': expected one of ce"),
     "loss as string": (tiny_mlp(), X, {"losses": "ce"}, "losses must be a sequence of names"),
@@ -111,13 +111,13 @@ CASES = {
     "targeted dlr without y": (
         tiny_mlp(),
         X,
-        {"losses": ["dlr"], "target": [0, 0, 0]},
+        {"losses": ["dlr"], "targets": [0, 0, 0]},
         "targeted 'dlr' needs the true label",
     ),
     "engine": (
         tiny_mlp(),
         X,
-        {"reference": "arb"},
+        {"engine": "arb"},
         "unknown reference 'arb': expected one of auto",
     ),
     "digits": (tiny_mlp(), X, {"digits": 15}, "digits must be at least 20"),

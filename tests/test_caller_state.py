@@ -226,7 +226,7 @@ def test_inputs_and_weights_that_change_between_two_calls_count(undisturbed):
 def test_clean_inputs_of_a_recording_may_change_inside():
     def trace(*, changed):
         model, (x, y) = network(), digits()
-        with fperr.record(model, y, x=x, samples=0) as found:
+        with fperr.record(model, x, y, samples=0) as found:
             leaf = x.flip(0).clone().requires_grad_()
             if changed:
                 x.copy_(x.flip(0))
@@ -247,7 +247,7 @@ def test_a_recorded_attack_runs_in_its_own_state_and_its_tables_are_the_same(sta
         model, (x, y) = network(), digits()
         options = {"losses": ("ce",), "formats": ("float16",), "every": 1, "samples": 1}
         with enter():
-            with fperr.record(model, y, x=x, **options) as trace:
+            with fperr.record(model, x, y, **options) as trace:
                 before = everywhere()
                 for _ in range(2):
                     leaf = x.clone().requires_grad_()
@@ -334,7 +334,7 @@ def test_frames_of_two_threads_are_those_of_one_after_the_other():
 
     def work(model):
         return [
-            comparable(fperr.measure(model, x, y, reference="ball", progress=False, **formats)),
+            comparable(fperr.measure(model, x, y, engine="ball", progress=False, **formats)),
             comparable(exact.gradient(model, x, torch.ones(2, 10), engine="double_word")),
             comparable(fperr.attack(model, x, y, radius=0.1, steps=5)),
         ]
@@ -395,7 +395,7 @@ def test_the_lock_is_held_in_a_function_and_not_in_a_recorded_attack():
     model.notes.clear()
     with (
         EQUAL["default float64"](),
-        fperr.record(model, y, x=x, losses=("ce",), formats=("float16",), samples=1),
+        fperr.record(model, x, y, losses=("ce",), formats=("float16",), samples=1),
     ):
         assert is_free()
         model.notes.clear()
@@ -413,7 +413,7 @@ def test_an_error_in_a_recorded_attack_is_the_attacks_own():
     before = everywhere() | belongings(model, x, y)
 
     def attack():
-        with fperr.record(model, y, x=x, samples=0):
+        with fperr.record(model, x, y, samples=0):
             model(x)
             raise KeyError("mine")
 
@@ -426,7 +426,7 @@ def test_a_mode_left_open_in_a_recorded_attack_is_named_and_hooks_are_removed():
     model, (x, y) = network(), digits()
     before = belongings(model)
     opened = torch.autograd.graph.save_on_cpu()
-    recording = fperr.record(model, y, x=x, samples=0)
+    recording = fperr.record(model, x, y, samples=0)
     recording.__enter__()
     opened.__enter__()
     with pytest.raises(ModeError, match="save_on_cpu"):
@@ -559,11 +559,11 @@ BARE = {
     "numpy raises": lambda m, x, y: np.float32(1e-45) * np.float32(0.5),
     "flint 4 bits": lambda m, x, y: (
         bare(fperr.measure)(
-            m, x, y, reference="ball", losses=("ce",), formats=("float16",), progress=False
+            m, x, y, engine="ball", losses=("ce",), formats=("float16",), progress=False
         ).frame
     ),
     "saved tensors": lambda m, x, y: bare(fperr.attack)(
-        m, x, y, radius=0.1, steps=3, arithmetic="float64"
+        m, x, y, radius=0.1, steps=3, format="float64"
     ),
     "generators": lambda m, x, y: bare(type(PLOTS).stages)(PLOTS),
 }

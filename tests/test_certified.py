@@ -191,7 +191,7 @@ def test_random_graphs_agree(names, seed):
 
 def test_a_gradient_is_proved_to_the_bits_that_were_asked_for():
     model, x, v = build("vit_sdpa"), image(count=2), normal(2, 4)
-    coarse, fine = (exact.gradient(model, x, v, bits=bits) for bits in (60, 700))
+    coarse, fine = (exact.gradient(model, x, v, digits=bits) for bits in (60, 700))
     assert coarse.midpoint.shape == coarse.radius.shape == tuple(x.shape)
     assert -coarse.log2_error >= 60
     assert -fine.log2_error >= 700
@@ -213,9 +213,9 @@ class Saturating(nn.Module):
 
 def test_precision_rises_where_bits_are_lost():
     model, x, v = Saturating(14.0).eval(), torch.ones(1, 3), normal(1, 3)
-    found = exact.gradient(model, x, v, bits=128)
+    found = exact.gradient(model, x, v, digits=39)
     assert -found.log2_error >= 128
-    easy = exact.gradient(Saturating(0.5).eval(), x, v, bits=128)
+    easy = exact.gradient(Saturating(0.5).eval(), x, v, digits=39)
     # 2 * 14 * log2(e) = 40.4 bits are lost, more than any start has in reserve
     assert int(found.engine.split()[-2]) >= 128 + 40 > int(easy.engine.split()[-2])
 
@@ -223,7 +223,7 @@ def test_precision_rises_where_bits_are_lost():
 def test_a_limit_says_how_many_bits_are_proved_and_where_they_went():
     model, x, v = Saturating(20.0).eval(), torch.ones(1, 3), normal(1, 3)
     with pytest.raises(ReferenceNotCertifiedError) as refusal:
-        exact.gradient(model, x, v, bits=128, largest_bits=150)
+        exact.gradient(model, x, v, digits=39, largest_digits=46)
     text = str(refusal.value)
     proved = float(text.split(" of 128 bits are proved at 150 bits")[0])
     # of 150, 2 * 20 * log2(e) = 57.7 are lost, and a few roundings
@@ -244,7 +244,7 @@ def test_what_cannot_be_decided_is_named_and_not_guessed():
     with pytest.raises(
         ReferenceNotCertifiedError, match=r"relu: 1 decisions, the first at \(0, 0\)"
     ):
-        exact.gradient(NeverDecided().eval(), normal(1, 2), normal(1, 3), largest_bits=600)
+        exact.gradient(NeverDecided().eval(), normal(1, 2), normal(1, 3), largest_digits=181)
 
 
 class Smooth(nn.Sequential):
@@ -273,7 +273,7 @@ def test_ties_by_construction_go_to_the_first_index(monkeypatch):
     with pytest.raises(
         ReferenceNotCertifiedError, match=r"max_pool2d_with_indices: .* closer than"
     ):
-        exact.gradient(model, x, v, largest_bits=600)
+        exact.gradient(model, x, v, largest_digits=181)
 
 
 def test_equal_channels_are_equal_by_construction():
@@ -309,9 +309,9 @@ def test_an_interval_holds_the_error_and_excludes_what_is_not():
 
 def test_the_precision_of_flint_is_restored():
     before = flint.ctx.prec
-    exact.gradient(tiny_mlp(), normal(1, 6), normal(1, 4), bits=300)
+    exact.gradient(tiny_mlp(), normal(1, 6), normal(1, 4), digits=91)
     with pytest.raises(ReferenceNotCertifiedError):
-        exact.gradient(NeverDecided().eval(), normal(1, 2), normal(1, 3), largest_bits=300)
+        exact.gradient(NeverDecided().eval(), normal(1, 2), normal(1, 3), largest_digits=91)
     assert flint.ctx.prec == before
     assert LARGEST_BITS > 4000
     with pytest.raises(ValueError, match="at least 53"):
@@ -350,7 +350,7 @@ def test_a_weight_may_be_used_with_several_geometries(engine, size, stride, tran
     z = model(leaf)
     v = normal(*z.shape, seed=8).double()
     (theirs,) = torch.autograd.grad(z, leaf, v)
-    found = exact.gradient(model, x, v, engine=engine, bits=64).to_torch()
+    found = exact.gradient(model, x, v, engine=engine, digits=20).to_torch()
     # sums of at most 48 terms, thrice in a row
     assert float((found - theirs).norm() / theirs.norm()) < 3 * 48 * 2.0**-53
 

@@ -28,7 +28,7 @@ def test_a_certified_network_with_every_engine(fperr_data):
     assert 0.2 < accuracy < 0.5  # provable defences cost accuracy; chance is 0.1
     few = images.first(3)
     frames = {
-        engine: fperr.measure(model, few.x, few.y, reference=engine).frame
+        engine: fperr.measure(model, few.x, few.y, engine=engine).frame
         for engine in ("double_word", "ball")
     }
     words, balls = frames.values()
@@ -62,7 +62,7 @@ def test_a_resnet_of_others_from_the_command_line(fperr_data, autoattack_example
 def test_words_meet_the_balls_on_the_certified_network(fperr_data):
     model, x = zoo.load("cifar_wong_kolter_small_8px"), data.cifar10_test_800().x[3:5]
     v = torch.randn(2, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    words = exact.gradient(model, x, v, engine="double_word", bits=70)
-    balls = exact.gradient(model, x, v, bits=128)
+    words = exact.gradient(model, x, v, engine="double_word", digits=22)
+    balls = exact.gradient(model, x, v, digits=39)
     assert words.radius is not None
     assert bool((abs(words.midpoint - balls.midpoint) <= words.radius + balls.radius).all())

@@ -71,7 +71,7 @@ def factories(tmp_path):
     (tmp_path / "nets.py").write_text(FACTORIES, encoding="utf-8")
     x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
     np.savez(tmp_path / "few.npz", x=x, y=np.array([0, 1]))
-    return ["--data", "few.npz", "--reference", "ball", "--formats", "float32"]
+    return ["--data", "few.npz", "--engine", "ball", "--formats", "float32"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_an_attack_is_resumed(tmp_path):
     assert parts[0].stat().st_mtime_ns == before
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "attack.parquet"), whole)
     same = {"radius": 0.02, "steps": 5, "seed": 3, "batch_size": 4, "loss": "tmifpe"}
-    same |= {"method": "pgd", "norm": "linf", "arithmetic": "float32", "restarts": 1}
+    same |= {"method": "pgd", "norm": "linf", "format": "float32", "restarts": 1}
     attack_in_batches(images[0], images[1].x, images[1].y, folder, **same)  # defaults spelled out
     harder = nn.Sequential(images[0], nn.Tanh()).eval()
     with pytest.raises(ValueError, match="holds another attack"):

@@ -170,12 +170,10 @@ def test_the_words_of_the_python_api_are_those_of_the_command():
         ),
         "--logits 0": lambda: fperr.measure(Pair().eval(), x),
         "--logits FUNCTION": lambda: fperr.measure(torch.nn.Linear(6, 1).eval(), x),
-        "--arithmetic float32": lambda: fperr.attack(
-            model, x.sigmoid(), y, radius=0.1, arithmetic="tf32"
-        ),
+        "--format float32": lambda: fperr.attack(model, x.sigmoid(), y, radius=0.1, format="tf32"),
     }
     if torch.cuda.is_available():
-        del calls["--arithmetic float32"]
+        del calls["--format float32"]
     commands = typer.main.get_command(app.app).commands
     known = {o for name in ("attack", "measure") for p in commands[name].params for o in p.opts}
     for words, failing in calls.items():

@@ -97,7 +97,7 @@ def test_robust_accuracy_by_step_counts_the_start_and_clean_errors(study, monkey
 
 def test_images_that_no_attack_could_judge_are_shown(study, monkeypatch):
     def damaged(*_, **options):
-        is_half = options.get("arithmetic") == "float16"
+        is_half = options.get("format") == "float16"
         is_judged = [not is_half, True, True, True]
         return pd.DataFrame({"success": [False, False, True, False], "is_judged": is_judged})
 

@@ -335,10 +335,10 @@ def test_a_rescaled_network_has_mifpe_for_cross_entropy():
         wrapped = boost.Rescaled(subject.model, loss).eval()
         one = Subject(subject.name, 6)
         object.__setattr__(one, "model", wrapped)
-        mine = signs.gradient(one, x, y, loss="ce", arithmetic="float32")
-        same = signs.gradient(subject, x, y, loss=loss, arithmetic="float32")
+        mine = signs.gradient(one, x, y, loss="ce", format="float32")
+        same = signs.gradient(subject, x, y, loss=loss, format="float32")
         assert torch.equal(mine, same)
-        plain = signs.gradient(subject, x, y, loss="ce", arithmetic="float32")
+        plain = signs.gradient(subject, x, y, loss="ce", format="float32")
         assert not torch.equal(plain.sign(), same.sign())
 
 

@@ -24,7 +24,7 @@ from tests.test_recording import descent
 
 def traced(out):
     model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
-    with fperr.record(model, y, out=out, every=2, formats=["float32"]) as trace:
+    with fperr.record(model, None, y, out=out, every=2, formats=["float32"]) as trace:
         descent(model, x, y, steps=4)
     return trace
 

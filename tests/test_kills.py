@@ -21,7 +21,7 @@ from fperr.cli import app
 from fperr.errors import DamagedFileWarning, StorageError
 
 MEASURE = ["measure", "fashion_standard", "fashion_saturated", "--n", "2", "--losses", "ce"]
-MEASURE += ["--formats", "float32", "--reference", "double_word", "--out", "out"]
+MEASURE += ["--formats", "float32", "--engine", "double_word", "--out", "out"]
 ATTACK = ["attack", "fashion_standard", "--radius", "0.05", "--n", "12", "--batch-size", "2"]
 ATTACK += ["--steps", "20", "--out", "out"]
 
@@ -98,7 +98,7 @@ def test_a_network_that_is_finished_is_kept(stop, code, tmp_path):
     assert "fashion_standard: 2 of 2 images were measured before, and read from out/rows" in out
     assert kept.stat().st_mtime_ns == before
     images = data.fashion_mnist_1000().first(2)
-    options = {"losses": ["ce"], "formats": ["float32"], "reference": "double_word"}
+    options = {"losses": ["ce"], "formats": ["float32"], "engine": "double_word"}
     alone = [
         fperr.measure(zoo.load(name), images.x, images.y, name=name, progress=False, **options)
         for name in ("fashion_standard", "fashion_saturated")

@@ -459,7 +459,7 @@ def test_an_attack_on_a_masked_head_is_that_on_the_smaller_one(fashion, loss, ta
     assert 0 < found[0].success.sum() < len(x) or targeted
 
 
-@pytest.mark.parametrize("options", [{"method": "apgd"}, {"arithmetic": "float16"}], ids=str)
+@pytest.mark.parametrize("options", [{"method": "apgd"}, {"format": "float16"}], ids=str)
 def test_other_attacks_on_a_masked_head(fashion, options):
     x, *heads = both_heads(fashion)
     for loss in ("tmifpe", "stable_ce"):
@@ -493,7 +493,7 @@ def test_a_label_that_overflows_in_float16_is_not_refused():
         network.weight[1] = 1.0
     x, y = torch.full((2, 2), 0.5), torch.tensor([0, 1])
     with pytest.warns(UnjudgedWarning, match="1 of 2 could not be judged"):
-        found = fperr.attack(network, x, y, radius=0.1, arithmetic="float16", steps=2)
+        found = fperr.attack(network, x, y, radius=0.1, format="float16", steps=2)
     assert found.is_finite.tolist() == [False, True]
 
 

@@ -102,7 +102,7 @@ def test_a_wrong_coefficient_in_the_reference_is_caught(
         return [v[0] * (1 + 2.0**-30), *v[1:]]
 
     monkeypatch.setattr(f"{place}.logit_gradient", wrong)
-    report = fperr.measure(fashion_standard, fashion.x[:1], formats=["float64"], reference=engine)
+    report = fperr.measure(fashion_standard, fashion.x[:1], formats=["float64"], engine=engine)
     with pytest.raises(AssertionError):
         assert_float64_is_right(report)
 
@@ -130,7 +130,7 @@ def test_observed_scenarios_follow_the_labels():
     names = ["untargeted_unsuccessful", "untargeted_successful"]
     assert column(report, "scenario").tolist() == [names[i % 2] for i in range(5)]
     assert column(report, "label").tolist() == y.tolist()
-    aimed = fperr.measure(model, x, target=y.tolist(), losses=["ce"], formats=["float32"])
+    aimed = fperr.measure(model, x, targets=y.tolist(), losses=["ce"], formats=["float32"])
     names = ["targeted_successful", "targeted_unsuccessful"]
     assert column(aimed, "scenario").tolist() == [names[i % 2] for i in range(5)]
     # the same gradient with the sign changed
@@ -141,7 +141,7 @@ def test_targeted_dlr_uses_the_true_label():
     model, x = tiny_mlp(), normal(2, 6)
     order = model(x).argsort(1, descending=True)
     report = fperr.measure(
-        model, x, order[:, 0], target=order[:, 2], losses=["dlr"], formats=["float64"]
+        model, x, order[:, 0], targets=order[:, 2], losses=["dlr"], formats=["float64"]
     )
     assert (column(report, "delta") < 1e-14).all()
     assert column(report, "T").isna().all()

@@ -20,7 +20,7 @@ OPTIONS = {"losses": ["ce", "tmifpe"], "formats": ["float16", "float32"], "scena
 
 
 def measured(out=None, n=5, **options):
-    given = {"reference": "ball", "batch_size": 2, "progress": False, **OPTIONS, **options}
+    given = {"engine": "ball", "batch_size": 2, "progress": False, **OPTIONS, **options}
     return fperr.measure(tiny_mlp(), normal(5, 6)[:n], out=out, **given)
 
 
@@ -103,27 +103,27 @@ def test_rows_of_a_batch_that_is_run_again_are_kept_until_then(tmp_path, monkeyp
         assert measured(tmp_path, batch_size=5).frame["sample"].nunique() == 4
 
 
-@pytest.mark.parametrize("reference", ["double_word", "mpmath"])
-def test_engines_go_on_with_the_same_bits(reference, tmp_path, monkeypatch):
-    alone = measured(reference=reference).frame
+@pytest.mark.parametrize("engine", ["double_word", "mpmath"])
+def test_engines_go_on_with_the_same_bits(engine, tmp_path, monkeypatch):
+    alone = measured(engine=engine).frame
     with monkeypatch.context() as patch:
         stopping(patch, 3, MemoryError())
         with pytest.raises(FperrError):
-            measured(tmp_path, reference=reference)
-    same(measured(tmp_path, reference=reference).frame, alone)
+            measured(tmp_path, engine=engine)
+    same(measured(tmp_path, engine=engine).frame, alone)
 
 
 def test_the_engine_of_the_first_run_is_used_again(tmp_path, monkeypatch):
     for number, engine in enumerate(("ball", "double_word")):
         monkeypatch.setattr(arguments, "cheapest", lambda *_, e=engine: (e, f"{e} is quick"))
-        report = measured(tmp_path / "same", reference="auto")
+        report = measured(tmp_path / "same", engine="auto")
         about = report.provenance["Sequential"]["reference"]
         assert about["engine"].startswith("Arb balls")
         assert about["chosen_because"] == "ball is quick"
-        other = measured(tmp_path / engine, reference="auto").provenance["Sequential"]["reference"]
+        other = measured(tmp_path / engine, engine="auto").provenance["Sequential"]["reference"]
         assert other["engine"].startswith(("Arb balls", "pairs of float64")[number])
     with pytest.raises(ValueError, match=r"reference asked auto there, ball here"):
-        measured(tmp_path / "same", reference="ball")
+        measured(tmp_path / "same", engine="ball")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_another_network_is_refused(tmp_path):
     measured(tmp_path)
     with pytest.raises(ValueError, match=r"model digest .* there, .* here"):
         fperr.measure(
-            tiny_mlp(seed=1), normal(5, 6), out=tmp_path, reference="ball", batch_size=2, **OPTIONS
+            tiny_mlp(seed=1), normal(5, 6), out=tmp_path, engine="ball", batch_size=2, **OPTIONS
         )
 
 
@@ -258,9 +258,9 @@ def test_what_the_engines_say_of_several_runs_is_all_said(tmp_path, monkeypatch)
 
 
 def measured_lab(out):
-    given = {"reference": "ball", "batch_size": 2, **OPTIONS}
+    given = {"engine": "ball", "batch_size": 2, **OPTIONS}
     return MeasurementRun(
-        arguments.checked_request(model=tiny_mlp(), x=normal(5, 6), y=None, target=None, **given)
+        arguments.checked_request(model=tiny_mlp(), x=normal(5, 6), y=None, targets=None, **given)
     )
 
 

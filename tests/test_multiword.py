@@ -74,7 +74,7 @@ def test_words_meet_the_balls(name):
     x = images(2)
     capture, classes = captured(name, x)
     v = normal(2, classes, seed=7).double()
-    balls = exact.gradient(build(name), x, v, bits=BALL_BITS)
+    balls = exact.gradient(build(name), x, v, digits=BALL_BITS)
     certifier = exact.adaptive_precision.AdaptivePrecision(capture, BALL_BITS)
     for bits, digits in ((106, 25), (63, 14)):
         network = BatchedNetwork(capture, bits)
@@ -117,7 +117,7 @@ def enclosed_by_balls(name, bits):
     x = images(2)
     capture, classes = captured(name, x)
     v = normal(2, classes, seed=7).double()
-    balls = exact.gradient(build(name), x, v, bits=BALL_BITS)
+    balls = exact.gradient(build(name), x, v, digits=BALL_BITS)
     product, _ = BatchedNetwork(capture, bits).gradient(x, v)
     return all(
         distance(to_mpmath(product.of(i), WIDE), balls.midpoint[i])
@@ -160,8 +160,8 @@ def test_real_networks_to_25_digits(fperr_data):
     for name in ("mnist_lenet5_advtrained", "mnist_fastat_pgd"):
         model = zoo.load(name)
         v = normal(3, 10, seed=1).double()
-        found = exact.gradient(model, x, v, engine="double_word", bits=70)
-        balls = exact.gradient(model, x, v, bits=128)
+        found = exact.gradient(model, x, v, engine="double_word", digits=22)
+        balls = exact.gradient(model, x, v, digits=39)
         assert found.radius is not None
         assert found.engine == "pairs of float64, 106 bits"
         assert distance(found.midpoint, balls.midpoint) <= norm(balls.midpoint) * 1e-25
@@ -306,10 +306,10 @@ def test_equal_by_construction_is_decided():
     x = torch.full((2, 1, 8, 8), 0.3)
     x[1, 0, 2:5, 3:6] = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
     v = normal(2, 3).double()
-    found = exact.gradient(model, x, v, engine="double_word", bits=80)
+    found = exact.gradient(model, x, v, engine="double_word", digits=25)
     assert found.engine == "pairs of float64, 106 bits"
     assert found.radius is not None
-    balls = exact.gradient(model, x, v, bits=128)
+    balls = exact.gradient(model, x, v, digits=39)
     assert bool((abs(found.midpoint - balls.midpoint) <= found.radius + balls.radius).all())
 
 
@@ -322,10 +322,10 @@ def test_a_close_decision_goes_to_the_balls():
             return torch.cat([torch.relu(small) * x[:, 2:], x], 1)
 
     x = torch.tensor([[1.0, 0.5, 2.0], [1.0, 0.9, 2.0]])
-    found = exact.gradient(Edge().eval(), x, torch.ones(2, 4), engine="double_word", bits=60)
+    found = exact.gradient(Edge().eval(), x, torch.ones(2, 4), engine="double_word", digits=19)
     assert found.engine == "pairs of float64, 106 bits, and balls for 1 of 2 samples"
     assert found.radius is not None
-    balls = exact.gradient(Edge().eval(), x, torch.ones(2, 4), bits=128)
+    balls = exact.gradient(Edge().eval(), x, torch.ones(2, 4), digits=39)
     assert bool((abs(found.midpoint - balls.midpoint) <= found.radius + balls.radius).all())
 
 
@@ -334,17 +334,19 @@ def test_where_the_bound_is_too_wide_another_precision_must_agree():
     model = build("transformer_encoder")
     with torch.no_grad():
         v = normal(*model(x).shape, seed=7).double()
-    found = exact.gradient(model, x, v, engine="double_word", bits=70)
+    found = exact.gradient(model, x, v, engine="double_word", digits=22)
     assert found.radius is None
     assert -96 < found.log2_error < -70
-    balls = exact.gradient(model, x, v, bits=128)
+    balls = exact.gradient(model, x, v, digits=39)
     error = distance(found.midpoint, balls.midpoint) / norm(balls.midpoint)
     assert error < 2.0**found.log2_error  # the coarser run is farther off
 
 
 def test_more_bits_than_pairs_have_are_refused():
     with pytest.raises(ValueError, match="use engine='ball'"):
-        exact.gradient(build("lenet"), images(1), torch.ones(1, 10), engine="double_word", bits=128)
+        exact.gradient(
+            build("lenet"), images(1), torch.ones(1, 10), engine="double_word", digits=39
+        )
 
 
 def test_flushing_to_zero_is_refused():
@@ -427,14 +429,14 @@ def test_wide_vectors_are_those_of_mpmath(a, b, low, high):
 @pytest.mark.parametrize("name", ["fashion_standard", "fashion_adversarial", "fashion_saturated"])
 def test_the_same_relative_errors_as_with_balls(name):
     model, x = zoo.load(name), data.fashion_mnist_1000().x[:2]
-    balls = fperr.measure(model, x, reference="ball").frame
-    words = fperr.measure(model, x, reference="double_word")
+    balls = fperr.measure(model, x, engine="ball").frame
+    words = fperr.measure(model, x, engine="double_word")
     assert next(iter(words.provenance.values()))["reference"]["engine"].endswith("106 bits")
     assert words.frame["is_proved"].all()
     assert np.isclose(words.frame["delta"], balls["delta"], 1e-10, 0).all()
     for column in ("sign_error_rate", "is_dead", "flips_by_layer", "pooling_flips", "tie_flips"):
         assert words.frame[column].equals(balls[column]), column
-    half = fperr.measure(model, x, reference="double_word", formats=["float16"])
+    half = fperr.measure(model, x, engine="double_word", formats=["float16"])
     assert next(iter(half.provenance.values()))["reference"]["engine"].endswith("63 bits")
     wanted = balls.loc[balls["format"] == "float16", "delta"]
     assert np.isclose(half.frame["delta"], wanted, 1e-8, 0).all()
@@ -443,9 +445,7 @@ def test_the_same_relative_errors_as_with_balls(name):
 def test_routing_of_poolings_is_that_of_balls(fperr_data):
     model, x = zoo.load("mnist_lenet5_advtrained"), data.mnist_test().x[:3]
     options = {"losses": ["mifpe"], "formats": ["float16", "float32"]}
-    words, balls = (
-        fperr.measure(model, x, reference=e, **options) for e in ("double_word", "ball")
-    )
+    words, balls = (fperr.measure(model, x, engine=e, **options) for e in ("double_word", "ball"))
     assert words.frame["flips_by_layer"].equals(balls.frame["flips_by_layer"])
     assert words.routing().equals(balls.routing())
     assert words.frame["pooling_flips"].sum() > 0
@@ -460,7 +460,7 @@ def test_words_meet_the_balls_on_cuda(name):
     x, cuda = images(3), torch.device("cuda")
     with torch.no_grad():
         v = normal(3, build(name)(x).shape[1], seed=7).double()
-    balls = exact.gradient(build(name), x, v, bits=BALL_BITS)
+    balls = exact.gradient(build(name), x, v, digits=BALL_BITS)
     model = build(name).to(cuda)
     product, doubt = BatchedNetwork(exact.capture(model, x[:1].to(cuda)), device=cuda).gradient(
         x.to(cuda), v.to(cuda)

@@ -85,8 +85,8 @@ def test_the_error_claimed_is_not_exceeded(name, bits):
     function, layers, features, handed_on = NETWORKS[name]
     model = seeded(Applied(function, features, **layers())).double()
     x, v = normal(2, 6, seed=3).double(), normal(2, 3, seed=4).double()
-    found = exact.gradient(model, x, v, engine="double_word", bits=bits)
-    balls = exact.gradient(model, x, v, bits=160)
+    found = exact.gradient(model, x, v, engine="double_word", digits=bits)
+    balls = exact.gradient(model, x, v, digits=49)
     for mine, truth in zip(found.midpoint, balls.midpoint, strict=True):
         apart, size = (WIDE.sqrt(WIDE.fsum(t**2 for t in a.ravel())) for a in (mine - truth, truth))
         assert apart <= size * WIDE.mpf(2) ** found.log2_error
@@ -98,11 +98,11 @@ def test_the_error_claimed_is_not_exceeded(name, bits):
 def test_tiny_and_huge_multipliers_go_to_the_balls():
     model = seeded(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))).double()
     x, v = normal(2, 6).double(), normal(2, 3, seed=2).double()
-    plain = exact.gradient(model, x, v, engine="double_word", bits=80)
+    plain = exact.gradient(model, x, v, engine="double_word", digits=25)
     assert plain.engine == "pairs of float64, 106 bits"
     for exponent in (-1000, -600, -430, 430, 600):
         v_scaled = torch.ldexp(v, torch.tensor(exponent))
-        scaled = exact.gradient(model, x, v_scaled, engine="double_word", bits=80)
+        scaled = exact.gradient(model, x, v_scaled, engine="double_word", digits=25)
         assert scaled.engine.endswith("balls for 2 of 2 samples")
         ratio = scaled.midpoint / WIDE.mpf(2) ** exponent / plain.midpoint - 1
         assert np.abs(ratio).max() < 2.0**-70
@@ -113,7 +113,7 @@ def test_a_weight_row_out_of_range_does_not_stop_the_others():
     with torch.no_grad():
         model.weight[0] = 1e-130
     x, v = normal(2, 8).double(), normal(2, 3, seed=2).double()
-    found = exact.gradient(model, x, v, engine="double_word", bits=80)
+    found = exact.gradient(model, x, v, engine="double_word", digits=25)
     assert (found.to_torch() - v @ model.weight.detach()).abs().max() < 1e-14
 
 

@@ -151,12 +151,12 @@ def check(steps, numbers, seed):
     x = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(seed)).double()
     v = torch.randn(2, CLASSES, generator=torch.Generator().manual_seed(seed + 1)).double()
     try:
-        balls = exact.gradient(model, x, v, engine="ball", bits=250, largest_bits=2000)
+        balls = exact.gradient(model, x, v, engine="ball", digits=76, largest_digits=603)
     except ReferenceNotCertifiedError:
         return False  # equal by no rule of arithmetic, or a gradient that is 0 by none
     assert -balls.log2_error >= 250
-    pairs = exact.gradient(model, x, v, engine="double_word", bits=BITS)
-    found = exact.gradient(model, x, v, engine="mpmath", bits=BITS)
+    pairs = exact.gradient(model, x, v, engine="double_word", digits=BITS)
+    found = exact.gradient(model, x, v, engine="mpmath", digits=BITS)
     for other in (pairs, found):
         claimed = WIDE.mpf(2) ** other.log2_error if math.isfinite(other.log2_error) else 0
         # a logarithm near 100 in float64 is off by 2^-46, and mpmath's claim is a difference to a

@@ -98,7 +98,7 @@ def test_masked_rows_and_rows_that_are_not_finite_are_nobodys_error():
     def masked(z, y):
         return (cross_entropy(z, y, reduction="none") * (z.argmax(1) == y)).sum()
 
-    with fperr.record(model, y, every=1, samples=6, losses=[], formats=[]) as trace:
+    with fperr.record(model, None, y, every=1, samples=6, losses=[], formats=[]) as trace:
         descent(model, x, y, masked, steps=1, size=0.0)
     own = trace.errors().set_index("sample")
     assert list(own["loss"]) == 2 * ["unknown"] + 4 * ["ce"]

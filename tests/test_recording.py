@@ -91,7 +91,7 @@ def test_attacks_of_libraries(name, is_sequential, fashion, vandal):
     attack = attacks(RADIUS)[name]
     alone = run(attack, model, images.x, images.y)
     samples = 1 if name in ("torchattacks PGD", "pyautoattack FAB") else 0
-    with fperr.record(model, images.y, x=images.x, samples=samples) as trace:
+    with fperr.record(model, images.x, images.y, samples=samples) as trace:
         recorded = run(attack, model, images.x, images.y)
     assert torch.equal(alone, recorded)
     forwards, gradients, loss, reduction = WANTED[name]
@@ -114,7 +114,7 @@ def test_survivors_keep_their_numbers(fashion):
     with torch.no_grad():
         resists = model(images.x).argmax(1) == images.y
     assert 0 < int((~resists).sum()) < 40
-    with fperr.record(model, images.y, x=images.x, samples=[int(resists.nonzero()[-1])]) as trace:
+    with fperr.record(model, images.x, images.y, samples=[int(resists.nonzero()[-1])]) as trace:
         for part in (slice(0, 15), slice(15, 40)):
             mine = resists[part]
             run(attack, model, images.x[part][mine], images.y[part][mine])
@@ -131,7 +131,7 @@ def test_parts_of_a_batch_need_the_inputs(fashion):
     model = zoo.load("fashion_adversarial")
     with (
         pytest.raises(ValueError, match=r"record\(model, y, x=x\)"),
-        fperr.record(model, images.y, samples=0),
+        fperr.record(model, None, images.y, samples=0),
     ):
         descent(model, images.x[:3], images.y[:3])
 
@@ -160,7 +160,9 @@ def test_errors_are_those_of_measure(fashion):
     images = fashion.first(4)
     model = zoo.load("fashion_standard")
     losses, formats = ["ce", "stable_ce", "tmifpe"], ["float16", "float32", "float64"]
-    with fperr.record(model, images.y, losses=losses, formats=formats, every=1, samples=4) as trace:
+    with fperr.record(
+        model, None, images.y, losses=losses, formats=formats, every=1, samples=4
+    ) as trace:
         descent(model, images.x, images.y, steps=2)
     errors = trace.errors()
     points = trace.points()
@@ -235,7 +237,7 @@ def test_what_is_not_the_networks_own_is_told_apart():
         (expected, {None}, 2, nullcontext()),
     ):
         settings = {"every": 1, "losses": ["ce"], "formats": ["float32"]}
-        with said, fperr.record(model, y, **settings) as trace:
+        with said, fperr.record(model, None, y, **settings) as trace:
             attack()
         errors = trace.errors()
         own = errors[errors["is_own"]]
@@ -252,7 +254,7 @@ def test_what_is_not_the_networks_own_is_told_apart():
     # an unknown loss: the exact gradient is that of its own logit gradient
     with (
         pytest.warns(UserWarning, match="the loss of 3 of 3 gradient steps is none of those tried"),
-        fperr.record(model, y, every=1, losses=[], formats=[]) as trace,
+        fperr.record(model, None, y, every=1, losses=[], formats=[]) as trace,
     ):
         descent(model, x, y, lambda z, y: cross_entropy(z, y, label_smoothing=0.1))
     own = trace.errors()
@@ -272,9 +274,9 @@ def test_our_own_attacks_and_copies_of_the_model(fashion):
     """float16 attacks run on a copy of the network: its hooks report, too."""
     images = fashion.first(3)
     model = zoo.load("fashion_adversarial")
-    with fperr.record(model, images.y, every=4, samples=1, formats=["float16"]) as trace:
+    with fperr.record(model, None, images.y, every=4, samples=1, formats=["float16"]) as trace:
         fperr.attack(
-            model, images.x, images.y, radius=RADIUS, steps=5, loss="tmifpe", arithmetic="float16"
+            model, images.x, images.y, radius=RADIUS, steps=5, loss="tmifpe", format="float16"
         )
     steps = trace.steps()
     assert set(steps["format"]) == {"float16"}
@@ -286,7 +288,7 @@ def test_our_own_attacks_and_copies_of_the_model(fashion):
 
 def test_formats_may_change_on_the_way():
     model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
-    with fperr.record(model, y, samples=0) as trace:
+    with fperr.record(model, None, y, samples=0) as trace:
         for twin in (model, copy.deepcopy(model).double(), copy.deepcopy(model).half()):
             dtype = next(twin.parameters()).dtype
             descent(twin, x.to(dtype), y, steps=2)
@@ -321,7 +323,7 @@ def test_a_trace_survives_a_kill(tmp_path):
     assert sorted(set(trace.errors(["step"])["step"])) == [0, 2, 4]
     with (
         pytest.raises(ValueError, match="not an empty folder"),
-        fperr.record(tiny_mlp().eval(), torch.zeros(2, dtype=torch.int64), out=folder),
+        fperr.record(tiny_mlp().eval(), None, torch.zeros(2, dtype=torch.int64), out=folder),
     ):
         pass
 
@@ -329,7 +331,7 @@ def test_a_trace_survives_a_kill(tmp_path):
 def test_figures_draw_what_the_tables_hold(fashion):
     images = fashion.first(6)
     model = zoo.load("fashion_standard")
-    with fperr.record(model, images.y, every=1, samples=3) as trace:
+    with fperr.record(model, None, images.y, every=1, samples=3) as trace:
         descent(model, images.x, images.y, steps=4)
     figure = trace.plot.relative_error()
     errors = trace.errors()
@@ -376,9 +378,12 @@ def test_random_numbers_modes_and_models_of_all_kinds(kind):
     alone = run(noisy, model, x, y)
     state = torch.get_rng_state()
     settings = {"every": 1, "samples": 5, "losses": ["mifpe"], "formats": ["float32"]}
-    with fperr.record(model, y, **settings) as trace, torch.autograd.set_detect_anomaly(mode=True):
+    with (
+        fperr.record(model, None, y, **settings) as trace,
+        torch.autograd.set_detect_anomaly(mode=True),
+    ):
         if kind == "hooked":
-            with fperr.record(model, y, **settings) as inside:
+            with fperr.record(model, None, y, **settings) as inside:
                 recorded = run(noisy, model, x, y)
             assert inside.gradients == 3
         else:
@@ -394,7 +399,7 @@ def test_random_numbers_modes_and_models_of_all_kinds(kind):
 
 def test_copies_fall_silent_when_it_is_over():
     model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
-    with fperr.record(model, y, samples=0) as trace:
+    with fperr.record(model, None, y, samples=0) as trace:
         twin = copy.deepcopy(model)
         descent(twin, x, y, steps=2)
     count = len(trace.steps())
@@ -405,7 +410,7 @@ def test_copies_fall_silent_when_it_is_over():
 
 def test_a_gradient_that_stops_at_the_logits_is_none_of_the_input():
     model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
-    with fperr.record(model, y, every=1, samples=1, losses=[], formats=[]) as trace:
+    with fperr.record(model, None, y, every=1, samples=1, losses=[], formats=[]) as trace:
         leaf = x.clone().requires_grad_()
         z = model(leaf)
         torch.autograd.grad(cross_entropy(z, y), z)
@@ -419,22 +424,22 @@ def test_a_gradient_that_stops_at_the_logits_is_none_of_the_input():
 def test_orders_and_uncertain_samples():
     model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
     order = torch.tensor([3, 1, 4, 0, 2])
-    with fperr.record(model, y, x=x, samples=0) as trace:
+    with fperr.record(model, x, y, samples=0) as trace:
         descent(model, x[order], y[order], steps=1, size=0.0)
     assert trace.steps()["sample"].tolist() == order.tolist()
     with (
         pytest.warns(UserWarning, match="likely, not certain"),
-        fperr.record(model, y, x=x * 255, samples=0),
+        fperr.record(model, x * 255, y, samples=0),
     ):
         descent(model, x[:3], y[:3], steps=1)
     with (
         pytest.raises(ValueError, match="give record"),
-        fperr.record(model, y, x=x[:, :3], samples=0),
+        fperr.record(model, x[:, :3], y, samples=0),
     ):
         descent(model, x, y)
     with (
         pytest.raises(ValueError, match="between 0 and 3"),
-        fperr.record(model, y + 3, samples=0),
+        fperr.record(model, None, y + 3, samples=0),
     ):
         descent(model, x, y)
 
@@ -443,7 +448,7 @@ def test_nothing_recorded_is_said():
     model, y = tiny_mlp().eval(), torch.zeros(2, dtype=torch.int64)
     with (
         pytest.warns(UserWarning, match="no gradient was recorded in 1 forward passes"),
-        fperr.record(model, y),
+        fperr.record(model, None, y),
         torch.no_grad(),
     ):
         model(uniform(2, 6))
@@ -494,7 +499,7 @@ def test_models_that_cannot_be_recorded():
     relu = nn.ReLU()
     twice = nn.Sequential(relu, nn.Linear(6, 4), relu).eval()
     y = torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="occurs in it twice"), fperr.record(twice, y):
+    with pytest.raises(ValueError, match="occurs in it twice"), fperr.record(twice, None, y):
         pass
 
     class Pair(nn.Module):
@@ -502,13 +507,13 @@ def test_models_that_cannot_be_recorded():
             return x, x
 
     pair = Pair().eval()
-    with pytest.raises(ValueError, match="return logits"), fperr.record(pair, y, samples=0):
+    with pytest.raises(ValueError, match="return logits"), fperr.record(pair, None, y, samples=0):
         pair(uniform(2, 6))
     pixels = nn.Conv2d(1, 5, 3).eval()
     x, match = uniform(2, 1, 8, 8), r"logits \(batch, K\) of at least 2 classes.*5, 6, 6"
-    with pytest.raises(ValueError, match=match), fperr.record(pixels, y):
+    with pytest.raises(ValueError, match=match), fperr.record(pixels, None, y):
         pixels(x)
-    with pytest.raises(ValueError, match=match), fperr.record(pixels, y, x=x):
+    with pytest.raises(ValueError, match=match), fperr.record(pixels, x, y):
         pytest.fail("it is refused before the attack starts")
 
 
@@ -525,7 +530,7 @@ def test_the_whole_path_on_a_device(fashion):
     images = fashion.first(4)
     x, y = images.x.cuda(), images.y.cuda()
     model = zoo.load("fashion_standard").cuda()
-    with fperr.record(model, y, x=x, every=5, samples=2) as trace:
+    with fperr.record(model, x, y, every=5, samples=2) as trace:
         result = fperr.attack(model, x, y, radius=0.05, steps=10)
     assert trace.gradients == 10
     assert set(trace.steps()["loss"]) == {"tmifpe"}

@@ -30,7 +30,7 @@ def diagnosed(model, y, attack, **settings):
     settings = {**LITTLE, "samples": 3, **settings}
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        with fperr.record(model, y, **settings) as trace:
+        with fperr.record(model, None, y, **settings) as trace:
             attack()
     said = [str(one.message) for one in heard if one.category is UserWarning]
     assert said == trace.diagnosis() == trace.about["diagnosis"]
@@ -184,7 +184,7 @@ def test_models_that_are_no_function_of_one_sample(is_given, model, match):
     model.eval()
 
     def attack(**options):
-        with fperr.record(model, y, x=x if is_given else None, **options):
+        with fperr.record(model, x if is_given else None, y, **options):
             assert not is_given
             descent(model, x, y, steps=2)
 
@@ -200,14 +200,14 @@ def test_probabilities(is_given, head):
     given = {"x": x if is_given else None, "samples": 0}
 
     def attack(**settings):
-        with fperr.record(model, y, **given, **settings) as trace:
+        with fperr.record(model, None, y, **given, **settings) as trace:
             descent(model, x, y, lambda z, y: -z.gather(1, y[:, None]).sum(), steps=1)
         return trace
 
     with pytest.raises(ValueError, match=r"leave out its .*accept_probabilities=True"):
         attack()
     assert attack(accept_probabilities=True).gradients == 1  # the remedy
-    with fperr.record(model[0], y, **given) as trace:  # and the other one
+    with fperr.record(model[0], None, y, **given) as trace:  # and the other one
         descent(model[0], x, y, steps=1)
     assert trace.gradients == 1
 
@@ -314,7 +314,7 @@ def test_logits_inside_of_an_output(wrap, logits, read, is_given):
     own = trace.errors()[lambda e: e["is_own"]]
     assert own["is_rerun_equal"].all()
     assert (own["delta"] < 1e-4).all()
-    with pytest.raises(ValueError, match="logits="), fperr.record(model, y, **given):
+    with pytest.raises(ValueError, match="logits="), fperr.record(model, None, y, **given):
         attack()
 
 
@@ -328,7 +328,10 @@ def test_logits_inside_of_an_output(wrap, logits, read, is_given):
 )
 def test_logits_that_are_not_there(logits, match):
     model, x, y = Wrapped(lambda z: Output(z, z)).eval(), uniform(5, 6), torch.arange(5) % 4
-    with pytest.raises(ValueError, match=match), fperr.record(model, y, logits=logits, samples=0):
+    with (
+        pytest.raises(ValueError, match=match),
+        fperr.record(model, None, y, logits=logits, samples=0),
+    ):
         descent(model, x, y, lambda out, y: F.cross_entropy(out.logits, y), steps=1)
 
 
@@ -337,11 +340,11 @@ def test_models_of_integers():
     y = torch.arange(4)
     with (
         pytest.warns(UserWarning, match=r"the model on integers \(1 of them\)"),
-        fperr.record(model, y, samples=0),
+        fperr.record(model, None, y, samples=0),
     ):
         model(torch.zeros(4, 3, dtype=torch.int64))
     behind, x = model[1:].eval(), normal(4, 3, 6)
-    with fperr.record(behind, y, samples=0) as trace:  # the remedy
+    with fperr.record(behind, None, y, samples=0) as trace:  # the remedy
         descent(behind, x, y, steps=1)
     assert trace.gradients == 1
 

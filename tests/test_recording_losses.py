@@ -107,7 +107,7 @@ def test_its_own_error_is_that_of_mpmath(fashion, reduction):
         values = double_softmax(model(leaf), y, None)
         getattr(values, reduction)().backward()
 
-    with fperr.record(model, y, loss=double_softmax, samples=6, **LITTLE) as trace:
+    with fperr.record(model, None, y, loss=double_softmax, samples=6, **LITTLE) as trace:
         attack()
     own, steps = trace.errors(), trace.steps()
     assert set(own["loss"]) == {"function double_softmax"} == set(steps["loss"])
@@ -125,7 +125,7 @@ def test_its_own_error_is_that_of_mpmath(fashion, reduction):
     assert own["delta"].max() > 0.5 > 1e-4 > own["delta"].min()
     with (
         pytest.warns(UserWarning, match="stands in network_delta"),
-        fperr.record(model, y, samples=6, **LITTLE) as trace,
+        fperr.record(model, None, y, samples=6, **LITTLE) as trace,
     ):
         attack()
     own = trace.errors()
@@ -163,7 +163,7 @@ def test_functions_in_attacks(loss, is_targeted):
     def objective(z, _):
         return loss(z, y, targets).sum()
 
-    with fperr.record(model, y, targets=targets, loss=loss, samples=5, **LITTLE) as trace:
+    with fperr.record(model, None, y, targets=targets, loss=loss, samples=5, **LITTLE) as trace:
         descent(model, x, y, objective, steps=2)
     own = trace.errors()
     assert set(own["loss"]) == {f"function {loss.__name__}"}
@@ -184,7 +184,7 @@ def test_weights_of_samples_are_fitted(fashion, given):
 
     with (
         pytest.warns(UserWarning, match="a factor of its own on its loss in step 0 to 1"),
-        fperr.record(model, images.y, loss=given, samples=8, **LITTLE) as trace,
+        fperr.record(model, None, images.y, loss=given, samples=8, **LITTLE) as trace,
     ):
         descent(model, images.x, images.y, objective, steps=2)
     steps, own = trace.steps(), trace.errors()
@@ -205,7 +205,7 @@ def test_a_function_that_the_attack_does_not_follow():
     model, x, y = tiny_mlp(), uniform(5, 6), torch.arange(5) % 4
     with (
         pytest.warns(UserWarning, match=r"does not explain dL/dz in step 0 to 1 \(2 of 2 steps\)"),
-        fperr.record(model, y, loss=double_softmax, **LITTLE) as trace,
+        fperr.record(model, None, y, loss=double_softmax, **LITTLE) as trace,
     ):
         descent(model, x, y, steps=2)
     assert set(trace.errors()["loss"]) == {"ce"}
@@ -243,7 +243,7 @@ def test_functions_that_cannot_be_used(loss, error, match):
         leaf = x.clone().requires_grad_()
         objective(model(leaf)).sum().backward()
 
-    with pytest.raises(error, match=match), fperr.record(model, y, loss=loss, **LITTLE):
+    with pytest.raises(error, match=match), fperr.record(model, None, y, loss=loss, **LITTLE):
         attack(lambda z: (z * 0 + 1).sum() + z.sum() * 0 if error is ValueError else loss(z, y, 0))
 
 
@@ -266,10 +266,13 @@ def test_what_a_function_without_exact_meaning_is_told_to_do_helps():
     message = "leave it out, and errors are those of the network alone"
     with pytest.raises(UnsupportedOperationError, match=message):
         LossGradient(lambda z: by_norms(z, y[:1], None), 4, x.device)
-    with fperr.record(model, y, loss=by_sums, **LITTLE) as trace:
+    with fperr.record(model, None, y, loss=by_sums, **LITTLE) as trace:
         attack()
     assert trace.errors()["delta"].notna().all()
-    with pytest.warns(UserWarning, match="none of those"), fperr.record(model, y, **LITTLE) as left:
+    with (
+        pytest.warns(UserWarning, match="none of those"),
+        fperr.record(model, None, y, **LITTLE) as left,
+    ):
         attack()
     assert left.errors()["network_delta"].notna().all()
 

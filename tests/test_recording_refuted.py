@@ -31,7 +31,7 @@ def ascend(model, x, *, steps=2, penalty=0.0, autocast=None, y=Y):
 
 def own_rows(run):
     model = zoo.load("fashion_standard").eval()
-    with fperr.record(model, Y, x=X, **QUIET) as trace:
+    with fperr.record(model, X, Y, **QUIET) as trace:
         run(model)
     errors = trace.errors()
     return errors[errors["is_own"]], trace
@@ -73,7 +73,7 @@ def test_points_that_the_models_dtype_cannot_hold_have_no_delta():
     assert second["relative_difference"].notna().all()
     assert second["reason"].str.contains("no number of the model's dtype").all()
     wide = zoo.load("fashion_standard").double().eval()  # the remedy
-    with fperr.record(wide, Y, x=X.double(), **QUIET) as trace:
+    with fperr.record(wide, X.double(), Y, **QUIET) as trace:
         ascend(wide, X.double())
     errors = trace.errors()
     assert errors[errors["is_own"]]["delta"].notna().all()
@@ -103,7 +103,7 @@ def test_each_thread_records_its_own_passes():
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
-    with fperr.record(model, Y, x=X, **{**QUIET, "samples": 0}) as trace:
+    with fperr.record(model, X, Y, **{**QUIET, "samples": 0}) as trace:
         begun.set()
         assert ended.wait(60)
         ascend(model, X, steps=2)
@@ -118,7 +118,7 @@ def test_two_threads_record_one_model():
     together = threading.Barrier(2)
 
     def recorded(steps):
-        with fperr.record(model, Y, x=X, **{**QUIET, "samples": 0}) as trace:
+        with fperr.record(model, X, Y, **{**QUIET, "samples": 0}) as trace:
             together.wait(60)
             ascend(model, X, steps=steps)
             together.wait(60)
@@ -155,10 +155,10 @@ def test_a_given_loss_that_is_no_function_of_its_row_is_refused(loss, text):
     model = zoo.load("fashion_standard").eval()
     with (
         pytest.raises(ValueError, match=text),
-        fperr.record(model, Y, x=X, loss=loss, **QUIET),
+        fperr.record(model, X, Y, loss=loss, **QUIET),
     ):
         ascend(model, X)
-    with fperr.record(model, Y, x=X, loss=per_sample, **QUIET) as trace:  # the remedy
+    with fperr.record(model, X, Y, loss=per_sample, **QUIET) as trace:  # the remedy
         ascend(model, X)
     rows = trace.errors()
     assert rows[rows["is_own"]]["delta"].notna().all()
@@ -167,7 +167,7 @@ def test_a_given_loss_that_is_no_function_of_its_row_is_refused(loss, text):
 def test_a_piece_of_another_trace_is_named(tmp_path):
     model = zoo.load("fashion_standard").eval()
     for name, steps in (("a", 1), ("b", 2)):
-        with fperr.record(model, Y, x=X, out=tmp_path / name, **QUIET):
+        with fperr.record(model, X, Y, out=tmp_path / name, **QUIET):
             ascend(model, X, steps=steps)
     mine, foreign = (tmp_path / name / "steps" / "000000.parquet" for name in "ab")
     assert fperr.Trace(tmp_path / "a").gradients == 1
@@ -200,7 +200,7 @@ def test_models_that_are_no_function_of_one_sample_are_refused_without_compariso
     model = Of(function).eval()
     with (
         pytest.raises(fperr.FperrError, match=text),
-        fperr.record(model, Y, x=X, **{**QUIET, "samples": samples}),
+        fperr.record(model, X, Y, **{**QUIET, "samples": samples}),
     ):
         pass
 
@@ -219,19 +219,19 @@ def test_a_function_that_does_not_find_the_logits_is_said_to(x):
 
 
 def recorded(model, x, where):
-    with fperr.record(model, Y, x=x, logits=where, **{**QUIET, "samples": 0}):
+    with fperr.record(model, x, Y, logits=where, **{**QUIET, "samples": 0}):
         leaf = X.clone().requires_grad_()
         F.cross_entropy(model(leaf)["logits"], Y).backward()
 
 
 DOORS = {
     "measure": lambda model: fperr.measure(
-        model, X, Y, losses=["ce"], formats=["float32"], reference="double_word", progress=False
+        model, X, Y, losses=["ce"], formats=["float32"], engine="double_word", progress=False
     ),
     "exact": lambda model: fperr.exact.gradient(model, X, torch.ones(4, 10), engine="double_word"),
     "layers": lambda model: fperr.trace_layers(model, X[:1], Y[:1], progress=False),
     "exact attack": lambda model: fperr.attack(
-        model, X, Y, radius=0.05, steps=1, loss="ce", arithmetic="exact"
+        model, X, Y, radius=0.05, steps=1, loss="ce", format="exact"
     ),
 }
 
@@ -239,7 +239,7 @@ DOORS = {
 @pytest.mark.parametrize("door", DOORS)
 def test_what_fperr_asks_the_model_is_no_step_of_a_recorded_attack(door):
     model = zoo.load("fashion_standard").eval()
-    with fperr.record(model, Y, x=X, **QUIET) as trace:
+    with fperr.record(model, X, Y, **QUIET) as trace:
         ascend(model, X, steps=1)
         DOORS[door](model)
         ascend(model, X, steps=1)
@@ -249,7 +249,7 @@ def test_what_fperr_asks_the_model_is_no_step_of_a_recorded_attack(door):
 def test_an_attack_of_ours_is_compared_at_its_first_step():
     """Its checks of the model are no forward passes of it."""
     model = zoo.load("fashion_standard").eval()
-    with fperr.record(model, Y, x=X, **{**QUIET, "every": 10}) as trace:
+    with fperr.record(model, X, Y, **{**QUIET, "every": 10}) as trace:
         fperr.attack(model, X, Y, radius=0.05, steps=5, loss="ce", freeze=False)
     assert trace.gradients == 5
     assert list(trace.steps(["forward"])["forward"].unique()) == [0, 1, 2, 3, 4]
@@ -261,6 +261,6 @@ def test_a_transform_of_the_users_is_still_refused():
     model = zoo.load("fashion_standard").eval()
     with (
         pytest.raises(ValueError, match="transforms cannot be recorded"),
-        fperr.record(model, Y, x=X, **{**QUIET, "samples": 0}),
+        fperr.record(model, X, Y, **{**QUIET, "samples": 0}),
     ):
         torch.func.grad(lambda x: model(x).sum())(X)

@@ -28,13 +28,13 @@ def cancelling(offset, seed=0):
 def test_a_combination_that_cancels_is_raised(engine, jacobian, offset):
     x = normal(2, 6, seed=2)
     options = {"scenarios": ["untargeted_unsuccessful"], "jacobian": jacobian, **ONE_ROW}
-    frame = fperr.measure(cancelling(offset), x, reference=engine, **options).frame
+    frame = fperr.measure(cancelling(offset), x, engine=engine, **options).frame
     assert frame["is_certified"].all()
     if engine == "ball":
         assert frame["is_proved"].all()
     # what is left has a factor e^-offset, and float32 keeps nothing of it
     assert (frame["delta"] > 1e10).all()
-    other = fperr.measure(cancelling(offset), x, reference="ball", digits=60, **options).frame
+    other = fperr.measure(cancelling(offset), x, engine="ball", digits=60, **options).frame
     assert frame["delta"].to_numpy() == pytest.approx(other["delta"].to_numpy(), rel=1e-9)
 
 
@@ -51,7 +51,7 @@ def test_margins_of_millions_are_certified(factor):
     images = data.fashion_mnist_1000()
     for engine in ("double_word", "ball"):
         frame = fperr.measure(
-            Scaled().eval(), images.x[:1], images.y[:1], reference=engine, **ONE_ROW
+            Scaled().eval(), images.x[:1], images.y[:1], engine=engine, **ONE_ROW
         ).frame
         assert frame["is_certified"].all()
         assert frame["is_dead"].all()
@@ -70,7 +70,7 @@ def test_nothing_is_proved_beside_an_infinite_error(monkeypatch):
     x = normal(2, 2, seed=3).double()
     with pytest.warns(UserWarning, match=r"rows were not measured"):
         frame = fperr.measure(
-            Hidden().eval(), x, torch.tensor([0, 0]), reference="ball", progress=False
+            Hidden().eval(), x, torch.tensor([0, 0]), engine="ball", progress=False
         ).frame
     assert frame["delta"].isna().all()
     assert not frame["is_proved"].fillna(False).any()
@@ -101,14 +101,14 @@ def test_the_defaults_measure_every_row(name):
 
 
 @pytest.mark.filterwarnings("ignore:the graph for a batch:UserWarning")
-@pytest.mark.parametrize("reference", ["auto", "double_word"])
+@pytest.mark.parametrize("engine", ["auto", "double_word"])
 @pytest.mark.parametrize("jacobian", ["auto", "products"])
-def test_a_transformer_of_ten_classes_is_measured(reference, jacobian):
+def test_a_transformer_of_ten_classes_is_measured(engine, jacobian):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Encoder(16, 1).eval()
     x = torch.rand(1, 5, 8, generator=torch.Generator().manual_seed(1))
-    options = {"reference": reference, "jacobian": jacobian, "progress": False}
+    options = {"engine": engine, "jacobian": jacobian, "progress": False}
     frame = fperr.measure(model, x, torch.tensor([3]), **options).frame
     assert frame["delta"].notna().all()
     assert frame["is_certified"].all()
@@ -151,9 +151,9 @@ CLASSES = {
 
 @pytest.mark.filterwarnings("ignore::fperr.reasons.UnmeasuredWarning")
 @pytest.mark.parametrize(("value", "count", "reason"), CLASSES.values(), ids=CLASSES)
-@pytest.mark.parametrize("reference", ["mpmath", "ball", "double_word"])
+@pytest.mark.parametrize("engine", ["mpmath", "ball", "double_word"])
 @pytest.mark.parametrize("jacobian", ["rows", "products"])
-def test_logits_that_leave_nothing_to_measure(value, count, reason, reference, jacobian):
+def test_logits_that_leave_nothing_to_measure(value, count, reason, engine, jacobian):
     class Filled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -165,14 +165,14 @@ def test_logits_that_leave_nothing_to_measure(value, count, reason, reference, j
 
     frame = fperr.measure(
         Filled().eval(), normal(2, 6), torch.tensor([0, 0]), losses=["ce", "tmifpe"],
-        reference=reference, jacobian=jacobian, progress=False,
+        engine=engine, jacobian=jacobian, progress=False,
     ).frame  # fmt: skip
     assert frame["delta"].isna().all()
     assert frame["reason"].str.contains(reason).all()
 
 
-@pytest.mark.parametrize("reference", ["mpmath", "ball", "double_word"])
-def test_a_masked_class_is_as_good_as_one_that_is_not_there(reference):
+@pytest.mark.parametrize("engine", ["mpmath", "ball", "double_word"])
+def test_a_masked_class_is_as_good_as_one_that_is_not_there(engine):
     class Fewer(nn.Module):
         def __init__(self):
             super().__init__()
@@ -183,7 +183,7 @@ def test_a_masked_class_is_as_good_as_one_that_is_not_there(reference):
 
     x, y = normal(3, 6), torch.tensor([0, 2, 3])
     losses = ["ce", "mifpe", "tmifpe", "stable_ce", "cw", "dlr", "tmifpe_shifted"]
-    options = {"losses": losses, "reference": reference, "progress": False}
+    options = {"losses": losses, "engine": engine, "progress": False}
     masked = fperr.measure(WithMask(-torch.inf).eval(), x, y, **options).frame
     fewer = fperr.measure(Fewer().eval(), x, torch.tensor([0, 1, 2]), **options).frame
     # (DLR of the least of three classes is 1, whatever the logits: there the gradient is zero)

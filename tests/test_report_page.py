@@ -210,7 +210,7 @@ def test_faults_in_the_data_are_not_the_losss():
 def test_how_little_a_few_images_say():
     sentence = judge(rows(), Thresholds()).sentence
     # 0.741**10 = 0.05: with a failing share of 26 %, none of 10 fails in 1 of 20 tries
-    assert "none of 10 gradients fails (95 % sure that fewer than 26% would)" in sentence
+    assert "none of 10 gradients fails (95 % interval of the failing share: 0 to 28%)" in sentence
 
 
 def test_one_bad_scenario_is_enough():

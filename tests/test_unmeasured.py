@@ -105,7 +105,7 @@ UNDECIDED = not_certified(
 )
 CASES = {
     "input": (tiny_mlp(), with_a_nan(), {}, INPUT_NOT_FINITE),
-    "undecided": (seeded(Undecidable()), normal(2, 4), {"reference": "ball"}, UNDECIDED),
+    "undecided": (seeded(Undecidable()), normal(2, 4), {"engine": "ball"}, UNDECIDED),
     "scale": (
         diagonal(3, 64.0),
         WIDE,
@@ -158,7 +158,7 @@ def test_a_reference_that_misses_its_digits_says_how_many_it_has(monkeypatch):
         return honest(self, exact)
 
     monkeypatch.setattr(ExactNetwork, "certifies", certifies)
-    options = {"losses": ["mifpe"], "formats": ["float32"], "reference": "mpmath"}
+    options = {"losses": ["mifpe"], "formats": ["float32"], "engine": "mpmath"}
     with pytest.warns(UnmeasuredWarning, match=r"certain to fewer digits|certain to \d+ of 70"):
         frame = fperr.measure(tiny_mlp(), normal(2, 6), scenarios=ONE, **options).frame
     for error, reason in zip(frame["log2_reference_error"], frame["reason"], strict=True):
@@ -233,9 +233,9 @@ def test_the_remedy_for_inputs():
 
 
 def test_the_remedy_for_what_balls_cannot_decide():
-    (engine,) = re.findall("reference='(\\w+)'", remedy_of(NOT_CERTIFIED))
+    (engine,) = re.findall("engine='(\\w+)'", remedy_of(NOT_CERTIFIED))
     model, x, _, _ = CASES["undecided"]
-    frame = fperr.measure(model, x, reference=engine).frame
+    frame = fperr.measure(model, x, engine=engine).frame
     assert frame["delta"].notna().all()
     assert not frame["is_proved"].any()  # as the remedy says
 
@@ -250,7 +250,7 @@ def test_the_remedy_for_digits_that_are_missed():
         (Then(fperr.zoo.load("fashion_standard"), lambda z: 1e5 * z).eval(), first_image()),
     ):
         counts = [
-            measured(model, x, reference=engine, **options).frame["delta"].notna().sum()
+            measured(model, x, engine=engine, **options).frame["delta"].notna().sum()
             for engine in engines
         ]
         assert max(counts) == len(x), dict(zip(engines, counts, strict=True))
@@ -525,15 +525,15 @@ class UnusedBranch(nn.Module):
         return torch.where(x[:, :1] > 100.0, z / 0.0 * 0.0, z)
 
 
-@pytest.mark.parametrize("reference", ["mpmath", "ball", "double_word"])
-def test_an_undefined_gradient_of_a_branch_that_is_not_taken_leaves_its_rows_unmeasured(reference):
+@pytest.mark.parametrize("engine", ["mpmath", "ball", "double_word"])
+def test_an_undefined_gradient_of_a_branch_that_is_not_taken_leaves_its_rows_unmeasured(engine):
     model, x = UnusedBranch().eval(), normal(2, 6)
-    options = {"losses": ["ce"], "formats": ["float32"], "reference": reference}
+    options = {"losses": ["ce"], "formats": ["float32"], "engine": engine}
     with pytest.warns(UnmeasuredWarning, match="infinite or undefined"):
         frame = fperr.measure(model, x, [0, 1], **options).frame
     assert frame["delta"].isna().all()
     assert frame["reason"].str.contains("infinite or undefined: leave the sample out").all()
     with pytest.raises(fperr.FperrError, match=r"sample 0|no operation keeps"):
-        fperr.exact.gradient(model, x, torch.ones(2, 4), engine=reference)
+        fperr.exact.gradient(model, x, torch.ones(2, 4), engine=engine)
     control = fperr.measure(tiny_mlp(), x, [0, 1], **options).frame
     assert control["delta"].notna().all()

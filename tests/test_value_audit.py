@@ -269,7 +269,7 @@ def test_cancellation_is_no_false_alarm(function, dtype):
     for seed in range(3):
         x = normal(3, 6, seed=seed).to(dtype)
         v = normal(*model(x).shape, seed=seed + 50).to(dtype)
-        found = exact.gradient(model, x, v, engine="double_word", bits=64)
+        found = exact.gradient(model, x, v, engine="double_word", digits=20)
         assert found.log2_error <= -64
 
 
@@ -277,7 +277,7 @@ def test_cancellation_is_no_false_alarm(function, dtype):
 @pytest.mark.parametrize("engine", ["ball", "double_word"])
 def test_where_float64_cannot_say_nothing_is_taken_from_the_proof(function, engine):
     model, x = Of(function).eval(), normal(2, 6, seed=3).double()
-    found = exact.gradient(model, x, normal(2, 6, seed=4).double(), engine=engine, bits=64)
+    found = exact.gradient(model, x, normal(2, 6, seed=4).double(), engine=engine, digits=20)
     assert {a.verdict for a in found.audits} == {"float64 cannot say"}
     assert found.log2_error <= -64
     assert found.radius is not None
@@ -293,7 +293,7 @@ def test_a_report_counts_what_float64_could_not_say():
             return self.last(torch.tanh(60 * (1 + x.abs())))
 
     x = torch.cat([normal(2, 8, seed=3), normal(2, 8, seed=5)]).double()
-    options = {"losses": ["ce"], "formats": ["float64"], "reference": "ball", "progress": False}
+    options = {"losses": ["ce"], "formats": ["float64"], "engine": "ball", "progress": False}
     frame = fperr.measure(Saturated().eval(), x, **options).frame
     assert set(frame["value_audit"]) == {"float64 cannot say"}
     assert frame["is_proved"].all()
@@ -327,7 +327,7 @@ def test_an_exact_network_of_few_digits_is_no_contradiction(engine, bits):
     for shift in (0.0, -20.0, -90.0):
         x = normal(2, 6, seed=3) + shift
         try:
-            found = exact.gradient(model, x, normal(2, 6), engine=engine, bits=bits)
+            found = exact.gradient(model, x, normal(2, 6), engine=engine, digits=bits)
         except ReferenceNotCertifiedError:
             assert engine == "mpmath"  # which says that its digits are too few
             assert shift < -50
@@ -356,10 +356,10 @@ def test_mpmath_says_so_where_it_cannot_compare():
     refused = 0
     for seed in range(12):
         x = torch.rand(1, 2, generator=torch.Generator().manual_seed(seed))
-        ball = exact.gradient(model, x, v, engine="ball", bits=60)
+        ball = exact.gradient(model, x, v, engine="ball", digits=19)
         assert ball.to_torch().tolist() == [[3.0, 1.0]]  # the first of equal numbers
         try:
-            found = exact.gradient(model, x, v, engine="mpmath", bits=60)
+            found = exact.gradient(model, x, v, engine="mpmath", digits=19)
         except ReferenceNotCertifiedError:
             refused += 1
         else:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, usable_model
 from fperr.theory.scaling import present_classes
 from fperr.theory.scenarios import SCENARIOS
+from fperr.vocabulary import AttackFormat, Method, Norm, Schedule
 
-ARITHMETICS = (*formats.FORMATS, "exact")
-METHODS = ("pgd", "fgsm", "apgd")
-NORMS = ("linf", "l2")
-SCHEDULES = ("cosine", "linear", "constant")
+FORMATS: tuple[AttackFormat, ...] = get_args(AttackFormat)
+METHODS: tuple[Method, ...] = get_args(Method)
+NORMS: tuple[Norm, ...] = get_args(Norm)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def forced(loss: str, scenario: str | None) -> str:
@@ -39,7 +41,7 @@ def forced(loss: str, scenario: str | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class AttackRequest:
     """A checked attack.
 
     Attributes:
@@ -66,17 +68,17 @@ def checked_request(
     *,
     loss: str,
     targets: object,
-    arithmetic: str,
+    format: AttackFormat,
     logits: Accessor | str | int | None,
     accept_probabilities: bool,
-) -> Request:
+) -> AttackRequest:
     """What is attacked, with which loss, in which arithmetic.
 
     Raises:
         TypeError, ValueError: an argument is not usable.
         ModelError: the model is random, or its samples depend on each other.
     """
-    checks.choice("arithmetic", arithmetic, ARITHMETICS)
+    checks.choice("format", format, FORMATS)
     checks.flag("accept_probabilities", accept_probabilities)
     chosen_loss = loss_named(checks.text("loss", loss))
     usable = usable_model(model, None, logits)
@@ -84,10 +86,10 @@ def checked_request(
     inputs = checks.inputs("x", x)
     if device != inputs.device:
         raise ValueError(f"the model is on {device} and x on {inputs.device}: move one of them")
-    if arithmetic == "tf32" and device.type != "cuda":
+    if format == "tf32" and device.type != "cuda":
         raise ValueError(
-            f"arithmetic 'tf32' exists on CUDA devices only, and the model is on {device}: move "
-            "model and x there, or use arithmetic='float32'"
+            f"format 'tf32' exists on CUDA devices only, and the model is on {device}: move "
+            "model and x there, or use format='float32'"
         )
     labels = checks.class_labels("y", y, len(inputs), device)
     wanted = (
@@ -111,7 +113,7 @@ def checked_request(
             f"loss {loss!r} needs at least {needed} classes, the model has {classes}: choose "
             "another loss"
         )
-    source = _source(usable, inputs, dtype, chosen_loss, arithmetic)
+    source = _source(usable, inputs, dtype, chosen_loss, format)
     clean = source.logits(inputs)
     _check_present("y", labels, clean, usable, inputs)
     if wanted is not None:
@@ -122,12 +124,12 @@ def checked_request(
             f"loss {loss!r} needs at least {needed} classes whose logits are not -inf, the model "
             f"has {present}: choose another loss"
         )
-    return Request(chosen_loss, source, inputs, labels, wanted, clean)
+    return AttackRequest(chosen_loss, source, inputs, labels, wanted, clean)
 
 
-def _source(model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, arithmetic: str) -> Source:
-    if arithmetic != "exact":
-        return FloatSource(model, formats.format_named(arithmetic))
+def _source(model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, format: str) -> Source:
+    if format != "exact":
+        return FloatSource(model, formats.format_named(format))
     if loss.kind == "gama":
         raise ValueError("loss 'gama' has no exact gradient here: choose another loss")
     if dtype != x.dtype:

@@ -33,7 +33,7 @@ _PROBED = 4
 _NEAR = (
     1e-3  # relative: another number of threads or machine changes logits by less, in float16 too
 )
-_TENSORS = tuple(each.name for each in fields(AttackResult))
+_TENSORS = tuple(each.name for each in fields(AttackResult) if each.type is Tensor)
 _POINTS = ("adversarial", "best")
 _COLUMNS = tuple(name for name in _TENSORS if name not in _POINTS)
 
@@ -166,7 +166,7 @@ def _read(run: RunFolder, name: str, samples: int) -> AttackResult | None:
     if tensors.keys() != set(_TENSORS) or any(len(t) != samples for t in tensors.values()):
         run.distrust(name)
         return None
-    return AttackResult(**tensors)
+    return AttackResult(settings=None, **tensors)
 
 
 def _first_logits(model: nn.Module, x: Tensor, run: RunFolder) -> list[list[float]]:

@@ -1,7 +1,6 @@
 """`fperr.attack`: gradient attacks whose loss and arithmetic are arguments."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +8,50 @@ from torch import Tensor, nn
 from fperr.attacks.arguments import check_options, checked_request, forced
 from fperr.attacks.goal import Goal
 from fperr.attacks.outcome import Outcome
-from fperr.attacks.pgd import OnStep, Run, Schedule, Steps, descend, descend_adaptively
+from fperr.attacks.pgd import OnStep, Run, Steps, descend, descend_adaptively
 from fperr.attacks.progress import Progress
-from fperr.attacks.region import Norm, Region
+from fperr.attacks.region import Region
 from fperr.caller_state import in_neutral_state
 from fperr.networks.model import Accessor
+from fperr.vocabulary import (
+    AttackFormat,
+    Method,
+    Norm,
+    Projection,
+    Reduction,
+    ScenarioName,
+    Schedule,
+)
 
 _MOMENTUM = 0.25
 
 
 @dataclass(frozen=True, slots=True)
+class AttackSettings:
+    """What an attack was: as much of it as names its result.
+
+    Attributes:
+        method, loss, format, norm, radius: as given to `attack`.
+        is_targeted: Success is the prediction of a target class.
+    """
+
+    method: str
+    loss: str
+    format: str
+    norm: str
+    radius: float
+    is_targeted: bool
+
+    def __str__(self) -> str:
+        return f"{self.method}/{self.loss}/{self.format}, {self.norm} {self.radius:g}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class AttackResult:
     """What an attack found.
+
+    It prints as one line: how many samples withstand, their share with Wilson's 95 % interval, and
+    which attack it was.
 
     Attributes:
         adversarial: (batch, *shape): the first point that reached the goal; where none did, the
@@ -47,6 +78,7 @@ class AttackResult:
         broken_gradient_steps: (batch,) int64: how many of them were not finite.
         excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) `adversarial` lies
             outside the ball: never above 0 with the exact projection.
+        settings: which attack it was; None where a result was put together by hand.
     """
 
     adversarial: Tensor
@@ -61,6 +93,11 @@ class AttackResult:
     zero_gradient_steps: Tensor
     broken_gradient_steps: Tensor
     excess_ulps: Tensor
+    settings: AttackSettings | None = None
+
+    def __repr__(self) -> str:
+        kind = "" if self.settings is None else f", {self.settings}"
+        return f"AttackResult({self.outcome.brief}{kind})"
 
     @property
     def outcome(self) -> Outcome:
@@ -98,13 +135,13 @@ def attack(
     y: Tensor,
     *,
     radius: float,
-    method: str = "pgd",
+    method: Method = "pgd",
     loss: str = "tmifpe",
     norm: Norm = "linf",
     steps: int = 100,
     targets: Tensor | None = None,
-    arithmetic: str = "float32",
-    scenario: str | None = None,
+    format: AttackFormat = "float32",
+    scenario: ScenarioName | None = None,
     seed: int = 0,
     restarts: int = 1,
     schedule: Schedule = "cosine",
@@ -112,8 +149,8 @@ def attack(
     momentum: float = _MOMENTUM,
     random_start: bool = True,
     freeze: bool = True,
-    reduction: Literal["sum", "mean"] = "sum",
-    projection: Literal["exact", "library"] = "exact",
+    reduction: Reduction = "sum",
+    projection: Projection = "exact",
     box: tuple[float, float] = (0.0, 1.0),
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
@@ -135,8 +172,8 @@ def attack(
         norm: `"linf"` or `"l2"`.
         steps: gradients in each run.
         targets: (batch,) int64: classes to reach; success then is the prediction of the target.
-        arithmetic: of the gradient: `"float16"`, `"bfloat16"`, `"tf32"`, `"float32"`, `"float64"`
-            (the network is cast), or `"exact"`: the network's gradient in exact arithmetic.
+        format: Floating-point format of network and gradient, `"float16"`, `"bfloat16"`, `"tf32"`,
+            `"float32"` or `"float64"` (the network is cast), or `"exact"`: exact gradients.
         scenario: forced on T-MIFPE, which otherwise sees in the logits whether an attack has
             succeeded: what a misdetected phase costs. Makes no difference to MIFPE's fixed T.
         seed: of the starts. A sample's start depends on its numbers, not on its neighbours.
@@ -173,7 +210,7 @@ def attack(
         reduction, projection, box, on_step, x,
     )  # fmt: skip
     request = checked_request(
-        model, x, y, loss=loss, targets=targets, arithmetic=arithmetic, logits=logits,
+        model, x, y, loss=loss, targets=targets, format=format, logits=logits,
         accept_probabilities=accept_probabilities,
     )  # fmt: skip
     x, source, clean = request.x, request.source, request.clean
@@ -211,6 +248,7 @@ def attack(
         progress.zero_gradient_steps,
         progress.broken_gradient_steps,
         region.excess(progress.x),
+        AttackSettings(method, loss, format, norm, float(radius), targets is not None),
     )
     result.outcome.warn(stacklevel=4)
     return result

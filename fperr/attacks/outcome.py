@@ -7,6 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fperr.shares import wilson_interval
+
 COLUMNS = (
     "success",
     "is_judged",
@@ -92,6 +94,21 @@ class Outcome:
     def robust_accuracy(self) -> float:
         """The share of all samples that were judged and withstood."""
         return self.robust / self.samples
+
+    @property
+    def robust_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval for `robust_accuracy`."""
+        return wilson_interval(self.robust, self.samples)
+
+    @property
+    def brief(self) -> str:
+        """`84 of 100 withstand, 84.0 % [75.6, 89.9]`, and how many could not be judged."""
+        low, high = self.robust_interval
+        unjudged = f", {self.unjudged} not judged" if self.unjudged else ""
+        return (
+            f"{self.robust} of {self.samples} withstand, {100 * self.robust_accuracy:.1f} % "
+            f"[{100 * low:.1f}, {100 * high:.1f}]{unjudged}"
+        )
 
     @property
     def clean_accuracy(self) -> float:

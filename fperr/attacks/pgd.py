@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from fperr.attacks.goal import Goal
 from fperr.attacks.gradient_source import Source
 from fperr.attacks.progress import Progress, gradient_size
 from fperr.attacks.region import Region, by_sample, either
+from fperr.vocabulary import Schedule
 
-Schedule = Literal["cosine", "linear", "constant"]
 OnStep = Callable[[int, Tensor, Tensor, Tensor], object]
 
 

@@ -3,12 +3,12 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Norm = Literal["linf", "l2"]
+from fperr.vocabulary import Norm
+
 _INSIDE = 1 - 2.0**-40  # float64's rounding of a norm of up to 2^24 numbers is less
 
 

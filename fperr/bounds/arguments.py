@@ -26,7 +26,7 @@ def format_of(format: Format | str) -> Format:
     return format
 
 
-def check_labels(z: Tensor, label: Tensor, name: str = "label", logits: str = "z") -> None:
+def check_labels(z: Tensor, label: Tensor, name: str = "labels", logits: str = "logits") -> None:
     """Raise unless z is (batch, K), K >= 2, and label (batch,) int64 in range.
 
     Args:
@@ -69,8 +69,8 @@ def checked(
     asked = None if format is None else format_of(format)
     if asked is not None and asked.dtype != z.dtype:
         raise ValueError(
-            f"format {asked.name} stores {asked.dtype}, but z is {z.dtype}: round it first, as in "
-            f"z.to({asked.dtype})"
+            f"format {asked.name} stores {asked.dtype}, but logits are {z.dtype}: round them "
+            f"first, as in logits.to({asked.dtype})"
         )
     if not keeps_subnormals(z.device):
         raise ValueError(
@@ -92,8 +92,8 @@ def checked(
     size = z.abs().masked_fill(z == -math.inf, 0.0)  # an absent class
     if not bool(size.isfinite().all()) or bool((scale * size > stored.largest / 4).any()):
         raise ValueError(
-            "z must be finite, or -inf where a class is absent, and c z below a quarter of "
-            f"{stored.largest:.3g}"
+            "logits must be finite, or -inf where a class is absent, and c times them below a "
+            f"quarter of {stored.largest:.3g}"
         )
     if len(z) and a * max(1.0, float(scale.max())) > stored.largest:
         raise ValueError(f"upstream * c overflows {stored.name}: the gradient may be infinite")

@@ -45,8 +45,8 @@ class Bound:
 
 @in_neutral_state
 def logit_gradient(
-    z: Tensor,
-    label: Tensor,
+    logits: Tensor,
+    labels: Tensor,
     c: Tensor | float = 1.0,
     format: Format | str | None = None,
     *,
@@ -64,10 +64,10 @@ def logit_gradient(
     autograd computes in the format.
 
     Args:
-        z: (batch, K), the logits in the format, finite, or -inf where a class is absent.
-        label: (batch,) int64.
+        logits: (batch, K), z, in the format, finite, or -inf where a class is absent.
+        labels: (batch,) int64.
         c: (batch,) or a number: the scale on the logits, positive.
-        format: name or `Format`; that of z if None. It has to be the one that stores z.
+        format: name or `Format`; that of the logits if None. It has to be the one that stores them.
         kernel: `"cpu"`, `"cpu_strided"` (the classes are not the last dimension) or `"cuda"`.
         targeted: the loss is -cross_entropy: the same bound, for the sign costs nothing.
         upstream: a, the factor on the loss (a loss scale, or 1/N of a mean).
@@ -83,7 +83,14 @@ def logit_gradient(
     """
     del targeted  # the sign of every intermediate from p - onehot on changes, no size does
     return enclosed(
-        z, label, c, format, kernel=kernel, upstream=upstream, shifted=shifted, accuracy=accuracy
+        logits,
+        labels,
+        c,
+        format,
+        kernel=kernel,
+        upstream=upstream,
+        shifted=shifted,
+        accuracy=accuracy,
     ).error
 
 

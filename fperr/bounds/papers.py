@@ -21,7 +21,7 @@ from fperr.theory.scaling import log2_G, present_classes
 @in_neutral_state
 def paper(
     logits: Tensor,
-    label: Tensor,
+    labels: Tensor,
     c: Tensor | float = 1.0,
     *,
     epsilon_max: float | None = None,
@@ -35,7 +35,7 @@ def paper(
 
     Args:
         logits: (batch, K), any floating-point dtype; -inf where a class is absent.
-        label: (batch,) int64, y or y_t.
+        labels: (batch,) int64, y or y_t.
         c: (batch,) or a number, the scale; 1 for plain cross-entropy, T/Delta for (T-)MIFPE.
         epsilon_max: the absolute truncation error; None: u of `format`, the papers' choice. Others
             that make sense: half its smallest subnormal number, its smallest normal one.
@@ -50,14 +50,14 @@ def paper(
     Raises:
         TypeError, ValueError: shapes, labels or an epsilon_max that make no sense.
     """
-    check_labels(logits, label)
+    check_labels(logits, labels)
     fmt = format_of(format)
     size = fmt.unit_roundoff if epsilon_max is None else epsilon_max
     if not size > 0:
         raise ValueError(f"epsilon_max must be positive, got {epsilon_max!r}")
     scale = torch.as_tensor(c, dtype=torch.float64, device=logits.device).expand(len(logits))
     K = logits.shape[1]
-    total = log2_delta_sup_logit(log2_G(logits, label, scale), size * (K / 2 if per_class else 1))
+    total = log2_delta_sup_logit(log2_G(logits, labels, scale), size * (K / 2 if per_class else 1))
     present = present_classes(logits).to(torch.float64)
     return total + (present / K).log2() if per_class else total
 

@@ -36,8 +36,8 @@ _DIVISIONS = 3  # half ulps: of a quotient 1; of a product with the rounded inve
 
 @in_neutral_state
 def stable_ce_logit_gradient(
-    z: Tensor,
-    label: Tensor,
+    logits: Tensor,
+    labels: Tensor,
     format: Format | str | None = None,
     *,
     kernel: str | Kernel = "cpu",
@@ -51,7 +51,9 @@ def stable_ce_logit_gradient(
     Returns:
         (batch, K) float64; 0 at absent classes, and at the label where `upstream` is 1.
     """
-    return enclosed(z, label, format, kernel=kernel, upstream=upstream, accuracy=accuracy).error
+    return enclosed(
+        logits, labels, format, kernel=kernel, upstream=upstream, accuracy=accuracy
+    ).error
 
 
 def enclosed(

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fperr import __version__, storage, zoo
+from fperr import __version__, checks, storage, zoo
 from fperr.cli import attack, figures, validate
 from fperr.cli.faults import Commands, ended
-from fperr.cli.options import folder_name
+from fperr.cli.options import folder_name, renamed
 from fperr.cli.subjects import LOGITS_HELP, Subject, check_folder, subject_of
 from fperr.errors import FperrError, StorageError
 from fperr.measurement import estimate, measure, trace_layers
@@ -26,6 +26,7 @@ from fperr.report.summary import advice, headline, overview
 from fperr.report.verdict import Thresholds
 from fperr.run_folder import RunFolder, opened
 from fperr.storage import file_name
+from fperr.vocabulary import FORMAT_NAMES
 
 _ABOUT, _ROWS = "command.json", "rows"
 _FILES = (_ROWS, "measurements.parquet", "relative_error.png", "report.html")
@@ -84,11 +85,12 @@ def measure_command(
     loss_scale: Annotated[float, typer.Option(help="factor on the loss")] = 1.0,
     digits: Annotated[
         int | None,
-        typer.Option(help="decimal digits of the reference: 50, or 20 for multiword"),
+        typer.Option(help="correct decimal digits: 50, or 20 in double words"),
     ] = None,
-    reference: Annotated[
-        str, typer.Option(help="exact engine: ball (proves), multiword (fast), mpmath, or auto")
+    engine: Annotated[
+        str, typer.Option(help="exact engine: ball (proves), double_word (fast), mpmath, or auto")
     ] = "auto",
+    reference: Annotated[str | None, typer.Option(hidden=True, callback=renamed)] = None,
     certify: Annotated[
         bool, typer.Option("--certify", help="prove an interval for every relative error")
     ] = False,
@@ -111,6 +113,7 @@ def measure_command(
     row of a network could be measured; what was computed is written. 130: Ctrl-C or SIGTERM, the
     same.
     """
+    del reference
     subjects = [subject_of(name, checkpoint, logits, dataset, n) for name in networks]
     subjects = _named_apart(subjects, networks)
     assigned = None if scenarios == "observed" else scenarios
@@ -120,7 +123,7 @@ def measure_command(
         "scenarios": assigned if assigned in (None, "all") else _split(assigned),
         "loss_scale": loss_scale,
         "digits": digits,
-        "reference": reference,
+        "engine": engine,
         "certify": certify,
         "accept_probabilities": accept_probabilities,
     }
@@ -174,13 +177,13 @@ def layers_command(
             subject.images.x,
             subject.images.y,
             loss=loss,
-            format=format,
+            format=checks.choice("format", format, FORMAT_NAMES),
             logits=subject.logits,
             accept_probabilities=accept_probabilities,
         )
         typer.echo(report.summary().to_string(index=False, float_format="{:.3g}".format))
         report.to_parquet(folder / "layers.parquet")
-        storage.write(folder / "layers.png", picture(report.plot(), dpi=150))
+        storage.write(folder / "layers.png", picture(report.plot.relative_error(), dpi=150))
     typer.echo(f"Written: {folder / 'layers.parquet'}, {folder / 'layers.png'}")
 
 

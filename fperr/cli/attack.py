@@ -31,9 +31,10 @@ def attack_command(
     method: Annotated[str, typer.Option(help="pgd, apgd or fgsm")] = "pgd",
     norm: Annotated[str, typer.Option(help="linf or l2")] = "linf",
     steps: Annotated[int, typer.Option(help="gradients in each run")] = 100,
-    arithmetic: Annotated[
-        str, typer.Option(help="of the gradient: float16 to float64, tf32, or exact")
+    format: Annotated[
+        str, typer.Option(help="of network and gradient: float16 to float64, tf32, or exact")
     ] = "float32",
+    arithmetic: Annotated[str | None, typer.Option(hidden=True, callback=options.renamed)] = None,
     restarts: Annotated[int, typer.Option(help="runs from other starts")] = 1,
     seed: Annotated[int, typer.Option(help="of the starts")] = 0,
     dataset: Annotated[
@@ -64,6 +65,7 @@ def attack_command(
 ) -> None:
     """Attack a network on real images; written as it goes, resumed if it is cut off."""
     size, ends = options.number(radius, "--radius"), options.box(box)
+    del arithmetic
     subject = subject_of(network, checkpoint, logits, dataset, n)
     folder = out or Path("out") / options.folder_name(f"{subject.name}-{loss}")
     model, images = subject.usable, subject.images
@@ -100,7 +102,7 @@ def attack_command(
                 norm=norm,
                 steps=steps,
                 targets=wanted,
-                arithmetic=arithmetic,
+                format=format,
                 restarts=restarts,
                 seed=seed,
                 box=ends,
@@ -111,7 +113,7 @@ def attack_command(
         run.publish("attack.parquet", frame.to_parquet(index=False))
     effort = "" if method == "fgsm" else f", {steps} steps"
     effort += f", {restarts} restarts" if restarts > 1 else ""
-    how = f"{method} on {loss} in {arithmetic}, {norm} radius {size:g}{effort}"
+    how = f"{method} on {loss} in {format}, {norm} radius {size:g}{effort}"
     outcome = Outcome.of_frame(frame)
     at_once = int((frame["first_success_step"] == 0).sum())
     typer.echo(f"{subject.name}: {_described(outcome, at_once, how, targets)}")
@@ -139,12 +141,14 @@ def _of_other_classes(images: Images, targets: Tensor) -> tuple[Images, Tensor, 
 
 def _described(outcome: Outcome, at_once: int, how: str, targets: str | None) -> str:
     n = outcome.samples
+    low, high = (100 * end for end in outcome.robust_interval)
     if targets is not None:
         return (
             f"the target ({targets}) was reached for {100 * outcome.fooled / n:.2f} % "
             f"({outcome.fooled} of {n}) by {how}; without an attack for {100 * at_once / n:.2f} %"
         )
     return (
-        f"{100 * outcome.robust_accuracy:.2f} % robust accuracy ({outcome.robust} of {n}) against "
-        f"{how}; clean accuracy {100 * outcome.clean_accuracy:.2f} %"
+        f"{100 * outcome.robust_accuracy:.2f} % robust accuracy ({outcome.robust} of {n}, 95 % "
+        f"interval {low:.1f} to {high:.1f} %) against {how}; "
+        f"clean accuracy {100 * outcome.clean_accuracy:.2f} %"
     )

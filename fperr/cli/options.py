@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import torch
+import typer
 from torch import Tensor
 
 from fperr import data
+from fperr.vocabulary import RENAMED_OPTIONS
 
 _LONGEST = 100  # letters: file systems hold 255 bytes, and suffixes are added
 _WITH_DIGEST = re.compile(r"-[0-9a-f]{8}$")
@@ -103,3 +105,14 @@ def folder_name(name: str) -> str:
         return safe
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
     return f"{safe}-{digest}" if safe else digest
+
+
+def renamed(parameter: typer.CallbackParam, value: str | None) -> None:
+    """Refuse an option of an earlier version, and name today's.
+
+    Raises:
+        ValueError: It was given.
+    """
+    if value is not None:
+        old = parameter.opts[0]
+        raise ValueError(f"{old} is called {RENAMED_OPTIONS[old]} now: give {RENAMED_OPTIONS[old]}")

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import torch
@@ -26,22 +27,23 @@ from fperr.exact.graph import Capture, called_in, capture, logits_of, probe
 from fperr.exact.interpreter import ForwardRun, Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.singularities import check_regular
+from fperr.vocabulary import EngineName
 
-ENGINES = ("mpmath", "ball", "double_word")
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 # For the multiword engine: working bits that prove this many on ordinary networks, and the step
 # down to the run that must agree where the bound proves too few.
 _FEW_BITS, _RUNG = 44, 22
 LEAST_BOUND = -8.0  # log2: where the bound proves less than this, agreement means nothing
 MOST_DOUBLE_WORD_BITS = 96
-_DEFAULT_BITS = {"mpmath": 128, "ball": 128, "double_word": 80}
+_DEFAULT_BITS: dict[EngineName, int] = {"mpmath": 128, "ball": 128, "double_word": 80}
 # Working precision above the bits that are claimed. Not a bound: the claim is checked.
 GUARD_BITS = 40
-SMALLEST_BITS = 13
+SMALLEST_DIGITS = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ExactGradient:
-    """A gradient in extended precision.
+    """A gradient in extended precision; it prints as one line.
 
     Attributes:
         midpoint: (batch, *shape), a NumPy array of `mpf`.
@@ -61,6 +63,14 @@ class ExactGradient:
     bits: int
     log2_error: float
     audits: tuple[SampleAudit, ...]
+
+    def __repr__(self) -> str:
+        if math.isfinite(self.log2_error):
+            certain = f"{math.floor(-self.log2_error)} bits"
+        else:
+            certain = "all bits"
+        how = "agree with another precision" if self.radius is None else "proved"
+        return f"ExactGradient(shape {self.midpoint.shape}, {certain} {how}, {self.engine})"
 
     @in_neutral_state
     def to_torch(self) -> Tensor:
@@ -86,48 +96,41 @@ def gradient(
     x: Tensor,
     v: Tensor,
     *,
-    engine: str = "ball",
-    bits: int | None = None,
-    largest_bits: int = LARGEST_BALL_BITS,
+    engine: EngineName = "ball",
+    digits: int | None = None,
+    largest_digits: int | None = None,
 ) -> ExactGradient:
     """J^T v at x, exactly: the vector-Jacobian product of the network that PyTorch runs.
 
     Kinks are treated as PyTorch treats them. Every sample is computed by itself, and every result
     is compared with PyTorch's own in float64 (see `fperr.exact.audit.samples`). `"ball"` proves
-    its result: it raises the working precision until the enclosure has `bits` bits in norm.
-    `"mpmath"` works at `bits` + 40 bits and again at twice that, and the two must agree to `bits`.
-    `"double_word"` computes whole batches in pairs of float64, on x's device, with a bound on each
-    sample's error. Where the bound proves fewer than `bits` bits, a run at 22 bits less must agree
-    to `bits`; samples that do not, and samples with a decision closer than the bound, go to balls.
+    its result: it raises the working precision until `digits` digits are proved in norm. `"mpmath"`
+    works at 40 bits more than `digits` and again at twice that, and the two must agree to `digits`.
+    `"double_word"` computes whole batches in pairs of float64, on x's device, with an upper bound
+    on each sample's error. Where the bound proves fewer than `digits`, a run at 22 bits less must
+    agree to `digits`; samples that do not, and samples with a comparison closer than the bound, go
+    to balls.
 
     Args:
         model: any `nn.Module` in evaluation mode, (batch, *shape) -> (batch, K).
         x: (batch, *shape), in the model's dtype; taken exactly.
         v: (batch, K), any floating-point dtype; taken exactly.
         engine: `"ball"`, `"mpmath"` or `"double_word"`.
-        bits: correct bits wanted, at least 13, by default 128; for pairs of float64 at most 96, by
-            default 80.
-        largest_bits: the working precision at which `"ball"` gives up.
+        digits: Correct decimal digits required, relative to the norm of each sample's gradient: 4
+            or more. By default 38 (128 bits); in pairs of float64 24 (80 bits), and 28 at most.
+        largest_digits: Working precision at which `"ball"` gives up; by default 2,466 digits.
 
     Raises:
-        ValueError: unknown engine, too few bits, or v does not fit the logits.
+        ValueError: unknown engine, too few digits, or v does not fit the logits.
         ModelError, UnsupportedOperationError, CaptureAuditError: see `capture`.
-        ReferenceNotCertifiedError: the bits cannot be had: a decision of a ReLU or of a pooling is
-            too close, or too many bits are lost; says where.
+        ReferenceNotCertifiedError: the digits cannot be had: a comparison of a ReLU or of a pooling
+            is too close, or too many bits are lost; says where.
         SingularGradientError: the gradient is infinite or undefined at a sample; says where.
         ContradictedError: PyTorch in float64 computes something else than the exact network.
         InexactProductError: float64 products on x's device are rounded where they need not be.
     """
     checks.choice("engine", engine, ENGINES)
-    bits = checks.whole_number(
-        "bits", _DEFAULT_BITS[engine] if bits is None else bits, SMALLEST_BITS
-    )
-    checks.whole_number("largest_bits", largest_bits, bits)
-    if engine == "double_word" and bits > MOST_DOUBLE_WORD_BITS:
-        raise ValueError(
-            f"pairs of float64 give at most {MOST_DOUBLE_WORD_BITS} bits, got bits={bits}: use "
-            "engine='ball' for more"
-        )
+    bits, largest_bits = _required_bits(engine, digits, largest_digits)
     x, v = checks.inputs("x", x), checks.inputs("v", v)
     for name, values in (("x", x), ("v", v)):
         if not bool(values.isfinite().all()):
@@ -149,6 +152,30 @@ def gradient(
         return _by_engine(engine, captured, x, v, bits, largest_bits)
     except SingularGradientError as fault:
         raise fault.within(called_in(fault.operation, model, x[:1])) from None
+
+
+def _required_bits(
+    engine: EngineName, digits: int | None, largest_digits: int | None
+) -> tuple[int, int]:
+    """Correct bits, and the largest working precision in bits."""
+    bits, largest_bits = _DEFAULT_BITS[engine], LARGEST_BALL_BITS
+    if digits is not None:
+        bits = _bits(checks.whole_number("digits", digits, SMALLEST_DIGITS))
+    if largest_digits is not None:
+        least = SMALLEST_DIGITS if digits is None else digits
+        largest_bits = _bits(checks.whole_number("largest_digits", largest_digits, least))
+    if engine == "double_word" and bits > MOST_DOUBLE_WORD_BITS:
+        most = math.floor(MOST_DOUBLE_WORD_BITS * math.log10(2))
+        raise ValueError(
+            f"engine='double_word' gives at most {most} digits, got digits={digits}: use "
+            "engine='ball' for more"
+        )
+    return bits, largest_bits
+
+
+def _bits(digits: int) -> int:
+    """The least number of bits that hold so many decimal digits."""
+    return math.ceil(digits * math.log2(10))
 
 
 def _by_engine(

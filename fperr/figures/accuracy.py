@@ -11,8 +11,9 @@ from fperr.figures.attacks import HALF, LOSSES, MORE_LOSSES, STEPS, attacked, wi
 from fperr.figures.panels import by_network
 from fperr.figures.study import Study
 from fperr.report.style import CLEAN, colours, dashes, legend, ordered
+from fperr.vocabulary import FormatName
 
-_ARITHMETICS = ("float16", "float32", "float64")
+_ARITHMETICS: tuple[FormatName, ...] = ("float16", "float32", "float64")
 _TICKS = [sign * 10.0**k for sign in (-1, 1) for k in (1, 3, 5)] + [0.0]  # of margins
 
 
@@ -20,7 +21,7 @@ def precision_frame(study: Study) -> pd.DataFrame:
     """Columns network, loss, arithmetic, n, robust, unjudged."""
     return pd.DataFrame(
         {"network": subject.name, "loss": loss, "arithmetic": arithmetic}
-        | withstood(attacked(study, subject, loss=loss, arithmetic=arithmetic))
+        | withstood(attacked(study, subject, loss=loss, format=arithmetic))
         for subject in study.at_most(HALF).subjects
         for loss in LOSSES
         for arithmetic in _ARITHMETICS

@@ -7,6 +7,7 @@ from torch import nn
 
 from fperr import zoo
 from fperr.figures.study import Study, Subject
+from fperr.vocabulary import AttackFormat
 
 LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
 MORE_LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe", "cw", "dlr", "gama")
@@ -43,7 +44,7 @@ def attacked(
     subject: Subject,
     *,
     loss: str,
-    arithmetic: str = "float32",
+    format: AttackFormat = "float32",
     model: nn.Module | None = None,
     **options: Any,
 ) -> pd.DataFrame:
@@ -53,12 +54,12 @@ def attacked(
         study: where results are kept.
         subject: network and images.
         loss: of the attack.
-        arithmetic: of the attack.
+        format: Floating-point format of the attack, or `"exact"`.
         model: attacked instead of the subject's network.
         options: of `fperr.attack`, other than the standard ones.
     """
     standard = {"radius": radius_of(subject), "steps": STEPS, "seed": SEED, "method": "pgd"}
-    options = {**standard, **options, "loss": loss, "arithmetic": arithmetic}
+    options = {**standard, **options, "loss": loss, "format": format}
     return study.attacked(subject, model, **options)
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,11 @@ from fperr.exact import gradient
 from fperr.figures.panels import panels
 from fperr.figures.study import Study
 from fperr.report.style import colours
+from fperr.vocabulary import EngineName
 
 _WIDTHS = (4, 8, 16, 32, 64)  # channels of a network of random weights
-_ENGINES = {  # batch, what it is
+_Gradient = Literal["float64"] | EngineName
+_ENGINES: dict[_Gradient, tuple[int, str]] = {  # batch, what it is
     "float64": (64, "PyTorch's own"),
     "double_word": (16, "80 bits"),
     "ball": (1, "128 bits"),
@@ -85,7 +88,7 @@ def multiply_adds(model: nn.Module, x: Tensor) -> int:
     return sum(counts)
 
 
-def _work(engine: str, model: nn.Module, x: Tensor) -> Callable[[], object]:
+def _work(engine: _Gradient, model: nn.Module, x: Tensor) -> Callable[[], object]:
     """A gradient of a batch, with everything that a caller waits for."""
     with torch.no_grad():
         z = model(x)
@@ -120,7 +123,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         colour = palette[_PLACES[str(engine)]]
         measured = rows[~rows["is_extrapolated"]]
         guessed = pd.concat([measured.tail(1), rows[rows["is_extrapolated"]]])
-        batch, what = _ENGINES[str(engine)]
+        batch, what = {str(name): kind for name, kind in _ENGINES.items()}[str(engine)]
         label = f"{engine}, {what}, batch {batch}"
         axis.plot("multiply_adds", "seconds", "o-", data=measured, color=colour, label=label)
         if len(guessed) > 1:

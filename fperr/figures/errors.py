@@ -9,11 +9,12 @@ from fperr.figures.panels import panels
 from fperr.figures.study import Study, Subject
 from fperr.measurement import measure
 from fperr.report.style import STAGES, colours, legend
+from fperr.vocabulary import FormatName
 
 _MEASURED = 40  # images
 _LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
 _SHOWN = ("ce", "mifpe")  # of them, in the figure of the stages
-_FORMATS = ("float16", "float32", "float64")
+_FORMATS: tuple[FormatName, ...] = ("float16", "float32", "float64")
 _SIZES = (1e-19, 1e2)
 _SHARES = (-0.8, 1.8)
 _LIMITS = (1e-20, 1e8)

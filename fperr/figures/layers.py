@@ -6,9 +6,11 @@ from matplotlib.figure import Figure
 from fperr.figures.study import Study, Subject
 from fperr.measurement import trace_layers
 from fperr.report.layers import LayerReport, draw, legend
+from fperr.vocabulary import FormatName
 
 _TRACED = 8  # images
-_LOSS, _FORMATS = "tmifpe", ("float16", "float32")
+_LOSS = "tmifpe"
+_FORMATS: tuple[FormatName, ...] = ("float16", "float32")
 _ACROSS = len(_FORMATS)
 
 

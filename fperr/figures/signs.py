@@ -43,7 +43,7 @@ def _signs(subject: Subject) -> pd.DataFrame:
     parts = []
     for loss in _LOSSES:
         exact, computed = (
-            gradient(subject, x, y, loss=loss, arithmetic=name)[0, 0].sign().numpy()
+            gradient(subject, x, y, loss=loss, format=name)[0, 0].sign().numpy()
             for name in ("exact", _FORMAT)
         )
         flat = {"row": rows, "column": columns, "pixel": x[0, 0].numpy()}

@@ -13,10 +13,11 @@ from fperr.figures.study import Study, Subject
 from fperr.measurement import measure
 from fperr.report.style import colours, legend, ordered
 from fperr.theory.scaling import t_star
+from fperr.vocabulary import FormatName
 
 TEMPERATURES = (0.01, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
-_FORMATS = ("float16", "float32", "float64")
-_ATTACKED = ("float16", "float32")  # arithmetics of the attacks
+_FORMATS: tuple[FormatName, ...] = ("float16", "float32", "float64")
+_ATTACKED: tuple[FormatName, ...] = ("float16", "float32")  # arithmetics of the attacks
 _SCALES = 1.0, 1024.0  # factors on the loss
 _DASHES: dict[float, tuple[float, ...]] = {_SCALES[0]: (), _SCALES[1]: (4, 1.5)}
 _MEASURED = 24  # images whose gradients are compared with exact ones
@@ -46,10 +47,10 @@ def frame(study: Study) -> pd.DataFrame:
     return found.assign(t_star=found["network"].map(best))
 
 
-def _withstood(study: Study, subject: Subject, T: float, arithmetic: str) -> dict[str, float]:
+def _withstood(study: Study, subject: Subject, T: float, format: FormatName) -> dict[str, float]:
     """The share of images that withstand MIFPE with T, and how many there are."""
     loss = f"mifpe:T={T:g}"
-    found = attacked(study, subject, loss=loss, arithmetic=arithmetic, steps=STEPS)
+    found = attacked(study, subject, loss=loss, format=format, steps=STEPS)
     return {"value": float(is_robust(found).mean()), "n": len(found), "is_left_out": False}
 
 

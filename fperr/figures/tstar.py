@@ -10,13 +10,14 @@ from fperr.figures.panels import panels
 from fperr.figures.study import Study, Subject
 from fperr.recording import record
 from fperr.report.style import colours, dashes, legend, ordered
+from fperr.vocabulary import FormatName, ScenarioName
 
 _TRACED = 32  # images of a recorded attack
 _COMPARED, _EVERY = 8, 10  # of them with exact gradients, at every tenth step
-_FORMATS = ("float16", "float32")
+_FORMATS: tuple[FormatName, ...] = ("float16", "float32")
 _QUARTILES = ("pi", 50)  # seaborn's name of the range between the quartiles
 _ERRORS = (1e-9, 1e1)
-FORCED = {
+FORCED: dict[str, ScenarioName | None] = {
     "as\ndetected": None,
     "always\nunsuccessful": "untargeted_unsuccessful",
     "always\nsuccessful": "untargeted_successful",
@@ -37,7 +38,7 @@ def trace_frame(study: Study) -> pd.DataFrame:
 def _traced(subject: Subject) -> pd.DataFrame:
     images, model = subject.images, subject.model
     recorded = record(
-        model, images.y, x=images.x, losses=("mifpe", "tmifpe"), formats=_FORMATS,
+        model, images.x, images.y, losses=("mifpe", "tmifpe"), formats=_FORMATS,
         every=_EVERY, samples=min(_COMPARED, len(images.x)),
     )  # fmt: skip
     with recorded as trace:
@@ -104,7 +105,7 @@ def phase_frame(study: Study) -> pd.DataFrame:
         for name, forced in FORCED.items():
             for arithmetic in _FORMATS:
                 found = attacked(
-                    study, subject, loss="tmifpe", arithmetic=arithmetic, scenario=forced,
+                    study, subject, loss="tmifpe", format=arithmetic, scenario=forced,
                     freeze=False,
                 )  # fmt: skip
                 robust, margin = int(is_robust(found).sum()), found["best_margin"].median()

@@ -18,6 +18,7 @@ from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, multiply_adds, usable_model
 from fperr.theory.scenarios import SCENARIOS, Scenario
+from fperr.vocabulary import EngineChoice, JacobianChoice, Reduction
 
 # float64 errors are about 1e-16: below this the reference would not resolve them
 # neither pixels in [0, 1] nor standardised ones come near it; pixels of 0..255 do
@@ -35,8 +36,8 @@ class MeasureRequest:
         name: what the report calls the network.
         model: on its device, in evaluation mode.
         x: (n, *shape), in the model's dtype and on its device.
-        y, target: (n,) int64 on that device, or None.
-        scenarios: the ones to assign labels for, or None to classify y or target.
+        y, targets: (n,) int64 on that device, or None.
+        scenarios: the ones to assign labels for, or None to classify y or targets.
         engine: the reference engine; `engine_choice` says why.
         digits: correct decimal digits of the reference.
         certify: prove an interval for delta.
@@ -52,7 +53,7 @@ class MeasureRequest:
     model: nn.Module
     x: Tensor
     y: Tensor | None
-    target: Tensor | None
+    targets: Tensor | None
     losses: tuple[Loss, ...]
     formats: tuple[Format, ...]
     scenarios: tuple[Scenario, ...] | None
@@ -79,15 +80,15 @@ def checked_request(
     model: nn.Module,
     x: Tensor | np.ndarray,
     y: Any,
-    target: Any,
+    targets: Any,
     losses: Sequence[str],
     formats: Sequence[str],
     scenarios: str | Sequence[str] | None = None,
-    reference: str = "auto",
+    engine: EngineChoice = "auto",
     digits: int | None = None,
     certify: bool = False,
-    jacobian: str = "auto",
-    reduction: str = "sum",
+    jacobian: JacobianChoice = "auto",
+    reduction: Reduction = "sum",
     loss_scale: float = 1.0,
     autocast: bool = False,
     device: str | torch.device | None = None,
@@ -113,18 +114,18 @@ def checked_request(
     _warn_of_range(inputs)
     classes = number_of_classes(usable, inputs, accept_probabilities=accept_probabilities)
     n = len(inputs)
-    y_, target_ = (
+    y_, targets_ = (
         None if given is None else checks.class_labels(argument, given, n, where)
-        for argument, given in (("y", y), ("target", target))
+        for argument, given in (("y", y), ("targets", targets))
     )
-    for argument, labels in (("y", y_), ("target", target_)):
+    for argument, labels in (("y", y_), ("targets", targets_)):
         if labels is not None:
             checks.check_classes(argument, labels, classes)
-    if y_ is not None and target_ is not None:
-        checks.check_targets("target", target_, y_)
-    chosen = _checked_scenarios(scenarios, y_ is not None, target_ is not None)
+    if y_ is not None and targets_ is not None:
+        checks.check_targets("targets", targets_, y_)
+    chosen = _checked_scenarios(scenarios, y_ is not None, targets_ is not None)
     losses_ = tuple(loss_named(name) for name in checks.distinct_names("losses", losses))
-    _check_class_counts(losses_, chosen, target_ is not None, y_ is not None, classes)
+    _check_class_counts(losses_, chosen, targets_ is not None, y_ is not None, classes)
     formats_ = tuple(format_named(name) for name in checks.distinct_names("formats", formats))
     if TF32 in formats_ and where.type != "cuda":
         raise ValueError(
@@ -141,12 +142,12 @@ def checked_request(
             "operations alone, and float16 would be measured in name only"
         )
     half = all(f in (FLOAT16, BFLOAT16) for f in formats_)
-    digits = _check_digits(digits, reference, half=half)
-    checks.choice("reference", reference, ("auto", *ENGINES))
-    engine, why = _checked_engine(reference, usable, inputs, digits, certify=certify)
+    checks.choice("engine", engine, ("auto", *ENGINES))
+    digits = _check_digits(digits, engine, half=half)
+    engine_, why = _checked_engine(engine, usable, inputs, digits, certify=certify)
     if digits is None:
         word_digits = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
-        digits = word_digits if engine == "double_word" else DIGITS
+        digits = word_digits if engine_ == "double_word" else DIGITS
     checks.choice("jacobian", jacobian, ("auto", "rows", "products"))
     if jacobian == "auto":
         labellings = 1 if chosen is None else len({s.label_leads for s in chosen})
@@ -158,7 +159,7 @@ def checked_request(
         usable,
         inputs,
         y_,
-        target_,
+        targets_,
         losses_,
         formats_,
         chosen,
@@ -176,7 +177,7 @@ def checked_request(
     )
 
 
-def _check_digits(digits: int | None, reference: str, *, half: bool) -> int | None:
+def _check_digits(digits: int | None, engine: EngineChoice, *, half: bool) -> int | None:
     least = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
     if digits is not None:
         digits = checks.whole_number("digits", digits, 1)
@@ -185,9 +186,9 @@ def _check_digits(digits: int | None, reference: str, *, half: bool) -> int | No
                 f"digits must be at least {least} to resolve the errors of these formats, "
                 f"got {digits}: leave it out, or give more"
             )
-    if reference == "double_word" and digits is not None and digits > MOST_DOUBLE_WORD_DIGITS:
+    if engine == "double_word" and digits is not None and digits > MOST_DOUBLE_WORD_DIGITS:
         raise ValueError(
-            f"reference='double_word' gives at most {MOST_DOUBLE_WORD_DIGITS} digits, "
+            f"engine='double_word' gives at most {MOST_DOUBLE_WORD_DIGITS} digits, "
             f"got {digits}: use 'ball', or leave digits out"
         )
     return digits
@@ -221,14 +222,14 @@ def _warn_of_range(x: Tensor) -> None:
 
 
 def _checked_scenarios(
-    scenarios: str | Sequence[str] | None, has_y: bool, has_target: bool
+    scenarios: str | Sequence[str] | None, has_y: bool, has_targets: bool
 ) -> tuple[Scenario, ...] | None:
-    given = "y" if has_y else "target" if has_target else None
+    given = "y" if has_y else "targets" if has_targets else None
     if scenarios is None:
         scenarios = "observed" if given else "all"
     if scenarios == "observed":
         if given is None:
-            raise ValueError("scenarios='observed' needs y or target: give one, or use 'all'")
+            raise ValueError("scenarios='observed' needs y or targets: give one, or use 'all'")
         return None
     if given is not None:
         raise ValueError(
@@ -252,11 +253,11 @@ def _checked_scenarios(
 def _check_class_counts(
     losses: Iterable[Loss],
     scenarios: tuple[Scenario, ...] | None,
-    has_target: bool,
+    has_targets: bool,
     has_y: bool,
     classes: int,
 ) -> None:
-    targeted = has_target if scenarios is None else any(s.targeted for s in scenarios)
+    targeted = has_targets if scenarios is None else any(s.targeted for s in scenarios)
     for loss in losses:
         if loss.kind == "gama":
             raise ValueError("loss 'gama' compares points of an attack: use fperr.attack")
@@ -265,5 +266,5 @@ def _check_class_counts(
                 f"loss {loss.name!r} needs at least {loss.smallest_K(targeted=targeted)} classes "
                 f"here, the model has {classes}: leave it out"
             )
-        if loss.kind == "dlr" and scenarios is None and has_target and not has_y:
-            raise ValueError("targeted 'dlr' needs the true label: give y as well as target")
+        if loss.kind == "dlr" and scenarios is None and has_targets and not has_y:
+            raise ValueError("targeted 'dlr' needs the true label: give y as well as targets")

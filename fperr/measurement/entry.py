@@ -19,6 +19,7 @@ from fperr.measurement.run import MeasurementRun
 from fperr.networks.model import Accessor
 from fperr.reasons import UnmeasuredWarning, unmeasured_sentence
 from fperr.report.frame import Report
+from fperr.vocabulary import EngineChoice, FormatName, JacobianChoice, Reduction
 
 
 @in_neutral_state
@@ -27,15 +28,15 @@ def measure(
     x: Tensor | np.ndarray,
     y: Tensor | Sequence[int] | None = None,
     *,
-    target: Tensor | Sequence[int] | None = None,
+    targets: Tensor | Sequence[int] | None = None,
     losses: Sequence[str] = ("ce", "mifpe", "tmifpe"),
-    formats: Sequence[str] = ("float16", "float32", "float64"),
+    formats: Sequence[FormatName] = ("float16", "float32", "float64"),
     scenarios: str | Sequence[str] | None = None,
-    reference: str = "auto",
+    engine: EngineChoice = "auto",
     digits: int | None = None,
     certify: bool = False,
-    jacobian: str = "auto",
-    reduction: str = "sum",
+    jacobian: JacobianChoice = "auto",
+    reduction: Reduction = "sum",
     loss_scale: float = 1.0,
     autocast: bool = False,
     device: str | torch.device | None = None,
@@ -58,14 +59,14 @@ def measure(
         model: (batch, *shape) -> logits (batch, K), K >= 2, in evaluation mode; not changed.
         x: (n, *shape), floating point, in the model's domain; cast once to the model's dtype.
         y: (n,) true labels.
-        target: (n,) target classes: measures targeted losses.
+        targets: (n,) target classes: measures targeted losses.
         losses: names; `"ce"`, `"mifpe"`, `"tmifpe"`, `"mifpe:T=4"`, `"stable_ce"`, `"cw"`,
             `"dlr"`, `"mifpe_shifted"`, `"tmifpe_shifted"`.
         formats: names; the whole network runs in each, weights and input cast to it.
-        scenarios: `"observed"` (y or target classifies each sample), `"all"` (each of the four at
+        scenarios: `"observed"` (y or targets classify each sample), `"all"` (each of the four at
             every x, by assigning the label from the reference's logits), or names of some of the
-            four. None: observed if y or target is given, else all.
-        reference: the exact engine: `"ball"` proves every digit, `"mpmath"` is the definition,
+            four. None: observed if y or targets are given, else all.
+        engine: Engine of the exact gradients: `"ball"` proves every digit, `"mpmath"` defines them,
             `"double_word"` runs whole batches in pairs of float64 with a bound on each error (and
             balls where that settles nothing); `"auto"`: the cheapest for this network, by short
             timings on this machine.
@@ -92,7 +93,7 @@ def measure(
             run again as a whole, so that the frame is that of an undisturbed measurement, bit for
             bit. `measurement.json` holds the settings, and `0000000.parquet`, ... a batch each
             (`Report.from_parquet` reads them). Each has a digest; one that does not fit is computed
-            again, with a `DamagedFileWarning`. With `reference="auto"` the engine is that of the
+            again, with a `DamagedFileWarning`. With `engine="auto"` the engine is that of the
             first run. None: nothing is written.
 
     Returns:
@@ -114,11 +115,11 @@ def measure(
             model=model,
             x=x,
             y=y,
-            target=target,
+            targets=targets,
             losses=losses,
             formats=formats,
             scenarios=scenarios,
-            reference=engine_of(run, reference),
+            engine=engine_of(run, engine),
             digits=digits,
             certify=certify,
             jacobian=jacobian,
@@ -131,8 +132,8 @@ def measure(
             accept_probabilities=accept_probabilities,
             name=name,
         )
-        lab = MeasurementRun(as_first_chosen(job, run, reference))
-        report = _measured(lab, rows_of(lab, run, reference), progress)
+        lab = MeasurementRun(as_first_chosen(job, run, engine))
+        report = _measured(lab, rows_of(lab, run, engine), progress)
     sentence = unmeasured_sentence(report.frame, with_results=False)
     if sentence is not None:
         warnings.warn(sentence, UnmeasuredWarning, stacklevel=3)

@@ -37,10 +37,10 @@ def labels_by_scenario(job: MeasureRequest, batch: slice, order: Tensor) -> list
     if job.scenarios is not None:
         return [_assigned(scenario, order) for scenario in job.scenarios]
     y = None if job.y is None else job.y[batch]
-    if job.target is None:
+    if job.targets is None:
         assert y is not None
         return [LabelsOfScenario(y, False, y, classify(order, y, targeted=False))]
-    target = job.target[batch]
+    target = job.targets[batch]
     return [LabelsOfScenario(target, True, y, classify(order, target, targeted=True))]
 
 

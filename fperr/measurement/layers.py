@@ -41,6 +41,7 @@ from fperr.networks.checks import check_function_of_sample
 from fperr.networks.in_format import FloatGradient, FormatNetwork
 from fperr.networks.model import Accessor
 from fperr.report.layers import LayerReport
+from fperr.vocabulary import FormatName
 
 _BITS = 120  # of every gradient between the exact one and the format's
 
@@ -70,9 +71,9 @@ def trace_layers(
     x: Tensor | np.ndarray,
     y: Tensor | None = None,
     *,
-    target: Tensor | None = None,
+    targets: Tensor | None = None,
     loss: str = "ce",
-    format: str = "float32",
+    format: FormatName = "float32",
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
     progress: bool | None = None,
@@ -86,7 +87,7 @@ def trace_layers(
         model: (batch, *shape) -> logits (batch, K), in evaluation mode.
         x: (n, *shape).
         y: (n,) true labels; without y and target, the class that the model predicts.
-        target: (n,) target classes: a targeted loss.
+        targets: (n,) target classes: a targeted loss.
         loss: name of a loss.
         format: name of a format.
         logits: where the logits are in what the model returns: a name, an index or a function.
@@ -100,12 +101,12 @@ def trace_layers(
         TypeError, ValueError, FperrError: as `fperr.measure`.
     """
     checks.optional_flag("progress", progress)
-    assigned = None if y is not None or target is not None else ["untargeted_unsuccessful"]
+    assigned = None if y is not None or targets is not None else ["untargeted_unsuccessful"]
     job = checked_request(
         model=model,
         x=x,
         y=y,
-        target=target,
+        targets=targets,
         losses=[loss],
         formats=[format],
         scenarios=assigned,
@@ -142,8 +143,8 @@ class _Tracer:
         self.x = job.x[sample : sample + 1]
         self.loss, self.network = job.losses[0], network
         self.exact_capture, self.capture = own.capture(self.x), network.capture(self.x)
-        targeted = job.target is not None
-        labels = job.target if job.target is not None else job.y
+        targeted = job.targets is not None
+        labels = job.targets if job.targets is not None else job.y
         if labels is None:
             self.label = own.logits(self.x).argmax(1)
         else:

@@ -53,7 +53,7 @@ def provenance(
             "shape": list(job.x.shape[1:]),
             "dtype": str(job.x.dtype),
             "digest_of_x": digest(job.x),
-            "digest_of_labels": digest(*(t for t in (job.y, job.target) if t is not None)),
+            "digest_of_labels": digest(*(t for t in (job.y, job.targets) if t is not None)),
         },
         "model": {
             "class": type(job.model).__name__,

@@ -12,11 +12,13 @@ import pandas as pd
 
 from fperr import checks
 from fperr.errors import StorageError
+from fperr.exact.entry import ENGINES
 from fperr.measurement.arguments import MeasureRequest
 from fperr.measurement.rows import Row
 from fperr.measurement.run import MeasurementRun
 from fperr.report.frame import Report
 from fperr.run_folder import RunFolder, opened
+from fperr.vocabulary import EngineChoice
 
 ABOUT = "measurement.json"
 _REMEDY = "give another folder (or begin anew: --overwrite of the command)"
@@ -30,17 +32,19 @@ def folder_of(out: str | Path | None) -> AbstractContextManager[RunFolder | None
     return opened(checks.path("out", out), ABOUT, remedy=_REMEDY)
 
 
-def engine_of(run: RunFolder | None, reference: str) -> str:
+def engine_of(run: RunFolder | None, engine: EngineChoice) -> EngineChoice:
     """The engine to ask for: where timings choose it, what they chose in the first run."""
     stored = None if run is None or run.settings is None else run.settings.get("reference")
-    if reference != "auto" or not isinstance(stored, dict) or stored.get("asked") != "auto":
-        return reference
-    return str(stored["engine"])
+    if engine != "auto" or not isinstance(stored, dict) or stored.get("asked") != "auto":
+        return engine
+    return checks.choice("engine", stored["engine"], ENGINES)
 
 
-def as_first_chosen(job: MeasureRequest, run: RunFolder | None, reference: str) -> MeasureRequest:
+def as_first_chosen(
+    job: MeasureRequest, run: RunFolder | None, engine: EngineChoice
+) -> MeasureRequest:
     """The job with the reason for which the first run chose the engine."""
-    if run is None or run.settings is None or engine_of(run, reference) == reference:
+    if run is None or run.settings is None or engine_of(run, engine) == engine:
         return job
     return replace(job, engine_choice=str(run.settings["reference"]["chosen_because"]))
 

@@ -40,23 +40,24 @@ from fperr.recording.recorder import Recorder
 from fperr.recording.sample_matching import SampleMatcher
 from fperr.recording.trace import Trace
 from fperr.recording.trace_files import Writer
+from fperr.vocabulary import FormatName
 
 _DIGITS = 20
 LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
-FORMATS = ("float16", "float32", "float64")
+FORMATS: tuple[FormatName, ...] = ("float16", "float32", "float64")
 
 
 @contextmanager
 @neutral_outside_yield
 def record(
     model: nn.Module,
+    x: Tensor | None,
     y: Tensor,
     *,
-    x: Tensor | None = None,
     targets: Tensor | None = None,
     loss: str | LossFunction | None = None,
     losses: Sequence[str] = LOSSES,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[FormatName] = FORMATS,
     every: int = 10,
     samples: int | Sequence[int] = 4,
     digits: int = _DIGITS,
@@ -71,15 +72,16 @@ def record(
     at every `every`-th forward pass the gradients of some samples are compared with exact ones, and
     with what other losses would have given there in each format.
 
-        with fperr.record(model, y, x=x) as trace:
+        with fperr.record(model, x, y) as trace:
             torchattacks.PGD(model, eps=0.3)(x, y)
         trace.errors()
 
     Args:
         model: the module that the attack calls, in evaluation mode.
-        y: (n,) int64, the true labels.
         x: (n, *shape), the clean inputs: needed where the attack calls the model on parts of the
-            batch, whose samples are told by the nearest input (in the maximum norm).
+            batch, whose samples are recognised by the nearest input (in the maximum norm). None:
+            not known.
+        y: (n,) int64, the true labels.
         targets: (n,) int64, of a targeted attack; where they are not given, a targeted loss is
             recognised by its dL/dz.
         loss: the attack's own: a function `loss(logits, y, targets) -> (batch,)`, each value of

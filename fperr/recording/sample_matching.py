@@ -46,7 +46,7 @@ class SampleMatcher:
         if self._originals is None:
             raise ValueError(
                 f"the attack calls the model on {len(x)} rows, and y has {self._n}: give the clean "
-                "inputs, record(model, y, x=x), so that its samples can be told apart"
+                "inputs, record(model, x, y), so that its samples can be told apart"
             )
         if self._originals.shape[1:] != x.shape[1:]:
             raise ValueError(

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,16 @@ class Report:
     def __repr__(self) -> str:
         networks = ", ".join(self.provenance)
         return f"<fperr.Report of {networks}: {len(self.frame)} rows; see .summary(), .frame>"
+
+    def _repr_html_(self) -> str:
+        """The table of verdicts, for notebooks."""
+        if not len(self.frame):
+            return f"<p>{escape(repr(self))}</p>"
+        columns = ["network", "loss", "format", "rows", "delta_median", "verdict"]
+        table = self.summary()
+        table = table[[name for name in columns if name in table.columns]]
+        html: str = table.to_html(index=False, float_format="{:.3g}".format)
+        return html
 
     @classmethod
     def from_rows(

@@ -53,6 +53,10 @@ class LayerReport:
     def __repr__(self) -> str:
         return f"<fperr.LayerReport of {self.loss} in {self.format}: {len(self.frame)} rows>"
 
+    def _repr_html_(self) -> str:
+        html: str = self.summary().to_html(index=False, float_format="{:.3g}".format)
+        return f"<p>{self.loss} in {self.format}</p>{html}"
+
     @classmethod
     def from_rows(
         cls, rows: Iterable[Mapping[str, object]], loss: str, format: str
@@ -72,17 +76,10 @@ class LayerReport:
         order = grouped["position"].median().sort_values(kind="stable").index
         return table.loc[order].reset_index()
 
-    @in_neutral_state
-    def plot(self) -> Figure:
-        """Bits left along the network, and what each operation adds; flips are marked."""
-        table = self.summary()
-        figure = Figure(figsize=(max(6.0, 0.32 * len(table)), 6.0), layout="constrained")
-        above, below = figure.subplots(2, 1, sharex=True)
-        draw(table, above, below)
-        samples = self.frame["sample"].nunique()
-        above.set_title(f"{self.loss} in {self.format}, {samples} samples", loc="left")
-        legend(figure)
-        return figure
+    @property
+    def plot(self) -> "LayerPlots":
+        """Figures: `report.plot.relative_error()`."""
+        return LayerPlots(self)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the frame, whole or not at all.
@@ -91,6 +88,34 @@ class LayerReport:
             StorageError: it cannot be written.
         """
         write(Path(path), self.frame.to_parquet())
+
+
+class LayerPlots:
+    """Figures of a trace along the network: what is drawn is what its summary holds."""
+
+    def __init__(self, report: LayerReport) -> None:
+        self._report = report
+
+    def __call__(self) -> Figure:
+        """Refuse the spelling of earlier versions.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("plot() is called plot.relative_error() now: give that")
+
+    @in_neutral_state
+    def relative_error(self) -> Figure:
+        """Bits left along the network, and what each operation adds; flips are marked."""
+        report = self._report
+        table = report.summary()
+        figure = Figure(figsize=(max(6.0, 0.32 * len(table)), 6.0), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        draw(table, above, below)
+        samples = report.frame["sample"].nunique()
+        above.set_title(f"{report.loss} in {report.format}, {samples} samples", loc="left")
+        legend(figure)
+        return figure
 
 
 def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fperr.reasons import Tally, counted, reasons, tally
+from fperr.shares import wilson_interval
 
 _PLAIN = {
     "untargeted_unsuccessful": "while an untargeted attack has not succeeded",
@@ -88,11 +89,10 @@ class Verdict:
             f"{self.sign_error_median:.1%} (medians)"
         )
         if not self.failing:
-            # with none of n failing, a failing share above this would be seen with 95 %
-            unseen = 1 - 0.05 ** (1 / self.rows)
+            unseen = wilson_interval(0, self.rows)[1]
             return (
-                f"trustworthy: none of {self.rows} gradients fails (95 % sure that fewer than "
-                f"{unseen:.{0 if unseen >= 0.01 else 1}%} would); {medians}"
+                f"trustworthy: none of {self.rows} gradients fails (95 % interval of the "
+                f"failing share: 0 to {unseen:.{0 if unseen >= 0.01 else 1}%}); {medians}"
             )
         causes = (
             (self.dead, "exactly zero"),

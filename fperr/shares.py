@@ -1,0 +1,29 @@
+"""Shares of samples, and how far they are known."""
+
+import math
+from statistics import NormalDist
+
+CONFIDENCE = 0.95
+
+
+def wilson_interval(count: int, samples: int) -> tuple[float, float]:
+    """Wilson's score interval for a share, at 95 % confidence.
+
+    Unlike the usual p +- 1.96 sqrt(p (1 - p)/n) it stays within [0, 1] and has a width at 0 and at
+    1. Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927), 209.
+
+    Args:
+        count: Samples that count.
+        samples: All samples, 1 or more.
+
+    Returns:
+        The lower and the upper end.
+
+    >>> wilson_interval(84, 100)
+    (0.755..., 0.899...)
+    """
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    share, spread = count / samples, z * z / samples
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)

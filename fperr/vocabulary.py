@@ -1,0 +1,65 @@
+"""The words of the public functions: names chosen from a list, and what arguments were called once.
+
+Every public function uses the same word for the same thing: `targets` for classes to reach,
+`format` or `formats` for floating-point formats, `engine` for what computes exact gradients,
+`digits` for correct decimal digits, and `model, x, y` in this order. A spelling of earlier versions
+raises an error that names the one of today.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+FormatName = Literal["float16", "bfloat16", "tf32", "float32", "float64"]
+FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
+AttackFormat = Literal["float16", "bfloat16", "tf32", "float32", "float64", "exact"]
+EngineName = Literal["mpmath", "ball", "double_word"]
+EngineChoice = Literal["auto", "mpmath", "ball", "double_word"]
+JacobianChoice = Literal["auto", "rows", "products"]
+Method = Literal["pgd", "fgsm", "apgd"]
+Norm = Literal["linf", "l2"]
+Projection = Literal["exact", "library"]
+Reduction = Literal["sum", "mean"]
+ScenarioName = Literal[
+    "untargeted_unsuccessful", "untargeted_successful", "targeted_unsuccessful",
+    "targeted_successful",
+]  # fmt: skip
+Schedule = Literal["cosine", "linear", "constant"]
+
+# function -> argument of an earlier version -> today's
+_RENAMED_ARGUMENTS = {
+    "measure": {"target": "targets", "reference": "engine"},
+    "estimate": {"target": "targets", "reference": "engine"},
+    "trace_layers": {"target": "targets"},
+    "attack": {"arithmetic": "format"},
+    "attack_in_batches": {"arithmetic": "format"},
+    "gradient": {"bits": "digits", "largest_bits": "largest_digits"},
+    "paper": {"label": "labels"},
+    "logit_gradient": {"z": "logits", "label": "labels"},
+    "stable_ce_logit_gradient": {"z": "logits", "label": "labels"},
+}
+RENAMED_OPTIONS = {"--reference": "--engine", "--arithmetic": "--format"}
+RENAMED_CHOICES = {"multiword": "double_word"}
+
+
+def refuse_old_spelling(
+    function: Callable[..., Any], arguments: tuple[object, ...], options: Mapping[str, object]
+) -> None:
+    """Refuse a call that is spelled as in an earlier version, and name today's spelling.
+
+    Args:
+        function: A public function.
+        arguments: Its positional arguments.
+        options: Its keyword arguments.
+
+    Raises:
+        TypeError: An argument has its old name, or `record` gets y before x.
+    """
+    name = function.__name__
+    for old, new in _RENAMED_ARGUMENTS.get(name, {}).items():
+        if old in options:
+            raise TypeError(f"{name}() has no argument {old!r}: it is {new!r} now, give {new}=...")
+    if name == "record" and len(arguments) == 2 and "y" not in options:
+        raise TypeError(
+            "record() takes (model, x, y) in this order, got two arguments: give "
+            "record(model, x, y), or record(model, None, y) where x is not known"
+        )
