@@ -12,7 +12,7 @@ from fperr import data, exact, zoo
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64
-from fperr.losses.registry import Context, loss_named
+from fperr.losses import Context, loss_named
 from fperr.measurement.exact_in_format import ExactInFormat
 from fperr.networks.exactly import ExactNetwork
 from fperr.networks.in_format import FormatNetwork

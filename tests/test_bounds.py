@@ -14,7 +14,7 @@ from fperr.bounds import cross_entropy, kernels, stable
 from fperr.bounds.kernels import DOCUMENTED, KERNELS
 from fperr.bounds.roundings import half_ulp
 from fperr.errors import ModelError
-from fperr.losses.registry import Context, loss_named
+from fperr.losses import Context, loss_named
 from fperr.theory import format_aware
 from fperr.theory.scaling import t_star
 from fperr.validation import falsify, logit_gradients, summary

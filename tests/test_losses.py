@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, of_dtype
-from fperr.losses.registry import Context, loss_named
+from fperr.losses import Context, loss_named
 from fperr.theory.scaling import margin
 from tests.conftest import normal
 
@@ -216,7 +216,7 @@ def test_shifting_before_scaling_removes_a_common_offset():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("xent", "unknown loss 'xent': expected one of ce, stable_ce, mifpe"),
+        ("xent", "unknown loss 'xent': expected one of ce, mifpe, tmifpe"),
         ("mifpe:T=0", "T must be a positive finite number, got '0'"),
         ("mifpe:T=inf", "T must be a positive finite number, got 'inf'"),
         ("mifpe:T=x", "T must be a positive finite number, got 'x'"),

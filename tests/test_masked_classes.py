@@ -14,7 +14,7 @@ from fperr.attacks import UnjudgedWarning
 from fperr.bounds import cross_entropy, stable
 from fperr.bounds.kernels import DOCUMENTED
 from fperr.formats import of_dtype
-from fperr.losses.registry import LOSS_NAMES, Context, loss_named
+from fperr.losses import LOSS_NAMES, Context, loss_named
 from fperr.theory import format_aware, scaling
 from fperr.validation import falsify, logit_gradients
 from fperr.validation.trial_logits import KINDS, draw, masked

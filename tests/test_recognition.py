@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import fperr
-from fperr.losses.registry import Context, loss_named
+from fperr.losses import Context, loss_named
 from fperr.recording.recognition import recognise
 from tests.conftest import normal, tiny_mlp
 from tests.test_attacks import uniform

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fperr import checks, formats
 from fperr.attacks.gradient_source import ExactSource, FloatSource, Source
-from fperr.losses.registry import Loss, loss_named
+from fperr.losses import Loss, loss_named
 from fperr.networks.checks import check_model
 from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, usable_model

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fperr.losses.registry import Context, Loss
+from fperr.losses import Context, Loss
 
 
 @dataclass(frozen=True, slots=True)

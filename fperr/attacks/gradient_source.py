@@ -17,7 +17,7 @@ from fperr.exact.double_word_network import BatchedNetwork, BatchRun, to_mpmath
 from fperr.exact.engines.vectors import DoubleWordVectors
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.formats import Format, of_dtype
-from fperr.losses.registry import Context
+from fperr.losses import Context
 from fperr.networks.exactly import ExactNetwork, LossAtSample, NoExactSample
 from fperr.networks.in_format import FormatNetwork
 

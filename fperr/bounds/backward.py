@@ -17,7 +17,7 @@ from fperr.bounds.arguments import format_of
 from fperr.caller_state import in_neutral_state
 from fperr.errors import ModelError
 from fperr.formats import BFLOAT16, FLOAT16, Format
-from fperr.losses.registry import Context, loss_named
+from fperr.losses import Context, loss_named
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

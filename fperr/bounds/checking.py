@@ -15,7 +15,7 @@ from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.kernels import KERNELS
 from fperr.caller_state import in_neutral_state
 from fperr.formats import Format
-from fperr.losses.registry import Context, loss_named
+from fperr.losses import Context, loss_named
 from fperr.theory.scaling import log2_G, margin, present_classes
 from fperr.theory.scenarios import classify, ranked
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fperr.figures import table
 from fperr.figures.attacks import SEED, STEPS, attacked, radius_of, withstood
 from fperr.figures.study import Study, Subject
-from fperr.losses.registry import Context, loss_named
+from fperr.losses import Context, loss_named
 
 LIBRARY = "pyautoattack"
 _OTHERS = ["apgd-t", "fab-t", "square"]  # of AutoAttack, besides APGD-CE

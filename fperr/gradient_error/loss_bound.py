@@ -11,7 +11,7 @@ from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.inputs import log2_input_gradient
 from fperr.exact.engines.jacobian import StoredRows, TransposedJacobian
 from fperr.formats import of_dtype
-from fperr.losses.registry import Loss
+from fperr.losses import Loss
 from fperr.networks.in_format import FloatGradient
 
 

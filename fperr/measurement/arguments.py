@@ -13,7 +13,7 @@ from fperr import checks
 from fperr.exact.engines.choice import cheapest_engine
 from fperr.exact.entry import ENGINES
 from fperr.formats import BFLOAT16, FLOAT16, TF32, Format, format_named
-from fperr.losses.registry import Loss, loss_named
+from fperr.losses import Loss, loss_named
 from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, multiply_adds, usable_model

@@ -35,7 +35,7 @@ from fperr.exact.interpreter import ForwardRun, Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.saved_values import FloatRun, float_run
 from fperr.formats import of_dtype
-from fperr.losses.registry import Context
+from fperr.losses import Context
 from fperr.measurement.arguments import MeasureRequest, checked_request
 from fperr.networks.checks import check_function_of_sample
 from fperr.networks.in_format import FloatGradient, FormatNetwork

@@ -25,7 +25,7 @@ from fperr.gradient_error.stages import (
     shares,
     split,
 )
-from fperr.losses.registry import Loss
+from fperr.losses import Loss
 from fperr.measurement.exact_in_format import ExactSampleInFormat
 from fperr.measurement.labels_by_scenario import LabelsOfScenario
 from fperr.networks.exactly import ExactGradientAt, ExactNetwork, ExactSample, LossAtSample

@@ -16,7 +16,7 @@ from fperr.exact.graph import probe
 from fperr.exact.saved_values import FloatRun
 from fperr.formats import FLOAT64, Format, of_dtype
 from fperr.gradient_error.loss_bound import logit_bound
-from fperr.losses.registry import Context, Loss
+from fperr.losses import Context, Loss
 from fperr.measurement.arguments import MeasureRequest
 from fperr.measurement.exact_in_format import ExactInFormat, ExactSampleInFormat
 from fperr.measurement.labels_by_scenario import LabelsOfScenario, labels_by_scenario

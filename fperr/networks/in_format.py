@@ -13,7 +13,7 @@ from fperr.exact.graph import Capture, capture, fixed_parameters
 from fperr.exact.saved_values import FloatRun, check_split, float_run
 from fperr.formats import BFLOAT16, FLOAT16, Format
 from fperr.kernel_switches import controlled
-from fperr.losses.registry import Context, Loss
+from fperr.losses import Context, Loss
 from fperr.theory.scaling import Scale
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fperr import checks
-from fperr.losses.registry import LossFunction, loss_named
+from fperr.losses import LossFunction, loss_named
 from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, LogitsOf, OutputError, usable_model

@@ -12,7 +12,7 @@ from fperr.exact.engines.vectors import Vectors
 from fperr.exact.loss_function import LossGradient
 from fperr.formats import Format, of_dtype
 from fperr.gradient_error.metrics import NAMES
-from fperr.losses.registry import Context, Loss
+from fperr.losses import Context, Loss
 from fperr.networks.checks import check_function_of_sample
 from fperr.networks.exactly import ExactNetwork, ExactSample, LossAtSample, NoExactSample
 from fperr.networks.in_format import FloatGradient, FormatNetwork, copied, device_and_dtype

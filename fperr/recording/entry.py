@@ -18,7 +18,7 @@ from fperr import checks
 from fperr import formats as formats_module
 from fperr.caller_state import neutral_outside_yield
 from fperr.formats import TF32
-from fperr.losses.registry import LossFunction, loss_named
+from fperr.losses import LossFunction, loss_named
 from fperr.networks.checks import check_model, number_of_classes
 from fperr.networks.in_format import copied, device_and_dtype
 from fperr.networks.model import Accessor

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fperr.exact.audit.function_of_sample import difference
-from fperr.losses.registry import LossFunction
+from fperr.losses import LossFunction
 
 _PROBED = 8
 # relative to the largest of logits, value and gradient: sums of K numbers in another order differ

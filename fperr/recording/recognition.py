@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fperr.formats import of_dtype
 from fperr.gradient_error.loss_bound import logit_bound
-from fperr.losses.registry import Context, Loss, loss_named
+from fperr.losses import Context, Loss, loss_named
 from fperr.networks.in_format import FloatGradient
 from fperr.recording.attack_step import AttackStep
 from fperr.recording.factors import LEAST_SEEN, LEAST_SEEN_OF_CW, matched, ones

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.formats import of_dtype
-from fperr.losses.registry import Context
+from fperr.losses import Context
 from fperr.recording.attack_step import AttackStep
 from fperr.recording.recognition import Recognised
 from fperr.theory.scaling import log2_G, margin, t_star

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fperr.formats import FORMATS
-from fperr.losses.registry import loss_named
+from fperr.losses import loss_named
 from fperr.storage import SEAL, is_sealed, is_whole
 from fperr.theory.scenarios import SCENARIOS
 

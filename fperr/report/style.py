@@ -6,21 +6,16 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fperr.losses import LOSSES
+
 Colour = tuple[float, float, float]
-_LOSSES = (
-    "ce",
-    "mifpe",
-    "tmifpe",
-    "stable_ce",
-    "cw",
-    "dlr",
-    "mifpe_shifted",
-    "tmifpe_shifted",
-    "pmifpe",
-)
+_LOSSES = tuple(loss.name for loss in LOSSES)
+_DISPLAY_NAMES = {loss.name: loss.display_name for loss in LOSSES}
+_LOSS_COLOURS = {loss.name: to_rgb(loss.colour) for loss in LOSSES}
 _DASHES: tuple[tuple[float, ...], ...] = (
     (),
     (4, 1.5),
@@ -32,7 +27,7 @@ _DASHES: tuple[tuple[float, ...], ...] = (
 )
 OWN = "the attack's own"  # gradient, beside those of losses
 CLEAN = "clean"  # images, beside attacked ones
-_APART = {OWN: (0.0, 0.0, 0.0), CLEAN: (0.5, 0.5, 0.5)}
+_SPECIAL = {OWN: (0.0, 0.0, 0.0), CLEAN: (0.5, 0.5, 0.5)}
 _ARITHMETICS = "float16", "bfloat16", "tf32", "float32", "float64", "exact"
 STAGES = ("cast", "forward", "loss", "backward")
 
@@ -59,9 +54,17 @@ def legend(figure: Figure, hues: list[str], title: str, *, lines: bool = False) 
         lines: lines instead, in their `dashes`.
     """
     handles = [
-        Line2D([], [], color=colour, label=name, dashes=dashes(hues)[name] or (None, None))
+        Line2D(
+            [],
+            [],
+            color=colour,
+            label=_DISPLAY_NAMES.get(name, name),
+            dashes=dashes(hues)[name] or (None, None),
+        )
         if lines
-        else Line2D([], [], color=colour, marker="o", linestyle="", label=name)
+        else Line2D(
+            [], [], color=colour, marker="o", linestyle="", label=_DISPLAY_NAMES.get(name, name)
+        )
         for name, colour in colours(hues).items()
     ]
     figure.legend(handles=handles, title=title, loc="outside right upper", frameon=False)
@@ -81,17 +84,13 @@ def ordered(names: pd.Series) -> list[str]:
 
 def colours(names: Sequence[str]) -> dict[str, Colour]:
     """A colour for each of the names: seaborn's colour-blind-safe palette, viridis for formats."""
-    palette = sns.color_palette("colorblind", 10)
     if set(names) <= set(_ARITHMETICS):  # an order: from dark to light
         shades = sns.color_palette("viridis", len(_ARITHMETICS) + 1)
         return {name: shades[_ARITHMETICS.index(name)] for name in names}
-    family = STAGES if set(names) <= set(STAGES) else _LOSSES
-    others = [name for name in names if name not in family]
-    places = {name: i for i, name in enumerate((*family, *others))}
-    beyond = max(0, len(places) - len(palette))
-    palette = [
-        *palette,
-        *sns.color_palette("husl", beyond),
-    ]  # unknown names
-    found = {name: palette[places[name]] for name in names}
-    return found | {name: colour for name, colour in _APART.items() if name in found}
+    if set(names) <= set(STAGES):
+        palette = sns.color_palette("colorblind", len(STAGES))
+        return {name: palette[STAGES.index(name)] for name in names}
+    unknown = [name for name in names if name not in _LOSS_COLOURS | _SPECIAL]
+    others = dict(zip(unknown, sns.color_palette("husl", len(unknown)), strict=True))
+    every = _LOSS_COLOURS | others | _SPECIAL
+    return {name: every[name] for name in names}
