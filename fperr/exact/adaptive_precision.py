@@ -148,9 +148,9 @@ def log2_relative_radius(balls: BallArray) -> float:
 
 def norms(balls: BallArray) -> tuple[Any, Any]:
     """An upper bound on |radius|_2, and an enclosure of |midpoint|_2, of all but masked logits."""
-    listed = [ball for ball in balls.listed() if not _is_masked(ball)]
-    radius = sum((ball.rad() ** 2 for ball in listed), arb(0)).sqrt()
-    return radius.upper(), sum((ball.mid() ** 2 for ball in listed), arb(0)).sqrt()
+    unmasked = [ball for ball in balls.listed() if not _is_masked(ball)]
+    radius = sum((ball.rad() ** 2 for ball in unmasked), arb(0)).sqrt()
+    return radius.upper(), sum((ball.mid() ** 2 for ball in unmasked), arb(0)).sqrt()
 
 
 def enclosure(balls: BallArray, bits: int, audit: SampleAudit | None = None) -> Enclosure:
@@ -190,30 +190,30 @@ def arb_of(number: Any) -> Any:
 
 
 def _numbers(
-    balls: BallArray, part: Callable[[Any], Any], context: MPContext
+    balls: BallArray, component: Callable[[Any], Any], context: MPContext
 ) -> NDArray[np.object_]:
-    used, pool = balls.used, np.full(len(balls.pool), None, dtype=object)
-    parts = [part(ball) for ball in balls.pool[used]]
-    is_masked = [_is_masked(number) for number in parts]
+    used, numbers = balls.used, np.full(len(balls.pool), None, dtype=object)
+    components = [component(ball) for ball in balls.pool[used]]
+    is_masked = [_is_masked(number) for number in components]
     if not all(
-        number.is_finite() or masked for number, masked in zip(parts, is_masked, strict=True)
+        number.is_finite() or masked for number, masked in zip(components, is_masked, strict=True)
     ):
         raise ReferenceNotCertifiedError("an enclosure is unbounded: more bits are needed")
-    pool[used] = [
+    numbers[used] = [
         context.ninf if masked else context.make_mpf(from_man_exp(*mantissa(number)))
-        for number, masked in zip(parts, is_masked, strict=True)
+        for number, masked in zip(components, is_masked, strict=True)
     ]
-    return pool[balls.index]
+    return numbers[balls.index]
 
 
 def losses(interpreter: Interpreter, x: Tensor, v: Tensor | None) -> str:
     """Where the bits went: the operations after which fewest are left, in words."""
-    found: list[tuple[str, float]] = []
+    bits_left: list[tuple[str, float]] = []
     limit = float(interpreter.arithmetic.bits)  # exact numbers count as all bits
 
     def observe(node: Node, value: Any) -> None:
         if isinstance(value, BallArray):
-            found.append((node.name, min(-log2_relative_radius(value), limit)))
+            bits_left.append((node.name, min(-log2_relative_radius(value), limit)))
 
     run = interpreter.forward(x)
     for node in interpreter.capture.forward:
@@ -223,9 +223,15 @@ def losses(interpreter: Interpreter, x: Tensor, v: Tensor | None) -> str:
     interpreter.products(run.saved_values, interpreter.arithmetic.from_torch(v), observe)
     drops = [
         (before - after, name, after)
-        for (_, before), (name, after) in pairwise(found)
+        for (_, before), (name, after) in pairwise(bits_left)
         if math.isfinite(after) and before > after
     ]
     worst = sorted(drops, reverse=True)[:3]
-    told = ", ".join(f"{name} loses {drop:.0f} and leaves {left:.0f}" for drop, name, left in worst)
-    return f"bits are lost along the network: {told}" if told else "no operation keeps any"
+    descriptions = ", ".join(
+        f"{name} loses {drop:.0f} and leaves {left:.0f}" for drop, name, left in worst
+    )
+    return (
+        f"bits are lost along the network: {descriptions}"
+        if descriptions
+        else "no operation keeps any"
+    )

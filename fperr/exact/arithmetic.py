@@ -42,9 +42,7 @@ class Arithmetic(ABC, Generic[T]):
 
     bits: int
 
-    def prepared(
-        self, sources: tuple[object, ...], layout: Hashable, make: Callable[[], R]
-    ) -> R:
+    def prepared(self, sources: tuple[object, ...], layout: Hashable, make: Callable[[], R]) -> R:
         """`make()`, what is made of the constants `sources`; once for each `layout`."""
         remembered = self.__dict__.setdefault("_prepared", {})
         key = tuple(map(id, sources)), layout
@@ -82,8 +80,8 @@ class Arithmetic(ABC, Generic[T]):
 
     def from_index_array(self, a: IndexArray) -> T:
         """The integers or booleans as numbers, exactly."""
-        first, *rest = (self.from_torch(part) for part in index_arrays.float_parts(a))
-        return functools.reduce(self.add, rest, first)
+        first, *remainder = (self.from_torch(floats) for floats in index_arrays.float_parts(a))
+        return functools.reduce(self.add, remainder, first)
 
     @abstractmethod
     def to_torch(self, a: T) -> Tensor:

@@ -45,7 +45,7 @@ class Branches:
     layer: str
     kind: str
     shape: tuple[int, ...]
-    chosen: NDArray[Any]
+    outcome: NDArray[Any]
     values: Indices | Mask
 
 
@@ -69,24 +69,26 @@ class Flips:
 
 def branches_of(capture: Capture, run: ForwardRun, A: Arithmetic[Any]) -> tuple[Branches, ...]:
     """Every decision that the backward half of the graph uses."""
-    found = []
+    branches = []
     for key, source, decide, arguments in saved_for_backward(capture):
-        chosen = run.saved_values.values[key]
+        outcome = run.saved_values.values[key]
         if decide is not None:
             producer = source.args[0] if str(source.target) == "aten.relu.default" else source
-            number = run.values.get(str(producer))
-            tied = np.zeros(chosen.shape, dtype=bool)
-            for kink in _kinks(arguments) if number is not None else ():
-                tied = tied | (index_arrays.of_one(A.sign(A.sub(number, kink))) == 0)
-            found.append(Branches(key, source.name, "activation", chosen.shape, chosen, tied))
-        elif (pooling := _pooling_of(source)) is not None:
-            values = A.values(run.values[str(pooling.args[0])])
-            candidates = _windows(pooling, values)
-            positions = np.asarray(chosen).reshape(len(candidates), -1)
-            found.append(
-                Branches(key, pooling.name, "pooling", chosen.shape, positions, candidates)
+            preactivation = run.values.get(str(producer))
+            is_tied = np.zeros(outcome.shape, dtype=bool)
+            for kink in _kinks(arguments) if preactivation is not None else ():
+                is_tied = is_tied | (index_arrays.of_one(A.sign(A.sub(preactivation, kink))) == 0)
+            branches.append(
+                Branches(key, source.name, "activation", outcome.shape, outcome, is_tied)
             )
-    return tuple(found)
+        elif (pooling := _pooling_of(source)) is not None:
+            value_numbers = A.values(run.values[str(pooling.args[0])])
+            candidates = _windows(pooling, value_numbers)
+            positions = np.asarray(outcome).reshape(len(candidates), -1)
+            branches.append(
+                Branches(key, pooling.name, "pooling", outcome.shape, positions, candidates)
+            )
+    return tuple(branches)
 
 
 def flips(exact: Sequence[Branches], other: SavedValues, keys: Mapping[str, str]) -> list[Flips]:
@@ -97,30 +99,32 @@ def flips(exact: Sequence[Branches], other: SavedValues, keys: Mapping[str, str]
         other: of the other run.
         keys: from a key of the exact network to the key of the other run.
     """
-    found = []
-    for mine in exact:
-        theirs = np.asarray(other.values[keys[mine.key]]).reshape(mine.chosen.shape)
-        differ = theirs != mine.chosen
-        if mine.kind == "pooling":
+    flips_by_layer = []
+    for branch in exact:
+        outcome = np.asarray(other.values[keys[branch.key]]).reshape(branch.outcome.shape)
+        differs = outcome != branch.outcome
+        if branch.kind == "pooling":
             pick = np.take_along_axis
-            tied = pick(mine.values, theirs, -1) == pick(mine.values, mine.chosen, -1)
+            is_tied = pick(branch.values, outcome, -1) == pick(branch.values, branch.outcome, -1)
         else:
-            tied = np.asarray(mine.values, dtype=bool)
-        ties = int((differ & tied).sum())
-        found.append(Flips(mine.layer, mine.kind, differ.size, int(differ.sum()) - ties, ties))
-    return found
+            is_tied = np.asarray(branch.values, dtype=bool)
+        ties = int((differs & is_tied).sum())
+        flips_by_layer.append(
+            Flips(branch.layer, branch.kind, differs.size, int(differs.sum()) - ties, ties)
+        )
+    return flips_by_layer
 
 
 def corresponding(exact: Sequence[Branches], capture: Capture) -> dict[str, str] | None:
     """The keys of the same decisions in another capture of the network; None if they differ."""
-    theirs = [
+    keys = [
         key
         for key, source, decide, _ in saved_for_backward(capture)
         if decide is not None or _pooling_of(source) is not None
     ]
-    if len(theirs) != len(exact):
+    if len(keys) != len(exact):
         return None
-    return {mine.key: key for mine, key in zip(exact, theirs, strict=True)}
+    return {branch.key: key for branch, key in zip(exact, keys, strict=True)}
 
 
 @torch.no_grad()
@@ -141,43 +145,47 @@ def frozen_gradient(
     keys = corresponding(samples[0], capture)
     if keys is None:
         return None
-    chosen = {
-        keys[parts[0].key]: [torch.from_numpy(p.chosen.reshape(p.shape)) for p in parts]
-        for parts in zip(*samples, strict=True)
+    outcomes = {
+        keys[branches[0].key]: [
+            torch.from_numpy(branch.outcome.reshape(branch.shape)) for branch in branches
+        ]
+        for branches in zip(*samples, strict=True)
     }
-    decided: dict[str, Tensor] = {}
+    outcome_by_node: dict[str, Tensor] = {}
     for key, source, decide, arguments in saved_for_backward(capture):
-        if key in chosen:
-            whole = _joined(chosen[key], capture.shapes[source.name]).to(v.device)
-            decided[key] = whole if decide is None else _stand_in(whole, arguments).to(v.dtype)
-    gradient: Tensor = _Frozen(capture.module, decided).run(x, v)[1]
+        if key in outcomes:
+            outcome = _joined(outcomes[key], capture.shapes[source.name]).to(v.device)
+            outcome_by_node[key] = (
+                outcome if decide is None else _stand_in(outcome, arguments).to(v.dtype)
+            )
+    gradient: Tensor = _Frozen(capture.module, outcome_by_node).run(x, v)[1]
     return gradient
 
 
 class _Frozen(fx.Interpreter):
     """Runs a graph with some decisions made beforehand."""
 
-    def __init__(self, module: fx.GraphModule, decided: Mapping[str, Tensor]) -> None:
+    def __init__(self, module: fx.GraphModule, outcome_by_node: Mapping[str, Tensor]) -> None:
         super().__init__(module)
-        self._decided = decided
+        self._outcome_by_node = outcome_by_node
 
     def run_node(self, n: Node) -> Any:
         """Run one node."""
-        if n.name in self._decided:
-            return self._decided[n.name]
+        if n.name in self._outcome_by_node:
+            return self._outcome_by_node[n.name]
         keys = [f"{n.name}.{position}" for position in range(len(n.args))]
-        if not any(key in self._decided for key in keys):
+        if not any(key in self._outcome_by_node for key in keys):
             return super().run_node(n)
         arguments, options = self.fetch_args_kwargs_from_env(n)
         pairs = zip(keys, arguments, strict=True)
-        return n.target(*(self._decided.get(k, a) for k, a in pairs), **options)  # type: ignore[operator]
+        return n.target(*(self._outcome_by_node.get(k, a) for k, a in pairs), **options)  # type: ignore[operator]
 
 
-def _joined(parts: list[Tensor], whole: tuple[int, ...]) -> Tensor:
+def _joined(outcomes: list[Tensor], batch_shape: tuple[int, ...]) -> Tensor:
     """The choices of single samples as one batch of the shape `whole`."""
-    shape = parts[0].shape
-    differ = [d for d, (n, m) in enumerate(zip(whole, shape, strict=True)) if n != m]
-    return torch.cat(parts, differ[0]) if differ else parts[0]
+    shape = outcomes[0].shape
+    differ = [d for d, (n, m) in enumerate(zip(batch_shape, shape, strict=True)) if n != m]
+    return torch.cat(outcomes, differ[0]) if differ else outcomes[0]
 
 
 def _stand_in(mask: Tensor, arguments: Sequence[Any]) -> Tensor:

@@ -29,7 +29,7 @@ def call_sites(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
     finally:
         for handle in handles:
             handle.remove()
-    return {operation: list(labels) for operation, labels in watch.found.items()}
+    return {operation: list(labels) for operation, labels in watch.modules_by_operation.items()}
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -37,7 +37,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: dict[str, dict[str, None]] = defaultdict(dict)
+        self.modules_by_operation: dict[str, dict[str, None]] = defaultdict(dict)
         self._running: list[str] = []
 
     def entering(self, label: str) -> Callable[..., None]:
@@ -53,5 +53,5 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         for label in self._running[-1:]:
-            self.found[str(func)][label] = None
+            self.modules_by_operation[str(func)][label] = None
         return func(*args, **(kwargs or {}))

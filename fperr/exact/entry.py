@@ -159,14 +159,14 @@ def _by_engine(
     certifier = AdaptivePrecision(captured, bits, largest_bits)
     if engine == "double_word":
         return _in_double_words(captured, x, v, bits, certifier)
-    found = [certifier.product(x[i : i + 1], v[i : i + 1], i) for i in range(len(x))]
+    enclosures = [certifier.product(x[i : i + 1], v[i : i + 1], i) for i in range(len(x))]
     return ExactGradient(
-        np.stack([f.midpoint.reshape(x.shape[1:]) for f in found]),
-        np.stack([f.radius.reshape(x.shape[1:]) for f in found]),
-        f"Arb balls, {max(f.bits for f in found)} bits",
+        np.stack([enclosure.midpoint.reshape(x.shape[1:]) for enclosure in enclosures]),
+        np.stack([enclosure.radius.reshape(x.shape[1:]) for enclosure in enclosures]),
+        f"Arb balls, {max(enclosure.bits for enclosure in enclosures)} bits",
         bits,
-        max(f.log2_error for f in found),
-        _all_audited([f.audit for f in found]),
+        max(enclosure.log2_error for enclosure in enclosures),
+        _all_audited([enclosure.audit for enclosure in enclosures]),
     )
 
 
@@ -179,8 +179,8 @@ def _all_audited(audits: Sequence[SampleAudit | None]) -> tuple[SampleAudit, ...
 def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> ExactGradient:
     working, control = MpArithmetic(bits + GUARD_BITS), MpArithmetic(2 * (bits + GUARD_BITS))
     try:
-        value = _samples(Interpreter(captured, working), x, v)
-        check = _samples(Interpreter(captured, control), x, v)
+        runs = _samples(Interpreter(captured, working), x, v)
+        control_runs = _samples(Interpreter(captured, control), x, v)
     except UndecidedError as fault:
         raise ReferenceNotCertifiedError(f"{fault}: use engine='ball'") from fault
     if control.has_absorbed:
@@ -188,7 +188,7 @@ def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> Ex
             f"a number vanishes beside a constant at {control.bits} bits, so that agreement with "
             f"{working.bits} proves nothing (a function is saturated): use engine='ball'"
         )
-    pairs = list(zip(value, check, strict=True))
+    pairs = list(zip(runs, control_runs, strict=True))
     agreement = max(log2_difference(a.gradient, b.gradient, control) for a, b in pairs)
     if agreement > -bits:
         raise ReferenceNotCertifiedError(
@@ -200,7 +200,7 @@ def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> Ex
         b.audit(x[i : i + 1], v[i : i + 1], i, control.distance(a.logits, b.logits))
         for i, (a, b) in enumerate(pairs)
     ]
-    midpoint = np.concatenate([run.gradient for run in value], 0).reshape(x.shape)
+    midpoint = np.concatenate([run.gradient for run in runs], 0).reshape(x.shape)
     return ExactGradient(midpoint, None, working.name, bits, agreement, tuple(audits))
 
 
@@ -209,17 +209,19 @@ def _in_double_words(
 ) -> ExactGradient:
     working = 63 if bits <= _FEW_BITS else LARGEST_BITS
     network = BatchedNetwork(captured, working, x.device)
-    found, doubt, audits = network.audited_gradient(x, v)
-    bounds = torch.where(doubt, math.inf, log2_relative_errors(found))
+    double_words, doubt, audits = network.audited_gradient(x, v)
+    bounds = torch.where(doubt, math.inf, log2_relative_errors(double_words))
     unproved = (bounds > -bits) & (bounds <= LEAST_BOUND)
     errors = bounds.clone()
     if unproved.any():
         coarser = BatchedNetwork(captured, working - _RUNG, x.device, is_control=True)
-        errors[unproved] = _agreement(found, coarser, x, v, unproved)
+        errors[unproved] = _agreement(double_words, coarser, x, v, unproved)
     context = MPContext()
     context.prec = 2 * LARGEST_BITS
-    midpoint = to_mpmath(found, context).reshape(x.shape)
-    radius = [np.full(x.shape[1:], context.mpf(float(r)), dtype=object) for r in found.radius]
+    midpoint = to_mpmath(double_words, context).reshape(x.shape)
+    radius = [
+        np.full(x.shape[1:], context.mpf(float(r)), dtype=object) for r in double_words.radius
+    ]
     by_balls = torch.nonzero(~(errors <= -bits)).flatten().tolist()
     for i in by_balls:
         proved = certifier.product(x[i : i + 1], v[i : i + 1], i)
@@ -230,19 +232,21 @@ def _in_double_words(
     name = network.arithmetic.name
     if by_balls:
         name += f", and balls for {len(by_balls)} of {len(x)} samples"
-    every = None if bool(unproved.any()) else np.stack(radius)
-    return ExactGradient(midpoint, every, name, bits, float(errors.max()), _all_audited(audits))
+    radii = None if bool(unproved.any()) else np.stack(radius)
+    return ExactGradient(midpoint, radii, name, bits, float(errors.max()), _all_audited(audits))
 
 
 def _agreement(
-    found: DoubleWords, coarser: BatchedNetwork, x: Tensor, v: Tensor, chosen: Tensor
+    double_words: DoubleWords, coarser: BatchedNetwork, x: Tensor, v: Tensor, is_unproved: Tensor
 ) -> Tensor:
     """log2 of the relative difference of the chosen samples' gradients to those of another run."""
-    other, doubt = coarser.gradient(x[chosen], v[chosen])
-    mine = replace(found.moved(lambda t: t[chosen]), radius=found.radius[chosen])
-    difference = coarser.arithmetic.sub(mine, other)
-    apart = torch.log2(difference.norm() / mine.norm()).nan_to_num(nan=math.inf)
-    return torch.where(doubt, math.inf, apart)
+    other, doubt = coarser.gradient(x[is_unproved], v[is_unproved])
+    selected = replace(
+        double_words.moved(lambda t: t[is_unproved]), radius=double_words.radius[is_unproved]
+    )
+    difference = coarser.arithmetic.sub(selected, other)
+    log2_differences = torch.log2(difference.norm() / selected.norm()).nan_to_num(nan=math.inf)
+    return torch.where(doubt, math.inf, log2_differences)
 
 
 @dataclass(frozen=True, slots=True)

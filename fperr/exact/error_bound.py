@@ -42,11 +42,11 @@ def decide_order(z: BallArray) -> None:
     Raises:
         UndecidedError: two logits overlap, or have equal value numbers and are apart.
     """
-    listed, identities = z.listed(), z.identities()[z.index].reshape(-1).tolist()
+    logits, identities = z.listed(), z.identities()[z.index].reshape(-1).tolist()
     # by the exact midpoints: then neighbours in certain order put all pairs in certain order
-    ranked = sorted(range(len(listed)), key=lambda i: listed[i].mid(), reverse=True)
+    ranked = sorted(range(len(logits)), key=lambda i: logits[i].mid(), reverse=True)
     for first, second in pairwise(ranked):
-        a, b = listed[first], listed[second]
+        a, b = logits[first], logits[second]
         if (a > b) == (identities[first] == identities[second]):
             raise UndecidedError(f"logits {first} and {second} overlap")
 

@@ -99,8 +99,8 @@ class Capture:
 
     def is_like(self, other: "Capture") -> bool:
         """Whether both graphs hold the same operations in the same order, under the same names."""
-        mine = [(n.name, str(n.target)) for n in self.forward + self.backward]
-        return mine == [(n.name, str(n.target)) for n in other.forward + other.backward]
+        operations = [(n.name, str(n.target)) for n in self.forward + self.backward]
+        return operations == [(n.name, str(n.target)) for n in other.forward + other.backward]
 
     def counterparts(self, other: "Capture") -> dict[str, str] | None:
         """For the name of every node here, that of the node of `other` which holds the same.
@@ -108,14 +108,16 @@ class Capture:
         Graphs for batches of different sizes may differ in copies (of tensors that lie in memory as
         they should already for one sample). None if they differ in more.
         """
-        mine, theirs = _without_copies(self), _without_copies(other)
-        if [kind for _, kind in mine] != [kind for _, kind in theirs]:
+        operations, other_operations = _without_copies(self), _without_copies(other)
+        if [kind for _, kind in operations] != [kind for _, kind in other_operations]:
             return None
-        found = {a.name: b.name for (a, _), (b, _) in zip(mine, theirs, strict=True)}
+        counterpart_by_name = {
+            a.name: b.name for (a, _), (b, _) in zip(operations, other_operations, strict=True)
+        }
         return {
-            node.name: found[_copied(node).name]
+            node.name: counterpart_by_name[_copied(node).name]
             for node in self.module.graph.nodes
-            if _copied(node).name in found
+            if _copied(node).name in counterpart_by_name
         }
 
     def audit(self, model: nn.Module, x: Tensor, v: Tensor) -> None:
@@ -127,10 +129,12 @@ class Capture:
         with torch.no_grad():
             replayed = self.module(x, v)
         eager_run = _eager(model, x, v)
-        for what, ours, eager in zip(("logits", "gradient"), replayed, eager_run, strict=True):
-            if not _same_bits(ours, eager):
+        for name, replayed_values, eager_values in zip(
+            ("logits", "gradient"), replayed, eager_run, strict=True
+        ):
+            if not _same_bits(replayed_values, eager_values):
                 raise CaptureAuditError(
-                    f"the captured graph's {what} differ from the eager run's at the same input. "
+                    f"the captured graph's {name} differ from the eager run's at the same input. "
                     "Control flow that depends on the data cannot be captured: remove it"
                 )
 
@@ -236,9 +240,11 @@ def _refuse_unsupported(nodes: list[Node], kinds: NodeKinds, model: nn.Module, x
             missing.add((str(node.target), f" ({reason})" if reason else ""))
     if not missing:
         return
-    listed = [f"{name}{why}{called_in(name, model, x)}" for name, why in sorted(missing)]
+    descriptions = [
+        f"{name}{reason}{called_in(name, model, x)}" for name, reason in sorted(missing)
+    ]
     raise UnsupportedOperationError(
-        f"the network uses operations that have no exact meaning here: {'; '.join(listed)}. "
+        f"the network uses operations that have no exact meaning here: {'; '.join(descriptions)}. "
         "Supported are networks in evaluation mode made of convolutions, linear layers, attention, "
         "the usual norms, activations and poolings"
     )
@@ -319,11 +325,11 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _constants(module: fx.GraphModule) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
-            found[node.name] = getattr(module, str(node.target))
-    return found
+            tensors[node.name] = getattr(module, str(node.target))
+    return tensors
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -31,8 +31,8 @@ def shape(a: IndexArray) -> tuple[int, ...]:
 def of_one(a: IndexArray) -> NDArray[Any]:
     """The NumPy array of the only sample."""
     if isinstance(a, Tensor):
-        found: NDArray[Any] = a[0].cpu().numpy()
-        return found
+        sample: NDArray[Any] = a[0].cpu().numpy()
+        return sample
     return a
 
 
@@ -45,42 +45,44 @@ def reshape(a: IndexArray, to: Sequence[int]) -> IndexArray:
 
 def float_parts(a: IndexArray) -> list[Tensor]:
     """Float64 tensors that sum to the integers or booleans: one, or two for integers of 53 bits."""
-    whole = a if isinstance(a, Tensor) else torch.from_numpy(np.array(a))
-    whole = whole.to(torch.int64)
-    if not bool((whole.abs() >> _HALF).any()):
-        return [whole.to(torch.float64)]
-    low = whole & ((1 << _HALF) - 1)
-    return [part.to(torch.float64) for part in (whole - low, low)]
+    integers = a if isinstance(a, Tensor) else torch.from_numpy(np.array(a))
+    integers = integers.to(torch.int64)
+    if not bool((integers.abs() >> _HALF).any()):
+        return [integers.to(torch.float64)]
+    low = integers & ((1 << _HALF) - 1)
+    return [half.to(torch.float64) for half in (integers - low, low)]
 
 
-def pick(table: NDArray[np.int64], place: IndexArray) -> IndexArray:
+def pick(table: NDArray[np.int64], position: IndexArray) -> IndexArray:
     """The entry at `place` of each row of a table, over its last dimension."""
-    rows = np.broadcast_to(table, (*shape(place), table.shape[-1]))
-    if isinstance(place, Tensor):
-        known = torch.from_numpy(rows.copy()).to(place.device)
-        return known.expand(len(place), *rows.shape).gather(-1, place[..., None])[..., 0]
-    return np.asarray(np.take_along_axis(rows, place[..., None], -1)[..., 0])
+    rows = np.broadcast_to(table, (*shape(position), table.shape[-1]))
+    if isinstance(position, Tensor):
+        table_by_sample = torch.from_numpy(rows.copy()).to(position.device)
+        return table_by_sample.expand(len(position), *rows.shape).gather(-1, position[..., None])[
+            ..., 0
+        ]
+    return np.asarray(np.take_along_axis(rows, position[..., None], -1)[..., 0])
 
 
-def along(index: IndexArray, dim: int, of: Sequence[int]) -> IndexArray:
+def along(index: IndexArray, dim: int, array_shape: Sequence[int]) -> IndexArray:
     """Flat positions in the shape `of`: those of the index's own grid, with it along `dim`."""
     grid = np.indices(shape(index))
-    strides = [math.prod(of[d + 1 :]) for d in range(len(of))]
-    dim = dim % len(of)
-    rest = sum(axis * strides[d] for d, axis in enumerate(grid) if d != dim)
-    return shifted(index * strides[dim], np.asarray(rest, dtype=np.int64))
+    strides = [math.prod(array_shape[d + 1 :]) for d in range(len(array_shape))]
+    dim = dim % len(array_shape)
+    offset = sum(axis * strides[d] for d, axis in enumerate(grid) if d != dim)
+    return shifted(index * strides[dim], np.asarray(offset, dtype=np.int64))
 
 
-def replaced(count: int, places: IndexArray) -> IndexArray:
+def replaced(count: int, positions: IndexArray) -> IndexArray:
     """0, 1, ..., count - 1 with count + i at the i-th of the places."""
-    new = np.arange(count, count + math.prod(shape(places)))
-    if isinstance(places, Tensor):
-        flat = places.flatten(1)
-        chosen = torch.arange(count, device=places.device).repeat(len(flat), 1)
-        return chosen.scatter_(1, flat, torch.from_numpy(new).to(places.device).expand_as(flat))
-    every = np.arange(count)
-    every[places.reshape(-1)] = new
-    return every
+    new = np.arange(count, count + math.prod(shape(positions)))
+    if isinstance(positions, Tensor):
+        flat = positions.flatten(1)
+        sources = torch.arange(count, device=positions.device).repeat(len(flat), 1)
+        return sources.scatter_(1, flat, torch.from_numpy(new).to(positions.device).expand_as(flat))
+    sources = np.arange(count)
+    sources[positions.reshape(-1)] = new
+    return sources
 
 
 def shifted(a: IndexArray, offset: NDArray[np.int64]) -> IndexArray:
@@ -97,19 +99,19 @@ def any_along(mask: IndexArray, dim: int, *, keepdim: bool) -> IndexArray:
     return np.asarray(np.any(mask, axis=dim, keepdims=keepdim))
 
 
-def both(a: IndexArray, b: IndexArray) -> IndexArray:
+def intersection(a: IndexArray, b: IndexArray) -> IndexArray:
     """Where both masks hold."""
     a, b = _alike(a, b)
     return a & b
 
 
-def either(a: IndexArray, b: IndexArray) -> IndexArray:
+def union(a: IndexArray, b: IndexArray) -> IndexArray:
     """Where one of the masks holds."""
     a, b = _alike(a, b)
     return a | b
 
 
-def differing(a: IndexArray, b: IndexArray) -> IndexArray:
+def symmetric_difference(a: IndexArray, b: IndexArray) -> IndexArray:
     """Where just one of the masks holds."""
     a, b = _alike(a, b)
     return a ^ b
@@ -120,10 +122,12 @@ def indexed(positions: NDArray[np.int64], indices: Sequence[IndexArray | None]) 
     count = max([len(i) for i in indices if isinstance(i, Tensor)], default=0)
     if not count:
         return np.asarray(positions[tuple(slice(None) if i is None else i for i in indices)])
-    alone = [
+    by_sample = [
         indexed(positions, [_of_sample(i, sample) for i in indices]) for sample in range(count)
     ]
-    return torch.from_numpy(np.stack([np.asarray(part) for part in alone]))
+    return torch.from_numpy(
+        np.stack([np.asarray(indices_of_sample) for indices_of_sample in by_sample])
+    )
 
 
 def computed(function: Callable[..., Any], arguments: Sequence[Any], options: Any) -> Any:
@@ -137,16 +141,16 @@ def computed(function: Callable[..., Any], arguments: Sequence[Any], options: An
     Returns:
         A mask or indices, or a list of several.
     """
-    count = max((len(part) for part in _tensors(arguments)), default=0)
+    count = max((len(argument) for argument in _tensors(arguments)), default=0)
     if not count:
         return _plain(function(*map(_as_tensor, arguments), **options))
-    alone = [
-        function(*(_as_tensor(_of_sample(part, sample)) for part in arguments), **options)
+    by_sample = [
+        function(*(_as_tensor(_of_sample(argument, sample)) for argument in arguments), **options)
         for sample in range(count)
     ]
-    if isinstance(alone[0], Tensor):
-        return torch.stack(alone)
-    return [torch.stack(parts) for parts in zip(*alone, strict=True)]
+    if isinstance(by_sample[0], Tensor):
+        return torch.stack(by_sample)
+    return [torch.stack(outputs) for outputs in zip(*by_sample, strict=True)]
 
 
 def _tensors(argument: Any) -> Iterator[Tensor]:
@@ -154,15 +158,15 @@ def _tensors(argument: Any) -> Iterator[Tensor]:
     if isinstance(argument, Tensor):
         yield argument
     elif isinstance(argument, list | tuple):
-        for part in argument:
-            yield from _tensors(part)
+        for element in argument:
+            yield from _tensors(element)
 
 
 def _of_sample(argument: Any, sample: int) -> Any:
     if isinstance(argument, Tensor):
         return argument[sample if len(argument) > 1 else 0].cpu().numpy()
     if isinstance(argument, list | tuple):
-        return [_of_sample(part, sample) for part in argument]
+        return [_of_sample(element, sample) for element in argument]
     return argument
 
 
@@ -170,22 +174,22 @@ def _as_tensor(argument: Any) -> Any:
     if isinstance(argument, np.ndarray | np.generic):
         return torch.from_numpy(np.array(argument))
     if isinstance(argument, list | tuple):
-        return [_as_tensor(part) for part in argument]
+        return [_as_tensor(element) for element in argument]
     return argument
 
 
 def _plain(result: Any) -> Any:
     if isinstance(result, Tensor):
         return result.cpu().numpy()
-    return [_plain(part) for part in result]
+    return [_plain(element) for element in result]
 
 
 def _alike(a: IndexArray, b: IndexArray) -> tuple[Any, Any]:
     if isinstance(a, Tensor) == isinstance(b, Tensor):
         return a, b
     device = a.device if isinstance(a, Tensor) else torch.as_tensor(b).device
-    return tuple(c if isinstance(c, Tensor) else _every(c).to(device) for c in (a, b))  # type: ignore[return-value]
+    return tuple(c if isinstance(c, Tensor) else _as_batch(c).to(device) for c in (a, b))  # type: ignore[return-value]
 
 
-def _every(a: NDArray[Any]) -> Tensor:
+def _as_batch(a: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(a))[None]

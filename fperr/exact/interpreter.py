@@ -87,7 +87,7 @@ class Interpreter:
         self._columns = StackedArithmetic(arithmetic)
         self._lifted = {name: self._lift(value) for name, value in self._constants.items()}
 
-    def forward(self, x: Tensor, given: Mapping[str, Any] | None = None) -> ForwardRun:
+    def forward(self, x: Tensor, overrides: Mapping[str, Any] | None = None) -> ForwardRun:
         """Logits and readings at x, which has the shape that was captured.
 
         Args:
@@ -97,12 +97,12 @@ class Interpreter:
         Raises:
             StaleCaptureError: weights were changed after the capture.
         """
-        return self.forward_from(self.arithmetic.from_torch(x), given)
+        return self.forward_from(self.arithmetic.from_torch(x), overrides)
 
-    def forward_from(self, x: Array, given: Mapping[str, Any] | None = None) -> ForwardRun:
+    def forward_from(self, x: Array, overrides: Mapping[str, Any] | None = None) -> ForwardRun:
         """The same at an array of the arithmetic."""
         self.capture.constants()
-        values = {**self._constants, **(given or {})}
+        values = {**self._constants, **(overrides or {})}
         values[self.capture.placeholders[0].name] = x
         for node in self.capture.forward:
             if node.name not in values:
@@ -127,12 +127,12 @@ class Interpreter:
                 return self._convert(self.part(run, source.name, sample))
             tensor = run.values[source.name]
             key = source.name, tensor.dtype
-            known = self._data_constants.get(key)
-            if known is None or not torch.equal(known[0], tensor):
-                found, exact = self._convert(tensor), self._constants[source.name]
-                same = _same(found, exact, self.arithmetic)
-                self._data_constants[key] = known = tensor, exact if same else found
-            return known[1]
+            remembered = self._data_constants.get(key)
+            if remembered is None or not torch.equal(remembered[0], tensor):
+                converted, exact = self._convert(tensor), self._constants[source.name]
+                same = _same(converted, exact, self.arithmetic)
+                self._data_constants[key] = remembered = tensor, exact if same else converted
+            return remembered[1]
 
         return self._saved_values(value)
 
@@ -149,7 +149,7 @@ class Interpreter:
         saved_values: SavedValues,
         v: Array,
         observe: Observer | None = None,
-        given: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> Array:
         """J^T v for every row of v (count, K), with the J that the saved values define.
 
@@ -171,7 +171,7 @@ class Interpreter:
         entering = self.arithmetic.permute(self.arithmetic.without_value_numbers(v), (1, 0))
         v_node = self.capture.placeholders[1].name
         values[v_node] = self.arithmetic.reshape(entering, (1, classes, count))
-        values |= {name: self._lift(value) for name, value in (given or {}).items()}
+        values |= {name: self._lift(value) for name, value in (overrides or {}).items()}
         for node in self.capture.backward:
             if node.name in values:
                 continue
@@ -217,22 +217,22 @@ class Interpreter:
         identity = torch.eye(classes, dtype=torch.float64)
         at_once = max(1, _NUMBERS_AT_ONCE // _widest(self.capture))
         rows = [
-            self.products(saved_values, self.arithmetic.from_torch(some))
-            for some in torch.split(identity, at_once)
+            self.products(saved_values, self.arithmetic.from_torch(v))
+            for v in torch.split(identity, at_once)
         ]
         return self.arithmetic.concatenate(rows, 0)
 
     def _lift(self, value: Any) -> Any:
         """A value of the forward half as the backward half, with its columns, takes it."""
         if isinstance(value, tuple | list):
-            return [self._lift(part) for part in value]
+            return [self._lift(output) for output in value]
         plain = value is None or index_arrays.is_index_array(value)
         return value if plain else self._columns.lifted(value)
 
     def converted(self, value: Any) -> Any:
         """What a node holds in a run in floating point, exactly, in the arithmetic."""
         if isinstance(value, tuple | list):
-            return [None if part is None else self.converted(part) for part in value]
+            return [None if output is None else self.converted(output) for output in value]
         return self._convert(value)
 
     def applied(self, node: Node, values: Mapping[str, Any]) -> Any:
@@ -252,10 +252,10 @@ class Interpreter:
             source, position = node.args
             return values[source.name][position]  # type: ignore[union-attr,index]
         if self.capture.kinds.is_discrete(node):
-            own = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-            return index_arrays.computed(node.target, *own)  # type: ignore[arg-type]
+            own_arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+            return index_arrays.computed(node.target, *own_arguments)  # type: ignore[arg-type]
         operation = OPERATIONS[str(node.target)]
-        arguments = [
+        own_arguments = [
             self._argument(node, operation, position, argument, values, A)
             for position, argument in enumerate(node.args)
         ]
@@ -285,14 +285,14 @@ class Interpreter:
         return value if position in operation.discrete else _numbers(A, value)
 
     def _saved_values(self, value: Callable[[Node], Any]) -> SavedValues:
-        found: Values = {}
+        saved: Values = {}
         for key, source, decide, arguments in self._reads:
             read = value(source)
             try:
-                found[key] = read if decide is None else decide(self.arithmetic, read, arguments)
+                saved[key] = read if decide is None else decide(self.arithmetic, read, arguments)
             except UndecidedError as fault:
                 raise fault.at(source.name) from fault
-        return SavedValues(found)
+        return SavedValues(saved)
 
 
 def _numbers(A: Arithmetic[Any], value: Any) -> Any:
@@ -300,7 +300,7 @@ def _numbers(A: Arithmetic[Any], value: Any) -> Any:
     if index_arrays.is_index_array(value):
         return A.from_index_array(value)
     if isinstance(value, list | tuple):
-        return [_numbers(A, part) for part in value]
+        return [_numbers(A, output) for output in value]
     return value
 
 

@@ -66,12 +66,12 @@ def dlr(
         assert y is not None
         rise[label] += 1
         rise[y] -= 1
-        parts = [(order[0], 1), (order[2], -context.mpf(0.5)), (order[3], -context.mpf(0.5))]
+        terms = [(order[0], 1), (order[2], -context.mpf(0.5)), (order[3], -context.mpf(0.5))]
     else:
         rise[_best_other(z, label)] += 1
         rise[label] -= 1
-        parts = [(order[0], 1), (order[2], -1)]
-    for index, weight in parts:
+        terms = [(order[0], 1), (order[2], -1)]
+    for index, weight in terms:
         fall[index] += weight
     used = [i for i in range(len(z)) if rise[i] != 0 or fall[i] != 0]
     if any(context.isinf(z[i]) for i in used):  # fewer classes than it takes: the others are masked

@@ -106,9 +106,20 @@ class LossGradient:
         """
         z = logits.detach().to(self._device, torch.float64)
         with torch.no_grad():
-            ours, theirs = self._captured.graph(z)[:, 0], self._function(z).to(torch.float64)
-        apart = (ours - theirs).abs() <= _LEFT_BY_REWRITING * (1 + theirs.abs())
-        return bool((apart | (ours == theirs) | (ours.isnan() & theirs.isnan())).all())
+            captured_loss, function_loss = (
+                self._captured.graph(z)[:, 0],
+                self._function(z).to(torch.float64),
+            )
+        agrees = (captured_loss - function_loss).abs() <= _LEFT_BY_REWRITING * (
+            1 + function_loss.abs()
+        )
+        return bool(
+            (
+                agrees
+                | (captured_loss == function_loss)
+                | (captured_loss.isnan() & function_loss.isnan())
+            ).all()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,5 +208,5 @@ def _captured(
 
 def _of_a_loss(message: str) -> str:
     """What a network's message says of operations, said of a loss."""
-    listed = message.partition("here: ")[2].partition(". Supported")[0]
-    return f"the loss uses operations that have no exact meaning here: {listed}. {_REMEDY}"
+    operations = message.partition("here: ")[2].partition(". Supported")[0]
+    return f"the loss uses operations that have no exact meaning here: {operations}. {_REMEDY}"

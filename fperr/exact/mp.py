@@ -159,9 +159,9 @@ class MpArithmetic(Arithmetic[Any]):
         return self.array(products, (a.shape[0], b.shape[1]))
 
     def sum(self, a: MpArray, dims: Sequence[int]) -> MpArray:
-        kept = [d for d in range(a.ndim) if d not in dims]
+        kept_dims = [d for d in range(a.ndim) if d not in dims]
         length = int(np.prod([a.shape[d] for d in dims]))
-        groups = a.transpose(*kept, *dims).reshape(-1, length)
+        groups = a.transpose(*kept_dims, *dims).reshape(-1, length)
         shape = [1 if d in dims else n for d, n in enumerate(a.shape)]
         return self.array((self._total(self._raw(group)) for group in groups), shape)
 
@@ -182,9 +182,11 @@ class MpArithmetic(Arithmetic[Any]):
 
     def scatter_add(self, a: MpArray, index: Indices, shape: Shape) -> MpArray:
         terms: list[list[Any]] = [[] for _ in range(int(np.prod(shape)))]
-        for number, place in zip(self._raw(a.reshape(-1)), index.reshape(-1).tolist(), strict=True):
-            if place >= 0 and number != _ZERO:
-                terms[place].append(number)
+        for number, position in zip(
+            self._raw(a.reshape(-1)), index.reshape(-1).tolist(), strict=True
+        ):
+            if position >= 0 and number != _ZERO:
+                terms[position].append(number)
         return self.array((self._total(group) for group in terms), shape)
 
     def where(self, mask: Mask, a: MpArray, b: MpArray) -> MpArray:
@@ -223,8 +225,8 @@ class MpArithmetic(Arithmetic[Any]):
 
     def distance(self, a: MpArray, b: MpArray) -> float:
         """The norm of a - b; numbers that are the same, infinities too, count as 0."""
-        apart = [x - y for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True) if x != y]
-        return float(self.context.norm(apart)) if apart else 0.0
+        differences = [x - y for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True) if x != y]
+        return float(self.context.norm(differences)) if differences else 0.0
 
     def is_finite(self, a: MpArray) -> bool:
         return all(map(_is_finite, self._raw(a.reshape(-1))))
@@ -233,8 +235,10 @@ class MpArithmetic(Arithmetic[Any]):
         return any(raw == _ZERO for raw in self._raw(a.reshape(-1)))
 
     def values(self, a: MpArray) -> Indices:
-        known: dict[Any, int] = {}
-        numbers = [known.setdefault(raw, len(known)) for raw in self._raw(a.reshape(-1))]
+        number_by_raw: dict[Any, int] = {}
+        numbers = [
+            number_by_raw.setdefault(raw, len(number_by_raw)) for raw in self._raw(a.reshape(-1))
+        ]
         return np.array(numbers, dtype=np.int64).reshape(a.shape)
 
     def equal(self, a: MpArray, b: MpArray) -> bool:
@@ -267,14 +271,14 @@ class MpArithmetic(Arithmetic[Any]):
             support = list(range(len(row)))  # 0 times infinity is not 0
         if not support:
             return [self.context.zero] * len(columns)
-        pick = itemgetter(*support) if len(support) > 1 else lambda c: (c[support[0]],)
-        mine = _Vector.of(self._raw(pick(row)))
-        return [self._dot(mine, column, pick) for column in columns]
+        pick_support = itemgetter(*support) if len(support) > 1 else lambda c: (c[support[0]],)
+        row_vector = _Vector.of(self._raw(pick_support(row)))
+        return [self._dot(row_vector, column, pick_support) for column in columns]
 
-    def _dot(self, a: "_Vector", b: "_Vector", pick: Any) -> Any:
+    def _dot(self, a: "_Vector", b: "_Vector", pick_support: Any) -> Any:
         if a.integers is None or b.integers is None:
-            return self._total(map(mpf_mul, a.raw, pick(b.raw)))
-        total = sum(map(mul, a.integers, pick(b.integers)))
+            return self._total(map(mpf_mul, a.raw, pick_support(b.raw)))
+        total = sum(map(mul, a.integers, pick_support(b.integers)))
         rounded = from_man_exp(total, a.exponent + b.exponent, self.bits, _ROUND_TO_NEAREST)
         return self.context.make_mpf(rounded)
 
@@ -295,17 +299,18 @@ class _Vector:
     @classmethod
     def of(cls, raw: Iterable[Any]) -> "_Vector":
         """From mpmath's tuples."""
-        listed = list(raw)
-        if not all(map(_is_finite, listed)):
-            return cls(listed, None, 0, False)
-        exponents = [exp for _, man, exp, _ in listed if man]
+        raw_numbers = list(raw)
+        if not all(map(_is_finite, raw_numbers)):
+            return cls(raw_numbers, None, 0, False)
+        exponents = [exp for _, man, exp, _ in raw_numbers if man]
         low = min(exponents, default=0)
         if max(exponents, default=0) - low > _WIDEST_SPREAD:
-            return cls(listed, None, 0)
+            return cls(raw_numbers, None, 0)
         integers = [
-            (-man if sign else man) << (exp - low) if man else 0 for sign, man, exp, _ in listed
+            (-man if sign else man) << (exp - low) if man else 0
+            for sign, man, exp, _ in raw_numbers
         ]
-        return cls(listed, integers, low)
+        return cls(raw_numbers, integers, low)
 
 
 _ZERO = from_float(0.0)

@@ -61,10 +61,10 @@ _INDEXING = {"aten.index.Tensor", "aten.index_put.default", "aten._unsafe_index_
 
 def is_discrete(dtypes: Dtypes | None) -> bool:
     """Whether all of the dtypes are integer or boolean."""
-    parts = dtypes if isinstance(dtypes, tuple) else (dtypes,)
+    listed_dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,)
     return all(
         dtype is not None and not dtype.is_floating_point and not dtype.is_complex
-        for dtype in parts
+        for dtype in listed_dtypes
     )
 
 
@@ -113,7 +113,7 @@ class _Recorder(fx.Interpreter):
             self.dtypes[n.name] = value.dtype
         elif isinstance(value, tuple | list):
             self.dtypes[n.name] = tuple(
-                part.dtype if isinstance(part, Tensor) else None for part in value
+                output.dtype if isinstance(output, Tensor) else None for output in value
             )
         if n.op == "call_function" and used <= self.made.keys():
             self.made[n.name] = value

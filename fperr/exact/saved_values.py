@@ -16,8 +16,8 @@ Read = tuple[str, Node, Callable[..., Any] | None, tuple[Any, ...]]
 
 def saved_for_backward(capture: Capture) -> list[Read]:
     """What the backward half reads: (key, source, decision or None, arguments of the consumer)."""
-    before = set(capture.forward) | {capture.placeholders[0]}
-    found: dict[str, Read] = {}
+    forward_nodes = set(capture.forward) | {capture.placeholders[0]}
+    reads_by_key: dict[str, Read] = {}
     for node in capture.backward:
         operation = OPERATIONS.get(str(node.target))
         for position, argument in enumerate(node.args):
@@ -27,10 +27,10 @@ def saved_for_backward(capture: Capture) -> list[Read]:
             sources: list[Node] = []
             fx.node.map_arg(argument, sources.append)
             for source in sources:
-                if source in before:
+                if source in forward_nodes:
                     key = source.name if decide is None else f"{node.name}.{position}"
-                    found[key] = (key, source, decide, node.args)
-    return list(found.values())
+                    reads_by_key[key] = (key, source, decide, node.args)
+    return list(reads_by_key.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,12 @@ def float_run(
             f"the graph for a batch of {len(x)} differs from that for one sample in {x.dtype}: "
             "use batch_size=1"
         )
-    wanted = {source.name for _, source, _, _ in saved_for_backward(single)}
+    node_names = {source.name for _, source, _, _ in saved_for_backward(single)}
     if everything:
-        wanted = {node.name for node in (*single.forward, *single.backward)}
-    keeper = _Keeper(capture.module, {names[name] for name in wanted})
-    keeper.run(x, v)
-    return FloatRun({name: keeper.kept[names[name]] for name in wanted})
+        node_names = {node.name for node in (*single.forward, *single.backward)}
+    recorder = _ValueRecorder(capture.module, {names[name] for name in node_names})
+    recorder.run(x, v)
+    return FloatRun({name: recorder.values[names[name]] for name in node_names})
 
 
 def sample_of(tensor: Tensor, shape: tuple[int, ...], sample: int) -> Tensor:
@@ -107,25 +107,27 @@ def check_split(run: FloatRun, of_first: FloatRun, shapes: Mapping[str, tuple[in
         CaptureAuditError: it is not.
     """
     for name, tensor in run.values.items():
-        mine, alone = (sample_of(t, shapes[name], 0) for t in (tensor, of_first.values[name]))
-        if not torch.equal(mine.nan_to_num(), alone.nan_to_num()):
+        in_batch, among_copies = (
+            sample_of(t, shapes[name], 0) for t in (tensor, of_first.values[name])
+        )
+        if not torch.equal(in_batch.nan_to_num(), among_copies.nan_to_num()):
             raise CaptureAuditError(
                 f"{name} of a batch does not split into samples, or depends on the other samples: "
                 "use batch_size=1"
             )
 
 
-class _Keeper(fx.Interpreter):
+class _ValueRecorder(fx.Interpreter):
     """Runs a graph and keeps the values of the nodes that are wanted."""
 
-    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+    def __init__(self, module: fx.GraphModule, node_names: set[str]) -> None:
         super().__init__(module)
-        self.wanted = wanted
-        self.kept: dict[str, Tensor] = {}
+        self._node_names = node_names
+        self.values: dict[str, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         """Run one node."""
         value = super().run_node(n)
-        if n.name in self.wanted:
-            self.kept[n.name] = value
+        if n.name in self._node_names:
+            self.values[n.name] = value
         return value

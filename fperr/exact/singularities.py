@@ -65,37 +65,39 @@ def check_regular(
         position = _SINGULAR_AT.get(str(culprit.target))
         divisor = None if position is None else culprit.args[position]
         if isinstance(divisor, Node) and A.has_zero(values[divisor.name]):
-            raise SingularGradientError(sample, _named(interpreter.capture, culprit, divisor))
+            raise SingularGradientError(
+                sample, _culprit_name(interpreter.capture, culprit, divisor)
+            )
 
 
 def _first_not_finite(interpreter: Interpreter, values: Mapping[str, Any]) -> Iterator[Node]:
     """The operations whose results are not finite, and are used, though their arguments are."""
-    pending, seen = list(interpreter.capture.results), set[Node]()
+    pending, visited = list(interpreter.capture.results), set[Node]()
     while pending:
         node = pending.pop()
-        if node in seen or not _is_bad(interpreter, values, node):
+        if node in visited or not _is_not_finite(interpreter, values, node):
             continue
-        seen.add(node)
-        bad = [n for n in node.all_input_nodes if _is_bad(interpreter, values, n)]
-        pending += bad
-        if not bad:
+        visited.add(node)
+        not_finite = [n for n in node.all_input_nodes if _is_not_finite(interpreter, values, n)]
+        pending += not_finite
+        if not not_finite:
             yield node
 
 
-def _is_bad(interpreter: Interpreter, values: Mapping[str, Any], node: Node) -> bool:
+def _is_not_finite(interpreter: Interpreter, values: Mapping[str, Any], node: Node) -> bool:
     value = values.get(node.name)
     if node.target is getitem and value is None:
         return False
-    parts = value if isinstance(value, list | tuple) else [value]
+    outputs = value if isinstance(value, list | tuple) else [value]
     return any(
-        part is not None
-        and not index_arrays.is_index_array(part)
-        and not interpreter.arithmetic.is_finite(part)
-        for part in parts
+        output is not None
+        and not index_arrays.is_index_array(output)
+        and not interpreter.arithmetic.is_finite(output)
+        for output in outputs
     )
 
 
-def _named(capture: Capture, culprit: Node, divisor: Node) -> str:
+def _culprit_name(capture: Capture, culprit: Node, divisor: Node) -> str:
     """The operation of the forward half whose slope it is; else the culprit itself."""
     forward = {*capture.forward}
     node = divisor

@@ -104,33 +104,33 @@ class StackedArithmetic(Arithmetic[Any]):
 
     def concatenate(self, arrays: Sequence[Array], dim: int) -> Array:
         count = max(map(self.count, arrays))
-        whole = [self.base.expand(a, (*self.shape(a), count)) for a in arrays]
-        return self.base.concatenate(whole, dim)
+        expanded = [self.base.expand(a, (*self.shape(a), count)) for a in arrays]
+        return self.base.concatenate(expanded, dim)
 
     def take(self, a: Array, index: Indices) -> Array:
-        return self.base.take(a, self._every(index, self.count(a)))
+        return self.base.take(a, self._at_every_product(index, self.count(a)))
 
     def scatter_add(self, a: Array, index: Indices, shape: Shape) -> Array:
         count = self.count(a)
-        return self.base.scatter_add(a, self._every(index, count), (*shape, count))
+        return self.base.scatter_add(a, self._at_every_product(index, count), (*shape, count))
 
     def where(self, mask: Mask, a: Array, b: Array) -> Array:
         return self.base.where(np.asarray(mask)[..., None], *self._aligned(a, b))
 
     def exceeds(self, a: Array, threshold: float) -> Mask:
-        return self.base.exceeds(self._plain(a), threshold)
+        return self.base.exceeds(self._without_stack(a), threshold)
 
     def sign(self, a: Array) -> Places:
-        return self.base.sign(self._plain(a))
+        return self.base.sign(self._without_stack(a))
 
     def first_argmax(self, a: Array, valid: NDArray[np.bool_]) -> Places:
-        return self.base.first_argmax(self._plain(a), valid)
+        return self.base.first_argmax(self._without_stack(a), valid)
 
     def same(self, a: Array, b: Array) -> Mask:
-        return self.base.same(self._plain(a), self._plain(b))
+        return self.base.same(self._without_stack(a), self._without_stack(b))
 
     def values(self, a: Array) -> Indices:
-        return self.base.values(self._plain(a))
+        return self.base.values(self._without_stack(a))
 
     def equal(self, a: Array, b: Array) -> bool:
         return self.base.equal(a, b)
@@ -141,11 +141,11 @@ class StackedArithmetic(Arithmetic[Any]):
     def has_zero(self, a: Array) -> bool:
         return self.base.has_zero(a)
 
-    def _plain(self, a: Array) -> Array:
+    def _without_stack(self, a: Array) -> Array:
         """What is the same for every product, without the last dimension."""
         return self.base.reshape(a, self.shape(a))
 
-    def _every(self, index: Indices, count: int) -> Indices:
+    def _at_every_product(self, index: Indices, count: int) -> Indices:
         """The same positions in every column."""
         return np.where(index[..., None] >= 0, index[..., None] * count + np.arange(count), -1)
 

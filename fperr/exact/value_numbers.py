@@ -135,18 +135,23 @@ def zeros(shape: Sequence[int], device: torch.device | str = "cpu") -> ValueNumb
 def of_floats(floats: Tensor) -> ValueNumbers:
     """The value numbers of float64 numbers."""
     significand, exponent = torch.frexp(floats)
-    whole = significand * 2.0**_SIGNIFICAND  # an integer; NaN and infinities stay
-    high = torch.floor(whole * 2.0**-_HALF)
-    low = whole - high * 2.0**_HALF
-    place = exponent.reshape(-1) - (_SIGNIFICAND + _LEAST_EXPONENT)
+    integer = significand * 2.0**_SIGNIFICAND  # an integer; NaN and infinities stay
+    high = torch.floor(integer * 2.0**-_HALF)
+    low = integer - high * 2.0**_HALF
+    exponent_index = exponent.reshape(-1) - (_SIGNIFICAND + _LEAST_EXPONENT)
     is_finite = bool(floats.isfinite().all())
     if not is_finite:
-        place = torch.where(floats.isfinite().reshape(-1), place, 0)
+        exponent_index = torch.where(floats.isfinite().reshape(-1), exponent_index, 0)
     residues = []
     for p in PRIMES:
         # below 2^27 * 2^19 + 2^26
         short = _reduced(high * _centred(2**_HALF, p) + low, p)
-        scale = _powers_of_two(p).to(floats.device).index_select(0, place).reshape(floats.shape)
+        scale = (
+            _powers_of_two(p)
+            .to(floats.device)
+            .index_select(0, exponent_index)
+            .reshape(floats.shape)
+        )
         residue = _reduced(short.mul_(scale), p)
         residues.append(
             residue if is_finite else torch.where(floats.isfinite(), residue, torch.nan)
@@ -200,16 +205,16 @@ def inverse(a: ValueNumbers | None) -> ValueNumbers | None:
     """
     if a is None:
         return None
-    found = _by_prime(lambda p, x: _power(x, p - 2, p), a)
+    inverses = _by_prime(lambda p, x: _power(x, p - 2, p), a)
     is_divisible = [r == 0 for r in a.residues]
     if not any(bool(d.any()) for d in is_divisible):
-        return found
+        return inverses
     hashed, is_zero = _hashed(a._packed(), "inverse"), _all_of(is_divisible)
     return ValueNumbers(
         tuple(
             torch.where(is_zero, torch.nan, torch.where(divisible, other, residue))
             for residue, other, divisible in zip(
-                found.residues, hashed.residues, is_divisible, strict=True
+                inverses.residues, hashed.residues, is_divisible, strict=True
             )
         )
     )
@@ -221,12 +226,12 @@ def of_function(name: str, a: ValueNumbers | None) -> ValueNumbers | None:
         return None
     relations = _FUNCTIONS[name]
     if not relations.is_odd:
-        found = _hashed(a._packed(), name, a)
+        hashed = _hashed(a._packed(), name, a)
         if relations.at is None:
-            return found
+            return hashed
         argument, value = relations.at
         at = _all_of([r == argument for r in a.residues])
-        return found.moved(lambda t: torch.where(at, value, t))
+        return hashed.moved(lambda t: torch.where(at, value, t))
     sign = torch.zeros_like(a.residues[0])
     for residue in a.residues:  # that of the first residue which is not 0
         sign = torch.where(sign == 0, residue.sign(), sign)
@@ -239,16 +244,16 @@ def sum_last(a: ValueNumbers | None) -> ValueNumbers | None:
     return None if a is None else _by_prime(lambda p, t: _reduced(t.sum(-1), p), a)
 
 
-def scattered(a: ValueNumbers | None, places: Tensor, count: int) -> ValueNumbers | None:
+def scattered(a: ValueNumbers | None, positions: Tensor, count: int) -> ValueNumbers | None:
     """The value numbers (..., count) of sums of all (..., terms) that go to the same place."""
     if a is None:
         return None
 
-    def at_places(p: int, t: Tensor) -> Tensor:
-        received = t.new_zeros(*t.shape[:-1], count)
-        return _reduced(received.scatter_add_(-1, places, t), p)
+    def sums_at_positions(p: int, t: Tensor) -> Tensor:
+        sums = t.new_zeros(*t.shape[:-1], count)
+        return _reduced(sums.scatter_add_(-1, positions, t), p)
 
-    return _by_prime(at_places, a)
+    return _by_prime(sums_at_positions, a)
 
 
 def concatenated(arrays: Sequence[ValueNumbers | None], dim: int) -> ValueNumbers | None:
@@ -301,15 +306,15 @@ def product(a: ValueNumbers | None, b: Factor | None, multiply: Multiply) -> Val
 
 
 def _by_prime(compute: Callable[..., Tensor], *arrays: ValueNumbers) -> ValueNumbers:
-    parts = zip(PRIMES, *(a.residues for a in arrays), strict=True)
-    return ValueNumbers(tuple(compute(*part) for part in parts))
+    residues_by_prime = zip(PRIMES, *(a.residues for a in arrays), strict=True)
+    return ValueNumbers(tuple(compute(*residues) for residues in residues_by_prime))
 
 
 def _all_of(masks: Sequence[Tensor]) -> Tensor:
-    every = masks[0]
+    conjunction = masks[0]
     for mask in masks[1:]:
-        every = every & mask
-    return every
+        conjunction = conjunction & mask
+    return conjunction
 
 
 def _reduced(a: Tensor, p: int) -> Tensor:
@@ -341,9 +346,9 @@ def _pieces(residue: Tensor, width: int) -> tuple[Tensor, ...]:
     """Integers of up to 2^(width - 1), the highest first, that make up the residues."""
     pieces = []
     for _ in range(math.ceil(_BITS / width) - 1):
-        rest = (residue * 2.0**-width).round_()
-        pieces.append(residue - rest * 2.0**width)
-        residue = rest
+        high = (residue * 2.0**-width).round_()
+        pieces.append(residue - high * 2.0**width)
+        residue = high
     return residue, *reversed(pieces)
 
 

@@ -44,12 +44,12 @@ def windows(
     inside = np.ones((1,) * (2 * dimensions), dtype=bool)
     for d in range(dimensions):
         start = np.arange(counts[d]) * stride[d] - padding[d]
-        place = start[:, None] + np.arange(kernel[d]) * dilation[d]
+        position = start[:, None] + np.arange(kernel[d]) * dilation[d]
         shape = [1] * (2 * dimensions)
-        shape[d], shape[dimensions + d] = place.shape
-        place = place.reshape(shape)
-        flat = flat * size[d] + place
-        inside = inside & (place >= 0) & (place < size[d])
+        shape[d], shape[dimensions + d] = position.shape
+        position = position.reshape(shape)
+        flat = flat * size[d] + position
+        inside = inside & (position >= 0) & (position < size[d])
     index = np.where(inside, flat, -1)
     return index.reshape(math.prod(counts), math.prod(kernel))
 
@@ -84,17 +84,17 @@ def positions_by_phase(
         stride: of the windows.
     """
     count, taps = math.prod(size), index.shape[1]
-    seen_in = np.full((count + 1, taps), -1, dtype=np.int64)  # the last row takes the padding
-    seen_in[index, np.arange(taps)] = np.arange(len(index))[:, None]
-    places = np.unravel_index(np.arange(count), tuple(size))
-    residues = [place % step for place, step in zip(places, stride, strict=True)]
+    window_at = np.full((count + 1, taps), -1, dtype=np.int64)  # the last row takes the padding
+    window_at[index, np.arange(taps)] = np.arange(len(index))[:, None]
+    coordinates = np.unravel_index(np.arange(count), tuple(size))
+    residues = [coordinate % step for coordinate, step in zip(coordinates, stride, strict=True)]
     phase = np.ravel_multi_index(residues, tuple(stride))
-    found = []
-    for number in np.unique(phase):
-        positions = np.flatnonzero(phase == number)
-        rows = seen_in[positions]
-        chosen = np.flatnonzero((rows >= 0).any(0))
-        if len(chosen) == 0:
-            chosen = np.array([0])  # read by no window: a product with zeros
-        found.append((positions, chosen, rows[:, chosen]))
-    return found
+    phases = []
+    for phase_number in np.unique(phase):
+        positions = np.flatnonzero(phase == phase_number)
+        rows = window_at[positions]
+        taps_in_use = np.flatnonzero((rows >= 0).any(0))
+        if len(taps_in_use) == 0:
+            taps_in_use = np.array([0])  # read by no window: a product with zeros
+        phases.append((positions, taps_in_use, rows[:, taps_in_use]))
+    return phases

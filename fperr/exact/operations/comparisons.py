@@ -65,7 +65,7 @@ def logical_not(A: Arithmetic[T], a: T) -> IndexArray:
 )
 def logical_and(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     """Where neither is 0; each may be numbers or a mask."""
-    return index_arrays.both(_truth(A, a), _truth(A, b))
+    return index_arrays.intersection(_truth(A, a), _truth(A, b))
 
 
 @operation(
@@ -76,7 +76,7 @@ def logical_and(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
 )
 def logical_or(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     """Where one of the two is not 0; each may be numbers or a mask."""
-    return index_arrays.either(_truth(A, a), _truth(A, b))
+    return index_arrays.union(_truth(A, a), _truth(A, b))
 
 
 @operation(
@@ -87,7 +87,7 @@ def logical_or(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
 )
 def logical_xor(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     """Where just one of the two is not 0; each may be numbers or a mask."""
-    return index_arrays.differing(_truth(A, a), _truth(A, b))
+    return index_arrays.symmetric_difference(_truth(A, a), _truth(A, b))
 
 
 @operation("aten.any.dim", decides=True, kinks={0: at_zero})
@@ -102,8 +102,8 @@ def argmax(A: Arithmetic[T], a: T, dim: int | None = None, keepdim: bool = False
     shape = A.shape(a)
     over = range(len(shape)) if dim is None else (dim % max(len(shape), 1),)
     position, _ = _largest(A, a, list(over))
-    rest = [n for d, n in enumerate(shape) if d not in over]
-    return position if keepdim else index_arrays.reshape(position, rest)
+    kept_shape = [n for d, n in enumerate(shape) if d not in over]
+    return position if keepdim else index_arrays.reshape(position, kept_shape)
 
 
 @operation("aten.where.self", discrete=frozenset({0}))
@@ -122,12 +122,12 @@ def masked_fill(A: Arithmetic[T], a: T, mask: IndexArray, value: float) -> T:
 @operation("aten.max.dim")
 def max_dim(A: Arithmetic[T], a: T, dim: int, keepdim: bool = False) -> tuple[T, IndexArray]:
     """The maximum along `dim` and where it is: the first one of a tie."""
-    place, chosen = _largest(A, a, (dim % len(A.shape(a)),))
-    values = A.take(a, chosen)
+    position, flat_index = _largest(A, a, (dim % len(A.shape(a)),))
+    values = A.take(a, flat_index)
     if keepdim:
-        return values, place
+        return values, position
     shape = [n for d, n in enumerate(A.shape(a)) if d != dim % len(A.shape(a))]
-    return A.reshape(values, shape), index_arrays.reshape(place, shape)
+    return A.reshape(values, shape), index_arrays.reshape(position, shape)
 
 
 @operation("aten.amax.default")
@@ -146,10 +146,10 @@ def _extreme(A: Arithmetic[T], a: T, ranked: T, dims: Sequence[int], *, keepdim:
     """The entries of `a` where `ranked` is largest over `dims`."""
     shape = A.shape(a)
     over = [d % len(shape) for d in dims] or list(range(len(shape)))
-    _, chosen = _largest(A, ranked, over)
-    values = A.take(a, chosen)
-    rest = [n for d, n in enumerate(shape) if d not in over]
-    return values if keepdim else A.reshape(values, rest)
+    _, flat_index = _largest(A, ranked, over)
+    values = A.take(a, flat_index)
+    kept_shape = [n for d, n in enumerate(shape) if d not in over]
+    return values if keepdim else A.reshape(values, kept_shape)
 
 
 def _largest(A: Arithmetic[T], a: T, over: Sequence[int]) -> tuple[IndexArray, IndexArray]:
@@ -158,14 +158,14 @@ def _largest(A: Arithmetic[T], a: T, over: Sequence[int]) -> tuple[IndexArray, I
     Both keep the dimensions with length 1.
     """
     shape = A.shape(a)
-    kept = [d for d in range(len(shape)) if d not in over]
+    kept_dims = [d for d in range(len(shape)) if d not in over]
     length = math.prod(shape[d] for d in over)
-    order = np.arange(math.prod(shape)).reshape(shape).transpose(*kept, *over)
-    last = order.reshape(*(shape[d] for d in kept), length)
-    place = A.first_argmax(A.take(a, last), np.ones(last.shape, dtype=bool))
+    positions = np.arange(math.prod(shape)).reshape(shape).transpose(*kept_dims, *over)
+    candidates = positions.reshape(*(shape[d] for d in kept_dims), length)
+    position = A.first_argmax(A.take(a, candidates), np.ones(candidates.shape, dtype=bool))
     flat = [1 if d in over else n for d, n in enumerate(shape)]
-    return index_arrays.reshape(place, flat), index_arrays.reshape(
-        index_arrays.pick(last, place), flat
+    return index_arrays.reshape(position, flat), index_arrays.reshape(
+        index_arrays.pick(candidates, position), flat
     )
 
 
@@ -180,7 +180,7 @@ def value_selecting_reduction_backward(
 ) -> T:
     """The gradient of a maximum along `dim`, sent to where it was."""
     del keepdim
-    places = np.moveaxis(np.arange(math.prod(sizes)).reshape(tuple(sizes)), dim, -1)
-    rows = places.shape[:-1]
-    chosen = index_arrays.pick(places, index_arrays.reshape(indices, rows))
-    return A.scatter_add(A.reshape(gradient, rows), chosen, sizes)
+    positions = np.moveaxis(np.arange(math.prod(sizes)).reshape(tuple(sizes)), dim, -1)
+    rows = positions.shape[:-1]
+    flat_index = index_arrays.pick(positions, index_arrays.reshape(indices, rows))
+    return A.scatter_add(A.reshape(gradient, rows), flat_index, sizes)

@@ -61,10 +61,10 @@ def rsqrt(A: Arithmetic[T], a: T) -> T:
 @operation("aten.sqrt.default")
 def sqrt(A: Arithmetic[T], a: T) -> T:
     """The square root."""
-    zero = A.sign(a) == 0
-    one = A.add(A.zeros(A.shape(a)), 1.0)
-    root = A.div(one, A.rsqrt(A.where(zero, one, a)))
-    return A.where(zero, A.zeros(A.shape(a)), root)
+    is_zero = A.sign(a) == 0
+    ones = A.add(A.zeros(A.shape(a)), 1.0)
+    root = A.div(ones, A.rsqrt(A.where(is_zero, ones, a)))
+    return A.where(is_zero, A.zeros(A.shape(a)), root)
 
 
 @operation("aten.exp.default")

@@ -12,8 +12,8 @@ from fperr.exact.operations.table import operation
 def _is_training(position: int) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
     def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
         del options
-        own = "statistics of the data itself, as in training or without running statistics"
-        return own if arguments[position] else None
+        reason = "statistics of the data itself, as in training or without running statistics"
+        return reason if arguments[position] else None
 
     return refusal
 
@@ -120,9 +120,9 @@ def _normalised_backward(
     """rstd * (gradient - its mean - y * mean of gradient * y) with y = (x - mean) * rstd."""
     count = float(math.prod(A.shape(x)[d] for d in dims))
     y = A.mul(A.sub(x, mean), rstd)
-    along = A.mul(y, A.div(A.sum(A.mul(gradient, y), dims), count))
-    across = A.sub(gradient, A.div(A.sum(gradient, dims), count))
-    return A.mul(A.sub(across, along), rstd)
+    projection = A.mul(y, A.div(A.sum(A.mul(gradient, y), dims), count))
+    centred = A.sub(gradient, A.div(A.sum(gradient, dims), count))
+    return A.mul(A.sub(centred, projection), rstd)
 
 
 def _last(A: Arithmetic[T], x: T, normalized_shape: Sequence[int]) -> list[int]:

@@ -14,10 +14,10 @@ from fperr.exact.windows import adaptive_windows, output_size, windows
 
 
 def _pair(value: Sequence[int] | int, default: Sequence[int] | None = None) -> list[int]:
-    given = [value] if isinstance(value, int) else list(value)
-    if not given and default is not None:
+    numbers = [value] if isinstance(value, int) else list(value)
+    if not numbers and default is not None:
         return list(default)
-    return given * 2 if len(given) == 1 else given
+    return numbers * 2 if len(numbers) == 1 else numbers
 
 
 def _planes(shape: Sequence[int], index: Indices) -> Indices:
@@ -48,10 +48,10 @@ def max_pool2d(
 def _max_over(
     A: Arithmetic[T], x: T, index: Indices, output: Sequence[int]
 ) -> tuple[T, IndexArray]:
-    everywhere = _planes(A.shape(x), index)
-    place = A.first_argmax(A.take(x, everywhere), everywhere >= 0)
-    within_plane = index_arrays.pick(index, place)
-    largest = A.take(x, index_arrays.pick(everywhere, place))
+    flat_windows = _planes(A.shape(x), index)
+    position = A.first_argmax(A.take(x, flat_windows), flat_windows >= 0)
+    within_plane = index_arrays.pick(index, position)
+    largest = A.take(x, index_arrays.pick(flat_windows, position))
     return A.reshape(largest, output), index_arrays.reshape(within_plane, output)
 
 
@@ -70,8 +70,8 @@ def max_pool2d_backward(
 def _send_back(A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray) -> T:
     planes = math.prod(x_shape[:-2])
     offset = np.arange(planes)[:, None] * x_shape[-2] * x_shape[-1]
-    places = index_arrays.shifted(index_arrays.reshape(indices, (planes, -1)), offset)
-    return A.scatter_add(A.reshape(gradient, index_arrays.shape(places)), places, x_shape)
+    positions = index_arrays.shifted(index_arrays.reshape(indices, (planes, -1)), offset)
+    return A.scatter_add(A.reshape(gradient, index_arrays.shape(positions)), positions, x_shape)
 
 
 def _mean_windows(
@@ -130,8 +130,8 @@ def avg_pool2d(
 
 def _divisor_array(A: Arithmetic[T], divisors: Sequence[int]) -> T:
     """(1, windows, 1)."""
-    one = A.add(A.zeros((1, 1, 1)), 1.0)
-    return A.concatenate([A.mul(one, float(d)) for d in divisors], 1)
+    ones = A.add(A.zeros((1, 1, 1)), 1.0)
+    return A.concatenate([A.mul(ones, float(d)) for d in divisors], 1)
 
 
 @operation("aten.avg_pool2d_backward.default", shape_only=frozenset({1}))
@@ -173,12 +173,12 @@ def adaptive_avg_pool2d_backward(A: Arithmetic[T], gradient: T, x_shape: Sequenc
     output = A.shape(gradient)[-2:]
     planes = math.prod(x_shape[:-2])
     flat = A.reshape(gradient, (planes, -1))
-    values, places = [], []
+    values, positions = [], []
     for i, index in enumerate(adaptive_windows(x_shape[-2:], output)):
-        mine = A.take(flat, np.arange(planes)[:, None] * math.prod(output) + i)
-        values.append(A.expand(A.div(mine, float(len(index))), (planes, len(index))))
-        places.append(_planes(x_shape, index))
-    return A.scatter_add(A.concatenate(values, 1), np.concatenate(places, 1), x_shape)
+        window_gradient = A.take(flat, np.arange(planes)[:, None] * math.prod(output) + i)
+        values.append(A.expand(A.div(window_gradient, float(len(index))), (planes, len(index))))
+        positions.append(_planes(x_shape, index))
+    return A.scatter_add(A.concatenate(values, 1), np.concatenate(positions, 1), x_shape)
 
 
 @operation("aten.adaptive_max_pool2d.default")

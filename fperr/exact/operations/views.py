@@ -148,8 +148,10 @@ def slice_backward(
     step: int,
 ) -> T:
     """The gradient where the slice was taken, 0 elsewhere."""
-    places = _positions(shape)
-    return A.scatter_add(gradient, places[_along(places, dim, slice(start, end, step))], shape)
+    positions = _positions(shape)
+    return A.scatter_add(
+        gradient, positions[_along(positions, dim, slice(start, end, step))], shape
+    )
 
 
 @operation("aten.select.int")
@@ -253,9 +255,9 @@ def scatter(A: Arithmetic[T], a: T, dim: int, index: IndexArray, source: T) -> T
     shape, count, size = A.shape(a), math.prod(A.shape(a)), index_arrays.shape(index)
     if A.shape(source) != size:
         source = rearranged(A, source, lambda i: i[tuple(map(slice, size))])
-    chosen = index_arrays.replaced(count, index_arrays.along(index, dim, shape))
-    both = [A.reshape(a, (count,)), A.reshape(source, (math.prod(size),))]
-    return A.take(A.concatenate(both, 0), index_arrays.reshape(chosen, shape))
+    sources = index_arrays.replaced(count, index_arrays.along(index, dim, shape))
+    candidates = [A.reshape(a, (count,)), A.reshape(source, (math.prod(size),))]
+    return A.take(A.concatenate(candidates, 0), index_arrays.reshape(sources, shape))
 
 
 @operation("aten.scatter.value", discrete=frozenset({2}))
@@ -301,5 +303,5 @@ def _positions(shape: Sequence[int]) -> Indices:
     return np.arange(math.prod(shape)).reshape(tuple(shape))
 
 
-def _along(places: Indices, dim: int, chosen: slice) -> tuple[slice, ...]:
-    return (*[slice(None)] * (dim % places.ndim), chosen)
+def _along(positions: Indices, dim: int, entries: slice) -> tuple[slice, ...]:
+    return (*[slice(None)] * (dim % positions.ndim), entries)
