@@ -6,15 +6,13 @@ infinity is that of a masked class, which takes no part: its v is 0.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-Number = Any  # an mpf of the context
-Context = Any  # an mpmath context, which carries the precision
+from fperr.exact.number_types import N, Number, NumberContext
 
 
 def cross_entropy(
-    context: Context, z: Sequence[Number], label: int, c: Number, *, targeted: bool = False
-) -> list[Number]:
+    context: NumberContext[N], z: Sequence[N], label: int, c: N, *, targeted: bool = False
+) -> list[N]:
     """The v of CE(c z, label), c constant: c (p - onehot), with -sum of the others as p_l - 1."""
     top = max(z)
     weights = [context.exp(c * (value - top)) for value in z]
@@ -25,8 +23,8 @@ def cross_entropy(
 
 
 def stable_ce(
-    context: Context, z: Sequence[Number], label: int, *, targeted: bool = False
-) -> list[Number]:
+    context: NumberContext[N], z: Sequence[N], label: int, *, targeted: bool = False
+) -> list[N]:
     """The v of logsumexp_{i != l} z_i - z_l: the softmax over the other classes, and -1."""
     top = max(z[i] for i in range(len(z)) if i != label)
     weights = [context.exp(value - top) for value in z]
@@ -37,9 +35,7 @@ def stable_ce(
     return _signed(v, targeted=targeted)
 
 
-def cw(
-    context: Context, z: Sequence[Number], label: int, *, targeted: bool = False
-) -> list[Number]:
+def cw(context: NumberContext[N], z: Sequence[N], label: int, *, targeted: bool = False) -> list[N]:
     """The v of max_{i != l} z_i - z_l: 1 at the best other class, -1 at the label."""
     v = [context.zero] * len(z)
     v[_best_other(z, label)] = context.one
@@ -48,13 +44,13 @@ def cw(
 
 
 def dlr(
-    context: Context,
-    z: Sequence[Number],
+    context: NumberContext[N],
+    z: Sequence[N],
     label: int,
     *,
     targeted: bool = False,
     y: int | None = None,
-) -> list[Number] | None:
+) -> list[N] | None:
     """The v of DLR by the quotient rule; None where its denominator is 0, or classes are too few.
 
     Untargeted (max_{i != y} z_i - z_y)/(z_pi1 - z_pi3); targeted
@@ -62,6 +58,7 @@ def dlr(
     """
     order = _ranked(z)
     rise, fall = [context.zero] * len(z), [context.zero] * len(z)
+    terms: list[tuple[int, N | int]]  # of the denominator: (class, weight)
     if targeted:
         assert y is not None
         rise[label] += 1
@@ -73,13 +70,13 @@ def dlr(
         terms = [(order[0], 1), (order[2], -1)]
     for index, weight in terms:
         fall[index] += weight
-    used = [i for i in range(len(z)) if rise[i] != 0 or fall[i] != 0]
+    used = [i for i in range(len(z)) if rise[i] != context.zero or fall[i] != context.zero]
     if any(context.isinf(z[i]) for i in used):  # fewer classes than it takes: the others are masked
         return None
     numerator, denominator = (
         context.fsum(weight[i] * z[i] for i in used) for weight in (rise, fall)
     )
-    if denominator == 0:
+    if denominator == context.zero:
         return None
     return [
         (up * denominator - numerator * down) / denominator**2
@@ -89,14 +86,14 @@ def dlr(
 
 def logit_gradient(
     kind: str,
-    context: Context,
-    z: Sequence[Number],
+    context: NumberContext[N],
+    z: Sequence[N],
     label: int,
     *,
-    c: Number,
+    c: N,
     targeted: bool = False,
     y: int | None = None,
-) -> list[Number] | None:
+) -> list[N] | None:
     """The v of the loss of that `kind`; None where it is undefined.
 
     Args:
@@ -127,5 +124,5 @@ def _best_other(z: Sequence[Number], label: int) -> int:
     return next(i for i in _ranked(z) if i != label)
 
 
-def _signed(v: list[Number], *, targeted: bool) -> list[Number]:
+def _signed(v: list[N], *, targeted: bool) -> list[N]:
     return [-value for value in v] if targeted else v

@@ -6,7 +6,7 @@ An array is a NumPy array of `mpf` objects of a context of its own: no global pr
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter, mul
-from typing import Any
+from typing import Protocol
 
 import mpmath
 import numpy as np
@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.errors import UndecidedError
-from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
+from fperr.exact import index_arrays
+from fperr.exact.arithmetic import Arithmetic, Indices, R, Shape
+from fperr.exact.index_arrays import IndexArray
+from fperr.exact.number_types import MpContext, MpNumber, RawNumber
 
 MpArray = NDArray[np.object_]
+_MatrixKey = tuple[int, tuple[int, ...], tuple[int, ...]]  # address, shape and strides
 _ROUND_TO_NEAREST = "n"
 _LAST_DIGITS = 20  # bits in which numbers differ that are equal but for rounding
 _WIDEST_SPREAD = 2**14  # bits: exp(-10000) beside 1
@@ -26,7 +30,7 @@ _LOWEST = -(2**20)  # an exponent that makes any float zero
 _REMEMBERED = 64  # matrices: more than the weights that one pullback of a small network meets
 
 
-class MpArithmetic(Arithmetic[Any]):
+class MpArithmetic(Arithmetic[MpArray]):
     """mpmath at `bits` bits, rounding to nearest.
 
     Args:
@@ -44,16 +48,16 @@ class MpArithmetic(Arithmetic[Any]):
         if bits < 53:
             raise ValueError(f"bits={bits}: at least 53 are needed, to hold float64 exactly")
         self.bits = bits
-        self.context = mpmath.MPContext()
+        self.context: MpContext = mpmath.MPContext()
         self.context.prec = bits
         self.has_absorbed = False
-        self._remembered: dict[Any, tuple[MpArray, list[_Vector]]] = {}
+        self._remembered: dict[_MatrixKey, tuple[MpArray, list[_Vector]]] = {}
 
     @property
     def name(self) -> str:
         return f"mpmath, {self.bits} bits"
 
-    def array(self, numbers: Iterable[Any], shape: Shape) -> MpArray:
+    def array(self, numbers: Iterable[MpNumber], shape: Shape) -> MpArray:
         """An array of that shape from numbers of the context, row-major."""
         flat = np.empty(int(np.prod(shape)), dtype=object)
         flat[:] = list(numbers)
@@ -110,9 +114,12 @@ class MpArithmetic(Arithmetic[Any]):
         try:
             return np.asarray(a / divisor, dtype=object)
         except ZeroDivisionError:
-            return np.asarray(np.frompyfunc(self._quotient, 2, 1)(a, divisor), dtype=object)
+            return np.asarray(
+                np.frompyfunc(self._quotient, 2, 1)(a, np.asarray(divisor, dtype=object)),
+                dtype=object,
+            )
 
-    def _quotient(self, a: Any, b: Any) -> Any:
+    def _quotient(self, a: MpNumber, b: MpNumber) -> MpNumber:
         """The quotient, by IEEE 754 where the divisor is 0, which has no sign here."""
         if b != 0:
             return a / b
@@ -121,7 +128,7 @@ class MpArithmetic(Arithmetic[Any]):
     def rsqrt(self, a: MpArray) -> MpArray:
         return self.array(map(self._reciprocal_root, a.reshape(-1)), a.shape)
 
-    def _reciprocal_root(self, a: Any) -> Any:
+    def _reciprocal_root(self, a: MpNumber) -> MpNumber:
         if a > 0:
             return 1 / self.context.sqrt(a)
         return self.context.inf if a == 0 else self.context.nan
@@ -132,7 +139,7 @@ class MpArithmetic(Arithmetic[Any]):
     def log(self, a: MpArray) -> MpArray:
         return self.array(map(self._logarithm, a.reshape(-1)), a.shape)
 
-    def _logarithm(self, a: Any) -> Any:
+    def _logarithm(self, a: MpNumber) -> MpNumber:
         if a > 0:
             return self.context.log(a)
         return self.context.ninf if a == 0 else self.context.nan
@@ -143,7 +150,7 @@ class MpArithmetic(Arithmetic[Any]):
     def erf(self, a: MpArray) -> MpArray:
         return self._saturating(self.context.erf, a)
 
-    def _saturating(self, function: Callable[[Any], Any], a: MpArray) -> MpArray:
+    def _saturating(self, function: Callable[[MpNumber], MpNumber], a: MpArray) -> MpArray:
         """A function that tends to 1 and never is it, noting if its digits say that it is."""
         result = self.array(map(function, a.reshape(-1)), a.shape)
         if not self.has_absorbed:
@@ -177,36 +184,36 @@ class MpArithmetic(Arithmetic[Any]):
     def concatenate(self, arrays: Sequence[MpArray], dim: int) -> MpArray:
         return np.concatenate(list(arrays), axis=dim)
 
-    def take(self, a: MpArray, index: Indices) -> MpArray:
-        return np.append(a.reshape(-1), self.context.zero)[index]
+    def take(self, a: MpArray, index: IndexArray) -> MpArray:
+        return np.append(a.reshape(-1), self.zeros((1,)))[index_arrays.of_one(index)]
 
-    def scatter_add(self, a: MpArray, index: Indices, shape: Shape) -> MpArray:
-        terms: list[list[Any]] = [[] for _ in range(int(np.prod(shape)))]
+    def scatter_add(self, a: MpArray, index: IndexArray, shape: Shape) -> MpArray:
+        terms: list[list[RawNumber]] = [[] for _ in range(int(np.prod(shape)))]
         for number, position in zip(
-            self._raw(a.reshape(-1)), index.reshape(-1).tolist(), strict=True
+            self._raw(a.reshape(-1)), index_arrays.of_one(index).reshape(-1).tolist(), strict=True
         ):
             if position >= 0 and number != _ZERO:
                 terms[position].append(number)
         return self.array((self._total(group) for group in terms), shape)
 
-    def where(self, mask: Mask, a: MpArray, b: MpArray) -> MpArray:
-        return np.where(mask, a, b)
+    def where(self, mask: IndexArray, a: MpArray, b: MpArray) -> MpArray:
+        return np.where(index_arrays.of_one(mask), a, b)
 
-    def exceeds(self, a: MpArray, threshold: float) -> Mask:
+    def exceeds(self, a: MpArray, threshold: float) -> NDArray[np.bool_]:
         return np.asarray(a > self._operand(threshold), dtype=bool)
 
     def sign(self, a: MpArray) -> Indices:
         signs = [_sign(raw) for raw in self._raw(a.reshape(-1))]
         return np.array(signs, dtype=np.int64).reshape(a.shape)
 
-    def first_argmax(self, a: MpArray, valid: Mask) -> Indices:
-        lowest = np.where(valid, a, self.context.ninf)
+    def first_argmax(self, a: MpArray, valid: NDArray[np.bool_]) -> Indices:
+        lowest = np.where(valid, a, np.full((), self.context.ninf, dtype=object))
         first = np.asarray(np.argmax(lowest, axis=-1), dtype=np.int64)
         largest = np.take_along_axis(lowest, first[..., None], -1)
         self._check_apart(*np.broadcast_arrays(largest, np.where(valid, a, largest)))
         return first
 
-    def same(self, a: MpArray, b: MpArray) -> Mask:
+    def same(self, a: MpArray, b: MpArray) -> NDArray[np.bool_]:
         self._check_apart(a, b)
         return np.asarray(a == b, dtype=bool)
 
@@ -235,7 +242,7 @@ class MpArithmetic(Arithmetic[Any]):
         return any(raw == _ZERO for raw in self._raw(a.reshape(-1)))
 
     def values(self, a: MpArray) -> Indices:
-        number_by_raw: dict[Any, int] = {}
+        number_by_raw: dict[RawNumber, int] = {}
         numbers = [
             number_by_raw.setdefault(raw, len(number_by_raw)) for raw in self._raw(a.reshape(-1))
         ]
@@ -244,14 +251,14 @@ class MpArithmetic(Arithmetic[Any]):
     def equal(self, a: MpArray, b: MpArray) -> bool:
         return a.shape == b.shape and bool(np.all(a == b))
 
-    def _operand(self, b: MpArray | float) -> Any:
+    def _operand(self, b: MpArray | float) -> MpArray | MpNumber:
         return b if isinstance(b, np.ndarray) else self.context.mpf(b)
 
-    def _raw(self, numbers: Iterable[Any]) -> list[Any]:
+    def _raw(self, numbers: Iterable[MpNumber]) -> list[RawNumber]:
         """The tuples of mpmath (sign, mantissa, exponent, bit count); the mantissa of zero is 0."""
         return [number._mpf_ for number in numbers]
 
-    def _total(self, raw: Iterable[Any]) -> Any:
+    def _total(self, raw: Iterable[RawNumber]) -> MpNumber:
         return self.context.make_mpf(mpf_sum(raw, self.bits, _ROUND_TO_NEAREST))
 
     def _columns(self, b: MpArray) -> list["_Vector"]:
@@ -264,23 +271,31 @@ class MpArithmetic(Arithmetic[Any]):
                 self._remembered.pop(next(iter(self._remembered)))
         return self._remembered[key][1]
 
-    def _row_times(self, row: MpArray, columns: list["_Vector"]) -> Iterable[Any]:
+    def _row_times(self, row: MpArray, columns: list["_Vector"]) -> Iterable[MpNumber]:
         """Exact products of the row's nonzero entries, summed exactly, rounded once."""
         support = [k for k, number in enumerate(row) if number._mpf_ != _ZERO]
         if not all(column.is_finite for column in columns):
             support = list(range(len(row)))  # 0 times infinity is not 0
         if not support:
             return [self.context.zero] * len(columns)
-        pick_support = itemgetter(*support) if len(support) > 1 else lambda c: (c[support[0]],)
-        row_vector = _Vector.of(self._raw(pick_support(row)))
+        pick_support: _Selection = (
+            itemgetter(*support) if len(support) > 1 else lambda c: (c[support[0]],)
+        )
+        row_vector = _Vector.of([row[k]._mpf_ for k in support])
         return [self._dot(row_vector, column, pick_support) for column in columns]
 
-    def _dot(self, a: "_Vector", b: "_Vector", pick_support: Any) -> Any:
+    def _dot(self, a: "_Vector", b: "_Vector", pick_support: _Selection) -> MpNumber:
         if a.integers is None or b.integers is None:
             return self._total(map(mpf_mul, a.raw, pick_support(b.raw)))
         total = sum(map(mul, a.integers, pick_support(b.integers)))
         rounded = from_man_exp(total, a.exponent + b.exponent, self.bits, _ROUND_TO_NEAREST)
         return self.context.make_mpf(rounded)
+
+
+class _Selection(Protocol):
+    """Selects the same positions of any sequence."""
+
+    def __call__(self, numbers: Sequence[R], /) -> Sequence[R]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,13 +306,13 @@ class _Vector:
     drops what lies below the largest terms by more than twice the precision.
     """
 
-    raw: list[Any]
-    integers: list[Any] | None
+    raw: list[RawNumber]
+    integers: list[int] | None
     exponent: int
     is_finite: bool = True
 
     @classmethod
-    def of(cls, raw: Iterable[Any]) -> "_Vector":
+    def of(cls, raw: Iterable[RawNumber]) -> "_Vector":
         """From mpmath's tuples."""
         raw_numbers = list(raw)
         if not all(map(_is_finite, raw_numbers)):
@@ -316,13 +331,13 @@ class _Vector:
 _ZERO = from_float(0.0)
 
 
-def _is_finite(raw: Any) -> bool:
+def _is_finite(raw: RawNumber) -> bool:
     """Whether one of mpmath's tuples is neither infinite nor undefined."""
     _, man, exponent, _ = raw
     return bool(man) or not exponent
 
 
-def _sign(raw: Any) -> int:
+def _sign(raw: RawNumber) -> int:
     """The sign of one of mpmath's tuples; undefined numbers, which are not 0, count as positive."""
     sign, man, exponent, _ = raw
     if man:
@@ -330,7 +345,7 @@ def _sign(raw: Any) -> int:
     return (-1 if raw == fninf else 1) if exponent else 0
 
 
-def nearest_float64(number: Any) -> float:
+def nearest_float64(number: MpNumber) -> float:
     """The float64 nearest to the mpf `number`, ties to even; subnormals are rounded once."""
     sign, man, exponent, bit_count = number._mpf_
     if not man:

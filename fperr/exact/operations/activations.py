@@ -1,11 +1,10 @@
 """Activation functions other than ReLU, and PyTorch's own derivatives of them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
-from fperr.exact.operations.table import at_zero, operation
+from fperr.exact.operations.table import Argument, at_zero, number, operation
 
 
 def _one_minus(A: Arithmetic[T], a: T) -> T:
@@ -90,7 +89,7 @@ def gelu_backward(A: Arithmetic[T], gradient: T, a: T, *, approximate: str = "no
     return A.mul(gradient, A.add(A.div(A.add(bell, 1.0), 2.0), A.mul(a, density)))
 
 
-def _is_positive(A: Arithmetic[T], a: T, arguments: Sequence[Any]) -> IndexArray:
+def _is_positive(A: Arithmetic[T], a: T, arguments: Sequence[Argument]) -> IndexArray:
     del arguments
     return A.exceeds(a, 0.0)
 
@@ -110,8 +109,8 @@ def leaky_relu_backward(
     return A.where(positive, gradient, A.mul(gradient, slope))
 
 
-def _is_inside(A: Arithmetic[T], a: T, arguments: Sequence[Any]) -> IndexArray:
-    low, high = (float(v) for v in arguments[2:4])
+def _is_inside(A: Arithmetic[T], a: T, arguments: Sequence[Argument]) -> IndexArray:
+    low, high = number(arguments, 2), number(arguments, 3)
     inside: IndexArray = A.exceeds(a, low) & A.exceeds(A.mul(a, -1.0), -high)
     return inside
 
@@ -124,8 +123,8 @@ def hardtanh(A: Arithmetic[T], a: T, low: float = -1.0, high: float = 1.0) -> T:
     return A.where(A.exceeds(a, high), A.add(filled, float(high)), above_low)
 
 
-def _ends(arguments: Sequence[Any]) -> tuple[float, ...]:
-    return float(arguments[2]), float(arguments[3])
+def _ends(arguments: Sequence[Argument]) -> tuple[float, ...]:
+    return number(arguments, 2), number(arguments, 3)
 
 
 @operation("aten.hardtanh_backward.default", decisions={1: _is_inside}, kinks={1: _ends})
@@ -137,14 +136,14 @@ def hardtanh_backward(
     return A.where(inside, gradient, A.zeros(A.shape(gradient)))
 
 
-def _straight_from(arguments: Sequence[Any]) -> tuple[float, ...]:
+def _straight_from(arguments: Sequence[Argument]) -> tuple[float, ...]:
     """Where softplus goes over to the identity."""
-    beta = arguments[1] if len(arguments) > 1 else 1.0
-    threshold = arguments[2] if len(arguments) > 2 else 20.0
-    return (float(threshold) / float(beta),)
+    beta = number(arguments, 1) if len(arguments) > 1 else 1.0
+    threshold = number(arguments, 2) if len(arguments) > 2 else 20.0
+    return (threshold / beta,)
 
 
-def _slope_one_from(arguments: Sequence[Any]) -> tuple[float, ...]:
+def _slope_one_from(arguments: Sequence[Argument]) -> tuple[float, ...]:
     return _straight_from(arguments[1:])
 
 

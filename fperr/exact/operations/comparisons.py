@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.table import at_zero, operation
 
 
-def order(A: Arithmetic[T], a: Any, b: Any) -> tuple[IndexArray, IndexArray]:
+def order(A: Arithmetic[T], a: T, b: T | float) -> tuple[IndexArray, IndexArray]:
     """Where a > b and where a < b."""
     if isinstance(b, int | float):
         return A.exceeds(a, float(b)), A.exceeds(A.mul(a, -1.0), -float(b))
@@ -36,7 +35,7 @@ _COMPARISONS: dict[str, Callable[[tuple[IndexArray, IndexArray]], IndexArray]] =
 def _comparison(
     decide: Callable[[tuple[IndexArray, IndexArray]], IndexArray],
 ) -> Callable[..., IndexArray]:
-    def compare(A: Arithmetic[T], a: T | IndexArray, b: T | IndexArray | float) -> IndexArray:
+    def compare(A: Arithmetic[T], a: T, b: T | float) -> IndexArray:
         return decide(order(A, a, b))
 
     return compare
@@ -46,7 +45,7 @@ for _name, _decide in _COMPARISONS.items():
     operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar", decides=True)(_comparison(_decide))
 
 
-def _truth(A: Arithmetic[T], a: Any) -> IndexArray:
+def _truth(A: Arithmetic[T], a: T | IndexArray) -> IndexArray:
     """Where numbers, integers or booleans are not 0: what PyTorch takes for true."""
     return (a if index_arrays.is_index_array(a) else A.sign(a)) != 0
 
@@ -63,7 +62,7 @@ def logical_not(A: Arithmetic[T], a: T) -> IndexArray:
     decides=True,
     kinks={0: at_zero, 1: at_zero},
 )
-def logical_and(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
+def logical_and(A: Arithmetic[T], a: T | IndexArray, b: T | IndexArray) -> IndexArray:
     """Where neither is 0; each may be numbers or a mask."""
     return index_arrays.intersection(_truth(A, a), _truth(A, b))
 
@@ -74,7 +73,7 @@ def logical_and(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     decides=True,
     kinks={0: at_zero, 1: at_zero},
 )
-def logical_or(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
+def logical_or(A: Arithmetic[T], a: T | IndexArray, b: T | IndexArray) -> IndexArray:
     """Where one of the two is not 0; each may be numbers or a mask."""
     return index_arrays.union(_truth(A, a), _truth(A, b))
 
@@ -85,7 +84,7 @@ def logical_or(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     decides=True,
     kinks={0: at_zero, 1: at_zero},
 )
-def logical_xor(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
+def logical_xor(A: Arithmetic[T], a: T | IndexArray, b: T | IndexArray) -> IndexArray:
     """Where just one of the two is not 0; each may be numbers or a mask."""
     return index_arrays.symmetric_difference(_truth(A, a), _truth(A, b))
 

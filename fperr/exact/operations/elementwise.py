@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import torch
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
-from fperr.exact.operations.table import at_zero, operation
+from fperr.exact.operations.table import Argument, at_zero, number, operation
 
 
 def _multiple(A: Arithmetic[T], a: T, b: T | float, alpha: float) -> T:
@@ -85,7 +86,7 @@ def erf(A: Arithmetic[T], a: T) -> T:
     return A.erf(a)
 
 
-def _unusual_power(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _unusual_power(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del options
     return None if arguments[1] in (1, 2, 3) else f"exponent {arguments[1]}"
 
@@ -111,12 +112,12 @@ def relu(A: Arithmetic[T], a: T) -> T:
     return A.where(A.exceeds(a, 0.0), a, A.zeros(A.shape(a)))
 
 
-def _is_active(A: Arithmetic[T], output: T, arguments: Sequence[Any]) -> IndexArray:
-    return A.exceeds(output, float(arguments[2]))
+def _is_active(A: Arithmetic[T], output: T, arguments: Sequence[Argument]) -> IndexArray:
+    return A.exceeds(output, number(arguments, 2))
 
 
-def _threshold(arguments: Sequence[Any]) -> tuple[float, ...]:
-    return (float(arguments[2]),)
+def _threshold(arguments: Sequence[Argument]) -> tuple[float, ...]:
+    return (number(arguments, 2),)
 
 
 @operation("aten.threshold_backward.default", decisions={1: _is_active}, kinks={1: _threshold})
@@ -127,18 +128,20 @@ def threshold_backward(A: Arithmetic[T], gradient: T, active: IndexArray, thresh
 
 
 @operation("aten.sum.default")
-def sum_all(A: Arithmetic[T], a: T, **dtype: Any) -> T:
+def sum_all(A: Arithmetic[T], a: T, *, dtype: torch.dtype | None = None) -> T:
     """The sum of all entries."""
-    return sum_dims(A, a, None, **dtype)
+    del dtype
+    return sum_dims(A, a, None)
 
 
 @operation("aten.mean.default")
-def mean_all(A: Arithmetic[T], a: T, **dtype: Any) -> T:
+def mean_all(A: Arithmetic[T], a: T, *, dtype: torch.dtype | None = None) -> T:
     """The mean of all entries."""
-    return mean_dims(A, a, None, **dtype)
+    del dtype
+    return mean_dims(A, a, None)
 
 
-def _unusual_norm(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _unusual_norm(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del options
     return None if len(arguments) < 2 or arguments[1] == 2 else f"norm of order {arguments[1]}"
 
@@ -150,11 +153,12 @@ def vector_norm(
     power: float = 2,
     dims: Sequence[int] | None = None,
     keepdim: bool = False,
-    **dtype: Any,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> T:
     """The Euclidean norm over `dims`."""
-    del power
-    return sqrt(A, sum_dims(A, A.mul(a, a), dims, keepdim, **dtype))
+    del power, dtype
+    return sqrt(A, sum_dims(A, A.mul(a, a), dims, keepdim))
 
 
 def _dims(a_dims: int, dims: Sequence[int] | None) -> list[int]:
@@ -163,7 +167,12 @@ def _dims(a_dims: int, dims: Sequence[int] | None) -> list[int]:
 
 @operation("aten.sum.dim_IntList")
 def sum_dims(
-    A: Arithmetic[T], a: T, dims: Sequence[int] | None, keepdim: bool = False, **dtype: Any
+    A: Arithmetic[T],
+    a: T,
+    dims: Sequence[int] | None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> T:
     """The sum over `dims`."""
     del dtype
@@ -178,11 +187,17 @@ def sum_dims(
 
 @operation("aten.mean.dim")
 def mean_dims(
-    A: Arithmetic[T], a: T, dims: Sequence[int] | None, keepdim: bool = False, **dtype: Any
+    A: Arithmetic[T],
+    a: T,
+    dims: Sequence[int] | None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> T:
     """The mean over `dims`."""
+    del dtype
     count = math.prod(A.shape(a)[d] for d in _dims(len(A.shape(a)), dims))
-    return A.div(sum_dims(A, a, dims, keepdim, **dtype), float(count))
+    return A.div(sum_dims(A, a, dims, keepdim), float(count))
 
 
 @operation("aten._softmax.default")
@@ -194,14 +209,14 @@ def softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool = False) -> T:
 
 
 @operation("aten._safe_softmax.default")
-def safe_softmax(A: Arithmetic[T], a: T, dim: int, dtype: Any = None) -> T:
+def safe_softmax(A: Arithmetic[T], a: T, dim: int, dtype: torch.dtype | None = None) -> T:
     """The softmax; rows without any entry above -inf, which PyTorch sets to 0, are undefined."""
     del dtype
     return softmax(A, a, dim)
 
 
 @operation("aten._softmax_backward_data.default")
-def softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: Any) -> T:
+def softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: torch.dtype) -> T:
     """Output * (gradient - sum of gradient * output)."""
     del dtype
     product = A.mul(gradient, output)
@@ -216,7 +231,9 @@ def log_softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool) -> T:
 
 
 @operation("aten._log_softmax_backward_data.default")
-def log_softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: Any) -> T:
+def log_softmax_backward(
+    A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: torch.dtype
+) -> T:
     """Gradient - exp(output) * sum of gradient."""
     del dtype
     total = A.sum(gradient, _dims(len(A.shape(output)), [dim]))

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, T
-from fperr.exact.operations.table import operation
+from fperr.exact.operations.table import Argument, Refusal, operation
 from fperr.exact.windows import across_channels, output_size, positions_by_phase, windows
 
 
@@ -105,10 +105,14 @@ def _spread_from_windows(
     return A.scatter_add(values, np.concatenate(positions), shape)
 
 
-def _unusual_transpose(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _unusual_transpose(
+    arguments: Sequence[Argument], options: Mapping[str, Argument]
+) -> str | None:
     """Output padding beyond the stride lets windows begin where y has none."""
     del options
-    transposed, stride, extra = arguments[6], arguments[3], arguments[7]
+    # lists of integers by ATen's schema
+    stride, extra = cast(list[int], arguments[3]), cast(list[int], arguments[7])
+    transposed = arguments[6]
     beyond = any(e >= s for e, s in zip(extra, stride * len(extra), strict=False))
     return (
         "transposed, with an output padding of a stride or more" if transposed and beyond else None
@@ -146,12 +150,13 @@ def convolution(
     return A.add(y, A.reshape(bias, (1, A.shape(bias)[0], *[1] * (len(A.shape(y)) - 2))))
 
 
-def of_weights_too(position: int) -> Any:
+def of_weights_too(position: int) -> Refusal:
     """A refusal: the `output_mask` at that position asks for more than the input's gradient."""
 
-    def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    def refusal(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
         del options
-        needs_more = any(arguments[position][1:])
+        output_mask = cast(Sequence[bool], arguments[position])  # by ATen's schema
+        needs_more = any(output_mask[1:])
         return "weights that depend on the input" if needs_more else None
 
     return refusal

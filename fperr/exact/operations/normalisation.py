@@ -6,11 +6,11 @@ from typing import Any
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.operations.linear import of_weights_too
-from fperr.exact.operations.table import operation
+from fperr.exact.operations.table import Argument, operation
 
 
 def _is_training(position: int) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
-    def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    def refusal(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
         del options
         reason = "statistics of the data itself, as in training or without running statistics"
         return reason if arguments[position] else None
@@ -57,9 +57,20 @@ def batch_norm(
 
 
 @operation("aten.cudnn_batch_norm.default", refusal=_is_training(5))
-def cudnn_batch_norm(A: Arithmetic[T], *arguments: Any) -> tuple[T, None, None, None]:
-    """The same, as CUDA runs it: one output more."""
-    return (*batch_norm(A, *arguments), None)
+def cudnn_batch_norm(
+    A: Arithmetic[T],
+    x: T,
+    weight: T | None,
+    bias: T | None,
+    mean: T,
+    variance: T,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> tuple[T, None, None, None]:
+    """`batch_norm` as CUDA runs it, with one more output, which nobody uses."""
+    y = batch_norm(A, x, weight, bias, mean, variance, training, momentum, epsilon)[0]
+    return y, None, None, None
 
 
 @operation("aten._native_batch_norm_legit_no_training.default")

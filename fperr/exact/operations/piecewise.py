@@ -1,12 +1,11 @@
 """Functions in pieces, and PyTorch's own choice of derivative where the pieces meet."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.comparisons import order
-from fperr.exact.operations.table import at_zero, operation
+from fperr.exact.operations.table import Argument, at_zero, operation
 
 
 def _below(A: Arithmetic[T], a: T, bound: float) -> IndexArray:
@@ -66,7 +65,7 @@ def hardsigmoid(A: Arithmetic[T], a: T) -> T:
     return A.div(clamp(A, A.add(a, 3.0), 0.0, 6.0), 6.0)
 
 
-def _at_three(arguments: Sequence[Any]) -> tuple[float, ...]:
+def _at_three(arguments: Sequence[Argument]) -> tuple[float, ...]:
     del arguments
     return -3.0, 3.0
 
@@ -125,6 +124,6 @@ def prelu(A: Arithmetic[T], a: T, slope: T) -> T:
 
 
 @operation("aten._prelu_kernel_backward.default", kinks={1: at_zero})
-def prelu_backward(A: Arithmetic[T], gradient: T, a: T, slope: T) -> tuple[Any, None]:
+def prelu_backward(A: Arithmetic[T], gradient: T, a: T, slope: T) -> tuple[T, None]:
     """The gradient where a is positive, else slope times it."""
     return A.where(A.exceeds(a, 0.0), gradient, A.mul(gradient, slope)), None

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -61,10 +60,19 @@ def _max_over(
     discrete=frozenset({7}),
 )
 def max_pool2d_backward(
-    A: Arithmetic[T], gradient: T, x_shape: Sequence[int], *geometry_and_indices: Any
+    A: Arithmetic[T],
+    gradient: T,
+    x_shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: IndexArray,
 ) -> T:
-    """The gradient, sent to where each maximum was."""
-    return _send_back(A, gradient, x_shape, geometry_and_indices[-1])
+    """The gradient of each maximum, at the position of the maximum."""
+    del kernel, stride, padding, dilation, ceil_mode
+    return _send_back(A, gradient, x_shape, indices)
 
 
 def _send_back(A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray) -> T:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fperr.exact import index_arrays
 from fperr.exact.arithmetic import Arithmetic, Indices, T
 from fperr.exact.index_arrays import IndexArray
-from fperr.exact.operations.table import at_zero, operation
+from fperr.exact.operations.table import Argument, at_zero, operation
 
 
 @operation(
@@ -20,27 +21,37 @@ from fperr.exact.operations.table import at_zero, operation
     "aten.lift_fresh_copy.default",
     "aten.contiguous.default",
 )
-def identity(A: Arithmetic[T], a: T, **traits: Any) -> T:
+def identity(A: Arithmetic[T], a: T, **traits: Argument) -> T:
     """The same numbers."""
     del A, traits
     return a
 
 
-def _to_integers(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _to_integers(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del arguments
     dtype = options.get("dtype")
-    is_kept = dtype is None or dtype.is_floating_point or dtype == torch.bool
-    return None if is_kept else f"conversion to {dtype}, which rounds to whole numbers"
+    if dtype is None or dtype == torch.bool:
+        return None
+    assert isinstance(dtype, torch.dtype)
+    return (
+        None if dtype.is_floating_point else f"conversion to {dtype}, which rounds to whole numbers"
+    )
 
 
 @operation("aten._to_copy.default", refusal=_to_integers, decides=True, kinks={0: at_zero})
-def to_copy(A: Arithmetic[T], a: T, **traits: Any) -> Any:
+def to_copy(A: Arithmetic[T], a: T, **traits: Argument) -> T | IndexArray:
     """The same numbers: a change of dtype rounds in a format's run only. As bool: where not 0."""
     return A.sign(a) != 0 if traits.get("dtype") == torch.bool else a
 
 
-def rearranged(A: Arithmetic[T], a: T, move: Callable[[Indices], Any]) -> T:
-    """`a` with its entries where `move` puts their positions (-1: a zero)."""
+Positions = NDArray[np.integer[Any]] | np.integer[Any]
+
+
+def rearranged(A: Arithmetic[T], a: T, move: Callable[[Indices], Positions]) -> T:
+    """Rearrange the entries of `a` as `move` rearranges an array of their positions.
+
+    Position -1 in the result of `move` gives a zero.
+    """
     return A.take(a, np.ascontiguousarray(move(_positions(A.shape(a)))))
 
 
@@ -71,7 +82,7 @@ def permute(A: Arithmetic[T], a: T, dims: Sequence[int]) -> T:
 
 
 @operation("aten.expand.default")
-def expand(A: Arithmetic[T], a: T, shape: Sequence[int], **implicit: Any) -> T:
+def expand(A: Arithmetic[T], a: T, shape: Sequence[int], **implicit: Argument) -> T:
     """Broadcast; -1 keeps a length."""
     del implicit
     lengths = [1] * (len(shape) - len(A.shape(a))) + list(A.shape(a))
@@ -101,7 +112,7 @@ def cat(A: Arithmetic[T], arrays: Sequence[T], dim: int = 0) -> T:
     return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
 
 
-def _nonzero_fill(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _nonzero_fill(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del options
     value = arguments[2] if len(arguments) > 2 else 0
     return None if value == 0 else f"padding with {value}"
@@ -236,7 +247,7 @@ def split_with_sizes(A: Arithmetic[T], a: T, sizes: Sequence[int], dim: int = 0)
 
 
 @operation("aten.gather.default", discrete=frozenset({2}))
-def gather(A: Arithmetic[T], a: T, dim: int, index: IndexArray, **traits: Any) -> T:
+def gather(A: Arithmetic[T], a: T, dim: int, index: IndexArray, **traits: Argument) -> T:
     """The entries at `index` along `dim`."""
     del traits
     return A.take(a, index_arrays.along(index, dim, A.shape(a)))
@@ -266,7 +277,7 @@ def scatter_value(A: Arithmetic[T], a: T, dim: int, index: IndexArray, value: fl
     return scatter(A, a, dim, index, A.add(A.zeros(index_arrays.shape(index)), float(value)))
 
 
-def _unusual_index(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _unusual_index(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del options
     accumulates = len(arguments) > 3 and arguments[3]
     return None if accumulates else "index_put without accumulation"
