@@ -16,7 +16,6 @@ from fperr.caller_state import in_neutral_state
 from fperr.errors import ReferenceNotCertifiedError, SingularGradientError, UndecidedError
 from fperr.exact.adaptive_precision import LARGEST_BITS as LARGEST_BALL_BITS
 from fperr.exact.adaptive_precision import AdaptivePrecision
-from fperr.exact.arithmetic import Array
 from fperr.exact.audit.function_of_sample import check_function_of_sample, check_repeatable
 from fperr.exact.audit.samples import SampleAudit, audit_sample
 from fperr.exact.double_word import LARGEST_BITS
@@ -24,7 +23,7 @@ from fperr.exact.double_word.numbers import DoubleWords
 from fperr.exact.double_word_network import BatchedNetwork, log2_relative_errors, to_mpmath
 from fperr.exact.graph import Capture, called_in, capture, logits_of, probe
 from fperr.exact.interpreter import ForwardRun, Interpreter
-from fperr.exact.mp import MpArithmetic
+from fperr.exact.mp import MpArithmetic, MpArray
 from fperr.exact.singularities import check_regular
 
 ENGINES = ("mpmath", "ball", "double_word")
@@ -68,7 +67,7 @@ class ExactGradient:
         return MpArithmetic(53).to_torch(self.midpoint)
 
 
-def log2_difference(a: Array, b: Array, arithmetic: MpArithmetic) -> float:
+def log2_difference(a: MpArray, b: MpArray, arithmetic: MpArithmetic) -> float:
     """log2(|a - b|_2/|b|_2), computed in `arithmetic`; -inf if equal."""
     difference, low = arithmetic.to_scaled(arithmetic.sub(a, b))
     reference, high = arithmetic.to_scaled(b)
@@ -253,12 +252,12 @@ def _agreement(
 class _MpRun:
     """One sample in mpmath."""
 
-    interpreter: Interpreter
-    run: ForwardRun
-    gradient: Array
+    interpreter: Interpreter[MpArray]
+    run: ForwardRun[MpArray]
+    gradient: MpArray
 
     @property
-    def logits(self) -> Array:
+    def logits(self) -> MpArray:
         """(1, K)."""
         return self.run.logits
 
@@ -269,7 +268,7 @@ class _MpRun:
         )
 
 
-def _samples(interpreter: Interpreter, x: Tensor, v: Tensor) -> list[_MpRun]:
+def _samples(interpreter: Interpreter[MpArray], x: Tensor, v: Tensor) -> list[_MpRun]:
     A = interpreter.arithmetic
     runs = []
     for i in range(len(x)):

@@ -5,10 +5,9 @@ graph in floating point gives the bits of the eager run.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -280,7 +279,9 @@ def called_in(operation: str, model: nn.Module, x: Tensor) -> str:
     return f" in {', '.join(modules[:_NAMED])}{more}"
 
 
-def _joint(model: nn.Module) -> Any:
+def _joint(model: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Combine forward and backward pass in a function of (x, v), to be traced as one graph."""
+
     def logits_and_gradient(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         z, pullback, *_ = vjp(model, x)
         logits = z.clone()  # pending in-place changes and views are traced up to here

@@ -6,12 +6,13 @@ A loss is a network whose input are the logits: it is captured as one, and run i
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flint import arb
 from torch import Tensor, nn
 from torch._decomp import get_decompositions
+from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
@@ -26,19 +27,22 @@ from fperr.exact.interpreter import Interpreter
 
 _ATEN = torch.ops.aten
 # operations of losses, written out in ones that have an exact meaning: by PyTorch, and two by us
-_WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
-    **get_decompositions(
-        [
-            _ATEN.binary_cross_entropy_with_logits,
-            _ATEN.huber_loss,
-            _ATEN.log_sigmoid_forward,
-            _ATEN.logsumexp,
-            _ATEN.mse_loss,
-            _ATEN.multi_margin_loss,
-            _ATEN.nll_loss_forward,
-            _ATEN.smooth_l1_loss,
-            _ATEN.soft_margin_loss,
-        ]
+_WRITTEN_OUT: dict[OpOverload, Callable[..., object]] = {
+    **cast(  # all of these operators are overloads
+        dict[OpOverload, Callable[..., object]],
+        get_decompositions(
+            [
+                _ATEN.binary_cross_entropy_with_logits,
+                _ATEN.huber_loss,
+                _ATEN.log_sigmoid_forward,
+                _ATEN.logsumexp,
+                _ATEN.mse_loss,
+                _ATEN.multi_margin_loss,
+                _ATEN.nll_loss_forward,
+                _ATEN.smooth_l1_loss,
+                _ATEN.soft_margin_loss,
+            ]
+        ),
     ),
     _ATEN.log1p.default: lambda a: (1 + a).log(),
     _ATEN.expm1.default: lambda a: a.exp() - 1,
@@ -69,7 +73,7 @@ class LossGradient:
     ) -> None:
         self._function, self._classes, self._device = function, classes, device
         self._captured = _captured(function, classes, device)
-        self._interpreters: dict[int, Interpreter] = {}
+        self._interpreters: dict[int, Interpreter[BallArray]] = {}
 
     def at(self, bits: int, z: Sequence[arb]) -> BallArray | None:
         """The gradient (1, K) at K enclosed logits, at a working precision of `bits`.
@@ -139,7 +143,9 @@ class _Rewritten(TorchFunctionMode):
     taken out by one maximum after the other.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> object:
         """See `TorchFunctionMode`."""
         del types
         kwargs = kwargs or {}
@@ -156,7 +162,7 @@ class _Rewritten(TorchFunctionMode):
 
 
 def _sorted(
-    numbers: Tensor, dim: int = -1, descending: bool = False, **options: Any
+    numbers: Tensor, dim: int = -1, descending: bool = False, **options: bool
 ) -> sort | None:
     del options
     return _largest(numbers, numbers.shape[dim], dim, descending)

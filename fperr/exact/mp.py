@@ -284,7 +284,7 @@ class MpArithmetic(Arithmetic[MpArray]):
         row_vector = _Vector.of([row[k]._mpf_ for k in support])
         return [self._dot(row_vector, column, pick_support) for column in columns]
 
-    def _dot(self, a: "_Vector", b: "_Vector", pick_support: _Selection) -> MpNumber:
+    def _dot(self, a: "_Vector", b: "_Vector", pick_support: "_Selection") -> MpNumber:
         if a.integers is None or b.integers is None:
             return self._total(map(mpf_mul, a.raw, pick_support(b.raw)))
         total = sum(map(mul, a.integers, pick_support(b.integers)))

@@ -7,7 +7,7 @@ because its own rules, e.g. for `True + True`, define the result. Shapes of tens
 the capture.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from fperr.exact.operations import OPERATIONS, SHAPE_OF_FIRST
 
 Node = fx.Node
 # What PyTorch computes for a node: one tensor, or several outputs.
-TorchValue = Tensor | Sequence[Tensor | None]
+TorchValue = Tensor | tuple[Tensor | None, ...] | list[Tensor | None]
 Dtypes = torch.dtype | tuple[torch.dtype | None, ...]
 
 

@@ -45,10 +45,16 @@ class FloatRun:
     """A run of the captured graph in floating point.
 
     Attributes:
-        values: Tensors of the nodes, by node name, with the batch that was run.
+        values: Values of the nodes, by node name, with the batch that was run.
     """
 
-    values: Mapping[str, Tensor]
+    values: Mapping[str, TorchValue]
+
+    def tensor(self, name: str) -> Tensor:
+        """The value of a node with a single tensor."""
+        value = self.values[name]
+        assert isinstance(value, Tensor)
+        return value
 
 
 @torch.no_grad()
@@ -118,9 +124,9 @@ def check_split(run: FloatRun, of_first: FloatRun, shapes: Mapping[str, tuple[in
     Raises:
         CaptureAuditError: it is not.
     """
-    for name, tensor in run.values.items():
+    for name in run.values:
         in_batch, among_copies = (
-            sample_of(t, shapes[name], 0) for t in (tensor, of_first.values[name])
+            sample_of(r.tensor(name), shapes[name], 0) for r in (run, of_first)
         )
         if not torch.equal(in_batch.nan_to_num(), among_copies.nan_to_num()):
             raise CaptureAuditError(
@@ -135,7 +141,7 @@ class _ValueRecorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, node_names: set[str]) -> None:
         super().__init__(module)
         self._node_names = node_names
-        self.values: dict[str, Tensor] = {}
+        self.values: dict[str, TorchValue] = {}
 
     def run_node(self, n: Node) -> TorchValue:
         """Run one node."""
