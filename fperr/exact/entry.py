@@ -1,4 +1,4 @@
-"""The door to exact gradients: J^T v of an unmodified network, to a stated number of bits."""
+"""The public function for exact gradients: J^T v of an unmodified network to a stated accuracy."""
 
 import functools
 import math
@@ -27,10 +27,13 @@ from fperr.exact.mp import MpArithmetic, MpArray
 from fperr.exact.singularities import check_regular
 
 ENGINES = ("mpmath", "ball", "double_word")
-# For the multiword engine: working bits that prove this many on ordinary networks, and the step
-# down to the run that must agree where the bound proves too few.
-_FEW_BITS, _RUNG = 44, 22
-LEAST_BOUND = -8.0  # log2: where the bound proves less than this, agreement means nothing
+# Pairs of float64: up to this many bits, the coarser of two working precisions is enough on
+# ordinary networks.
+_FEW_BITS = 44
+# Difference in bits to the second run, which must agree where the bound proves too few.
+_RUNG = 22
+# Largest log2 of the bound on the relative error at which agreement of two runs is accepted.
+LEAST_BOUND = -8.0
 MOST_DOUBLE_WORD_BITS = 96
 _DEFAULT_BITS = {"mpmath": 128, "ball": 128, "double_word": 80}
 # Working precision above the bits that are claimed. Not a bound: the claim is checked.
@@ -43,15 +46,15 @@ class ExactGradient:
     """A gradient in extended precision.
 
     Attributes:
-        midpoint: (batch, *shape), a NumPy array of `mpf`.
-        radius: like it, of `mpf`: each number lies within the radius of its midpoint, proved; None
-            where a sample's error is not proved.
-        engine: name and (largest) working precision of what computed it.
-        bits: correct bits, relative to the norm of each sample's gradient, that were asked for.
-        log2_error: log2 of a relative error in norm, the largest of all samples: a proved bound
-            where there is a radius; else the difference to the same gradient at another precision:
-            twice the bits for mpmath, 22 bits less for pairs of float64.
-        audits: by sample: what PyTorch in float64 says of the exact network there.
+        midpoint: Gradient (batch, *shape), a NumPy array of `mpf`.
+        radius: Proved error bounds, an array like `midpoint`: each exact number lies within its
+            radius of its midpoint. None if the error of any sample is not proved.
+        engine: Name and largest working precision of the arithmetic.
+        bits: Correct bits required, relative to the norm of each sample's gradient.
+        log2_error: Logarithm to base 2 of the largest relative error in norm of all samples. With
+            radii, a proved bound; without, the difference to the same gradient at another
+            precision: twice the bits for mpmath, 22 bits less for pairs of float64.
+        audits: Comparison of each sample with PyTorch's own float64.
     """
 
     midpoint: NDArray[np.object_]
@@ -68,7 +71,7 @@ class ExactGradient:
 
 
 def log2_difference(a: MpArray, b: MpArray, arithmetic: MpArithmetic) -> float:
-    """log2(|a - b|_2/|b|_2), computed in `arithmetic`; -inf if equal."""
+    """Compute log2(|a - b|_2/|b|_2) in `arithmetic`; -inf if a and b are equal."""
     difference, low = arithmetic.to_scaled(arithmetic.sub(a, b))
     reference, high = arithmetic.to_scaled(b)
     if not difference.any():
@@ -194,7 +197,8 @@ def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> Ex
             f"{working.name} and {control.name} agree to {-agreement:.1f} bits only, {bits} were "
             "asked for. Ask for more bits: a decision of a ReLU or of a pooling may be close"
         )
-    # the better one of the two is audited: its logits are off by less than both are apart
+    # The run at the higher precision is audited: the error of its logits is smaller than the
+    # difference of the two runs' logits.
     audits = [
         b.audit(x[i : i + 1], v[i : i + 1], i, control.distance(a.logits, b.logits))
         for i, (a, b) in enumerate(pairs)
@@ -238,7 +242,18 @@ def _in_double_words(
 def _agreement(
     double_words: DoubleWords, coarser: BatchedNetwork, x: Tensor, v: Tensor, is_unproved: Tensor
 ) -> Tensor:
-    """log2 of the relative difference of the chosen samples' gradients to those of another run."""
+    """Compute log2 of the relative differences of the unproved gradients to those of another run.
+
+    Args:
+        double_words: Gradients of all samples.
+        coarser: Network of the other run.
+        x: Inputs of all samples.
+        v: Cotangents of all samples.
+        is_unproved: Mask (batch,) of the samples to compare.
+
+    Returns:
+        A value for each unproved sample; inf where a branch is undecided.
+    """
     other, doubt = coarser.gradient(x[is_unproved], v[is_unproved])
     selected = replace(
         double_words.moved(lambda t: t[is_unproved]), radius=double_words.radius[is_unproved]
@@ -250,7 +265,7 @@ def _agreement(
 
 @dataclass(frozen=True, slots=True)
 class _MpRun:
-    """One sample in mpmath."""
+    """A run of a sample in mpmath, and its gradient."""
 
     interpreter: Interpreter[MpArray]
     run: ForwardRun[MpArray]
@@ -258,7 +273,7 @@ class _MpRun:
 
     @property
     def logits(self) -> MpArray:
-        """(1, K)."""
+        """The logits (1, K)."""
         return self.run.logits
 
     def audit(self, x: Tensor, v: Tensor, sample: int, logits_off: float) -> SampleAudit:
@@ -269,6 +284,11 @@ class _MpRun:
 
 
 def _samples(interpreter: Interpreter[MpArray], x: Tensor, v: Tensor) -> list[_MpRun]:
+    """Run every sample by itself.
+
+    Raises:
+        SingularGradientError, ReferenceNotCertifiedError: a gradient is infinite or undefined.
+    """
     A = interpreter.arithmetic
     runs = []
     for i in range(len(x)):

@@ -1,6 +1,7 @@
-"""Arithmetic in mpmath: any precision, unlimited exponents; the readable definition of truth.
+"""Arithmetic in mpmath: any precision, unlimited exponents, no error bounds.
 
-An array is a NumPy array of `mpf` objects of a context of its own: no global precision is used.
+The slowest arithmetic and the easiest to read. An array is a NumPy array of `mpf` objects, of an
+mpmath context that belongs to the arithmetic: mpmath's global precision is not used.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,21 +25,22 @@ from fperr.exact.number_types import MpContext, MpNumber, RawNumber
 MpArray = NDArray[np.object_]
 _MatrixKey = tuple[int, tuple[int, ...], tuple[int, ...]]  # address, shape and strides
 _ROUND_TO_NEAREST = "n"
-_LAST_DIGITS = 20  # bits in which numbers differ that are equal but for rounding
-_WIDEST_SPREAD = 2**14  # bits: exp(-10000) beside 1
-_LOWEST = -(2**20)  # an exponent that makes any float zero
-_REMEMBERED = 64  # matrices: more than the weights that one pullback of a small network meets
+_LAST_DIGITS = 20  # trailing bits in which numbers may differ by rounding alone
+_WIDEST_SPREAD = 2**14  # range of exponents in bits: that of exp(-10000) beside 1
+_LOWEST = -(2**20)  # exponent by which every float is scaled to 0
+_REMEMBERED = 64  # matrices: more than one pullback of a small network uses
 
 
 class MpArithmetic(Arithmetic[MpArray]):
     """mpmath at `bits` bits, rounding to nearest.
 
     Args:
-        bits: precision of every rounding; sums and dot products are accumulated exactly.
+        bits: Precision of every rounding; sums and dot products are accumulated exactly.
 
     Attributes:
-        has_absorbed: a number has vanished beside a constant, as e^-200 does in 1 + e^-200: what is
-            left of it later is nothing, at twice the precision, too, and agreement proves nothing.
+        has_absorbed: Whether a number has vanished beside a constant, as e^-200 does in 1 + e^-200.
+            It may vanish at twice the precision, too, so agreement of two precisions then proves
+            nothing.
 
     Raises:
         ValueError: fewer than 53 bits.
@@ -58,7 +60,7 @@ class MpArithmetic(Arithmetic[MpArray]):
         return f"mpmath, {self.bits} bits"
 
     def array(self, numbers: Iterable[MpNumber], shape: Shape) -> MpArray:
-        """An array of that shape from numbers of the context, row-major."""
+        """Make an array of that shape from numbers of the context, row-major."""
         flat = np.empty(int(np.prod(shape)), dtype=object)
         flat[:] = list(numbers)
         return flat.reshape(tuple(shape))
@@ -75,7 +77,8 @@ class MpArithmetic(Arithmetic[MpArray]):
     def to_scaled(self, a: MpArray) -> tuple[Tensor, int]:
         raw = self._raw(a.reshape(-1))
         exponent = max((exp + bc for _, man, exp, bc in raw if man), default=0)
-        # at most 1,000 bits, which a float can hold; what is cut off is below float64's last place
+        # Mantissas are cut to their leading 1,000 bits, so that float() cannot overflow. The bits
+        # cut off are far below float64's last place.
         cut = [max(bc - 1000, 0) for _, _, _, bc in raw]
         mantissas = [
             float(-man if sign else man) if not c else float((-man if sign else man) >> c)
@@ -101,7 +104,7 @@ class MpArithmetic(Arithmetic[MpArray]):
         return self._watched(a, np.asarray(a - self._operand(b), dtype=object), b, -1)
 
     def _watched(self, a: MpArray, result: MpArray, b: MpArray | float, sign: int) -> MpArray:
-        """The sum of a and a signed Python number, noting if a has vanished beside that."""
+        """Return `result` = a + sign * b, recording whether `a` has vanished beside a number b."""
         if not isinstance(b, np.ndarray) and b and not self.has_absorbed:
             self.has_absorbed = bool(np.any((result == sign * b) & (a != 0)))
         return result
@@ -120,10 +123,10 @@ class MpArithmetic(Arithmetic[MpArray]):
             )
 
     def _quotient(self, a: MpNumber, b: MpNumber) -> MpNumber:
-        """The quotient, by IEEE 754 where the divisor is 0, which has no sign here."""
+        """Divide; by 0 as IEEE 754 does, with the sign of `a`, because zeros have no sign here."""
         if b != 0:
             return a / b
-        return a * self.context.inf  # which of 0 is undefined
+        return a * self.context.inf  # 0 * inf is undefined, like 0/0
 
     def rsqrt(self, a: MpArray) -> MpArray:
         return self.array(map(self._reciprocal_root, a.reshape(-1)), a.shape)
@@ -151,7 +154,7 @@ class MpArithmetic(Arithmetic[MpArray]):
         return self._saturating(self.context.erf, a)
 
     def _saturating(self, function: Callable[[MpNumber], MpNumber], a: MpArray) -> MpArray:
-        """A function that tends to 1 and never is it, noting if its digits say that it is."""
+        """Apply a function with limit 1, recording whether a finite number was rounded to 1."""
         result = self.array(map(function, a.reshape(-1)), a.shape)
         if not self.has_absorbed:
             self.has_absorbed = bool(np.any(abs(result) == 1) and self.is_finite(a))
@@ -221,7 +224,7 @@ class MpArithmetic(Arithmetic[MpArray]):
         """Check that numbers are equal, or differ by more than rounding can explain.
 
         Raises:
-            UndecidedError: they differ in their last digits.
+            UndecidedError: they differ in their last digits only.
         """
         limit = self.context.ldexp(1, _LAST_DIGITS - self.bits)
         close = np.asarray((abs(a - b) <= limit * abs(a)) & (a != b), dtype=bool)
@@ -231,7 +234,7 @@ class MpArithmetic(Arithmetic[MpArray]):
             )
 
     def distance(self, a: MpArray, b: MpArray) -> float:
-        """The norm of a - b; numbers that are the same, infinities too, count as 0."""
+        """The Euclidean norm of a - b; equal numbers, infinities too, count as difference 0."""
         differences = [x - y for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True) if x != y]
         return float(self.context.norm(differences)) if differences else 0.0
 
@@ -255,14 +258,14 @@ class MpArithmetic(Arithmetic[MpArray]):
         return b if isinstance(b, np.ndarray) else self.context.mpf(b)
 
     def _raw(self, numbers: Iterable[MpNumber]) -> list[RawNumber]:
-        """The tuples of mpmath (sign, mantissa, exponent, bit count); the mantissa of zero is 0."""
+        """The tuples of mpmath: see `RawNumber`."""
         return [number._mpf_ for number in numbers]
 
     def _total(self, raw: Iterable[RawNumber]) -> MpNumber:
         return self.context.make_mpf(mpf_sum(raw, self.bits, _ROUND_TO_NEAREST))
 
     def _columns(self, b: MpArray) -> list["_Vector"]:
-        """The columns of `b`, prepared; those of the last few matrices are remembered."""
+        """The columns of `b` as `_Vector`s; those of the last few matrices are remembered."""
         key = (b.__array_interface__["data"][0], b.shape, b.strides)
         if key not in self._remembered:
             columns = [_Vector.of(self._raw(column)) for column in b.T]
@@ -272,10 +275,10 @@ class MpArithmetic(Arithmetic[MpArray]):
         return self._remembered[key][1]
 
     def _row_times(self, row: MpArray, columns: list["_Vector"]) -> Iterable[MpNumber]:
-        """Exact products of the row's nonzero entries, summed exactly, rounded once."""
+        """Multiply a row by all columns: dot products are exact and rounded once."""
         support = [k for k, number in enumerate(row) if number._mpf_ != _ZERO]
         if not all(column.is_finite for column in columns):
-            support = list(range(len(row)))  # 0 times infinity is not 0
+            support = list(range(len(row)))  # zeros count, too: 0 times infinity is undefined
         if not support:
             return [self.context.zero] * len(columns)
         pick_support: _Selection = (
@@ -300,10 +303,15 @@ class _Selection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Vector:
-    """Numbers, and the same as `integers[k] * 2**exponent`: then sums of products are exact.
+    """Numbers as integers with a common exponent, so that sums of products are exact.
 
-    `integers` is None where the exponents are too far apart; mpmath's own sum is taken then, which
-    drops what lies below the largest terms by more than twice the precision.
+    Attributes:
+        raw: Numbers as mpmath's tuples.
+        integers: Integers with `raw[k] = integers[k] * 2**exponent`, or None where the exponents
+            are too far apart. Then mpmath's own sum is used, which drops terms that are smaller
+            than the largest by more than twice the precision.
+        exponent: Common exponent.
+        is_finite: Whether all numbers are finite.
     """
 
     raw: list[RawNumber]
@@ -332,13 +340,14 @@ _ZERO = from_float(0.0)
 
 
 def _is_finite(raw: RawNumber) -> bool:
-    """Whether one of mpmath's tuples is neither infinite nor undefined."""
+    """Whether a number is neither infinite nor undefined."""
+    # these have mantissa 0 and a nonzero exponent; zero has mantissa 0 and exponent 0
     _, man, exponent, _ = raw
     return bool(man) or not exponent
 
 
 def _sign(raw: RawNumber) -> int:
-    """The sign of one of mpmath's tuples; undefined numbers, which are not 0, count as positive."""
+    """The sign of a number; an undefined number, which is not 0, counts as positive."""
     sign, man, exponent, _ = raw
     if man:
         return 1 - 2 * int(sign)
@@ -346,10 +355,11 @@ def _sign(raw: RawNumber) -> int:
 
 
 def nearest_float64(number: MpNumber) -> float:
-    """The float64 nearest to the mpf `number`, ties to even; subnormals are rounded once."""
+    """Round an `mpf` to the nearest float64, ties to even, in one step for subnormals, too."""
     sign, man, exponent, bit_count = number._mpf_
     if not man:
         return float(number)
+    # 2**1024 overflows, and half of the smallest subnormal is 2**-1075
     if exponent + bit_count > 1024:
         magnitude = float("inf")
     elif exponent + bit_count < -1075:

@@ -1,4 +1,4 @@
-"""Activation functions other than ReLU, and PyTorch's own derivatives of them."""
+"""Smooth and leaky activation functions, and PyTorch's backward operations for them."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def tanh_backward(A: Arithmetic[T], gradient: T, output: T) -> T:
 
 @operation("aten.silu.default")
 def silu(A: Arithmetic[T], a: T) -> T:
-    """A sigmoid(a)."""
+    """a * sigmoid(a)."""
     return A.mul(a, sigmoid(A, a))
 
 
@@ -48,8 +48,8 @@ def silu_backward(A: Arithmetic[T], gradient: T, a: T) -> T:
     return A.mul(gradient, A.mul(s, A.add(A.mul(a, _one_minus(A, s)), 1.0)))
 
 
-# Constants of PyTorch's GELU are functions of 2 and pi, which kernels round to their own precision:
-# exactly sqrt(1/2), sqrt(2/pi) here; 0.044715 is meant as it is written.
+# PyTorch's kernels round the constants of GELU to their own precision. Here sqrt(1/2) and
+# sqrt(2/pi) are exact, and 0.044715 is the decimal number, as a quotient of two integers.
 _CUBIC = (44715, 1_000_000)
 
 
@@ -58,7 +58,7 @@ def _sqrt_half(A: Arithmetic[T]) -> T:
 
 
 def _gelu_tanh_argument(A: Arithmetic[T], a: T) -> tuple[T, T]:
-    """sqrt(2/pi) (a + 0.044715 a**3) and its derivative."""
+    """The argument of the tanh form, sqrt(2/pi) (a + 0.044715 a**3), and its derivative."""
     factor = A.rsqrt(A.div(A.pi(), 2.0))
     cube = A.div(A.mul(A.mul(a, a), float(_CUBIC[0])), float(_CUBIC[1]))
     argument = A.mul(factor, A.mul(a, A.add(cube, 1.0)))
@@ -137,7 +137,7 @@ def hardtanh_backward(
 
 
 def _straight_from(arguments: Sequence[Argument]) -> tuple[float, ...]:
-    """Where softplus goes over to the identity."""
+    """The kink of softplus: above it PyTorch takes the identity instead."""
     beta = number(arguments, 1) if len(arguments) > 1 else 1.0
     threshold = number(arguments, 2) if len(arguments) > 2 else 20.0
     return (threshold / beta,)

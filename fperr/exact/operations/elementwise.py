@@ -11,7 +11,11 @@ from fperr.exact.operations.table import Argument, at_zero, number, operation
 
 
 def _multiple(A: Arithmetic[T], a: T, b: T | float, alpha: float) -> T:
-    """alpha * b; a number b as an array of the shape of `a`: float products would be rounded."""
+    """alpha * b.
+
+    A Python number b becomes an array of the shape of `a`, because a product of two Python floats
+    would be rounded.
+    """
     if isinstance(b, int | float):
         return A.mul(A.add(A.zeros(A.shape(a)), float(b)), alpha)
     return A.mul(b, alpha)
@@ -19,19 +23,19 @@ def _multiple(A: Arithmetic[T], a: T, b: T | float, alpha: float) -> T:
 
 @operation("aten.add.Tensor", "aten.add.Scalar")
 def add(A: Arithmetic[T], a: T, b: T | float, *, alpha: float = 1) -> T:
-    """A + alpha * b."""
+    """a + alpha * b."""
     return A.add(a, b if alpha == 1 else _multiple(A, a, b, alpha))
 
 
 @operation("aten.sub.Tensor", "aten.sub.Scalar")
 def sub(A: Arithmetic[T], a: T, b: T | float, *, alpha: float = 1) -> T:
-    """A - alpha * b."""
+    """a - alpha * b."""
     return A.sub(a, b if alpha == 1 else _multiple(A, a, b, alpha))
 
 
 @operation("aten.rsub.Scalar", "aten.rsub.Tensor")
 def rsub(A: Arithmetic[T], a: T, b: T | float, alpha: float = 1) -> T:
-    """The difference b - alpha * a."""
+    """b - alpha * a."""
     return A.add(A.mul(a, -float(alpha)), b)
 
 
@@ -43,7 +47,7 @@ def mul(A: Arithmetic[T], a: T, b: T | float) -> T:
 
 @operation("aten.div.Tensor", "aten.div.Scalar")
 def div(A: Arithmetic[T], a: T, b: T | float) -> T:
-    """A / b."""
+    """a / b."""
     return A.div(a, b)
 
 
@@ -62,6 +66,7 @@ def rsqrt(A: Arithmetic[T], a: T) -> T:
 @operation("aten.sqrt.default")
 def sqrt(A: Arithmetic[T], a: T) -> T:
     """The square root."""
+    # a number system has only 1/sqrt(a), which is infinite at 0
     is_zero = A.sign(a) == 0
     ones = A.add(A.zeros(A.shape(a)), 1.0)
     root = A.div(ones, A.rsqrt(A.where(is_zero, ones, a)))
@@ -122,7 +127,7 @@ def _threshold(arguments: Sequence[Argument]) -> tuple[float, ...]:
 
 @operation("aten.threshold_backward.default", decisions={1: _is_active}, kinks={1: _threshold})
 def threshold_backward(A: Arithmetic[T], gradient: T, active: IndexArray, threshold: float) -> T:
-    """The gradient where the unit was active, else 0 (PyTorch's choice at the kink too)."""
+    """The gradient where the unit was active, else 0; at the kink, too, as in PyTorch."""
     del threshold
     return A.where(active, gradient, A.zeros(A.shape(gradient)))
 
@@ -178,7 +183,7 @@ def sum_dims(
     del dtype
     shape = A.shape(a)
     over = _dims(len(shape), dims)
-    if math.prod(shape) == 0:  # a sum of nothing
+    if math.prod(shape) == 0:  # a sum without terms is 0
         total = A.zeros([1 if d in over else n for d, n in enumerate(shape)])
     else:
         total = A.sum(a, over)
@@ -202,7 +207,7 @@ def mean_dims(
 
 @operation("aten._softmax.default")
 def softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool = False) -> T:
-    """exp(a) over its sum along `dim`; exponents are unlimited, so nothing is shifted."""
+    """exp(a) over its sum along `dim`; exponents have no limit, so no maximum is subtracted."""
     del half_to_float
     weights = A.exp(a)
     return A.div(weights, A.sum(weights, _dims(len(A.shape(a)), [dim])))
@@ -210,14 +215,14 @@ def softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool = False) -> T:
 
 @operation("aten._safe_softmax.default")
 def safe_softmax(A: Arithmetic[T], a: T, dim: int, dtype: torch.dtype | None = None) -> T:
-    """The softmax; rows without any entry above -inf, which PyTorch sets to 0, are undefined."""
+    """The softmax; rows of -inf alone, which PyTorch sets to 0, are undefined here."""
     del dtype
     return softmax(A, a, dim)
 
 
 @operation("aten._softmax_backward_data.default")
 def softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: torch.dtype) -> T:
-    """Output * (gradient - sum of gradient * output)."""
+    """output * (gradient - sum of gradient * output)."""
     del dtype
     product = A.mul(gradient, output)
     return A.sub(product, A.mul(output, A.sum(product, _dims(len(A.shape(output)), [dim]))))
@@ -225,7 +230,7 @@ def softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: 
 
 @operation("aten._log_softmax.default")
 def log_softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool) -> T:
-    """A - log of the sum of exp(a) along `dim`."""
+    """a - log of the sum of exp(a) along `dim`."""
     del half_to_float
     return A.sub(a, A.log(A.sum(A.exp(a), _dims(len(A.shape(a)), [dim]))))
 
@@ -234,7 +239,7 @@ def log_softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool) -> T:
 def log_softmax_backward(
     A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: torch.dtype
 ) -> T:
-    """Gradient - exp(output) * sum of gradient."""
+    """gradient - exp(output) * sum of gradient."""
     del dtype
     total = A.sum(gradient, _dims(len(A.shape(output)), [dim]))
     return A.sub(gradient, A.mul(A.exp(output), total))

@@ -1,4 +1,4 @@
-"""Convolutions, transposed ones too, and matrix products."""
+"""Convolutions, transposed convolutions and matrix products."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,21 @@ from fperr.exact.windows import across_channels, output_size, positions_by_phase
 
 
 def _group_of(A: Arithmetic[T], weight: T, group: int, groups: int) -> T:
-    """The weight of one group as a matrix (in channels * taps, out channels of the group)."""
+    """The weight of a group as a matrix (in channels * taps, out channels of the group)."""
     out, *inner_shape = A.shape(weight)
     rows = np.arange(out * math.prod(inner_shape)).reshape(groups, out // groups, -1)[group]
     return A.prepared((weight,), ("correlate", group, groups), lambda: A.take(weight, rows.T))
 
 
 def _correlate(A: Arithmetic[T], x: T, weight: T, geometry: Geometry) -> T:
-    """Cross-correlation, as a product of patches and weights."""
+    """Cross-correlation as a product of a matrix of patches and one of weights for each group."""
     if isinstance(A, Convolving):
         y: T = A.correlate(x, weight, geometry)
         return y
     samples, channels, *size = A.shape(x)
     out, width, *kernel = A.shape(weight)
     settings, groups = geometry.over(len(size)), geometry.groups
+    # flat positions (windows, channels of a group * taps) in one group of one sample
     patches = across_channels(windows(size, kernel, *settings), width, size)
     block = width * math.prod(size)
     columns = []
@@ -40,7 +41,11 @@ def _correlate(A: Arithmetic[T], x: T, weight: T, geometry: Geometry) -> T:
 
 
 def _spread(A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], geometry: Geometry) -> T:
-    """The transpose of `_correlate`: for y like its result, an array of its input's `shape`."""
+    """The transpose of `_correlate`, which maps y to an array of its input's `shape`.
+
+    Every position of the input gathers from the windows that contain it. Positions that agree
+    modulo the stride are read by the same taps, and make one product of matrices: a phase.
+    """
     if isinstance(A, Convolving):
         x: T = A.spread(y, weight, shape, geometry)
         return x
@@ -49,6 +54,7 @@ def _spread(A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], geometry: G
     index = windows(size, kernel, *geometry.over(len(size)))
     if 2 * width < out // geometry.groups:
         return _spread_from_windows(A, y, weight, shape, geometry.groups, index)
+    # for each entry of the result, its flat position in the rows of the products below
     row_of_output = np.empty((samples, channels, math.prod(size)), dtype=np.int64)
     products, row_count = [], 0
     phases = positions_by_phase(index, size, geometry.over(len(size))[0])
@@ -75,7 +81,7 @@ def _spread(A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], geometry: G
 
 
 def _taps_of(A: Arithmetic[T], weight: T, outputs: Indices, taps: Indices) -> T:
-    """Some taps and output channels of the weight: (taps * outputs, in channels of a group)."""
+    """The weights of some taps and output channels, (taps * outputs, in channels of a group)."""
     out, width, *kernel = A.shape(weight)
     positions = np.arange(out * width * math.prod(kernel)).reshape(out, width, -1)
     selected = positions[outputs][:, :, taps].transpose(2, 0, 1)
@@ -85,7 +91,11 @@ def _taps_of(A: Arithmetic[T], weight: T, outputs: Indices, taps: Indices) -> T:
 def _spread_from_windows(
     A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], groups: int, index: Indices
 ) -> T:
-    """The same, by adding up what each window sends: less work where the input has few channels."""
+    """`_spread`, by adding up a product of matrices over all windows.
+
+    A window's product has channels of a group * taps entries, so this is less work where the input
+    has few channels.
+    """
     samples, channels, *size = shape
     out, width = A.shape(weight)[:2]
     patches, per_group = across_channels(index, width, size), out // groups
@@ -108,7 +118,7 @@ def _spread_from_windows(
 def _unusual_transpose(
     arguments: Sequence[Argument], options: Mapping[str, Argument]
 ) -> str | None:
-    """Output padding beyond the stride lets windows begin where y has none."""
+    """Refuse an output padding of a stride or more: it adds outputs beyond the last window."""
     del options
     # lists of integers by ATen's schema
     stride, extra = cast(list[int], arguments[3]), cast(list[int], arguments[7])
@@ -132,12 +142,13 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> T:
-    """Cross-correlation with the weight (out, in/groups, *kernel), or the transpose of one."""
+    """Cross-correlation with the weight (out, in/groups, *kernel), or the transpose of it."""
     geometry = Geometry(stride, padding, dilation, groups)
     if transposed:
         samples, _, *size = A.shape(x)
         _, width, *kernel = A.shape(weight)
         settings = [*geometry.over(len(size)), list(output_padding)]
+        # PyTorch's formula for the size of the output of ConvTranspose
         sizes = [
             (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
             for n, k, s, p, d, extra in zip(size, kernel, *settings, strict=True)
@@ -151,7 +162,11 @@ def convolution(
 
 
 def of_weights_too(position: int) -> Refusal:
-    """A refusal: the `output_mask` at that position asks for more than the input's gradient."""
+    """Make a refusal of backward operations that compute gradients of weights.
+
+    Args:
+        position: Position of the argument `output_mask`.
+    """
 
     def refusal(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
         del options
@@ -217,13 +232,13 @@ def bmm(A: Arithmetic[T], a: T, b: T) -> T:
 
 @operation("aten.addmm.default")
 def addmm(A: Arithmetic[T], bias: T, a: T, b: T, *, beta: float = 1, alpha: float = 1) -> T:
-    """Beta * bias + alpha * a b."""
+    """beta * bias + alpha * a b."""
     return _plus(A, bias, A.matmul(a, b), beta, alpha)
 
 
 @operation("aten.baddbmm.default")
 def baddbmm(A: Arithmetic[T], bias: T, a: T, b: T, *, beta: float = 1, alpha: float = 1) -> T:
-    """Beta * bias + alpha * a b, for each entry of the first dimension."""
+    """beta * bias + alpha * a b, for each entry of the first dimension."""
     return _plus(A, bias, bmm(A, a, b), beta, alpha)
 
 

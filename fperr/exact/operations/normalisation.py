@@ -1,4 +1,4 @@
-"""Batch, layer and group norm in evaluation mode."""
+"""Batch, layer and group normalisation in evaluation mode."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ def _per_channel(A: Arithmetic[T], a: T, dimensions: int) -> T:
 
 
 def _factor(A: Arithmetic[T], variance: T, weight: T | None, epsilon: float) -> T:
-    """weight/sqrt(variance + epsilon), of each channel."""
+    """weight/sqrt(variance + epsilon) for each channel."""
     factor = A.rsqrt(A.add(variance, epsilon))
     return factor if weight is None else A.mul(factor, weight)
 
@@ -84,7 +84,7 @@ def batch_norm_without_training(
     momentum: float,
     epsilon: float,
 ) -> tuple[T, None, None]:
-    """The same, under another name."""
+    """`batch_norm` without the argument `training`."""
     y = batch_norm(A, x, weight, bias, mean, variance, False, momentum, epsilon)[0]
     return y, None, None
 
@@ -116,7 +116,7 @@ def batch_norm_backward(
 
 
 def _normalised(A: Arithmetic[T], x: T, dims: Sequence[int], epsilon: float) -> tuple[T, T, T]:
-    """(x - mean)/sqrt(variance + epsilon) over `dims`; the mean, and 1/sqrt(...)."""
+    """(x - mean)/sqrt(variance + epsilon) over `dims`, the mean, and 1/sqrt(...)."""
     count = float(math.prod(A.shape(x)[d] for d in dims))
     mean = A.div(A.sum(x, dims), count)
     centred = A.sub(x, mean)

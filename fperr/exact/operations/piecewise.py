@@ -1,4 +1,4 @@
-"""Functions in pieces, and PyTorch's own choice of derivative where the pieces meet."""
+"""Piecewise functions, and PyTorch's derivatives of them, at the kinks too."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def clamp(A: Arithmetic[T], a: T, low: float | None = None, high: float | None =
 
 @operation("aten.clamp_min.default")
 def clamp_min(A: Arithmetic[T], a: T, low: float) -> T:
-    """The entries, but at least `low`."""
+    """max(a, low)."""
     return clamp(A, a, low)
 
 
@@ -47,14 +47,14 @@ def sign(A: Arithmetic[T], a: T) -> T:
 
 @operation("aten.maximum.default")
 def maximum(A: Arithmetic[T], a: T, b: T) -> T:
-    """The larger of two."""
+    """The larger of a and b."""
     above, _ = order(A, a, b)
     return A.where(above, a, b)
 
 
 @operation("aten.minimum.default")
 def minimum(A: Arithmetic[T], a: T, b: T) -> T:
-    """The smaller of two."""
+    """The smaller of a and b."""
     _, below = order(A, a, b)
     return A.where(below, a, b)
 
@@ -79,7 +79,7 @@ def hardsigmoid_backward(A: Arithmetic[T], gradient: T, a: T) -> T:
 
 @operation("aten.hardswish.default")
 def hardswish(A: Arithmetic[T], a: T) -> T:
-    """A hardsigmoid(a)."""
+    """a * hardsigmoid(a)."""
     return A.mul(a, hardsigmoid(A, a))
 
 

@@ -20,7 +20,12 @@ def _pair(value: Sequence[int] | int, default: Sequence[int] | None = None) -> l
 
 
 def _planes(shape: Sequence[int], index: Indices) -> Indices:
-    """Windows of one plane (...), repeated over all planes of `shape`: (planes, ...)."""
+    """Repeat windows of a plane for all planes of an array: (planes, *index.shape).
+
+    Args:
+        shape: Shape of the array; a plane is its last two dimensions.
+        index: Flat positions in a plane; -1 is padding.
+    """
     planes = math.prod(shape[:-2])
     offset = (np.arange(planes) * shape[-2] * shape[-1]).reshape(-1, *[1] * index.ndim)
     return np.where(index >= 0, index + offset, -1)
@@ -36,7 +41,7 @@ def max_pool2d(
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
 ) -> tuple[T, IndexArray]:
-    """The maximum over each window and where it was: the first one of a tie."""
+    """The maximum over each window and its position in the plane, the first in a tie."""
     shape, sides = A.shape(x), _pair(kernel)
     geometry = (sides, _pair(stride, sides), _pair(padding), _pair(dilation))
     index = windows(shape[-2:], *geometry, ceil_mode=ceil_mode)
@@ -77,6 +82,7 @@ def max_pool2d_backward(
 
 def _send_back(A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray) -> T:
     planes = math.prod(x_shape[:-2])
+    # positions of maxima count within a plane
     offset = np.arange(planes)[:, None] * x_shape[-2] * x_shape[-1]
     positions = index_arrays.shifted(index_arrays.reshape(indices, (planes, -1)), offset)
     return A.scatter_add(A.reshape(gradient, index_arrays.shape(positions)), positions, x_shape)
@@ -137,7 +143,7 @@ def avg_pool2d(
 
 
 def _divisor_array(A: Arithmetic[T], divisors: Sequence[int]) -> T:
-    """(1, windows, 1)."""
+    """The divisors as an array (1, windows, 1)."""
     ones = A.add(A.zeros((1, 1, 1)), 1.0)
     return A.concatenate([A.mul(ones, float(d)) for d in divisors], 1)
 
@@ -191,7 +197,7 @@ def adaptive_avg_pool2d_backward(A: Arithmetic[T], gradient: T, x_shape: Sequenc
 
 @operation("aten.adaptive_max_pool2d.default")
 def adaptive_max_pool2d(A: Arithmetic[T], x: T, output: Sequence[int]) -> tuple[T, IndexArray]:
-    """The maximum over each adaptive window and where it was: the first one of a tie."""
+    """The maximum over each adaptive window and its position, the first in a tie."""
     ragged = adaptive_windows(A.shape(x)[-2:], output)
     index = np.full((len(ragged), max(map(len, ragged))), -1, dtype=np.int64)
     for row, window in zip(index, ragged, strict=True):
@@ -207,5 +213,5 @@ def adaptive_max_pool2d(A: Arithmetic[T], x: T, output: Sequence[int]) -> tuple[
 def adaptive_max_pool2d_backward(
     A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray
 ) -> T:
-    """The gradient, sent to where each maximum was."""
+    """The gradient of each maximum, at the position of the maximum."""
     return _send_back(A, gradient, x_shape, indices)

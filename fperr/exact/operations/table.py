@@ -14,7 +14,7 @@ Meaning = TypeVar("Meaning", bound=Callable[..., object])
 
 
 class Comparison(Protocol):
-    """What an operation compares: (arithmetic, array, arguments of the ATen call) -> mask."""
+    """A comparison of numbers, whose result an operation uses instead of the numbers."""
 
     def __call__(self, A: Arithmetic[T], a: T, arguments: Sequence[Argument], /) -> IndexArray:
         """Compare the numbers `a`, an argument of the ATen call with these `arguments`."""
@@ -81,7 +81,12 @@ OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(*names: str, **traits: Unpack[Traits]) -> Callable[[Meaning], Meaning]:
-    """Enter the decorated meaning into the table under `names`, e.g. `"aten.mm.default"`."""
+    """Enter the decorated function into the table as the meaning of operations.
+
+    Args:
+        names: Names of ATen operations, e.g. `"aten.mm.default"`.
+        traits: Other attributes of the `Operation`.
+    """
 
     def enter(meaning: Meaning) -> Meaning:
         OPERATIONS.update(dict.fromkeys(names, Operation(meaning, **traits)))

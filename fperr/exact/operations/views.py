@@ -1,4 +1,4 @@
-"""Operations that move numbers and do not change them."""
+"""Operations that move numbers without changing them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,10 @@ def _to_integers(arguments: Sequence[Argument], options: Mapping[str, Argument])
 
 @operation("aten._to_copy.default", refusal=_to_integers, decides=True, kinks={0: at_zero})
 def to_copy(A: Arithmetic[T], a: T, **traits: Argument) -> T | IndexArray:
-    """The same numbers: a change of dtype rounds in a format's run only. As bool: where not 0."""
+    """The same numbers, or for a conversion to bool the mask of those that are not 0.
+
+    A change of floating-point dtype rounds in a run in that format only.
+    """
     return A.sign(a) != 0 if traits.get("dtype") == torch.bool else a
 
 
@@ -69,7 +72,7 @@ def transpose_matrix(A: Arithmetic[T], a: T) -> T:
 
 @operation("aten.transpose.int")
 def transpose(A: Arithmetic[T], a: T, first: int, second: int) -> T:
-    """Two dimensions exchanged."""
+    """`a` with two dimensions exchanged."""
     dims = list(range(len(A.shape(a))))
     dims[first], dims[second] = dims[second], dims[first]
     return A.permute(a, dims)
@@ -77,13 +80,13 @@ def transpose(A: Arithmetic[T], a: T, first: int, second: int) -> T:
 
 @operation("aten.permute.default")
 def permute(A: Arithmetic[T], a: T, dims: Sequence[int]) -> T:
-    """Dimensions reordered."""
+    """`a` with its dimensions reordered."""
     return A.permute(a, [d % len(dims) for d in dims])
 
 
 @operation("aten.expand.default")
 def expand(A: Arithmetic[T], a: T, shape: Sequence[int], **implicit: Argument) -> T:
-    """Broadcast; -1 keeps a length."""
+    """`a` broadcast to `shape`; -1 keeps a length."""
     del implicit
     lengths = [1] * (len(shape) - len(A.shape(a))) + list(A.shape(a))
     full = [old if new == -1 else new for old, new in zip(lengths, shape, strict=True)]
@@ -92,7 +95,7 @@ def expand(A: Arithmetic[T], a: T, shape: Sequence[int], **implicit: Argument) -
 
 @operation("aten.unsqueeze.default")
 def unsqueeze(A: Arithmetic[T], a: T, dim: int) -> T:
-    """A new dimension of length 1."""
+    """`a` with a new dimension of length 1."""
     shape = list(A.shape(a))
     shape.insert(dim % (len(shape) + 1), 1)
     return A.reshape(a, shape)
@@ -100,15 +103,15 @@ def unsqueeze(A: Arithmetic[T], a: T, dim: int) -> T:
 
 @operation("aten.squeeze.dim", "aten.squeeze.dims")
 def squeeze(A: Arithmetic[T], a: T, dims: Sequence[int] | int) -> T:
-    """Without those of `dims` that have length 1."""
+    """`a` without the dimensions in `dims` that have length 1."""
     shape = A.shape(a)
-    gone = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
-    return A.reshape(a, [n for d, n in enumerate(shape) if d not in gone or n != 1])
+    removed = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
+    return A.reshape(a, [n for d, n in enumerate(shape) if d not in removed or n != 1])
 
 
 @operation("aten.cat.default")
 def cat(A: Arithmetic[T], arrays: Sequence[T], dim: int = 0) -> T:
-    """Joined along `dim`."""
+    """The arrays joined along `dim`."""
     return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
 
 
@@ -120,10 +123,10 @@ def _nonzero_fill(arguments: Sequence[Argument], options: Mapping[str, Argument]
 
 @operation("aten.constant_pad_nd.default", refusal=_nonzero_fill)
 def constant_pad(A: Arithmetic[T], a: T, pad: Sequence[int], value: float = 0) -> T:
-    """Zeros added (or, for negative widths, entries removed) around the last dimensions."""
+    """`a` with zeros added (for negative widths, entries removed) around the last dimensions."""
     del value
     index = np.arange(math.prod(A.shape(a))).reshape(A.shape(a))
-    for i in range(len(pad) // 2):
+    for i in range(len(pad) // 2):  # a pair of widths for each dimension, the last dimension first
         before, after = pad[2 * i : 2 * i + 2]
         axis = index.ndim - 1 - i
         widths = [
@@ -185,45 +188,46 @@ def unbind(A: Arithmetic[T], a: T, dim: int = 0) -> list[T]:
 
 @operation("aten.split.Tensor")
 def split(A: Arithmetic[T], a: T, size: int, dim: int = 0) -> list[T]:
-    """Pieces of that size along `dim`; the last one may be smaller."""
+    """Pieces of length `size` along `dim`; the last may be shorter."""
     starts = range(0, A.shape(a)[dim], size)
     return [slice_(A, a, dim, start, start + size) for start in starts]
 
 
 @operation("aten.stack.default")
 def stack(A: Arithmetic[T], arrays: Sequence[T], dim: int = 0) -> T:
-    """Joined along a new dimension."""
+    """The arrays joined along a new dimension."""
     return cat(A, [unsqueeze(A, a, dim) for a in arrays], dim)
 
 
 @operation("aten.repeat.default")
 def repeat(A: Arithmetic[T], a: T, repeats: Sequence[int]) -> T:
-    """Copies side by side."""
+    """Copies of `a` side by side."""
     return rearranged(A, a, lambda i: np.tile(i, repeats))
 
 
 @operation("aten.flip.default")
 def flip(A: Arithmetic[T], a: T, dims: Sequence[int]) -> T:
-    """In reverse order along `dims`."""
+    """`a` in reverse order along `dims`."""
     return rearranged(A, a, lambda i: np.flip(i, tuple(dims)))
 
 
 @operation("aten.roll.default")
 def roll(A: Arithmetic[T], a: T, shifts: Sequence[int], dims: Sequence[int] = ()) -> T:
-    """Shifted along `dims`; what leaves at one end enters at the other."""
+    """`a` shifted cyclically along `dims`."""
     along = tuple(dims) or None
     return rearranged(A, a, lambda i: np.roll(i, tuple(shifts), along))
 
 
 @operation("aten.tril.default")
 def lower_triangle(A: Arithmetic[T], a: T, diagonal: int = 0) -> T:
-    """Zeros above a diagonal of the last two dimensions."""
+    """`a` with zeros above a diagonal of the last two dimensions."""
+    # tril fills with 0: positions are counted from 1 for a moment, so that 0 becomes -1, a zero
     return rearranged(A, a, lambda i: np.tril(i + 1, diagonal) - 1)
 
 
 @operation("aten.pixel_shuffle.default")
 def pixel_shuffle(A: Arithmetic[T], a: T, factor: int) -> T:
-    """Channels spread over blocks of factor x factor pixels."""
+    """`a` with channels spread over blocks of factor x factor pixels."""
     n, c, h, w = A.shape(a)
     split = A.reshape(a, (n, c // factor**2, factor, factor, h, w))
     split = A.permute(split, (0, 1, 4, 2, 5, 3))
@@ -232,7 +236,7 @@ def pixel_shuffle(A: Arithmetic[T], a: T, factor: int) -> T:
 
 @operation("aten.pixel_unshuffle.default")
 def pixel_unshuffle(A: Arithmetic[T], a: T, factor: int) -> T:
-    """Blocks of factor x factor pixels gathered in channels."""
+    """`a` with blocks of factor x factor pixels gathered in channels."""
     n, c, h, w = A.shape(a)
     split = A.reshape(a, (n, c, h // factor, factor, w // factor, factor))
     split = A.permute(split, (0, 1, 3, 5, 2, 4))
@@ -241,7 +245,7 @@ def pixel_unshuffle(A: Arithmetic[T], a: T, factor: int) -> T:
 
 @operation("aten.split_with_sizes.default")
 def split_with_sizes(A: Arithmetic[T], a: T, sizes: Sequence[int], dim: int = 0) -> list[T]:
-    """Pieces of those sizes along `dim`."""
+    """Pieces of lengths `sizes` along `dim`."""
     ends = np.cumsum(sizes).tolist()
     return [slice_(A, a, dim, end - n, end) for end, n in zip(ends, sizes, strict=True)]
 
