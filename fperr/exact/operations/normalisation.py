@@ -1,15 +1,14 @@
 """Batch, layer and group normalisation in evaluation mode."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.operations.linear import of_weights_too
-from fperr.exact.operations.table import Argument, operation
+from fperr.exact.operations.table import Argument, Refusal, operation
 
 
-def _is_training(position: int) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
+def _is_training(position: int) -> Refusal:
     def refusal(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
         del options
         reason = "statistics of the data itself, as in training or without running statistics"
