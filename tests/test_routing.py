@@ -89,12 +89,12 @@ def test_flips_at_exact_ties_are_counted_apart():
     keys = corresponding(decisions, capture)
     assert flips(decisions, run.saved_values, keys)[0].flips == 0
     pooling, activation = decisions
-    assert pooling.chosen.tolist() == [[0, 6]]
+    assert pooling.outcome.tolist() == [[0, 6]]
     other = dict(run.saved_values.values)
     other[pooling.key] = np.array([1, 7])  # the tied one of the first window; not the largest
-    mask = activation.chosen.copy().reshape(-1)
+    mask = activation.outcome.copy().reshape(-1)
     mask[[2, 7]] = [True, False]  # a number exactly on the kink; one beyond it
-    other[activation.key] = mask.reshape(activation.chosen.shape)
+    other[activation.key] = mask.reshape(activation.outcome.shape)
     found = flips(decisions, SavedValues(other), keys)
     assert [(f.decisions, f.flips, f.tie_flips) for f in found] == [(2, 1, 1), (8, 1, 1)]
 

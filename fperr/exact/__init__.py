@@ -1,6 +1,6 @@
-"""The ruler: an unmodified network, and its gradient, in extended precision.
+"""The ruler: an unmodified network and its gradient in extended precision.
 
-Shares no code with the losses, scales and attacks that it measures.
+It shares no code with the losses, scales and attacks that it measures.
 """
 
 from fperr.caller_state import in_neutral_state
@@ -12,7 +12,8 @@ from fperr.exact.graph import capture as _capture
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 
-capture = in_neutral_state(_capture)  # inside fperr it runs as a format asks
+# Users' calls run in a neutral state; inside fperr `_capture` runs in the state of a format.
+capture = in_neutral_state(_capture)
 
 __all__ = [
     "ENGINES",

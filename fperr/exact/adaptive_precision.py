@@ -1,10 +1,10 @@
-"""Certified results: raise the precision of the balls until enough bits are proved."""
+"""Adaptive precision: raise the precision of the balls until enough bits are proved."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,30 +15,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
+from fperr.exact.arithmetic import NodeValue
 from fperr.exact.audit.samples import SampleAudit, audit_sample
 from fperr.exact.ball.arithmetic import BallArithmetic, log2_upper
 from fperr.exact.ball.array import BallArray, mantissa
 from fperr.exact.graph import Capture, Node
 from fperr.exact.interpreter import ForwardRun, Interpreter
+from fperr.exact.number_types import MpNumber
 from fperr.exact.singularities import check_regular
 
 LARGEST_BITS = 8192
-# A start, not a bound: on trained and random networks 1 to 3 bits were lost with each product.
+# The first working precision, not a bound: on trained and random networks 1 to 3 bits were lost
+# with each product of matrices.
 _BITS_PER_LAYER = 3
-_BITS_FOR_THE_REST = 12
+_BITS_FOR_OTHER_OPERATIONS = 12
 _MINUS_INFINITY = arb("-inf")
 Result = TypeVar("Result")
+_Attempt = tuple[BallArray, Interpreter[BallArray], ForwardRun[BallArray]]
 
 
 @dataclass(frozen=True, slots=True)
 class Enclosure:
-    """Proved numbers.
+    """Numbers with proved error bounds.
 
     Attributes:
-        midpoint, radius: NumPy arrays of `mpf`: every number lies within the radius.
-        bits: the working precision.
-        log2_error: log2 of an upper bound on |radius|_2 / |number|_2.
-        audit: what PyTorch in float64 says of the network at this sample, if it was asked.
+        midpoint, radius: NumPy arrays of `mpf`; every number is within its radius of its midpoint.
+        bits: Working precision, in bits.
+        log2_error: Logarithm to base 2 of an upper bound on |radius|_2 / |number|_2.
+        audit: Comparison with PyTorch's own float64 at this sample; None if it was not made.
     """
 
     midpoint: NDArray[np.object_]
@@ -49,33 +53,33 @@ class Enclosure:
 
 
 class AdaptivePrecision:
-    """A captured network in ball arithmetic, at whatever precision it takes.
+    """A captured network in ball arithmetic, at the first precision that proves enough bits.
 
     Args:
-        capture: the network, for one sample.
-        bits: wanted, normwise.
-        largest: working precision at which to give up.
+        capture: Network, captured for one sample.
+        bits: Correct bits required, relative to the norm of the result.
+        largest: Largest working precision, in bits.
     """
 
     def __init__(self, capture: Capture, bits: int, largest: int = LARGEST_BITS) -> None:
         self.capture = capture
         self.bits, self.largest = bits, largest
-        self.start = max(bits + _BITS_PER_LAYER * capture.depth + _BITS_FOR_THE_REST, 53)
-        self._interpreters: dict[int, Interpreter] = {}
+        self.start = max(bits + _BITS_PER_LAYER * capture.depth + _BITS_FOR_OTHER_OPERATIONS, 53)
+        self._interpreters: dict[int, Interpreter[BallArray]] = {}
 
-    def interpreter(self, bits: int) -> Interpreter:
+    def interpreter(self, bits: int) -> Interpreter[BallArray]:
         """The network at that precision."""
         if bits not in self._interpreters:
             self._interpreters[bits] = Interpreter(self.capture, BallArithmetic(bits))
         return self._interpreters[bits]
 
     def product(self, x: Tensor, v: Tensor, sample: int = 0) -> Enclosure:
-        """J^T v of one sample, (1, entries), proved and audited.
+        """Compute J^T v of one sample, (1, entries), with proved bounds, and audit it.
 
         Args:
-            x: (1, *shape).
-            v: (1, K).
-            sample: its number, for errors.
+            x: Input (1, *shape), taken exactly.
+            v: Cotangent of the logits (1, K), taken exactly.
+            sample: Number of the sample, for errors.
 
         Raises:
             ReferenceNotCertifiedError: not at the largest precision; says where the bits went.
@@ -83,14 +87,14 @@ class AdaptivePrecision:
             ContradictedError: PyTorch in float64 computes something else.
         """
 
-        def attempt(interpreter: Interpreter) -> tuple[BallArray, Interpreter, ForwardRun]:
+        def attempt(interpreter: Interpreter[BallArray]) -> _Attempt:
             run = interpreter.forward(x)
             entering = interpreter.arithmetic.from_torch(v)
             gradient = interpreter.products(run.saved_values, entering)
             check_regular(interpreter, run, entering, gradient, sample)
             return gradient, interpreter, run
 
-        def proved(result: tuple[BallArray, Interpreter, ForwardRun]) -> float:
+        def proved(result: _Attempt) -> float:
             return -log2_relative_radius(result[0])
 
         (balls, interpreter, run), bits = self.raised(attempt, proved, lambda i: losses(i, x, v))
@@ -98,18 +102,21 @@ class AdaptivePrecision:
 
     def raised(
         self,
-        attempt: Callable[[Interpreter], Result],
+        attempt: Callable[[Interpreter[BallArray]], Result],
         proved: Callable[[Result], float],
-        explain: Callable[[Interpreter], str],
+        explain: Callable[[Interpreter[BallArray]], str],
         largest: int | None = None,
     ) -> tuple[Result, int]:
-        """The first attempt that is proved to enough bits, and its working precision.
+        """Raise the precision until a result has enough proved bits.
 
         Args:
-            attempt: computes; may raise `UndecidedError`.
-            proved: how many bits a result has.
-            explain: where the bits went, in words.
-            largest: working precision at which to give up, if not that of all.
+            attempt: Function that computes a result; it may raise `UndecidedError`.
+            proved: Function that returns the number of proved bits of a result.
+            explain: Function that says in words after which operations bits are lost.
+            largest: Largest working precision, in bits; by default that of this object.
+
+        Returns:
+            The result, and the working precision in bits.
 
         Raises:
             ReferenceNotCertifiedError: none is up to the largest precision.
@@ -121,18 +128,19 @@ class AdaptivePrecision:
             try:
                 interpreter = self.interpreter(bits)
                 result = attempt(interpreter)
-                got = proved(result)
-                if got >= self.bits:
+                proved_bits = proved(result)
+                if proved_bits >= self.bits:
                     return result, bits
-                missing = self.bits - got
+                missing = self.bits - proved_bits
             except UndecidedError as fault:
-                undecided, missing, got = fault, math.inf, 0.0
+                undecided, missing, proved_bits = fault, math.inf, 0.0
             if bits >= largest:
                 reason = str(undecided) if undecided else explain(interpreter)
                 raise ReferenceNotCertifiedError(
-                    f"{max(got, 0.0):.1f} of {self.bits} bits are proved at {bits} bits, the "
-                    f"largest working precision allowed: {reason}"
+                    f"{max(proved_bits, 0.0):.1f} of {self.bits} bits are proved at {bits} bits, "
+                    f"the largest working precision allowed: {reason}"
                 ) from undecided
+            # the bits that were missing and a few that the next run may lose; at most twice as many
             step = bits if not math.isfinite(missing) else int(missing) + 16
             bits = min(bits + min(step, bits), largest)
 
@@ -146,15 +154,15 @@ def log2_relative_radius(balls: BallArray) -> float:
     return log2_upper(radius / lowest) if lowest > 0 else math.inf
 
 
-def norms(balls: BallArray) -> tuple[Any, Any]:
+def norms(balls: BallArray) -> tuple[arb, arb]:
     """An upper bound on |radius|_2, and an enclosure of |midpoint|_2, of all but masked logits."""
-    listed = [ball for ball in balls.listed() if not _is_masked(ball)]
-    radius = sum((ball.rad() ** 2 for ball in listed), arb(0)).sqrt()
-    return radius.upper(), sum((ball.mid() ** 2 for ball in listed), arb(0)).sqrt()
+    unmasked = [ball for ball in balls.listed() if not _is_masked(ball)]
+    radius = sum((ball.rad() ** 2 for ball in unmasked), arb(0)).sqrt()
+    return radius.upper(), sum((ball.mid() ** 2 for ball in unmasked), arb(0)).sqrt()
 
 
 def enclosure(balls: BallArray, bits: int, audit: SampleAudit | None = None) -> Enclosure:
-    """Balls as numbers of mpmath, in a context of that precision."""
+    """Convert balls to midpoints and radii in mpmath, in a context of precision `bits`."""
     context = MPContext()
     context.prec = bits
     radii = _numbers(balls, arb.rad, context)
@@ -163,7 +171,7 @@ def enclosure(balls: BallArray, bits: int, audit: SampleAudit | None = None) -> 
 
 
 def midpoints(balls: BallArray, context: MPContext) -> NDArray[np.object_]:
-    """The midpoints, exactly, as `mpf` of a context, in whose precision they are used further.
+    """Convert the midpoints to `mpf` of the context, exactly.
 
     Raises:
         ReferenceNotCertifiedError: one is not finite.
@@ -172,17 +180,17 @@ def midpoints(balls: BallArray, context: MPContext) -> NDArray[np.object_]:
 
 
 def _is_masked(ball: arb) -> bool:
-    """Whether it is minus infinity, as the logit of a class is that is masked."""
+    """Whether the ball is minus infinity, as the logit of a masked class is."""
     return bool(ball.mid() == _MINUS_INFINITY) and bool(ball.rad().is_finite())
 
 
 def to_balls(A: BallArithmetic, numbers: NDArray[np.object_]) -> BallArray:
-    """Numbers of mpmath in ball arithmetic, rounded with a radius where they are longer."""
+    """Convert numbers of mpmath to balls: exact, or rounded with a radius where they are longer."""
     return A.array([arb_of(number) for number in numbers.reshape(-1)], numbers.shape)
 
 
-def arb_of(number: Any) -> Any:
-    """The `mpf`, which may be minus infinity, as a ball, exactly."""
+def arb_of(number: MpNumber) -> arb:
+    """Convert an `mpf`, which may be minus infinity, to a ball, exactly."""
     if number._mpf_ == fninf:
         return _MINUS_INFINITY
     sign, man, exponent, _ = number._mpf_
@@ -190,30 +198,30 @@ def arb_of(number: Any) -> Any:
 
 
 def _numbers(
-    balls: BallArray, part: Callable[[Any], Any], context: MPContext
+    balls: BallArray, component: Callable[[arb], arb], context: MPContext
 ) -> NDArray[np.object_]:
-    used, pool = balls.used, np.full(len(balls.pool), None, dtype=object)
-    parts = [part(ball) for ball in balls.pool[used]]
-    is_masked = [_is_masked(number) for number in parts]
+    used, numbers = balls.used, np.full(len(balls.pool), None, dtype=object)
+    components = [component(ball) for ball in balls.pool[used]]
+    is_masked = [_is_masked(number) for number in components]
     if not all(
-        number.is_finite() or masked for number, masked in zip(parts, is_masked, strict=True)
+        number.is_finite() or masked for number, masked in zip(components, is_masked, strict=True)
     ):
         raise ReferenceNotCertifiedError("an enclosure is unbounded: more bits are needed")
-    pool[used] = [
+    numbers[used] = [
         context.ninf if masked else context.make_mpf(from_man_exp(*mantissa(number)))
-        for number, masked in zip(parts, is_masked, strict=True)
+        for number, masked in zip(components, is_masked, strict=True)
     ]
-    return pool[balls.index]
+    return numbers[balls.index]
 
 
-def losses(interpreter: Interpreter, x: Tensor, v: Tensor | None) -> str:
-    """Where the bits went: the operations after which fewest are left, in words."""
-    found: list[tuple[str, float]] = []
+def losses(interpreter: Interpreter[BallArray], x: Tensor, v: Tensor | None) -> str:
+    """Say in words after which operations most bits are lost."""
+    bits_left: list[tuple[str, float]] = []
     limit = float(interpreter.arithmetic.bits)  # exact numbers count as all bits
 
-    def observe(node: Node, value: Any) -> None:
+    def observe(node: Node, value: NodeValue[BallArray]) -> None:
         if isinstance(value, BallArray):
-            found.append((node.name, min(-log2_relative_radius(value), limit)))
+            bits_left.append((node.name, min(-log2_relative_radius(value), limit)))
 
     run = interpreter.forward(x)
     for node in interpreter.capture.forward:
@@ -223,9 +231,15 @@ def losses(interpreter: Interpreter, x: Tensor, v: Tensor | None) -> str:
     interpreter.products(run.saved_values, interpreter.arithmetic.from_torch(v), observe)
     drops = [
         (before - after, name, after)
-        for (_, before), (name, after) in pairwise(found)
+        for (_, before), (name, after) in pairwise(bits_left)
         if math.isfinite(after) and before > after
     ]
     worst = sorted(drops, reverse=True)[:3]
-    told = ", ".join(f"{name} loses {drop:.0f} and leaves {left:.0f}" for drop, name, left in worst)
-    return f"bits are lost along the network: {told}" if told else "no operation keeps any"
+    descriptions = ", ".join(
+        f"{name} loses {drop:.0f} and leaves {left:.0f}" for drop, name, left in worst
+    )
+    return (
+        f"bits are lost along the network: {descriptions}"
+        if descriptions
+        else "no operation keeps any"
+    )

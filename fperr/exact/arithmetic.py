@@ -1,10 +1,10 @@
-"""What a number system must offer so that a captured network can be run in it."""
+"""The operations that a number system must offer so that a captured network can run in it."""
 
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,36 +14,45 @@ from torch import Tensor
 from fperr.exact import index_arrays
 from fperr.exact.index_arrays import IndexArray
 
-# An array of the number system's own kind.
-T = TypeVar("T")
+T = TypeVar("T")  # the number system's own kind of array
 R = TypeVar("R")
-Array = Any
 Shape = Sequence[int]
 Indices = NDArray[np.int64]
-# Masks, and positions: NumPy arrays, or torch tensors that differ by sample (see `choices`).
+# One output of a node of the graph: numbers, a mask or indices, or nothing where nobody uses it.
+Output: TypeAlias = T | IndexArray | None
+# What a node holds: its output, or several of them.
+NodeValue: TypeAlias = Output[T] | tuple[Output[T], ...] | list[Output[T]]
+# Aliases without a type of their own: to go as soon as no module uses them.
+Array = Any
 Mask = Any
 Places = Any
-_REMEMBERED = 256  # rearranged weights
+_REMEMBERED = 256  # results of `prepared`: more than the rearranged weights of a large network
 
 
 class Arithmetic(ABC, Generic[T]):
-    """A number system: conversions, array operations, decisions. Carries its own precision.
+    """A number system with arrays of type `T`: conversions, array operations and comparisons.
 
-    Arrays are immutable for the caller. Every method that computes rounds (or encloses) at the
-    system's precision; those that only move, compare or convert from torch are exact.
-    Elementwise methods broadcast as NumPy does. A system of enclosures raises `UndecidedError`
-    where it cannot decide. Division by an exact zero, its reciprocal root and its logarithm give
-    what IEEE 754 says (or, in enclosures, a number of which nothing is known): infinities and
-    undefined numbers that a mask may leave out further on.
+    Every instance has a precision of its own. Callers must not change arrays. Methods that compute
+    round (or enclose) at that precision; those that only move, compare or convert from torch are
+    exact. Elementwise methods broadcast as NumPy does. A system of enclosures raises
+    `UndecidedError` where it cannot decide a comparison. Division by an exact zero, and the
+    reciprocal root and the logarithm of one, give what IEEE 754 says (in enclosures: an unbounded
+    ball). A mask may leave these infinite or undefined numbers out later.
 
     Attributes:
-        bits: the precision.
+        bits: Precision of the significand, in bits.
     """
 
     bits: int
 
     def prepared(self, sources: tuple[object, ...], layout: Hashable, make: Callable[[], R]) -> R:
-        """`make()`, what is made of the constants `sources`; once for each `layout`."""
+        """Return `make()`, computed once for each pair of `sources` and `layout`.
+
+        Args:
+            sources: Constants that `make` uses, told apart by identity.
+            layout: Key of the form in which the constants are needed.
+            make: Function without arguments, called on the first use.
+        """
         remembered = self.__dict__.setdefault("_prepared", {})
         key = tuple(map(id, sources)), layout
         if key not in remembered:
@@ -55,60 +64,66 @@ class Arithmetic(ABC, Generic[T]):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name and precision, for reports: e.g. `"mpmath, 206 bits"`."""
+        """Name and precision for reports, e.g. `"mpmath, 206 bits"`."""
 
     @abstractmethod
     def from_torch(self, tensor: Tensor) -> T:
-        """The floating-point `tensor`, exactly."""
+        """Convert the floating-point `tensor`, exactly."""
 
     def from_samples(self, tensor: Tensor) -> T:
-        """The floating-point numbers (samples, *shape), exactly: of one sample, where all are."""
+        """Convert the floating-point tensor (samples, *shape), exactly, to an array of `shape`.
+
+        Here the first sample stands for all; a number system that holds batches overrides this.
+        """
         return self.from_torch(tensor[0])
 
     def to_samples(self, a: T) -> Tensor:
-        """The nearest float64 tensor (samples, *shape): one sample stands for all."""
+        """Round to the nearest float64 tensor (samples, *shape), with one sample for all."""
         return self.to_torch(a)[None]
 
     def error_norms(self, a: T) -> Tensor:
-        """(samples or 1,): upper bounds on the norm of the numbers' error, where known; else 0."""
+        """Upper bounds on the Euclidean norm of each sample's error, (samples or 1,).
+
+        0 in number systems that bound no errors or keep a radius in every number.
+        """
         del a
         return torch.zeros(1, dtype=torch.float64)
 
     def without_value_numbers(self, a: T) -> T:
-        """The same numbers, of which nobody will ask whether they are equal by arithmetic."""
+        """Drop the value numbers, which are not needed where nothing is compared any more."""
         return a
 
     def from_index_array(self, a: IndexArray) -> T:
-        """The integers or booleans as numbers, exactly."""
-        first, *rest = (self.from_torch(part) for part in index_arrays.float_parts(a))
-        return functools.reduce(self.add, rest, first)
+        """Convert integers or booleans to numbers, exactly."""
+        first, *remainder = (self.from_torch(floats) for floats in index_arrays.float_parts(a))
+        return functools.reduce(self.add, remainder, first)
 
     @abstractmethod
     def to_torch(self, a: T) -> Tensor:
-        """The nearest float64 tensor on the CPU; overflow gives infinities."""
+        """Round to the nearest float64 tensor on the CPU; overflow gives infinities."""
 
     @abstractmethod
     def to_scaled(self, a: T) -> tuple[Tensor, int]:
-        """A float64 tensor t and an integer e with a = t * 2**e, to float64's precision.
+        """Return a float64 tensor t and an integer e with a = t * 2**e, to float64's precision.
 
         The largest |t| lies in [1/2, 1); e is 0 where a is exactly zero.
         """
 
     @abstractmethod
     def shape(self, a: T) -> tuple[int, ...]:
-        """The shape of `a`."""
+        """Return the shape of `a`."""
 
     @abstractmethod
     def zeros(self, shape: Shape) -> T:
-        """Zeros of that shape."""
+        """Return zeros of that shape."""
 
     @abstractmethod
     def add(self, a: T, b: T | float) -> T:
-        """A + b."""
+        """a + b."""
 
     @abstractmethod
     def sub(self, a: T, b: T | float) -> T:
-        """A - b."""
+        """a - b."""
 
     @abstractmethod
     def mul(self, a: T, b: T | float) -> T:
@@ -116,7 +131,7 @@ class Arithmetic(ABC, Generic[T]):
 
     @abstractmethod
     def div(self, a: T, b: T | float) -> T:
-        """A / b."""
+        """a / b."""
 
     @abstractmethod
     def rsqrt(self, a: T) -> T:
@@ -167,20 +182,20 @@ class Arithmetic(ABC, Generic[T]):
         """The arrays joined along `dim`."""
 
     @abstractmethod
-    def take(self, a: T, index: Places) -> T:
-        """Entries of the flattened `a` at `index`, in the shape of `index`; -1 gives zero."""
+    def take(self, a: T, index: IndexArray) -> T:
+        """Gather entries of the flattened `a`, in the shape of `index`; index -1 gives zero."""
 
     @abstractmethod
-    def scatter_add(self, a: T, index: Places, shape: Shape) -> T:
-        """Zeros of `shape` with every a[i] added at the flat position index[i]; -1 is dropped."""
+    def scatter_add(self, a: T, index: IndexArray, shape: Shape) -> T:
+        """Add every a[i] to zeros of `shape` at the flat position index[i]; -1 drops the entry."""
 
     @abstractmethod
-    def where(self, mask: Mask, a: T, b: T) -> T:
-        """a where the mask holds, else b."""
+    def where(self, mask: IndexArray, a: T, b: T) -> T:
+        """a where the mask is true, else b."""
 
     @abstractmethod
     def exceeds(self, a: T, threshold: float) -> IndexArray:
-        """Decide a > threshold."""
+        """Decide a > threshold for every entry."""
 
     @abstractmethod
     def sign(self, a: T) -> IndexArray:
@@ -188,7 +203,7 @@ class Arithmetic(ABC, Generic[T]):
 
     @abstractmethod
     def first_argmax(self, a: T, valid: NDArray[np.bool_]) -> IndexArray:
-        """Position along the last dimension of the first largest entry among the valid ones."""
+        """Find the first largest valid entry along the last dimension: its position there."""
 
     @abstractmethod
     def same(self, a: T, b: T) -> IndexArray:
@@ -200,20 +215,27 @@ class Arithmetic(ABC, Generic[T]):
 
     @abstractmethod
     def has_zero(self, a: T) -> bool:
-        """Whether an entry is known to be exactly 0."""
+        """Whether an entry is exactly 0, and proved to be."""
 
     @abstractmethod
     def values(self, a: T) -> Indices:
-        """An integer for every entry, such that equal integers stand for equal numbers."""
+        """Return an integer for every entry: equal integers stand for equal numbers."""
 
     @abstractmethod
     def equal(self, a: T, b: T) -> bool:
-        """Whether both hold the same numbers."""
+        """Whether a and b hold the same numbers in the same shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How the windows of a convolution lie in its input (of a transposed one: in its output)."""
+    """Settings of a convolution: how its windows lie in its input.
+
+    The windows of a transposed convolution lie in its output.
+
+    Attributes:
+        stride, padding, dilation: Entries, one for each spatial dimension or one for all.
+        groups: Number of groups of channels.
+    """
 
     stride: Sequence[int]
     padding: Sequence[int]
@@ -221,18 +243,18 @@ class Geometry:
     groups: int
 
     def over(self, dimensions: int) -> list[list[int]]:
-        """Stride, padding and dilation with one entry for each spatial dimension."""
+        """Return stride, padding and dilation with one entry for each spatial dimension."""
         settings = self.stride, self.padding, self.dilation
         return [list(s) * (dimensions // len(s)) for s in settings]
 
 
 class Convolving(ABC, Generic[T]):
-    """A number system that has convolutions of its own; the others gather patches and multiply."""
+    """A number system with convolutions of its own; the others gather patches and multiply."""
 
     @abstractmethod
     def correlate(self, x: T, weight: T, geometry: Geometry) -> T:
-        """Cross-correlation of x (rows, channels, *size) with (out, channels/groups, *kernel)."""
+        """Correlate x (rows, channels, *size) with the weight (out, channels/groups, *kernel)."""
 
     @abstractmethod
     def spread(self, y: T, weight: T, shape: Shape, geometry: Geometry) -> T:
-        """Its transpose: for y like its result, an array of the `shape` of its input."""
+        """Apply the transpose of `correlate` to y: an array of the `shape` of its input."""

@@ -1,23 +1,26 @@
-"""Routing: which way ReLUs and poolings decided, and where two runs decided differently.
+"""Branches: which side each ReLU took and which entry each pooling, and how two runs differ.
 
-The gradient jumps where a decision flips. A flip at an exact tie is told apart: there the exact
-network has two equal candidates, and PyTorch's rule (the first one, or 0 at a kink) is a choice.
+The gradient jumps where a branch flips. Flips at an exact tie are counted separately: there the
+exact network has two equal candidates, and PyTorch's rule (the first one, or 0 at a kink) is a
+convention.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import getitem
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fperr.exact import index_arrays
-from fperr.exact.arithmetic import Arithmetic, Indices, Mask
+from fperr.exact.arithmetic import Arithmetic, Indices, T
 from fperr.exact.graph import Capture, Node
+from fperr.exact.index_arrays import IndexNDArray
 from fperr.exact.interpreter import ForwardRun, SavedValues
+from fperr.exact.node_kinds import TorchValue
+from fperr.exact.operations.table import Argument, number
 from fperr.exact.saved_values import saved_for_backward
 
 _POOLINGS = {
@@ -29,35 +32,35 @@ _POOLINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """The decisions of one layer at one sample, in the exact network.
+    """The branches that one layer takes at one sample in the exact network.
 
     Attributes:
-        key: of the reading that holds them.
-        layer: name of the node that decided.
+        key: Key of the saved value that holds them.
+        layer: Name of the node that takes them.
         kind: `"activation"` (which side of a kink) or `"pooling"` (which entry is the largest).
-        shape: of the choices in the graph.
-        chosen: what was decided: a mask, or for each row of windows their positions.
-        values: pooling: (windows, candidates), equal integers for equal numbers; activation: where
-            the number lies exactly on the kink.
+        shape: Shape of the saved value in the graph.
+        outcome: Mask of an activation's positive side, or positions (planes, windows) in a pooling.
+        values: Integers (planes, candidates) of a pooling, equal for equal numbers; of an
+            activation, a mask that is true where the number lies exactly on a kink.
     """
 
     key: str
     layer: str
     kind: str
     shape: tuple[int, ...]
-    chosen: NDArray[Any]
-    values: Indices | Mask
+    outcome: IndexNDArray
+    values: IndexNDArray
 
 
 @dataclass(frozen=True, slots=True)
 class Flips:
-    """How many decisions of one layer differ between two runs.
+    """The number of branches of one layer that differ between two runs.
 
     Attributes:
-        layer, kind: as in `Branches`.
-        decisions: how many there are.
-        flips: how many differ where the exact network has no tie.
-        tie_flips: how many differ where it has one.
+        layer, kind: The same as in `Branches`.
+        decisions: Number of branches that the layer takes.
+        flips: Number of branches that differ where the exact network has no tie.
+        tie_flips: Number of branches that differ where the exact network has a tie.
     """
 
     layer: str
@@ -67,136 +70,160 @@ class Flips:
     tie_flips: int
 
 
-def branches_of(capture: Capture, run: ForwardRun, A: Arithmetic[Any]) -> tuple[Branches, ...]:
-    """Every decision that the backward half of the graph uses."""
-    found = []
-    for key, source, decide, arguments in saved_for_backward(capture):
-        chosen = run.saved_values.values[key]
-        if decide is not None:
-            producer = source.args[0] if str(source.target) == "aten.relu.default" else source
-            number = run.values.get(str(producer))
-            tied = np.zeros(chosen.shape, dtype=bool)
-            for kink in _kinks(arguments) if number is not None else ():
-                tied = tied | (index_arrays.of_one(A.sign(A.sub(number, kink))) == 0)
-            found.append(Branches(key, source.name, "activation", chosen.shape, chosen, tied))
-        elif (pooling := _pooling_of(source)) is not None:
-            values = A.values(run.values[str(pooling.args[0])])
-            candidates = _windows(pooling, values)
-            positions = np.asarray(chosen).reshape(len(candidates), -1)
-            found.append(
-                Branches(key, pooling.name, "pooling", chosen.shape, positions, candidates)
-            )
-    return tuple(found)
-
-
-def flips(exact: Sequence[Branches], other: SavedValues, keys: Mapping[str, str]) -> list[Flips]:
-    """Where `other`, the readings of another run, decided differently.
+def branches_of(capture: Capture, run: ForwardRun[T], A: Arithmetic[T]) -> tuple[Branches, ...]:
+    """Collect the branches that the backward half of the graph uses.
 
     Args:
-        exact: the decisions of the exact network.
-        other: of the other run.
-        keys: from a key of the exact network to the key of the other run.
+        capture: Network, captured for one sample.
+        run: Exact run at that sample.
+        A: Arithmetic of the run.
     """
-    found = []
-    for mine in exact:
-        theirs = np.asarray(other.values[keys[mine.key]]).reshape(mine.chosen.shape)
-        differ = theirs != mine.chosen
-        if mine.kind == "pooling":
+    branches = []
+    for key, source, decide, arguments in saved_for_backward(capture):
+        # only used where it is a mask or the positions of maxima, in NumPy as for every one sample
+        outcome = cast(IndexNDArray, run.saved_values.values[key])
+        if decide is not None:
+            producer = source.args[0] if str(source.target) == "aten.relu.default" else source
+            preactivation = run.values.get(str(producer))
+            is_tied = np.zeros(outcome.shape, dtype=bool)
+            for kink in _kinks(arguments) if preactivation is not None else ():
+                is_tied = is_tied | (
+                    index_arrays.of_one(A.sign(A.sub(cast(T, preactivation), kink))) == 0
+                )
+            branches.append(
+                Branches(key, source.name, "activation", outcome.shape, outcome, is_tied)
+            )
+        elif (pooling := _pooling_of(source)) is not None:
+            value_numbers = A.values(cast(T, run.values[str(pooling.args[0])]))  # it was pooled
+            candidates = _windows(pooling, value_numbers)
+            positions = np.asarray(outcome).reshape(len(candidates), -1)
+            branches.append(
+                Branches(key, pooling.name, "pooling", outcome.shape, positions, candidates)
+            )
+    return tuple(branches)
+
+
+def flips(exact: Sequence[Branches], other: SavedValues[T], keys: Mapping[str, str]) -> list[Flips]:
+    """Count the branches that another run takes differently, by layer.
+
+    Args:
+        exact: Branches of the exact network.
+        other: Saved values of the other run.
+        keys: Keys of `other` by the key of `Branches`.
+    """
+    flips_by_layer = []
+    for branch in exact:
+        outcome = np.asarray(other.values[keys[branch.key]]).reshape(branch.outcome.shape)
+        differs = outcome != branch.outcome
+        if branch.kind == "pooling":
             pick = np.take_along_axis
-            tied = pick(mine.values, theirs, -1) == pick(mine.values, mine.chosen, -1)
+            positions, exact_positions = cast(Indices, outcome), cast(Indices, branch.outcome)
+            is_tied = pick(branch.values, positions, -1) == pick(branch.values, exact_positions, -1)
         else:
-            tied = np.asarray(mine.values, dtype=bool)
-        ties = int((differ & tied).sum())
-        found.append(Flips(mine.layer, mine.kind, differ.size, int(differ.sum()) - ties, ties))
-    return found
+            is_tied = np.asarray(branch.values, dtype=bool)
+        ties = int((differs & is_tied).sum())
+        flips_by_layer.append(
+            Flips(branch.layer, branch.kind, differs.size, int(differs.sum()) - ties, ties)
+        )
+    return flips_by_layer
 
 
 def corresponding(exact: Sequence[Branches], capture: Capture) -> dict[str, str] | None:
-    """The keys of the same decisions in another capture of the network; None if they differ."""
-    theirs = [
+    """Map keys of branches to those in another capture of the network; None if they differ."""
+    keys = [
         key
         for key, source, decide, _ in saved_for_backward(capture)
         if decide is not None or _pooling_of(source) is not None
     ]
-    if len(theirs) != len(exact):
+    if len(keys) != len(exact):
         return None
-    return {mine.key: key for mine, key in zip(exact, theirs, strict=True)}
+    return {branch.key: key for branch, key in zip(exact, keys, strict=True)}
 
 
 @torch.no_grad()
 def frozen_gradient(
     capture: Capture, x: Tensor, v: Tensor, samples: Sequence[Sequence[Branches]]
 ) -> Tensor | None:
-    """J^T v of a batch in floating point, with the decisions given.
+    """Compute J^T v of a batch in floating point along prescribed branches.
 
     Args:
-        capture: of the batch, in the format.
-        x: (batch, *shape), in the format.
-        v: (batch, K), in the format.
-        samples: the decisions of each sample.
+        capture: Network, captured at the batch's shape in the format.
+        x: Input (batch, *shape), in the format.
+        v: Cotangents of the logits (batch, K), in the format.
+        samples: Branches of each sample.
 
     Returns:
-        (batch, *shape), in the format; None where the graph decides in other places.
+        The products (batch, *shape), in the format; None if the graph has branches elsewhere.
     """
     keys = corresponding(samples[0], capture)
     if keys is None:
         return None
-    chosen = {
-        keys[parts[0].key]: [torch.from_numpy(p.chosen.reshape(p.shape)) for p in parts]
-        for parts in zip(*samples, strict=True)
+    outcomes = {
+        keys[branches[0].key]: [
+            torch.from_numpy(branch.outcome.reshape(branch.shape)) for branch in branches
+        ]
+        for branches in zip(*samples, strict=True)
     }
-    decided: dict[str, Tensor] = {}
+    outcome_by_node: dict[str, Tensor] = {}
     for key, source, decide, arguments in saved_for_backward(capture):
-        if key in chosen:
-            whole = _joined(chosen[key], capture.shapes[source.name]).to(v.device)
-            decided[key] = whole if decide is None else _stand_in(whole, arguments).to(v.dtype)
-    gradient: Tensor = _Frozen(capture.module, decided).run(x, v)[1]
+        if key in outcomes:
+            outcome = _joined(outcomes[key], capture.shapes[source.name]).to(v.device)
+            outcome_by_node[key] = (
+                outcome if decide is None else _stand_in(outcome, arguments).to(v.dtype)
+            )
+    gradient: Tensor = _Frozen(capture.module, outcome_by_node).run(x, v)[1]
     return gradient
 
 
 class _Frozen(fx.Interpreter):
-    """Runs a graph with some decisions made beforehand."""
+    """Runs a graph along prescribed branches."""
 
-    def __init__(self, module: fx.GraphModule, decided: Mapping[str, Tensor]) -> None:
+    def __init__(self, module: fx.GraphModule, outcome_by_node: Mapping[str, Tensor]) -> None:
         super().__init__(module)
-        self._decided = decided
+        self._outcome_by_node = outcome_by_node
 
-    def run_node(self, n: Node) -> Any:
-        """Run one node."""
-        if n.name in self._decided:
-            return self._decided[n.name]
+    def run_node(self, n: Node) -> TorchValue:
+        """Run one node, or return the prescribed outcome instead."""
+        if n.name in self._outcome_by_node:
+            return self._outcome_by_node[n.name]
         keys = [f"{n.name}.{position}" for position in range(len(n.args))]
-        if not any(key in self._decided for key in keys):
-            return super().run_node(n)
+        if not any(key in self._outcome_by_node for key in keys):
+            return cast(TorchValue, super().run_node(n))
         arguments, options = self.fetch_args_kwargs_from_env(n)
         pairs = zip(keys, arguments, strict=True)
-        return n.target(*(self._decided.get(k, a) for k, a in pairs), **options)  # type: ignore[operator]
+        assert callable(n.target)
+        value = n.target(*(self._outcome_by_node.get(k, a) for k, a in pairs), **options)
+        return cast(TorchValue, value)
 
 
-def _joined(parts: list[Tensor], whole: tuple[int, ...]) -> Tensor:
-    """The choices of single samples as one batch of the shape `whole`."""
-    shape = parts[0].shape
-    differ = [d for d, (n, m) in enumerate(zip(whole, shape, strict=True)) if n != m]
-    return torch.cat(parts, differ[0]) if differ else parts[0]
+def _joined(outcomes: list[Tensor], batch_shape: tuple[int, ...]) -> Tensor:
+    """Join the outcomes of single samples along the dimension in which a batch is longer."""
+    shape = outcomes[0].shape
+    differ = [d for d, (n, m) in enumerate(zip(batch_shape, shape, strict=True)) if n != m]
+    return torch.cat(outcomes, differ[0]) if differ else outcomes[0]
 
 
-def _stand_in(mask: Tensor, arguments: Sequence[Any]) -> Tensor:
-    """Numbers that make an activation's backward operation decide as the mask says."""
+def _stand_in(mask: Tensor, arguments: Sequence[Argument]) -> Tensor:
+    """Numbers for which an activation's backward operation takes the branches of the mask."""
     low, *high = _kinks(arguments)
     inside = (low + high[0]) / 2 if high else low + 1.0
     return torch.where(mask, inside, low - 1.0)
 
 
-def _kinks(arguments: Sequence[Any]) -> tuple[float, ...]:
-    """Where an activation's backward operation decides: ReLU's threshold, 0, or two bounds."""
+def _kinks(arguments: Sequence[Argument]) -> tuple[float, ...]:
+    """The kinks of an activation, from the arguments of its backward operation.
+
+    ReLU's has (gradient, result, threshold), leaky ReLU's (gradient, a, slope, is_result) and
+    hardtanh's (gradient, a, low, high).
+    """
     if len(arguments) == 3:
-        return (float(arguments[2]),)
+        return (number(arguments, 2),)
     is_leaky = isinstance(arguments[3], bool)
-    return (0.0,) if is_leaky else (float(arguments[2]), float(arguments[3]))
+    return (0.0,) if is_leaky else (number(arguments, 2), number(arguments, 3))
 
 
 def _pooling_of(source: Node) -> Node | None:
-    """The pooling whose choices the node `source` is."""
+    """The pooling whose second output, the positions of the maxima, is the node `source`."""
     if source.target is not getitem or source.args[1] != 1:
         return None
     producer = source.args[0]
@@ -205,7 +232,7 @@ def _pooling_of(source: Node) -> Node | None:
 
 
 def _windows(pooling: Node, values: Indices) -> Indices:
-    """The candidates that the positions of a pooling count: (rows, candidates)."""
+    """The candidates (planes, candidates) among which the positions of a pooling count."""
     if str(pooling.target) == "aten.max.dim":
         along = np.moveaxis(values, int(str(pooling.args[1])), -1)
         return along.reshape(-1, along.shape[-1])

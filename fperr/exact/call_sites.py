@@ -1,8 +1,7 @@
-"""Which module of a network calls which operation: for errors that name the culprit."""
+"""Call sites: which modules of a network call an operation, for errors that name them."""
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def call_sites(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
-    """For each ATen operation of the forward pass at x, the innermost modules that call it.
+    """Record the innermost modules that call each ATen operation of the forward pass at x.
 
-    A module is given as its name in the model and its type, the model itself as its type; in order
-    of execution. Operations of the backward pass are not among them.
+    Modules are listed in order of execution, as name and type: `"0.1 (ReLU)"`; the model itself as
+    its type. Operations of the backward pass alone are missing.
     """
     watch = _Watch()
     handles = []
@@ -29,29 +28,33 @@ def call_sites(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
     finally:
         for handle in handles:
             handle.remove()
-    return {operation: list(labels) for operation, labels in watch.found.items()}
+    return {operation: list(labels) for operation, labels in watch.modules_by_operation.items()}
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operation with the module that is running."""
+    """Records every operation with the module that is running."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: dict[str, dict[str, None]] = defaultdict(dict)
+        self.modules_by_operation: dict[str, dict[str, None]] = defaultdict(dict)
         self._running: list[str] = []
 
     def entering(self, label: str) -> Callable[..., None]:
-        def enter(*_: Any) -> None:
+        def enter(*_: object) -> None:
             self._running.append(label)
 
         return enter
 
-    def leaving(self, *_: Any) -> None:
+    def leaving(self, *_: object) -> None:
         self._running.pop()
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         for label in self._running[-1:]:
-            self.found[str(func)][label] = None
+            self.modules_by_operation[str(func)][label] = None
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""The door to exact gradients: J^T v of an unmodified network, to a stated number of bits."""
+"""The public function for exact gradients: J^T v of an unmodified network to a stated accuracy."""
 
 import functools
 import math
@@ -17,7 +17,6 @@ from fperr.caller_state import in_neutral_state
 from fperr.errors import ReferenceNotCertifiedError, SingularGradientError, UndecidedError
 from fperr.exact.adaptive_precision import LARGEST_BITS as LARGEST_BALL_BITS
 from fperr.exact.adaptive_precision import AdaptivePrecision
-from fperr.exact.arithmetic import Array
 from fperr.exact.audit.function_of_sample import check_function_of_sample, check_repeatable
 from fperr.exact.audit.samples import SampleAudit, audit_sample
 from fperr.exact.double_word import LARGEST_BITS
@@ -25,15 +24,18 @@ from fperr.exact.double_word.numbers import DoubleWords
 from fperr.exact.double_word_network import BatchedNetwork, log2_relative_errors, to_mpmath
 from fperr.exact.graph import Capture, called_in, capture, logits_of, probe
 from fperr.exact.interpreter import ForwardRun, Interpreter
-from fperr.exact.mp import MpArithmetic
+from fperr.exact.mp import MpArithmetic, MpArray
 from fperr.exact.singularities import check_regular
 from fperr.vocabulary import EngineName
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
-# For the multiword engine: working bits that prove this many on ordinary networks, and the step
-# down to the run that must agree where the bound proves too few.
-_FEW_BITS, _RUNG = 44, 22
-LEAST_BOUND = -8.0  # log2: where the bound proves less than this, agreement means nothing
+# Pairs of float64: up to this many bits, the coarser of two working precisions is enough on
+# ordinary networks.
+_FEW_BITS = 44
+# Difference in bits to the second run, which must agree where the bound proves too few.
+_RUNG = 22
+# Largest log2 of the bound on the relative error at which agreement of two runs is accepted.
+LEAST_BOUND = -8.0
 MOST_DOUBLE_WORD_BITS = 96
 _DEFAULT_BITS: dict[EngineName, int] = {"mpmath": 128, "ball": 128, "double_word": 80}
 # Working precision above the bits that are claimed. Not a bound: the claim is checked.
@@ -46,15 +48,15 @@ class ExactGradient:
     """A gradient in extended precision; it prints as one line.
 
     Attributes:
-        midpoint: (batch, *shape), a NumPy array of `mpf`.
-        radius: like it, of `mpf`: each number lies within the radius of its midpoint, proved; None
-            where a sample's error is not proved.
-        engine: name and (largest) working precision of what computed it.
-        bits: correct bits, relative to the norm of each sample's gradient, that were asked for.
-        log2_error: log2 of a relative error in norm, the largest of all samples: a proved bound
-            where there is a radius; else the difference to the same gradient at another precision:
-            twice the bits for mpmath, 22 bits less for pairs of float64.
-        audits: by sample: what PyTorch in float64 says of the exact network there.
+        midpoint: Gradient (batch, *shape), a NumPy array of `mpf`.
+        radius: Proved error bounds, an array like `midpoint`: each exact number lies within its
+            radius of its midpoint. None if the error of any sample is not proved.
+        engine: Name and largest working precision of the arithmetic.
+        bits: Correct bits required, relative to the norm of each sample's gradient.
+        log2_error: Logarithm to base 2 of the largest relative error in norm of all samples. With
+            radii, a proved bound; without, the difference to the same gradient at another
+            precision: twice the bits for mpmath, 22 bits less for pairs of float64.
+        audits: Comparison of each sample with PyTorch's own float64.
     """
 
     midpoint: NDArray[np.object_]
@@ -78,8 +80,8 @@ class ExactGradient:
         return MpArithmetic(53).to_torch(self.midpoint)
 
 
-def log2_difference(a: Array, b: Array, arithmetic: MpArithmetic) -> float:
-    """log2(|a - b|_2/|b|_2), computed in `arithmetic`; -inf if equal."""
+def log2_difference(a: MpArray, b: MpArray, arithmetic: MpArithmetic) -> float:
+    """Compute log2(|a - b|_2/|b|_2) in `arithmetic`; -inf if a and b are equal."""
     difference, low = arithmetic.to_scaled(arithmetic.sub(a, b))
     reference, high = arithmetic.to_scaled(b)
     if not difference.any():
@@ -186,14 +188,14 @@ def _by_engine(
     certifier = AdaptivePrecision(captured, bits, largest_bits)
     if engine == "double_word":
         return _in_double_words(captured, x, v, bits, certifier)
-    found = [certifier.product(x[i : i + 1], v[i : i + 1], i) for i in range(len(x))]
+    enclosures = [certifier.product(x[i : i + 1], v[i : i + 1], i) for i in range(len(x))]
     return ExactGradient(
-        np.stack([f.midpoint.reshape(x.shape[1:]) for f in found]),
-        np.stack([f.radius.reshape(x.shape[1:]) for f in found]),
-        f"Arb balls, {max(f.bits for f in found)} bits",
+        np.stack([enclosure.midpoint.reshape(x.shape[1:]) for enclosure in enclosures]),
+        np.stack([enclosure.radius.reshape(x.shape[1:]) for enclosure in enclosures]),
+        f"Arb balls, {max(enclosure.bits for enclosure in enclosures)} bits",
         bits,
-        max(f.log2_error for f in found),
-        _all_audited([f.audit for f in found]),
+        max(enclosure.log2_error for enclosure in enclosures),
+        _all_audited([enclosure.audit for enclosure in enclosures]),
     )
 
 
@@ -206,8 +208,8 @@ def _all_audited(audits: Sequence[SampleAudit | None]) -> tuple[SampleAudit, ...
 def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> ExactGradient:
     working, control = MpArithmetic(bits + GUARD_BITS), MpArithmetic(2 * (bits + GUARD_BITS))
     try:
-        value = _samples(Interpreter(captured, working), x, v)
-        check = _samples(Interpreter(captured, control), x, v)
+        runs = _samples(Interpreter(captured, working), x, v)
+        control_runs = _samples(Interpreter(captured, control), x, v)
     except UndecidedError as fault:
         raise ReferenceNotCertifiedError(f"{fault}: use engine='ball'") from fault
     if control.has_absorbed:
@@ -215,19 +217,20 @@ def _by_two_precisions(captured: Capture, x: Tensor, v: Tensor, bits: int) -> Ex
             f"a number vanishes beside a constant at {control.bits} bits, so that agreement with "
             f"{working.bits} proves nothing (a function is saturated): use engine='ball'"
         )
-    pairs = list(zip(value, check, strict=True))
+    pairs = list(zip(runs, control_runs, strict=True))
     agreement = max(log2_difference(a.gradient, b.gradient, control) for a, b in pairs)
     if agreement > -bits:
         raise ReferenceNotCertifiedError(
             f"{working.name} and {control.name} agree to {-agreement:.1f} bits only, {bits} were "
             "asked for. Ask for more bits: a decision of a ReLU or of a pooling may be close"
         )
-    # the better one of the two is audited: its logits are off by less than both are apart
+    # The run at the higher precision is audited: the error of its logits is smaller than the
+    # difference of the two runs' logits.
     audits = [
         b.audit(x[i : i + 1], v[i : i + 1], i, control.distance(a.logits, b.logits))
         for i, (a, b) in enumerate(pairs)
     ]
-    midpoint = np.concatenate([run.gradient for run in value], 0).reshape(x.shape)
+    midpoint = np.concatenate([run.gradient for run in runs], 0).reshape(x.shape)
     return ExactGradient(midpoint, None, working.name, bits, agreement, tuple(audits))
 
 
@@ -236,17 +239,19 @@ def _in_double_words(
 ) -> ExactGradient:
     working = 63 if bits <= _FEW_BITS else LARGEST_BITS
     network = BatchedNetwork(captured, working, x.device)
-    found, doubt, audits = network.audited_gradient(x, v)
-    bounds = torch.where(doubt, math.inf, log2_relative_errors(found))
+    double_words, doubt, audits = network.audited_gradient(x, v)
+    bounds = torch.where(doubt, math.inf, log2_relative_errors(double_words))
     unproved = (bounds > -bits) & (bounds <= LEAST_BOUND)
     errors = bounds.clone()
     if unproved.any():
         coarser = BatchedNetwork(captured, working - _RUNG, x.device, is_control=True)
-        errors[unproved] = _agreement(found, coarser, x, v, unproved)
+        errors[unproved] = _agreement(double_words, coarser, x, v, unproved)
     context = MPContext()
     context.prec = 2 * LARGEST_BITS
-    midpoint = to_mpmath(found, context).reshape(x.shape)
-    radius = [np.full(x.shape[1:], context.mpf(float(r)), dtype=object) for r in found.radius]
+    midpoint = to_mpmath(double_words, context).reshape(x.shape)
+    radius = [
+        np.full(x.shape[1:], context.mpf(float(r)), dtype=object) for r in double_words.radius
+    ]
     by_balls = torch.nonzero(~(errors <= -bits)).flatten().tolist()
     for i in by_balls:
         proved = certifier.product(x[i : i + 1], v[i : i + 1], i)
@@ -257,32 +262,45 @@ def _in_double_words(
     name = network.arithmetic.name
     if by_balls:
         name += f", and balls for {len(by_balls)} of {len(x)} samples"
-    every = None if bool(unproved.any()) else np.stack(radius)
-    return ExactGradient(midpoint, every, name, bits, float(errors.max()), _all_audited(audits))
+    radii = None if bool(unproved.any()) else np.stack(radius)
+    return ExactGradient(midpoint, radii, name, bits, float(errors.max()), _all_audited(audits))
 
 
 def _agreement(
-    found: DoubleWords, coarser: BatchedNetwork, x: Tensor, v: Tensor, chosen: Tensor
+    double_words: DoubleWords, coarser: BatchedNetwork, x: Tensor, v: Tensor, is_unproved: Tensor
 ) -> Tensor:
-    """log2 of the relative difference of the chosen samples' gradients to those of another run."""
-    other, doubt = coarser.gradient(x[chosen], v[chosen])
-    mine = replace(found.moved(lambda t: t[chosen]), radius=found.radius[chosen])
-    difference = coarser.arithmetic.sub(mine, other)
-    apart = torch.log2(difference.norm() / mine.norm()).nan_to_num(nan=math.inf)
-    return torch.where(doubt, math.inf, apart)
+    """Compute log2 of the relative differences of the unproved gradients to those of another run.
+
+    Args:
+        double_words: Gradients of all samples.
+        coarser: Network of the other run.
+        x: Inputs of all samples.
+        v: Cotangents of all samples.
+        is_unproved: Mask (batch,) of the samples to compare.
+
+    Returns:
+        A value for each unproved sample; inf where a branch is undecided.
+    """
+    other, doubt = coarser.gradient(x[is_unproved], v[is_unproved])
+    selected = replace(
+        double_words.moved(lambda t: t[is_unproved]), radius=double_words.radius[is_unproved]
+    )
+    difference = coarser.arithmetic.sub(selected, other)
+    log2_differences = torch.log2(difference.norm() / selected.norm()).nan_to_num(nan=math.inf)
+    return torch.where(doubt, math.inf, log2_differences)
 
 
 @dataclass(frozen=True, slots=True)
 class _MpRun:
-    """One sample in mpmath."""
+    """A run of a sample in mpmath, and its gradient."""
 
-    interpreter: Interpreter
-    run: ForwardRun
-    gradient: Array
+    interpreter: Interpreter[MpArray]
+    run: ForwardRun[MpArray]
+    gradient: MpArray
 
     @property
-    def logits(self) -> Array:
-        """(1, K)."""
+    def logits(self) -> MpArray:
+        """The logits (1, K)."""
         return self.run.logits
 
     def audit(self, x: Tensor, v: Tensor, sample: int, logits_off: float) -> SampleAudit:
@@ -292,7 +310,12 @@ class _MpRun:
         )
 
 
-def _samples(interpreter: Interpreter, x: Tensor, v: Tensor) -> list[_MpRun]:
+def _samples(interpreter: Interpreter[MpArray], x: Tensor, v: Tensor) -> list[_MpRun]:
+    """Run every sample by itself.
+
+    Raises:
+        SingularGradientError, ReferenceNotCertifiedError: a gradient is infinite or undefined.
+    """
     A = interpreter.arithmetic
     runs = []
     for i in range(len(x)):

@@ -1,9 +1,8 @@
-"""Enclosures beyond the network: of logit gradients, of their order, and of relative errors."""
+"""Balls beyond the network: logit gradients, the order of logits, relative errors."""
 
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
 
 from flint import arb
 
@@ -12,15 +11,16 @@ from fperr.exact.adaptive_precision import arb_of
 from fperr.exact.ball.arithmetic import BallArithmetic
 from fperr.exact.ball.array import BallArray
 from fperr.exact.logit_gradient import logit_gradient
+from fperr.exact.number_types import MpNumber
 
 
 class _BallContext:
-    """What the formulas of the logit gradients ask of an mpmath context, in balls."""
+    """A `NumberContext` of balls, at the precision set around the call."""
 
     zero, one = arb(0), arb(1)
 
     def mpf(self, number: float) -> arb:
-        """The number, exactly."""
+        """Convert a Python number, exactly."""
         return arb(number)
 
     def exp(self, a: arb) -> arb:
@@ -32,7 +32,7 @@ class _BallContext:
         return sum(numbers, arb(0))
 
     def isinf(self, a: arb) -> bool:
-        """Whether it is infinite: a masked class."""
+        """Whether the number is infinite, as the logit of a masked class is."""
         return not a.is_finite()
 
 
@@ -42,22 +42,35 @@ def decide_order(z: BallArray) -> None:
     Raises:
         UndecidedError: two logits overlap, or have equal value numbers and are apart.
     """
-    listed, identities = z.listed(), z.identities()[z.index].reshape(-1).tolist()
+    logits, identities = z.listed(), z.identities()[z.index].reshape(-1).tolist()
     # by the exact midpoints: then neighbours in certain order put all pairs in certain order
-    ranked = sorted(range(len(listed)), key=lambda i: listed[i].mid(), reverse=True)
+    ranked = sorted(range(len(logits)), key=lambda i: logits[i].mid(), reverse=True)
     for first, second in pairwise(ranked):
-        a, b = listed[first], listed[second]
+        a, b = logits[first], logits[second]
         if (a > b) == (identities[first] == identities[second]):
             raise UndecidedError(f"logits {first} and {second} overlap")
 
 
 def logit_gradient_balls(
-    A: BallArithmetic, kind: str, z: BallArray, label: int, *, c: Any, targeted: bool, y: int | None
+    A: BallArithmetic,
+    kind: str,
+    z: BallArray,
+    label: int,
+    *,
+    c: MpNumber,
+    targeted: bool,
+    y: int | None,
 ) -> BallArray | None:
-    """The logit gradient (1, K) of the loss of that kind; None where it is undefined.
+    """Compute a loss's gradient (1, K) with respect to the logits; None where it is undefined.
 
-    The order of the logits z (1, K) must be certain; c is an `mpf`; the rest as for
-    `logit_gradient`.
+    Args:
+        A: Ball arithmetic.
+        kind: Kind of loss, as for `logit_gradient`.
+        z: Logits (1, K), whose order must be certain: see `decide_order`.
+        label: Class that the loss uses.
+        c: Scale on the logits, an `mpf`.
+        targeted: Whether `label` is a target.
+        y: True label, for targeted DLR.
     """
     with A.precision():
         v = logit_gradient(
@@ -67,7 +80,7 @@ def logit_gradient_balls(
 
 
 def relative_error(A: BallArithmetic, computed: BallArray, exact: BallArray) -> tuple[float, float]:
-    """Lower and upper bound on |computed - exact|_2/|exact|_2; NaN where exact may be zero."""
+    """Bound |computed - exact|_2/|exact|_2 from below and above; NaN where exact may be 0."""
     error = A.sub(computed, exact)
     with A.precision():
         ratio = _norm(error) / _norm(exact)
@@ -78,4 +91,5 @@ def relative_error(A: BallArithmetic, computed: BallArray, exact: BallArray) -> 
 
 
 def _norm(a: BallArray) -> arb:
+    """The Euclidean norm."""
     return sum((number * number for number in a.listed()), arb(0)).sqrt()

@@ -1,14 +1,13 @@
 """An unmodified network as a graph of plain ATen operations: logits and vector-Jacobian product.
 
-The graph is audited when it is captured: every operation has an exact meaning, and replaying the
-graph in floating point gives the bits of the eager run.
+The graph is audited when it is captured: every operation must have an exact meaning, and replaying
+the graph in floating point must give the bits of the eager run.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,7 +27,7 @@ from fperr.exact.operations import OPERATIONS
 from fperr.kernel_switches import mathematical_attention
 
 Node = fx.Node
-_NAMED = 3  # modules in a message
+_NAMED = 3  # largest number of modules that a message names
 _PRODUCTS = (
     "aten.convolution.default",
     "aten.mm.default",
@@ -42,10 +41,10 @@ class Capture:
     """A network's logits z = f(x) and pullback v -> J^T v, for one shape of x.
 
     Attributes:
-        module: the graph; called with (x, v) it returns (z, J^T v) in floating point.
-        forward: the nodes of the forward half, in order of execution.
-        backward: every node that the pullback traces: those after the border.
-        kinds: shapes and dtypes of the nodes, and what their values depend on.
+        module: Graph module; called with (x, v), it returns (z, J^T v) in floating point.
+        forward: Nodes of the forward half, in order of execution.
+        backward: Nodes of the backward half, those from the first use of v on.
+        kinds: Shapes and dtypes of the nodes, and what their values depend on.
         digest: SHA-256 of the parameters, buffers and constants at the time of the capture.
     """
 
@@ -99,23 +98,25 @@ class Capture:
 
     def is_like(self, other: "Capture") -> bool:
         """Whether both graphs hold the same operations in the same order, under the same names."""
-        mine = [(n.name, str(n.target)) for n in self.forward + self.backward]
-        return mine == [(n.name, str(n.target)) for n in other.forward + other.backward]
+        operations = [(n.name, str(n.target)) for n in self.forward + self.backward]
+        return operations == [(n.name, str(n.target)) for n in other.forward + other.backward]
 
     def counterparts(self, other: "Capture") -> dict[str, str] | None:
-        """For the name of every node here, that of the node of `other` which holds the same.
+        """Map the name of every node to that of the node of `other` with the same value.
 
-        Graphs for batches of different sizes may differ in copies (of tensors that lie in memory as
-        they should already for one sample). None if they differ in more.
+        Graphs for batches of different sizes may differ in copies, which a tensor of a single
+        sample does not need to be contiguous. None if the graphs differ in more.
         """
-        mine, theirs = _without_copies(self), _without_copies(other)
-        if [kind for _, kind in mine] != [kind for _, kind in theirs]:
+        operations, other_operations = _without_copies(self), _without_copies(other)
+        if [kind for _, kind in operations] != [kind for _, kind in other_operations]:
             return None
-        found = {a.name: b.name for (a, _), (b, _) in zip(mine, theirs, strict=True)}
+        counterpart_by_name = {
+            a.name: b.name for (a, _), (b, _) in zip(operations, other_operations, strict=True)
+        }
         return {
-            node.name: found[_copied(node).name]
+            node.name: counterpart_by_name[_copied(node).name]
             for node in self.module.graph.nodes
-            if _copied(node).name in found
+            if _copied(node).name in counterpart_by_name
         }
 
     def audit(self, model: nn.Module, x: Tensor, v: Tensor) -> None:
@@ -127,10 +128,12 @@ class Capture:
         with torch.no_grad():
             replayed = self.module(x, v)
         eager_run = _eager(model, x, v)
-        for what, ours, eager in zip(("logits", "gradient"), replayed, eager_run, strict=True):
-            if not _same_bits(ours, eager):
+        for name, replayed_values, eager_values in zip(
+            ("logits", "gradient"), replayed, eager_run, strict=True
+        ):
+            if not _same_bits(replayed_values, eager_values):
                 raise CaptureAuditError(
-                    f"the captured graph's {what} differ from the eager run's at the same input. "
+                    f"the captured graph's {name} differ from the eager run's at the same input. "
                     "Control flow that depends on the data cannot be captured: remove it"
                 )
 
@@ -140,7 +143,7 @@ _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.defaul
 
 
 def _copied(node: Node) -> Node:
-    """What the node is a copy of, or the node itself."""
+    """The node of which `node` is a copy, or `node` itself."""
     while str(node.target) == _COPY:
         source = node.args[0]
         assert isinstance(source, Node)
@@ -149,7 +152,7 @@ def _copied(node: Node) -> Node:
 
 
 def _without_copies(capture: Capture) -> list[tuple[Node, str]]:
-    """The nodes in order of execution, except copies, and what each of them is."""
+    """The nodes in order of execution without copies, each with the name of its operation."""
     nodes = [n for n in capture.module.graph.nodes if n.op != "output" and str(n.target) != _COPY]
     return [(n, "view" if str(n.target) in _VIEWS else _kind(n)) for n in nodes]
 
@@ -162,8 +165,8 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
     """Capture the network `model` at the shape, dtype and device of `x`, and audit it.
 
     Args:
-        model: in evaluation mode; its parameters are held by reference.
-        x: (batch, *shape), in the model's dtype.
+        model: Model in evaluation mode; its parameters are held by reference.
+        x: Input (batch, *shape), in the model's dtype.
 
     Raises:
         ModelError: the model cannot run on x or cannot be traced.
@@ -201,23 +204,24 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
 
 @contextmanager
 def fixed_parameters(model: nn.Module) -> Iterator[None]:
-    """Inside, no parameter asks for a gradient: kernels may depend on it, and a capture has none.
+    """Switch off `requires_grad` of all parameters inside the `with` block.
 
-    (PyTorch folds a batch into a matrix product where the weight asks for a gradient.)
+    Kernels may depend on it: PyTorch folds a batch into a matrix product if the weight requires a
+    gradient. A captured graph has no parameters that do.
     """
     with SWITCH_LOCK:  # another thread may have the same model
-        asking = [p for p in model.parameters() if p.requires_grad]
+        requiring = [p for p in model.parameters() if p.requires_grad]
         try:
-            for parameter in asking:
+            for parameter in requiring:
                 parameter.requires_grad_(False)
             yield
         finally:
-            for parameter in asking:
+            for parameter in requiring:
                 parameter.requires_grad_(True)
 
 
 def probe(logits: Tensor) -> Tensor:
-    """A generic v for audits, like `logits`: standard normal, the same for every call."""
+    """Draw a generic v for audits, like `logits`: standard normal, the same for every call."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(logits.shape, generator=generator).to(logits)
 
@@ -236,9 +240,11 @@ def _refuse_unsupported(nodes: list[Node], kinds: NodeKinds, model: nn.Module, x
             missing.add((str(node.target), f" ({reason})" if reason else ""))
     if not missing:
         return
-    listed = [f"{name}{why}{called_in(name, model, x)}" for name, why in sorted(missing)]
+    descriptions = [
+        f"{name}{reason}{called_in(name, model, x)}" for name, reason in sorted(missing)
+    ]
     raise UnsupportedOperationError(
-        f"the network uses operations that have no exact meaning here: {'; '.join(listed)}. "
+        f"the network uses operations that have no exact meaning here: {'; '.join(descriptions)}. "
         "Supported are networks in evaluation mode made of convolutions, linear layers, attention, "
         "the usual norms, activations and poolings"
     )
@@ -262,9 +268,9 @@ def _refusal(node: Node, kinds: NodeKinds) -> str | None:
 
 
 def called_in(operation: str, model: nn.Module, x: Tensor) -> str:
-    """A few of the modules that call the operation at x, for a message: `" in 0.1 (ReLU)"`.
+    """Name up to three modules that call the operation at x, for a message: `" in 0.1 (ReLU)"`.
 
-    Nothing for an operation of the backward half alone.
+    The empty string for an operation of the backward half alone.
     """
     with mathematical_attention(), fixed_parameters(model):
         modules = call_sites(model, x).get(operation, [])
@@ -274,7 +280,9 @@ def called_in(operation: str, model: nn.Module, x: Tensor) -> str:
     return f" in {', '.join(modules[:_NAMED])}{more}"
 
 
-def _joint(model: nn.Module) -> Any:
+def _joint(model: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Combine forward and backward pass in a function of (x, v), to be traced as one graph."""
+
     def logits_and_gradient(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         z, pullback, *_ = vjp(model, x)
         logits = z.clone()  # pending in-place changes and views are traced up to here
@@ -286,7 +294,7 @@ def _joint(model: nn.Module) -> Any:
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The logits (batch, K) at x.
+    """Compute the logits (batch, K) at x.
 
     Raises:
         ModelError: the model fails, or returns something else.
@@ -314,19 +322,21 @@ def _eager(model: nn.Module, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal numbers, and not-a-number at the same places."""
+    """Whether the numbers are equal, with NaN at the same positions."""
     return bool(((a == b) | (a.isnan() & b.isnan())).all()) and a.shape == b.shape
 
 
 def _constants(module: fx.GraphModule) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    """The tensors of the network, by the name of their node."""
+    tensors: dict[str, Tensor] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
-            found[node.name] = getattr(module, str(node.target))
-    return found
+            tensors[node.name] = getattr(module, str(node.target))
+    return tensors
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes; a tensor with several names counts once."""
     sha = hashlib.sha256()
     unique = {id(t): (name, t) for name, t in reversed(tensors.items())}
     for name, tensor in unique.values():

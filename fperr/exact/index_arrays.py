@@ -1,191 +1,235 @@
-"""Masks and indices: the same for every sample, or, after a decision, different ones.
+"""Masks and index arrays: the same for every sample, or different after a comparison.
 
-What PyTorch computes of them it computes here, too: on one sample at a time, because the captured
-graph is that of one. A NumPy array holds for every sample. A torch tensor has a leading dimension
-of samples that the shapes of the graph do not show.
+A NumPy array holds for every sample. A torch tensor has a leading dimension of samples, which the
+shapes of the graph do not show, because the graph was captured for a single sample. Operations of
+PyTorch on integers and booleans are therefore run for one sample at a time.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
-IndexArray = NDArray[Any] | Tensor
-_HALF = 32  # bits of the lower part of an integer
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs  # in `typing` from Python 3.13 on
+
+IndexNDArray = NDArray[np.integer[Any] | np.bool_]
+IndexArray = IndexNDArray | Tensor
+# An argument of an ATen operation on integers and booleans
+Argument = IndexNDArray | fx.node.Argument | Sequence["Argument"]
+_HALF = 32  # bits of the lower half of an int64: each half is exact in float64
 
 
-def is_index_array(a: Any) -> bool:
-    """Whether it is a mask or an array of indices, not an array of numbers."""
+def is_index_array(a: object) -> "TypeIs[IndexArray]":
+    """Whether `a` is a mask or an array of indices, and not an array of numbers."""
     return isinstance(a, Tensor) or (isinstance(a, np.ndarray) and a.dtype != object)
 
 
 def shape(a: IndexArray) -> tuple[int, ...]:
-    """Its shape for one sample."""
+    """The shape of one sample's array."""
     return tuple(a.shape[1:]) if isinstance(a, Tensor) else a.shape
 
 
-def of_one(a: IndexArray) -> NDArray[Any]:
-    """The NumPy array of the only sample."""
+def of_one(a: IndexArray) -> IndexNDArray:
+    """The NumPy array of the only sample, or of the first one."""
     if isinstance(a, Tensor):
-        found: NDArray[Any] = a[0].cpu().numpy()
-        return found
+        sample: IndexNDArray = a[0].cpu().numpy()
+        return sample
     return a
 
 
 def reshape(a: IndexArray, to: Sequence[int]) -> IndexArray:
-    """Another shape, row-major."""
+    """Reshape each sample's array, row-major."""
     if isinstance(a, Tensor):
         return a.reshape(len(a), *to)
     return a.reshape(tuple(to))
 
 
 def float_parts(a: IndexArray) -> list[Tensor]:
-    """Float64 tensors that sum to the integers or booleans: one, or two for integers of 53 bits."""
-    whole = a if isinstance(a, Tensor) else torch.from_numpy(np.array(a))
-    whole = whole.to(torch.int64)
-    if not bool((whole.abs() >> _HALF).any()):
-        return [whole.to(torch.float64)]
-    low = whole & ((1 << _HALF) - 1)
-    return [part.to(torch.float64) for part in (whole - low, low)]
+    """Split integers or booleans into float64 tensors with that sum.
+
+    One tensor, or two where an integer has more bits than `_HALF`: float64 holds 53.
+    """
+    integers = a if isinstance(a, Tensor) else torch.from_numpy(np.array(a))
+    integers = integers.to(torch.int64)
+    if not bool((integers.abs() >> _HALF).any()):
+        return [integers.to(torch.float64)]
+    low = integers & ((1 << _HALF) - 1)
+    return [half.to(torch.float64) for half in (integers - low, low)]
 
 
-def pick(table: NDArray[np.int64], place: IndexArray) -> IndexArray:
-    """The entry at `place` of each row of a table, over its last dimension."""
-    rows = np.broadcast_to(table, (*shape(place), table.shape[-1]))
-    if isinstance(place, Tensor):
-        known = torch.from_numpy(rows.copy()).to(place.device)
-        return known.expand(len(place), *rows.shape).gather(-1, place[..., None])[..., 0]
-    return np.asarray(np.take_along_axis(rows, place[..., None], -1)[..., 0])
+def pick(table: NDArray[np.int64], position: IndexArray) -> IndexArray:
+    """Take the entry at `position` of each row of a table, along its last dimension."""
+    rows = np.broadcast_to(table, (*shape(position), table.shape[-1]))
+    if isinstance(position, Tensor):
+        by_sample = torch.from_numpy(rows.copy()).to(position.device)
+        by_sample = by_sample.expand(len(position), *rows.shape)
+        return by_sample.gather(-1, position[..., None])[..., 0]
+    integers = cast(NDArray[np.int64], position)  # positions are no mask
+    return np.asarray(np.take_along_axis(rows, integers[..., None], -1)[..., 0])
 
 
-def along(index: IndexArray, dim: int, of: Sequence[int]) -> IndexArray:
-    """Flat positions in the shape `of`: those of the index's own grid, with it along `dim`."""
+def along(index: IndexArray, dim: int, array_shape: Sequence[int]) -> IndexArray:
+    """Flat positions in an array of shape `array_shape` that `index` selects along `dim`.
+
+    As in `torch.gather`: entry (i, j, ...) of `index` stands for the position (i, j, ...) with its
+    coordinate along `dim` replaced by the value of the entry.
+    """
+    # coordinates of the index array's own entries, one array for each dimension
     grid = np.indices(shape(index))
-    strides = [math.prod(of[d + 1 :]) for d in range(len(of))]
-    dim = dim % len(of)
-    rest = sum(axis * strides[d] for d, axis in enumerate(grid) if d != dim)
-    return shifted(index * strides[dim], np.asarray(rest, dtype=np.int64))
+    strides = [math.prod(array_shape[d + 1 :]) for d in range(len(array_shape))]
+    dim = dim % len(array_shape)
+    offset = sum(axis * strides[d] for d, axis in enumerate(grid) if d != dim)
+    return shifted(index * strides[dim], np.asarray(offset, dtype=np.int64))
 
 
-def replaced(count: int, places: IndexArray) -> IndexArray:
-    """0, 1, ..., count - 1 with count + i at the i-th of the places."""
-    new = np.arange(count, count + math.prod(shape(places)))
-    if isinstance(places, Tensor):
-        flat = places.flatten(1)
-        chosen = torch.arange(count, device=places.device).repeat(len(flat), 1)
-        return chosen.scatter_(1, flat, torch.from_numpy(new).to(places.device).expand_as(flat))
-    every = np.arange(count)
-    every[places.reshape(-1)] = new
-    return every
+def replaced(count: int, positions: IndexArray) -> IndexArray:
+    """Positions 0, 1, ..., count - 1, replaced by count + i at `positions[i]`.
+
+    They gather from an array of `count` entries with the new entries appended to it.
+    """
+    new = np.arange(count, count + math.prod(shape(positions)))
+    if isinstance(positions, Tensor):
+        flat = positions.flatten(1)
+        by_sample = torch.arange(count, device=positions.device).repeat(len(flat), 1)
+        appended = torch.from_numpy(new).to(positions.device).expand_as(flat)
+        return by_sample.scatter_(1, flat, appended)
+    sources = np.arange(count)
+    sources[positions.reshape(-1)] = new
+    return sources
 
 
 def shifted(a: IndexArray, offset: NDArray[np.int64]) -> IndexArray:
-    """The indices plus an offset that broadcasts."""
+    """Add an offset, which broadcasts, to the indices."""
     if isinstance(a, Tensor):
         return a + torch.from_numpy(offset).to(a.device)
     return np.asarray(a + offset)
 
 
 def any_along(mask: IndexArray, dim: int, *, keepdim: bool) -> IndexArray:
-    """Whether the mask holds anywhere along `dim`."""
+    """Whether the mask is true anywhere along `dim`."""
     if isinstance(mask, Tensor):
         return mask.any(dim + 1 if dim >= 0 else dim, keepdim=keepdim)
     return np.asarray(np.any(mask, axis=dim, keepdims=keepdim))
 
 
-def both(a: IndexArray, b: IndexArray) -> IndexArray:
-    """Where both masks hold."""
+def intersection(a: IndexArray, b: IndexArray) -> IndexArray:
+    """The mask that is true where `a` and `b` are."""
     a, b = _alike(a, b)
     return a & b
 
 
-def either(a: IndexArray, b: IndexArray) -> IndexArray:
-    """Where one of the masks holds."""
+def union(a: IndexArray, b: IndexArray) -> IndexArray:
+    """The mask that is true where `a` or `b` is."""
     a, b = _alike(a, b)
     return a | b
 
 
-def differing(a: IndexArray, b: IndexArray) -> IndexArray:
-    """Where just one of the masks holds."""
+def symmetric_difference(a: IndexArray, b: IndexArray) -> IndexArray:
+    """The mask that is true where exactly one of `a` and `b` is."""
     a, b = _alike(a, b)
     return a ^ b
 
 
 def indexed(positions: NDArray[np.int64], indices: Sequence[IndexArray | None]) -> IndexArray:
-    """`positions[indices]`, where None takes all of a dimension."""
+    """`positions[indices]`; None as an index takes a whole dimension."""
     count = max([len(i) for i in indices if isinstance(i, Tensor)], default=0)
     if not count:
         return np.asarray(positions[tuple(slice(None) if i is None else i for i in indices)])
-    alone = [
-        indexed(positions, [_of_sample(i, sample) for i in indices]) for sample in range(count)
-    ]
-    return torch.from_numpy(np.stack([np.asarray(part) for part in alone]))
-
-
-def computed(function: Callable[..., Any], arguments: Sequence[Any], options: Any) -> Any:
-    """A function of PyTorch's on integers and booleans, which knows of one sample only.
-
-    Args:
-        function: an ATen operation.
-        arguments: of one sample: masks, indices, and what is no tensor; lists of them, too.
-        options: its keyword arguments.
-
-    Returns:
-        A mask or indices, or a list of several.
-    """
-    count = max((len(part) for part in _tensors(arguments)), default=0)
-    if not count:
-        return _plain(function(*map(_as_tensor, arguments), **options))
-    alone = [
-        function(*(_as_tensor(_of_sample(part, sample)) for part in arguments), **options)
+    by_sample = [
+        indexed(positions, [_index_of_sample(i, sample) for i in indices])
         for sample in range(count)
     ]
-    if isinstance(alone[0], Tensor):
-        return torch.stack(alone)
-    return [torch.stack(parts) for parts in zip(*alone, strict=True)]
+    return torch.from_numpy(np.stack([np.asarray(entries) for entries in by_sample]))
 
 
-def _tensors(argument: Any) -> Iterator[Tensor]:
-    """Those that differ by sample."""
+def computed(
+    function: Callable[..., object],
+    arguments: Sequence[Argument],
+    options: Mapping[str, fx.node.Argument],
+) -> IndexArray | list[IndexArray]:
+    """Run an ATen operation on integers and booleans, one sample at a time.
+
+    Args:
+        function: ATen operation; it knows of a single sample only.
+        arguments: Masks, index arrays and arguments that are no tensors, or lists of them.
+        options: Keyword arguments of the operation.
+
+    Returns:
+        A mask or an index array, or a list of them for an operation with several outputs.
+    """
+    count = max((len(argument) for argument in _tensors(arguments)), default=0)
+    if not count:
+        return _as_numpy(function(*map(_as_tensor, arguments), **options))
+    by_sample = [
+        function(*(_as_tensor(_of_sample(argument, sample)) for argument in arguments), **options)
+        for sample in range(count)
+    ]
+    # ATen's schema alone knows whether an operation has one output or several
+    if isinstance(by_sample[0], Tensor):
+        return torch.stack(cast(list[Tensor], by_sample))
+    several_outputs = cast(list[Sequence[Tensor]], by_sample)
+    return [torch.stack(outputs) for outputs in zip(*several_outputs, strict=True)]
+
+
+def _tensors(argument: Argument) -> Iterator[Tensor]:
+    """The tensors in an argument: arrays that differ by sample."""
     if isinstance(argument, Tensor):
         yield argument
     elif isinstance(argument, list | tuple):
-        for part in argument:
-            yield from _tensors(part)
+        for element in argument:
+            yield from _tensors(element)
 
 
-def _of_sample(argument: Any, sample: int) -> Any:
+def _of_sample(argument: Argument, sample: int) -> Argument:
+    """The argument for one sample, with NumPy arrays instead of tensors."""
     if isinstance(argument, Tensor):
-        return argument[sample if len(argument) > 1 else 0].cpu().numpy()
+        return _index_of_sample(argument, sample)
     if isinstance(argument, list | tuple):
-        return [_of_sample(part, sample) for part in argument]
+        return [_of_sample(element, sample) for element in argument]
     return argument
 
 
-def _as_tensor(argument: Any) -> Any:
+def _index_of_sample(index: IndexArray | None, sample: int) -> IndexNDArray | None:
+    """The NumPy array of one sample; a tensor of length 1 holds for every sample."""
+    if isinstance(index, Tensor):
+        return cast(IndexNDArray, index[sample if len(index) > 1 else 0].cpu().numpy())
+    return index
+
+
+def _as_tensor(argument: Argument) -> Argument:
+    """The argument with tensors, which ATen takes, instead of NumPy arrays."""
     if isinstance(argument, np.ndarray | np.generic):
         return torch.from_numpy(np.array(argument))
     if isinstance(argument, list | tuple):
-        return [_as_tensor(part) for part in argument]
+        return [_as_tensor(element) for element in argument]
     return argument
 
 
-def _plain(result: Any) -> Any:
+def _as_numpy(result: object) -> IndexArray | list[IndexArray]:
+    """The output of an ATen operation, or the list of its outputs, as NumPy arrays."""
     if isinstance(result, Tensor):
-        return result.cpu().numpy()
-    return [_plain(part) for part in result]
+        return cast(IndexNDArray, result.cpu().numpy())
+    outputs = cast(Sequence[Tensor], result)  # see `computed`
+    return [cast(IndexNDArray, output.cpu().numpy()) for output in outputs]
 
 
 def _alike(a: IndexArray, b: IndexArray) -> tuple[Any, Any]:
-    if isinstance(a, Tensor) == isinstance(b, Tensor):
-        return a, b
-    device = a.device if isinstance(a, Tensor) else torch.as_tensor(b).device
-    return tuple(c if isinstance(c, Tensor) else _every(c).to(device) for c in (a, b))  # type: ignore[return-value]
+    """`a` and `b` as two NumPy arrays or two tensors.
+
+    `Any`, because no type says that both are of one kind, as the operators `&`, `|` and `^` need.
+    """
+    if isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return a, _as_batch(b).to(a.device)
+    if isinstance(b, Tensor) and not isinstance(a, Tensor):
+        return _as_batch(a).to(b.device), b
+    return a, b
 
 
-def _every(a: NDArray[Any]) -> Tensor:
+def _as_batch(a: IndexNDArray) -> Tensor:
+    """A tensor with a leading dimension of length 1, which broadcasts over samples."""
     return torch.from_numpy(np.ascontiguousarray(a))[None]

@@ -1,21 +1,23 @@
-"""The gradient v = dL/dz of every loss in closed form, in mpmath: unlimited exponent range.
+"""The gradient v = dL/dz of each loss with respect to the logits, in closed form.
 
-Written from the formulas of the losses, for one sample: `z` is a list of K numbers of `context`,
-`label` is y or, if targeted, y_t. Ties take the lower index, as in a stable sort. A logit of minus
-infinity is that of a masked class, which takes no part: its v is 0.
+The formulas are those of the losses, for one sample and any numbers with unlimited exponents:
+`z` holds K numbers of `context`, and `label` is y or, if targeted, y_t. In a tie the class with the
+lower index counts as larger, as in a stable sort. A logit of minus infinity is that of a masked
+class: its v is 0.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-Number = Any  # an mpf of the context
-Context = Any  # an mpmath context, which carries the precision
+from fperr.exact.number_types import N, Number, NumberContext
 
 
 def cross_entropy(
-    context: Context, z: Sequence[Number], label: int, c: Number, *, targeted: bool = False
-) -> list[Number]:
-    """The v of CE(c z, label), c constant: c (p - onehot), with -sum of the others as p_l - 1."""
+    context: NumberContext[N], z: Sequence[N], label: int, c: N, *, targeted: bool = False
+) -> list[N]:
+    """Compute v of CE(c z, label) for constant c: c (p - onehot).
+
+    The entry of the label, c (p_l - 1), is minus the sum of the other entries: no cancellation.
+    """
     top = max(z)
     weights = [context.exp(c * (value - top)) for value in z]
     total = context.fsum(weights)
@@ -25,9 +27,9 @@ def cross_entropy(
 
 
 def stable_ce(
-    context: Context, z: Sequence[Number], label: int, *, targeted: bool = False
-) -> list[Number]:
-    """The v of logsumexp_{i != l} z_i - z_l: the softmax over the other classes, and -1."""
+    context: NumberContext[N], z: Sequence[N], label: int, *, targeted: bool = False
+) -> list[N]:
+    """Compute v of logsumexp_{i != l} z_i - z_l: the softmax over the other classes, and -1."""
     top = max(z[i] for i in range(len(z)) if i != label)
     weights = [context.exp(value - top) for value in z]
     weights[label] = context.zero
@@ -37,10 +39,8 @@ def stable_ce(
     return _signed(v, targeted=targeted)
 
 
-def cw(
-    context: Context, z: Sequence[Number], label: int, *, targeted: bool = False
-) -> list[Number]:
-    """The v of max_{i != l} z_i - z_l: 1 at the best other class, -1 at the label."""
+def cw(context: NumberContext[N], z: Sequence[N], label: int, *, targeted: bool = False) -> list[N]:
+    """Compute v of max_{i != l} z_i - z_l: 1 at the largest other class, -1 at the label."""
     v = [context.zero] * len(z)
     v[_best_other(z, label)] = context.one
     v[label] = context.mpf(-1)
@@ -48,38 +48,41 @@ def cw(
 
 
 def dlr(
-    context: Context,
-    z: Sequence[Number],
+    context: NumberContext[N],
+    z: Sequence[N],
     label: int,
     *,
     targeted: bool = False,
     y: int | None = None,
-) -> list[Number] | None:
-    """The v of DLR by the quotient rule; None where its denominator is 0, or classes are too few.
+) -> list[N] | None:
+    """Compute v of DLR by the quotient rule.
 
-    Untargeted (max_{i != y} z_i - z_y)/(z_pi1 - z_pi3); targeted
-    (z_yt - z_y)/(z_pi1 - (z_pi3 + z_pi4)/2).
+    Untargeted, DLR is (max_{i != y} z_i - z_y)/(z_pi1 - z_pi3); targeted, it is
+    (z_yt - z_y)/(z_pi1 - (z_pi3 + z_pi4)/2). None where the denominator is 0 or where fewer classes
+    than it uses are not masked.
     """
     order = _ranked(z)
+    # weights of the logits in the numerator (`rise`) and in the denominator (`fall`)
     rise, fall = [context.zero] * len(z), [context.zero] * len(z)
+    terms: list[tuple[int, N | int]]  # of the denominator: (class, weight)
     if targeted:
         assert y is not None
         rise[label] += 1
         rise[y] -= 1
-        parts = [(order[0], 1), (order[2], -context.mpf(0.5)), (order[3], -context.mpf(0.5))]
+        terms = [(order[0], 1), (order[2], -context.mpf(0.5)), (order[3], -context.mpf(0.5))]
     else:
         rise[_best_other(z, label)] += 1
         rise[label] -= 1
-        parts = [(order[0], 1), (order[2], -1)]
-    for index, weight in parts:
+        terms = [(order[0], 1), (order[2], -1)]
+    for index, weight in terms:
         fall[index] += weight
-    used = [i for i in range(len(z)) if rise[i] != 0 or fall[i] != 0]
-    if any(context.isinf(z[i]) for i in used):  # fewer classes than it takes: the others are masked
+    used = [i for i in range(len(z)) if rise[i] != context.zero or fall[i] != context.zero]
+    if any(context.isinf(z[i]) for i in used):  # a masked class is among those used
         return None
     numerator, denominator = (
         context.fsum(weight[i] * z[i] for i in used) for weight in (rise, fall)
     )
-    if denominator == 0:
+    if denominator == context.zero:
         return None
     return [
         (up * denominator - numerator * down) / denominator**2
@@ -89,24 +92,24 @@ def dlr(
 
 def logit_gradient(
     kind: str,
-    context: Context,
-    z: Sequence[Number],
+    context: NumberContext[N],
+    z: Sequence[N],
     label: int,
     *,
-    c: Number,
+    c: N,
     targeted: bool = False,
     y: int | None = None,
-) -> list[Number] | None:
-    """The v of the loss of that `kind`; None where it is undefined.
+) -> list[N] | None:
+    """Compute v of the loss of that `kind`; None where it is undefined.
 
     Args:
-        kind: `"cross_entropy"`, `"stable_ce"`, `"cw"` or `"dlr"`.
-        context: an mpmath context.
-        z: K logits.
-        label: the class that the loss uses.
-        c: the scale on the logits; of cross-entropy only.
-        targeted: `label` is a target.
-        y: the true label; of targeted DLR only.
+        kind: Kind of loss: `"cross_entropy"`, `"stable_ce"`, `"cw"` or `"dlr"`.
+        context: Functions on the numbers, at their precision: an mpmath context, or balls.
+        z: Logits, K numbers.
+        label: Class that the loss uses.
+        c: Scale on the logits, for cross-entropy only.
+        targeted: Whether `label` is a target.
+        y: True label, for targeted DLR only.
     """
     if kind == "cross_entropy":
         return cross_entropy(context, z, label, c, targeted=targeted)
@@ -120,6 +123,7 @@ def logit_gradient(
 
 
 def _ranked(z: Sequence[Number]) -> list[int]:
+    """The classes by falling logit."""
     return sorted(range(len(z)), key=lambda i: -z[i])
 
 
@@ -127,5 +131,5 @@ def _best_other(z: Sequence[Number], label: int) -> int:
     return next(i for i in _ranked(z) if i != label)
 
 
-def _signed(v: list[Number], *, targeted: bool) -> list[Number]:
+def _signed(v: list[N], *, targeted: bool) -> list[N]:
     return [-value for value in v] if targeted else v

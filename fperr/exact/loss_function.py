@@ -1,17 +1,18 @@
-"""The gradient with respect to the logits of a loss that is given as a function, exactly.
+"""The exact gradient, with respect to the logits, of a loss that is a Python function.
 
-A loss is a network whose input are the logits: it is captured as one, and run in balls.
+The loss is captured like a network whose input is the logits, and run in balls.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flint import arb
 from torch import Tensor, nn
 from torch._decomp import get_decompositions
+from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
@@ -25,26 +26,30 @@ from fperr.exact.graph import Capture, capture
 from fperr.exact.interpreter import Interpreter
 
 _ATEN = torch.ops.aten
-# operations of losses, written out in ones that have an exact meaning: by PyTorch, and two by us
-_WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
-    **get_decompositions(
-        [
-            _ATEN.binary_cross_entropy_with_logits,
-            _ATEN.huber_loss,
-            _ATEN.log_sigmoid_forward,
-            _ATEN.logsumexp,
-            _ATEN.mse_loss,
-            _ATEN.multi_margin_loss,
-            _ATEN.nll_loss_forward,
-            _ATEN.smooth_l1_loss,
-            _ATEN.soft_margin_loss,
-        ]
+# operations of losses -> the same in operations with an exact meaning; all but two by PyTorch
+_WRITTEN_OUT: dict[OpOverload, Callable[..., object]] = {
+    **cast(  # all of these operators are overloads
+        dict[OpOverload, Callable[..., object]],
+        get_decompositions(
+            [
+                _ATEN.binary_cross_entropy_with_logits,
+                _ATEN.huber_loss,
+                _ATEN.log_sigmoid_forward,
+                _ATEN.logsumexp,
+                _ATEN.mse_loss,
+                _ATEN.multi_margin_loss,
+                _ATEN.nll_loss_forward,
+                _ATEN.smooth_l1_loss,
+                _ATEN.soft_margin_loss,
+            ]
+        ),
     ),
     _ATEN.log1p.default: lambda a: (1 + a).log(),
     _ATEN.expm1.default: lambda a: a.exp() - 1,
 }
-_MOST_RANKED = 16  # numbers that are sorted one by one
-_LEFT_BY_REWRITING = 2.0**-40  # of float64's 53 bits: sums of K terms in another order lose fewer
+_MOST_RANKED = 16  # numbers that are sorted by one maximum after the other
+# relative difference of a rewritten loss in float64: sums of K terms in another order lose less
+_LEFT_BY_REWRITING = 2.0**-40
 _REMEDY = (
     "write the loss with softmax, log_softmax, cross_entropy, gather, scatter, amax and "
     "arithmetic, or leave it out, and errors are those of the network alone"
@@ -52,12 +57,12 @@ _REMEDY = (
 
 
 class LossGradient:
-    """The dL/dz of one sample's loss, at any logits.
+    """The gradient dL/dz of one sample's loss, at any logits.
 
     Args:
-        function: (1, K) logits to (1,), the loss of one sample.
-        classes: K.
-        device: where the function runs.
+        function: Function from logits (1, K) to the loss (1,).
+        classes: Number of classes, K.
+        device: Device on which the function runs.
 
     Raises:
         UnsupportedOperationError: it uses operations that have no exact meaning; lists them.
@@ -69,12 +74,17 @@ class LossGradient:
     ) -> None:
         self._function, self._classes, self._device = function, classes, device
         self._captured = _captured(function, classes, device)
-        self._interpreters: dict[int, Interpreter] = {}
+        self._interpreters: dict[int, Interpreter[BallArray]] = {}
 
     def at(self, bits: int, z: Sequence[arb]) -> BallArray | None:
-        """The gradient (1, K) at K enclosed logits, at a working precision of `bits`.
+        """Enclose the gradient (1, K) at logits that are balls.
 
-        None where it is infinite or undefined, or the enclosure unbounded.
+        Args:
+            bits: Working precision, in bits.
+            z: Logits, K balls.
+
+        Returns:
+            The gradient; None where it is infinite, undefined or not bounded by the balls.
 
         Raises:
             UndecidedError: a maximum or a comparison lies inside the enclosures.
@@ -90,7 +100,7 @@ class LossGradient:
         return v if A.is_finite(v) else None
 
     def enclosed(self, logits: Tensor, digits: int) -> Enclosure:
-        """The gradient at floating-point logits (1, K), taken exactly.
+        """Enclose the gradient at floating-point logits (1, K) to a number of decimal digits.
 
         Raises:
             ReferenceNotCertifiedError, SingularGradientError, ContradictedError: see
@@ -100,15 +110,26 @@ class LossGradient:
         return certifier.product(logits.detach().to(self._device, torch.float64), _one())
 
     def is_function_at(self, logits: Tensor) -> bool:
-        """Whether the captured loss has the value of the function at logits (1, K).
+        """Whether the captured loss has the function's value at logits (1, K).
 
-        What depends on more than the logits (random numbers, a counter) does not.
+        A function that also depends on random numbers or on a counter differs.
         """
         z = logits.detach().to(self._device, torch.float64)
         with torch.no_grad():
-            ours, theirs = self._captured.graph(z)[:, 0], self._function(z).to(torch.float64)
-        apart = (ours - theirs).abs() <= _LEFT_BY_REWRITING * (1 + theirs.abs())
-        return bool((apart | (ours == theirs) | (ours.isnan() & theirs.isnan())).all())
+            captured_loss, function_loss = (
+                self._captured.graph(z)[:, 0],
+                self._function(z).to(torch.float64),
+            )
+        agrees = (captured_loss - function_loss).abs() <= _LEFT_BY_REWRITING * (
+            1 + function_loss.abs()
+        )
+        return bool(
+            (
+                agrees
+                | (captured_loss == function_loss)
+                | (captured_loss.isnan() & function_loss.isnan())
+            ).all()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +143,15 @@ def _one() -> Tensor:
 
 
 class _Rewritten(TorchFunctionMode):
-    """Functions without an exact meaning, by others.
+    """Rewrites functions that cannot be traced or have no exact meaning.
 
-    `one_hot` looks at its labels, which no trace allows: they are data here. What is sorted is
-    taken out by one maximum after the other.
+    `one_hot` reads the values of its labels, which tracing forbids; labels are constants here, so
+    it runs outside the trace. `sort` and `topk` become one maximum after the other.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> object:
         """See `TorchFunctionMode`."""
         del types
         kwargs = kwargs or {}
@@ -145,7 +168,7 @@ class _Rewritten(TorchFunctionMode):
 
 
 def _sorted(
-    numbers: Tensor, dim: int = -1, descending: bool = False, **options: Any
+    numbers: Tensor, dim: int = -1, descending: bool = False, **options: bool
 ) -> sort | None:
     del options
     return _largest(numbers, numbers.shape[dim], dim, descending)
@@ -154,7 +177,7 @@ def _sorted(
 def _largest(
     numbers: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> sort | None:
-    """The k largest or smallest along `dim`, in order, with their indices; None if too many."""
+    """The k largest or smallest numbers along `dim`, in order, with indices; None if too many."""
     del sorted
     if k > _MOST_RANKED:
         return None
@@ -196,6 +219,6 @@ def _captured(
 
 
 def _of_a_loss(message: str) -> str:
-    """What a network's message says of operations, said of a loss."""
-    listed = message.partition("here: ")[2].partition(". Supported")[0]
-    return f"the loss uses operations that have no exact meaning here: {listed}. {_REMEDY}"
+    """Rephrase a message about a network's operations for a loss."""
+    operations = message.partition("here: ")[2].partition(". Supported")[0]
+    return f"the loss uses operations that have no exact meaning here: {operations}. {_REMEDY}"

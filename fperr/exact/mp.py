@@ -1,12 +1,13 @@
-"""Arithmetic in mpmath: any precision, unlimited exponents; the readable definition of truth.
+"""Arithmetic in mpmath: any precision, unlimited exponents, no error bounds.
 
-An array is a NumPy array of `mpf` objects of a context of its own: no global precision is used.
+The slowest arithmetic and the easiest to read. An array is a NumPy array of `mpf` objects, of an
+mpmath context that belongs to the arithmetic: mpmath's global precision is not used.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter, mul
-from typing import Any
+from typing import Protocol
 
 import mpmath
 import numpy as np
@@ -16,25 +17,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.errors import UndecidedError
-from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
+from fperr.exact import index_arrays
+from fperr.exact.arithmetic import Arithmetic, Indices, R, Shape
+from fperr.exact.index_arrays import IndexArray
+from fperr.exact.number_types import MpContext, MpNumber, RawNumber
 
 MpArray = NDArray[np.object_]
+_MatrixKey = tuple[int, tuple[int, ...], tuple[int, ...]]  # address, shape and strides
 _ROUND_TO_NEAREST = "n"
-_LAST_DIGITS = 20  # bits in which numbers differ that are equal but for rounding
-_WIDEST_SPREAD = 2**14  # bits: exp(-10000) beside 1
-_LOWEST = -(2**20)  # an exponent that makes any float zero
-_REMEMBERED = 64  # matrices: more than the weights that one pullback of a small network meets
+_LAST_DIGITS = 20  # trailing bits in which numbers may differ by rounding alone
+_WIDEST_SPREAD = 2**14  # range of exponents in bits: that of exp(-10000) beside 1
+_LOWEST = -(2**20)  # exponent by which every float is scaled to 0
+_REMEMBERED = 64  # matrices: more than one pullback of a small network uses
 
 
-class MpArithmetic(Arithmetic[Any]):
+class MpArithmetic(Arithmetic[MpArray]):
     """mpmath at `bits` bits, rounding to nearest.
 
     Args:
-        bits: precision of every rounding; sums and dot products are accumulated exactly.
+        bits: Precision of every rounding; sums and dot products are accumulated exactly.
 
     Attributes:
-        has_absorbed: a number has vanished beside a constant, as e^-200 does in 1 + e^-200: what is
-            left of it later is nothing, at twice the precision, too, and agreement proves nothing.
+        has_absorbed: Whether a number has vanished beside a constant, as e^-200 does in 1 + e^-200.
+            It may vanish at twice the precision, too, so agreement of two precisions then proves
+            nothing.
 
     Raises:
         ValueError: fewer than 53 bits.
@@ -44,17 +50,17 @@ class MpArithmetic(Arithmetic[Any]):
         if bits < 53:
             raise ValueError(f"bits={bits}: at least 53 are needed, to hold float64 exactly")
         self.bits = bits
-        self.context = mpmath.MPContext()
+        self.context: MpContext = mpmath.MPContext()
         self.context.prec = bits
         self.has_absorbed = False
-        self._remembered: dict[Any, tuple[MpArray, list[_Vector]]] = {}
+        self._remembered: dict[_MatrixKey, tuple[MpArray, list[_Vector]]] = {}
 
     @property
     def name(self) -> str:
         return f"mpmath, {self.bits} bits"
 
-    def array(self, numbers: Iterable[Any], shape: Shape) -> MpArray:
-        """An array of that shape from numbers of the context, row-major."""
+    def array(self, numbers: Iterable[MpNumber], shape: Shape) -> MpArray:
+        """Make an array of that shape from numbers of the context, row-major."""
         flat = np.empty(int(np.prod(shape)), dtype=object)
         flat[:] = list(numbers)
         return flat.reshape(tuple(shape))
@@ -71,7 +77,8 @@ class MpArithmetic(Arithmetic[Any]):
     def to_scaled(self, a: MpArray) -> tuple[Tensor, int]:
         raw = self._raw(a.reshape(-1))
         exponent = max((exp + bc for _, man, exp, bc in raw if man), default=0)
-        # at most 1,000 bits, which a float can hold; what is cut off is below float64's last place
+        # Mantissas are cut to their leading 1,000 bits, so that float() cannot overflow. The bits
+        # cut off are far below float64's last place.
         cut = [max(bc - 1000, 0) for _, _, _, bc in raw]
         mantissas = [
             float(-man if sign else man) if not c else float((-man if sign else man) >> c)
@@ -97,7 +104,7 @@ class MpArithmetic(Arithmetic[Any]):
         return self._watched(a, np.asarray(a - self._operand(b), dtype=object), b, -1)
 
     def _watched(self, a: MpArray, result: MpArray, b: MpArray | float, sign: int) -> MpArray:
-        """The sum of a and a signed Python number, noting if a has vanished beside that."""
+        """Return `result` = a + sign * b, recording whether `a` has vanished beside a number b."""
         if not isinstance(b, np.ndarray) and b and not self.has_absorbed:
             self.has_absorbed = bool(np.any((result == sign * b) & (a != 0)))
         return result
@@ -110,18 +117,21 @@ class MpArithmetic(Arithmetic[Any]):
         try:
             return np.asarray(a / divisor, dtype=object)
         except ZeroDivisionError:
-            return np.asarray(np.frompyfunc(self._quotient, 2, 1)(a, divisor), dtype=object)
+            return np.asarray(
+                np.frompyfunc(self._quotient, 2, 1)(a, np.asarray(divisor, dtype=object)),
+                dtype=object,
+            )
 
-    def _quotient(self, a: Any, b: Any) -> Any:
-        """The quotient, by IEEE 754 where the divisor is 0, which has no sign here."""
+    def _quotient(self, a: MpNumber, b: MpNumber) -> MpNumber:
+        """Divide; by 0 as IEEE 754 does, with the sign of `a`, because zeros have no sign here."""
         if b != 0:
             return a / b
-        return a * self.context.inf  # which of 0 is undefined
+        return a * self.context.inf  # 0 * inf is undefined, like 0/0
 
     def rsqrt(self, a: MpArray) -> MpArray:
         return self.array(map(self._reciprocal_root, a.reshape(-1)), a.shape)
 
-    def _reciprocal_root(self, a: Any) -> Any:
+    def _reciprocal_root(self, a: MpNumber) -> MpNumber:
         if a > 0:
             return 1 / self.context.sqrt(a)
         return self.context.inf if a == 0 else self.context.nan
@@ -132,7 +142,7 @@ class MpArithmetic(Arithmetic[Any]):
     def log(self, a: MpArray) -> MpArray:
         return self.array(map(self._logarithm, a.reshape(-1)), a.shape)
 
-    def _logarithm(self, a: Any) -> Any:
+    def _logarithm(self, a: MpNumber) -> MpNumber:
         if a > 0:
             return self.context.log(a)
         return self.context.ninf if a == 0 else self.context.nan
@@ -143,8 +153,8 @@ class MpArithmetic(Arithmetic[Any]):
     def erf(self, a: MpArray) -> MpArray:
         return self._saturating(self.context.erf, a)
 
-    def _saturating(self, function: Callable[[Any], Any], a: MpArray) -> MpArray:
-        """A function that tends to 1 and never is it, noting if its digits say that it is."""
+    def _saturating(self, function: Callable[[MpNumber], MpNumber], a: MpArray) -> MpArray:
+        """Apply a function with limit 1, recording whether a finite number was rounded to 1."""
         result = self.array(map(function, a.reshape(-1)), a.shape)
         if not self.has_absorbed:
             self.has_absorbed = bool(np.any(abs(result) == 1) and self.is_finite(a))
@@ -159,9 +169,9 @@ class MpArithmetic(Arithmetic[Any]):
         return self.array(products, (a.shape[0], b.shape[1]))
 
     def sum(self, a: MpArray, dims: Sequence[int]) -> MpArray:
-        kept = [d for d in range(a.ndim) if d not in dims]
+        kept_dims = [d for d in range(a.ndim) if d not in dims]
         length = int(np.prod([a.shape[d] for d in dims]))
-        groups = a.transpose(*kept, *dims).reshape(-1, length)
+        groups = a.transpose(*kept_dims, *dims).reshape(-1, length)
         shape = [1 if d in dims else n for d, n in enumerate(a.shape)]
         return self.array((self._total(self._raw(group)) for group in groups), shape)
 
@@ -177,34 +187,36 @@ class MpArithmetic(Arithmetic[Any]):
     def concatenate(self, arrays: Sequence[MpArray], dim: int) -> MpArray:
         return np.concatenate(list(arrays), axis=dim)
 
-    def take(self, a: MpArray, index: Indices) -> MpArray:
-        return np.append(a.reshape(-1), self.context.zero)[index]
+    def take(self, a: MpArray, index: IndexArray) -> MpArray:
+        return np.append(a.reshape(-1), self.zeros((1,)))[index_arrays.of_one(index)]
 
-    def scatter_add(self, a: MpArray, index: Indices, shape: Shape) -> MpArray:
-        terms: list[list[Any]] = [[] for _ in range(int(np.prod(shape)))]
-        for number, place in zip(self._raw(a.reshape(-1)), index.reshape(-1).tolist(), strict=True):
-            if place >= 0 and number != _ZERO:
-                terms[place].append(number)
+    def scatter_add(self, a: MpArray, index: IndexArray, shape: Shape) -> MpArray:
+        terms: list[list[RawNumber]] = [[] for _ in range(int(np.prod(shape)))]
+        for number, position in zip(
+            self._raw(a.reshape(-1)), index_arrays.of_one(index).reshape(-1).tolist(), strict=True
+        ):
+            if position >= 0 and number != _ZERO:
+                terms[position].append(number)
         return self.array((self._total(group) for group in terms), shape)
 
-    def where(self, mask: Mask, a: MpArray, b: MpArray) -> MpArray:
-        return np.where(mask, a, b)
+    def where(self, mask: IndexArray, a: MpArray, b: MpArray) -> MpArray:
+        return np.where(index_arrays.of_one(mask), a, b)
 
-    def exceeds(self, a: MpArray, threshold: float) -> Mask:
+    def exceeds(self, a: MpArray, threshold: float) -> NDArray[np.bool_]:
         return np.asarray(a > self._operand(threshold), dtype=bool)
 
     def sign(self, a: MpArray) -> Indices:
         signs = [_sign(raw) for raw in self._raw(a.reshape(-1))]
         return np.array(signs, dtype=np.int64).reshape(a.shape)
 
-    def first_argmax(self, a: MpArray, valid: Mask) -> Indices:
-        lowest = np.where(valid, a, self.context.ninf)
+    def first_argmax(self, a: MpArray, valid: NDArray[np.bool_]) -> Indices:
+        lowest = np.where(valid, a, np.full((), self.context.ninf, dtype=object))
         first = np.asarray(np.argmax(lowest, axis=-1), dtype=np.int64)
         largest = np.take_along_axis(lowest, first[..., None], -1)
         self._check_apart(*np.broadcast_arrays(largest, np.where(valid, a, largest)))
         return first
 
-    def same(self, a: MpArray, b: MpArray) -> Mask:
+    def same(self, a: MpArray, b: MpArray) -> NDArray[np.bool_]:
         self._check_apart(a, b)
         return np.asarray(a == b, dtype=bool)
 
@@ -212,7 +224,7 @@ class MpArithmetic(Arithmetic[Any]):
         """Check that numbers are equal, or differ by more than rounding can explain.
 
         Raises:
-            UndecidedError: they differ in their last digits.
+            UndecidedError: they differ in their last digits only.
         """
         limit = self.context.ldexp(1, _LAST_DIGITS - self.bits)
         close = np.asarray((abs(a - b) <= limit * abs(a)) & (a != b), dtype=bool)
@@ -222,9 +234,9 @@ class MpArithmetic(Arithmetic[Any]):
             )
 
     def distance(self, a: MpArray, b: MpArray) -> float:
-        """The norm of a - b; numbers that are the same, infinities too, count as 0."""
-        apart = [x - y for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True) if x != y]
-        return float(self.context.norm(apart)) if apart else 0.0
+        """The Euclidean norm of a - b; equal numbers, infinities too, count as difference 0."""
+        differences = [x - y for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True) if x != y]
+        return float(self.context.norm(differences)) if differences else 0.0
 
     def is_finite(self, a: MpArray) -> bool:
         return all(map(_is_finite, self._raw(a.reshape(-1))))
@@ -233,25 +245,27 @@ class MpArithmetic(Arithmetic[Any]):
         return any(raw == _ZERO for raw in self._raw(a.reshape(-1)))
 
     def values(self, a: MpArray) -> Indices:
-        known: dict[Any, int] = {}
-        numbers = [known.setdefault(raw, len(known)) for raw in self._raw(a.reshape(-1))]
+        number_by_raw: dict[RawNumber, int] = {}
+        numbers = [
+            number_by_raw.setdefault(raw, len(number_by_raw)) for raw in self._raw(a.reshape(-1))
+        ]
         return np.array(numbers, dtype=np.int64).reshape(a.shape)
 
     def equal(self, a: MpArray, b: MpArray) -> bool:
         return a.shape == b.shape and bool(np.all(a == b))
 
-    def _operand(self, b: MpArray | float) -> Any:
+    def _operand(self, b: MpArray | float) -> MpArray | MpNumber:
         return b if isinstance(b, np.ndarray) else self.context.mpf(b)
 
-    def _raw(self, numbers: Iterable[Any]) -> list[Any]:
-        """The tuples of mpmath (sign, mantissa, exponent, bit count); the mantissa of zero is 0."""
+    def _raw(self, numbers: Iterable[MpNumber]) -> list[RawNumber]:
+        """The tuples of mpmath: see `RawNumber`."""
         return [number._mpf_ for number in numbers]
 
-    def _total(self, raw: Iterable[Any]) -> Any:
+    def _total(self, raw: Iterable[RawNumber]) -> MpNumber:
         return self.context.make_mpf(mpf_sum(raw, self.bits, _ROUND_TO_NEAREST))
 
     def _columns(self, b: MpArray) -> list["_Vector"]:
-        """The columns of `b`, prepared; those of the last few matrices are remembered."""
+        """The columns of `b` as `_Vector`s; those of the last few matrices are remembered."""
         key = (b.__array_interface__["data"][0], b.shape, b.strides)
         if key not in self._remembered:
             columns = [_Vector.of(self._raw(column)) for column in b.T]
@@ -260,76 +274,92 @@ class MpArithmetic(Arithmetic[Any]):
                 self._remembered.pop(next(iter(self._remembered)))
         return self._remembered[key][1]
 
-    def _row_times(self, row: MpArray, columns: list["_Vector"]) -> Iterable[Any]:
-        """Exact products of the row's nonzero entries, summed exactly, rounded once."""
+    def _row_times(self, row: MpArray, columns: list["_Vector"]) -> Iterable[MpNumber]:
+        """Multiply a row by all columns: dot products are exact and rounded once."""
         support = [k for k, number in enumerate(row) if number._mpf_ != _ZERO]
         if not all(column.is_finite for column in columns):
-            support = list(range(len(row)))  # 0 times infinity is not 0
+            support = list(range(len(row)))  # zeros count, too: 0 times infinity is undefined
         if not support:
             return [self.context.zero] * len(columns)
-        pick = itemgetter(*support) if len(support) > 1 else lambda c: (c[support[0]],)
-        mine = _Vector.of(self._raw(pick(row)))
-        return [self._dot(mine, column, pick) for column in columns]
+        pick_support: _Selection = (
+            itemgetter(*support) if len(support) > 1 else lambda c: (c[support[0]],)
+        )
+        row_vector = _Vector.of([row[k]._mpf_ for k in support])
+        return [self._dot(row_vector, column, pick_support) for column in columns]
 
-    def _dot(self, a: "_Vector", b: "_Vector", pick: Any) -> Any:
+    def _dot(self, a: "_Vector", b: "_Vector", pick_support: "_Selection") -> MpNumber:
         if a.integers is None or b.integers is None:
-            return self._total(map(mpf_mul, a.raw, pick(b.raw)))
-        total = sum(map(mul, a.integers, pick(b.integers)))
+            return self._total(map(mpf_mul, a.raw, pick_support(b.raw)))
+        total = sum(map(mul, a.integers, pick_support(b.integers)))
         rounded = from_man_exp(total, a.exponent + b.exponent, self.bits, _ROUND_TO_NEAREST)
         return self.context.make_mpf(rounded)
 
 
+class _Selection(Protocol):
+    """Selects the same positions of any sequence."""
+
+    def __call__(self, numbers: Sequence[R], /) -> Sequence[R]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Vector:
-    """Numbers, and the same as `integers[k] * 2**exponent`: then sums of products are exact.
+    """Numbers as integers with a common exponent, so that sums of products are exact.
 
-    `integers` is None where the exponents are too far apart; mpmath's own sum is taken then, which
-    drops what lies below the largest terms by more than twice the precision.
+    Attributes:
+        raw: Numbers as mpmath's tuples.
+        integers: Integers with `raw[k] = integers[k] * 2**exponent`, or None where the exponents
+            are too far apart. Then mpmath's own sum is used, which drops terms that are smaller
+            than the largest by more than twice the precision.
+        exponent: Common exponent.
+        is_finite: Whether all numbers are finite.
     """
 
-    raw: list[Any]
-    integers: list[Any] | None
+    raw: list[RawNumber]
+    integers: list[int] | None
     exponent: int
     is_finite: bool = True
 
     @classmethod
-    def of(cls, raw: Iterable[Any]) -> "_Vector":
+    def of(cls, raw: Iterable[RawNumber]) -> "_Vector":
         """From mpmath's tuples."""
-        listed = list(raw)
-        if not all(map(_is_finite, listed)):
-            return cls(listed, None, 0, False)
-        exponents = [exp for _, man, exp, _ in listed if man]
+        raw_numbers = list(raw)
+        if not all(map(_is_finite, raw_numbers)):
+            return cls(raw_numbers, None, 0, False)
+        exponents = [exp for _, man, exp, _ in raw_numbers if man]
         low = min(exponents, default=0)
         if max(exponents, default=0) - low > _WIDEST_SPREAD:
-            return cls(listed, None, 0)
+            return cls(raw_numbers, None, 0)
         integers = [
-            (-man if sign else man) << (exp - low) if man else 0 for sign, man, exp, _ in listed
+            (-man if sign else man) << (exp - low) if man else 0
+            for sign, man, exp, _ in raw_numbers
         ]
-        return cls(listed, integers, low)
+        return cls(raw_numbers, integers, low)
 
 
 _ZERO = from_float(0.0)
 
 
-def _is_finite(raw: Any) -> bool:
-    """Whether one of mpmath's tuples is neither infinite nor undefined."""
+def _is_finite(raw: RawNumber) -> bool:
+    """Whether a number is neither infinite nor undefined."""
+    # these have mantissa 0 and a nonzero exponent; zero has mantissa 0 and exponent 0
     _, man, exponent, _ = raw
     return bool(man) or not exponent
 
 
-def _sign(raw: Any) -> int:
-    """The sign of one of mpmath's tuples; undefined numbers, which are not 0, count as positive."""
+def _sign(raw: RawNumber) -> int:
+    """The sign of a number; an undefined number, which is not 0, counts as positive."""
     sign, man, exponent, _ = raw
     if man:
         return 1 - 2 * int(sign)
     return (-1 if raw == fninf else 1) if exponent else 0
 
 
-def nearest_float64(number: Any) -> float:
-    """The float64 nearest to the mpf `number`, ties to even; subnormals are rounded once."""
+def nearest_float64(number: MpNumber) -> float:
+    """Round an `mpf` to the nearest float64, ties to even, in one step for subnormals, too."""
     sign, man, exponent, bit_count = number._mpf_
     if not man:
         return float(number)
+    # 2**1024 overflows, and half of the smallest subnormal is 2**-1075
     if exponent + bit_count > 1024:
         magnitude = float("inf")
     elif exponent + bit_count < -1075:

@@ -1,15 +1,14 @@
-"""What every node of a captured graph holds: dtypes, shapes, and what its values depend on.
+"""Dtypes, shapes and dependencies of the nodes of a captured graph.
 
-Three kinds of nodes never reach an exact arithmetic. What descends from no tensor's values (a
-constructor, positions, a mask made of them) is whatever PyTorch computes, in the dtype that the
-graph writes. What is integer or boolean, and computed from integers and booleans only, PyTorch
-computes as well: nobody else knows better what `True + True` is. The shape of a tensor is taken
-from the capture.
+Three kinds of values never reach an exact arithmetic. Values that depend on no tensor (those of a
+constructor, positions, a mask made of them) are computed by PyTorch, in the dtype that the graph
+writes. Integers and booleans computed from integers and booleans only are computed by PyTorch, too,
+because its own rules, e.g. for `True + True`, define the result. Shapes of tensors are taken from
+the capture.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -17,32 +16,34 @@ from torch import Tensor, fx
 from fperr.exact.operations import OPERATIONS, SHAPE_OF_FIRST
 
 Node = fx.Node
+# What PyTorch computes for a node: one tensor, or several outputs.
+TorchValue = Tensor | tuple[Tensor | None, ...] | list[Tensor | None]
 Dtypes = torch.dtype | tuple[torch.dtype | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class NodeKinds:
-    """What is known of the nodes, by their names.
+    """Properties of the nodes, by node name.
 
     Attributes:
-        shapes: of each tensor-valued node's value.
-        dtypes: of each tensor-valued node's value; of a node with several outputs, of each.
-        made: what descends from no tensor's values, as PyTorch computed it: a tensor, or several.
-        of_input: the nodes whose values depend on those of x or v.
+        shapes: Shape of each node with a single tensor.
+        dtypes: Dtype of each node with a single tensor; a tuple for a node with several outputs.
+        made: Values that depend on no tensor, as PyTorch computed them.
+        of_input: Names of the nodes whose values depend on those of x or v.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, Dtypes]
-    made: Mapping[str, Any]
+    made: Mapping[str, TorchValue]
     of_input: frozenset[str]
 
     def is_discrete(self, node: Node) -> bool:
-        """Whether the node holds integers or booleans, made of integers and booleans only."""
+        """Whether the node holds integers or booleans computed from such only."""
         used = [self.dtypes.get(source.name) for source in value_inputs(node)]
         return is_discrete(self.dtypes.get(node.name)) and all(map(is_discrete, used))
 
     def depends_on_data_by_shape(self, node: Node) -> bool:
-        """Whether how many entries the node holds depends on the values of x: a mask selects."""
+        """Whether the number of entries of the node depends on the values of x, as `x[x > 0]`."""
         name = str(node.target)
         if name in _INDEXING:
             masks: list[Node] = []
@@ -61,15 +62,15 @@ _INDEXING = {"aten.index.Tensor", "aten.index_put.default", "aten._unsafe_index_
 
 def is_discrete(dtypes: Dtypes | None) -> bool:
     """Whether all of the dtypes are integer or boolean."""
-    parts = dtypes if isinstance(dtypes, tuple) else (dtypes,)
+    listed_dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,)
     return all(
         dtype is not None and not dtype.is_floating_point and not dtype.is_complex
-        for dtype in parts
+        for dtype in listed_dtypes
     )
 
 
 def value_inputs(node: Node) -> list[Node]:
-    """The nodes whose values, and not only their shapes, the node uses."""
+    """The nodes of which `node` uses the values, and not only the shapes."""
     name = str(node.target)
     skipped: Iterable[int] = ()
     if name in SHAPE_OF_FIRST:
@@ -86,25 +87,25 @@ def value_inputs(node: Node) -> list[Node]:
 
 @torch.no_grad()
 def kinds_of(module: fx.GraphModule, x: Tensor, v: Tensor) -> NodeKinds:
-    """The kinds of all nodes, from one run of the graph at (x, v)."""
+    """Record the kinds of all nodes in one run of the graph at (x, v)."""
     recorder = _Recorder(module)
     recorder.run(x, v)
     return NodeKinds(recorder.shapes, recorder.dtypes, recorder.made, frozenset(recorder.of_input))
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the graph and notes what each node holds."""
+    """Runs the graph and records the shape, the dtype and the dependencies of each node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, Dtypes] = {}
-        self.made: dict[str, Any] = {}
+        self.made: dict[str, TorchValue] = {}
         self.of_input: set[str] = set()
 
-    def run_node(self, n: Node) -> Any:
+    def run_node(self, n: Node) -> TorchValue:
         """Run one node."""
-        value = super().run_node(n)
+        value: TorchValue = super().run_node(n)
         used = {source.name for source in value_inputs(n)}
         if n.op == "placeholder" or used & self.of_input:
             self.of_input.add(n.name)
@@ -113,7 +114,7 @@ class _Recorder(fx.Interpreter):
             self.dtypes[n.name] = value.dtype
         elif isinstance(value, tuple | list):
             self.dtypes[n.name] = tuple(
-                part.dtype if isinstance(part, Tensor) else None for part in value
+                output.dtype if isinstance(output, Tensor) else None for output in value
             )
         if n.op == "call_function" and used <= self.made.keys():
             self.made[n.name] = value

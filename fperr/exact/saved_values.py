@@ -1,23 +1,30 @@
-"""What the backward half of a captured graph reads of its forward half, and runs that leave it."""
+"""What the backward half of a captured graph uses of its forward half; runs in floating point."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fperr.errors import CaptureAuditError
 from fperr.exact.graph import Capture, Node
+from fperr.exact.node_kinds import TorchValue
 from fperr.exact.operations import OPERATIONS
+from fperr.exact.operations.table import Argument, Comparison
 
-Read = tuple[str, Node, Callable[..., Any] | None, tuple[Any, ...]]
+# key, node of the forward half, comparison or None, arguments of the node that uses the value
+Read = tuple[str, Node, Comparison | None, tuple[Argument, ...]]
 
 
 def saved_for_backward(capture: Capture) -> list[Read]:
-    """What the backward half reads: (key, source, decision or None, arguments of the consumer)."""
-    before = set(capture.forward) | {capture.placeholders[0]}
-    found: dict[str, Read] = {}
+    """List what the backward half uses of the forward half.
+
+    The key is the name of the node of the forward half. Where the backward half uses only a
+    comparison of its value (the sign, for ReLU), the key is `consumer.position` instead, and the
+    comparison says which.
+    """
+    forward_nodes = set(capture.forward) | {capture.placeholders[0]}
+    reads_by_key: dict[str, Read] = {}
     for node in capture.backward:
         operation = OPERATIONS.get(str(node.target))
         for position, argument in enumerate(node.args):
@@ -27,17 +34,27 @@ def saved_for_backward(capture: Capture) -> list[Read]:
             sources: list[Node] = []
             fx.node.map_arg(argument, sources.append)
             for source in sources:
-                if source in before:
+                if source in forward_nodes:
                     key = source.name if decide is None else f"{node.name}.{position}"
-                    found[key] = (key, source, decide, node.args)
-    return list(found.values())
+                    reads_by_key[key] = (key, source, decide, node.args)
+    return list(reads_by_key.values())
 
 
 @dataclass(frozen=True, slots=True)
 class FloatRun:
-    """The values of the forward half's nodes in a run in floating point, by node name."""
+    """A run of the captured graph in floating point.
 
-    values: Mapping[str, Tensor]
+    Attributes:
+        values: Values of the nodes, by node name, with the batch that was run.
+    """
+
+    values: Mapping[str, TorchValue]
+
+    def tensor(self, name: str) -> Tensor:
+        """The value of a node with a single tensor."""
+        value = self.values[name]
+        assert isinstance(value, Tensor)
+        return value
 
 
 @torch.no_grad()
@@ -52,11 +69,11 @@ def float_run(
     """Replay the graph in floating point on the captured batch.
 
     Args:
-        capture: of that batch shape.
-        x: (batch, *shape), in the format.
-        v: (batch, K), in the format.
-        single: the same network for one sample, whose names are used; else `capture` itself.
-        everything: keep what every node holds, instead of what the pullback reads.
+        capture: Network, captured at the batch's shape.
+        x: Input (batch, *shape), in the format.
+        v: Cotangents of the logits (batch, K), in the format.
+        single: Network captured for one sample, whose node names are used; by default `capture`.
+        everything: Whether to keep the value of every node instead of what the pullback uses.
 
     Raises:
         CaptureAuditError: the graph of the batch is not that of a single sample.
@@ -68,16 +85,16 @@ def float_run(
             f"the graph for a batch of {len(x)} differs from that for one sample in {x.dtype}: "
             "use batch_size=1"
         )
-    wanted = {source.name for _, source, _, _ in saved_for_backward(single)}
+    node_names = {source.name for _, source, _, _ in saved_for_backward(single)}
     if everything:
-        wanted = {node.name for node in (*single.forward, *single.backward)}
-    keeper = _Keeper(capture.module, {names[name] for name in wanted})
-    keeper.run(x, v)
-    return FloatRun({name: keeper.kept[names[name]] for name in wanted})
+        node_names = {node.name for node in (*single.forward, *single.backward)}
+    recorder = _ValueRecorder(capture.module, {names[name] for name in node_names})
+    recorder.run(x, v)
+    return FloatRun({name: recorder.values[names[name]] for name in node_names})
 
 
 def sample_of(tensor: Tensor, shape: tuple[int, ...], sample: int) -> Tensor:
-    """The part of a batch's `tensor` that belongs to one sample, where one sample has `shape`.
+    """Take one sample's slice of a batch's `tensor`; a tensor of one sample has shape `shape`.
 
     Raises:
         CaptureAuditError: the tensor does not split into samples along one dimension.
@@ -95,37 +112,40 @@ def sample_of(tensor: Tensor, shape: tuple[int, ...], sample: int) -> Tensor:
 
 
 def check_split(run: FloatRun, of_first: FloatRun, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that what a batch leaves is laid out sample by sample.
+    """Check that the values of a batch's run are laid out sample by sample.
 
     Args:
-        run: on a batch.
-        of_first: on as many copies of its first sample: the kernels are the same, so the first
-            part of both has the same bits unless it holds numbers of other samples.
-        shapes: of every node for one sample.
+        run: Run on a batch.
+        of_first: Run on as many copies of the batch's first sample. The kernels are the same, so
+            the first sample's slices of both runs have the same bits, unless they hold numbers of
+            other samples.
+        shapes: Shape of every node for one sample, by node name.
 
     Raises:
         CaptureAuditError: it is not.
     """
-    for name, tensor in run.values.items():
-        mine, alone = (sample_of(t, shapes[name], 0) for t in (tensor, of_first.values[name]))
-        if not torch.equal(mine.nan_to_num(), alone.nan_to_num()):
+    for name in run.values:
+        in_batch, among_copies = (
+            sample_of(r.tensor(name), shapes[name], 0) for r in (run, of_first)
+        )
+        if not torch.equal(in_batch.nan_to_num(), among_copies.nan_to_num()):
             raise CaptureAuditError(
                 f"{name} of a batch does not split into samples, or depends on the other samples: "
                 "use batch_size=1"
             )
 
 
-class _Keeper(fx.Interpreter):
-    """Runs a graph and keeps the values of the nodes that are wanted."""
+class _ValueRecorder(fx.Interpreter):
+    """Runs a graph and keeps the values of some nodes, by name."""
 
-    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+    def __init__(self, module: fx.GraphModule, node_names: set[str]) -> None:
         super().__init__(module)
-        self.wanted = wanted
-        self.kept: dict[str, Tensor] = {}
+        self._node_names = node_names
+        self.values: dict[str, TorchValue] = {}
 
-    def run_node(self, n: Node) -> Any:
+    def run_node(self, n: Node) -> TorchValue:
         """Run one node."""
-        value = super().run_node(n)
-        if n.name in self.wanted:
-            self.kept[n.name] = value
+        value: TorchValue = super().run_node(n)
+        if n.name in self._node_names:
+            self.values[n.name] = value
         return value

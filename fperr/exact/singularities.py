@@ -1,16 +1,16 @@
-"""Where a gradient is infinite or undefined: which operation has no slope there."""
+"""Singular gradients: which operation has no slope where a gradient is infinite or undefined."""
 
 from collections.abc import Iterator, Mapping
 from operator import getitem
-from typing import Any
+from typing import cast
 
 from fperr.errors import SingularGradientError
 from fperr.exact import index_arrays
-from fperr.exact.arithmetic import Array
+from fperr.exact.arithmetic import NodeValue, T
 from fperr.exact.graph import Capture, Node
 from fperr.exact.interpreter import ForwardRun, Interpreter
 
-# operations that are undefined, or have no slope, where the argument at that position is 0
+# operation -> position of the argument at whose zeros it is undefined or has no slope
 _SINGULAR_AT = {
     "aten.div.Tensor": 1,
     "aten.reciprocal.default": 0,
@@ -34,18 +34,19 @@ _WITHOUT_NAME = {
 
 
 def check_regular(
-    interpreter: Interpreter, run: ForwardRun, v: Array, gradient: Array, sample: int = 0
+    interpreter: Interpreter[T], run: ForwardRun[T], v: T, gradient: T, sample: int = 0
 ) -> None:
     """Check that no operation without a slope at 0 makes a gradient infinite or undefined.
 
-    What is not finite for other reasons, for want of precision above all, is the caller's to find.
+    Callers must check for numbers that are not finite for other reasons, above all for lack of
+    precision.
 
     Args:
-        interpreter: the exact network, for one sample.
-        run: its run at the sample.
-        v: (1, K) of the arithmetic.
-        gradient: J^T v, or rows of J.
-        sample: its number, for the error.
+        interpreter: Exact network, for one sample.
+        run: Run of the network at the sample.
+        v: Cotangent of the logits (1, K) in the arithmetic.
+        gradient: Product J^T v, or rows of J.
+        sample: Number of the sample, for the error.
 
     Raises:
         SingularGradientError: an operation is taken at an exact zero where it has no value or no
@@ -54,9 +55,9 @@ def check_regular(
     A = interpreter.arithmetic
     if A.is_finite(gradient) and A.is_finite(run.logits):
         return
-    values = dict(run.values)
+    values: dict[str, NodeValue[T]] = dict(run.values)
 
-    def observe(node: Node, value: Any) -> None:
+    def observe(node: Node, value: NodeValue[T]) -> None:
         values[node.name] = value
 
     interpreter.pullback(run.saved_values, v, observe)
@@ -64,39 +65,48 @@ def check_regular(
     for culprit in _first_not_finite(interpreter, values):
         position = _SINGULAR_AT.get(str(culprit.target))
         divisor = None if position is None else culprit.args[position]
-        if isinstance(divisor, Node) and A.has_zero(values[divisor.name]):
-            raise SingularGradientError(sample, _named(interpreter.capture, culprit, divisor))
+        if isinstance(divisor, Node) and A.has_zero(cast(T, values[divisor.name])):
+            raise SingularGradientError(
+                sample, _culprit_name(interpreter.capture, culprit, divisor)
+            )
 
 
-def _first_not_finite(interpreter: Interpreter, values: Mapping[str, Any]) -> Iterator[Node]:
-    """The operations whose results are not finite, and are used, though their arguments are."""
-    pending, seen = list(interpreter.capture.results), set[Node]()
+def _first_not_finite(
+    interpreter: Interpreter[T], values: Mapping[str, NodeValue[T]]
+) -> Iterator[Node]:
+    """Yield the operations whose results are used and not finite, though their arguments are."""
+    pending, visited = list(interpreter.capture.results), set[Node]()
     while pending:
         node = pending.pop()
-        if node in seen or not _is_bad(interpreter, values, node):
+        if node in visited or not _is_not_finite(interpreter, values, node):
             continue
-        seen.add(node)
-        bad = [n for n in node.all_input_nodes if _is_bad(interpreter, values, n)]
-        pending += bad
-        if not bad:
+        visited.add(node)
+        not_finite = [n for n in node.all_input_nodes if _is_not_finite(interpreter, values, n)]
+        pending += not_finite
+        if not not_finite:
             yield node
 
 
-def _is_bad(interpreter: Interpreter, values: Mapping[str, Any], node: Node) -> bool:
+def _is_not_finite(
+    interpreter: Interpreter[T], values: Mapping[str, NodeValue[T]], node: Node
+) -> bool:
     value = values.get(node.name)
     if node.target is getitem and value is None:
         return False
-    parts = value if isinstance(value, list | tuple) else [value]
+    outputs = value if isinstance(value, list | tuple) else [value]
     return any(
-        part is not None
-        and not index_arrays.is_index_array(part)
-        and not interpreter.arithmetic.is_finite(part)
-        for part in parts
+        output is not None
+        and not index_arrays.is_index_array(output)
+        and not interpreter.arithmetic.is_finite(output)
+        for output in outputs
     )
 
 
-def _named(capture: Capture, culprit: Node, divisor: Node) -> str:
-    """The operation of the forward half whose slope it is; else the culprit itself."""
+def _culprit_name(capture: Capture, culprit: Node, divisor: Node) -> str:
+    """Name the operation of the forward half without a slope; else the culprit itself.
+
+    The culprit is often a division of the backward half by the result of a square root.
+    """
     forward = {*capture.forward}
     node = divisor
     while str(node.target) in _WITHOUT_NAME and isinstance(node.args[0], Node):

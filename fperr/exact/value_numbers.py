@@ -1,27 +1,29 @@
 """Value numbers: which numbers are equal by the rules of arithmetic, whatever their digits.
 
-The network is evaluated a second time over finite fields: beside every number stand its residues
-modulo two primes just below 2^20. A float m 2^e has the residues of m 2^e, as 2 has an inverse
-there; sums, differences, products, quotients, matrix products and convolutions are those of the
-fields. All of that commutes with taking residues, so numbers that are equal by the rules of
-arithmetic have equal value numbers, in whatever order and grouping they were computed: a filter
-that sums to zero has the value number 0 on a constant patch, and so has x - mean(x) on a constant
-row. A function f(a) that the fields lack has residues hashed from f and the value number of a, with
-the exact relations that `_Function` lists.
+Compilers number values in the same sense: equal numbers for equal expressions. Here the network is
+evaluated a second time over two finite fields. Every number carries its residues modulo two primes
+just below 2^20. A float m 2^e has residues because 2 has an inverse modulo an odd prime. Sums,
+differences, products, quotients, matrix products and convolutions of residues are those of the
+fields. Taking residues commutes with all of these operations, so numbers that are equal by the
+rules of arithmetic have equal value numbers, in whatever order they were computed: a filter that
+sums to zero has the value number 0 on a constant patch, and so has x - mean(x) on a constant row.
+The fields have no exp or tanh. The residues of such a function f(a) are hashed from f and the value
+number of a, and satisfy the exact relations that `_Function` lists.
 
-Different numbers share a value number where both primes divide the numerator of their difference:
-with a probability near 2^-40 for numbers without a pattern. With residues drawn at random instead
-of given, it would be at most (d/p)^2 for a difference that is a polynomial of degree d in them
-(Schwartz, Zippel); d is about the number of layers. The primes are no secret: a network can be
-built to collide. So value numbers decide only what the numbers' own error bounds leave open, and
-equal ones of numbers that are certainly apart put the sample in doubt.
+Different numbers have the same value number if both primes divide the numerator of their
+difference: for numbers without a pattern with a probability near 2^-40. With residues drawn at
+random, it would be at most (d/p)^2 for a difference that is a polynomial of degree d in them
+(Schwartz, Zippel), where d is about the number of layers. The primes are public, so a network can
+be built to collide. Therefore value numbers are used only where the error bounds of two numbers
+cannot tell them apart, and a sample is reported as undecided if two numbers have equal value
+numbers and are certainly different.
 
-Two small primes, and not a large one, because sums of products of residues then fit into float64 as
-they are: a matrix product takes two float64 products, where halves of residues modulo one prime
-below 2^40 take four. Residues are kept as float64 for the same reason; NaN stands for "equal to
-nothing": infinities, and quotients by zero.
+Two small primes are faster than a single large one. Sums of products of residues below 2^20 fit
+into float64, so a product of matrices takes two products in float64. A prime below 2^40 would need
+residues in halves, and four. For the same reason residues are stored as float64. NaN marks a number
+that is equal to no other: an infinity or a quotient by zero.
 
-None stands for value numbers that nobody asks for: those of the backward half.
+None stands in place of value numbers that are not needed, as in the backward half.
 """
 
 import hashlib
@@ -33,15 +35,17 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-PRIMES = (1048573, 1048571)  # the largest below 2^20
+PRIMES = (1048573, 1048571)  # the two largest below 2^20
 _BITS = 20
-# `_reduced` is exact below; sums of this many products of two residues are, as |residue| < 2^19
+# `_reduced` is exact below 2^51. Products of two residues are below 2^38, as |residue| < 2^19: sums
+# of 2^13 of them can be reduced.
 _REDUCIBLE, LONGEST_SUM = 2**51, 2**13
 _SIGNIFICAND = 53
 _LEAST_EXPONENT, _LARGEST_EXPONENT = -1074 - _SIGNIFICAND, 1024 + _SIGNIFICAND
 _HALF = 26  # bits of the lower part of a significand
 _HASHED = 50  # bits of a hash that become a residue
-_ODD = -0x61C8864680B583EB  # 2^64 over the golden ratio, as a signed number
+# Odd multipliers that mix bits. The first is 2^64 over the golden ratio, as a signed number.
+_ODD = -0x61C8864680B583EB
 _OTHER = -0x4B47D0C5A1A6A7B5
 
 Multiply = Callable[[Tensor, Tensor], Tensor]
@@ -52,28 +56,28 @@ class ValueNumbers:
     """The value numbers of an array.
 
     Attributes:
-        residues: for each prime p a float64 tensor like the array, of integers between -(p - 1)/2
-            and (p - 1)/2, or NaN.
+        residues: Tensors of the array's shape, one for each prime p: float64 holding integers
+            between -(p - 1)/2 and (p - 1)/2, or NaN.
     """
 
     residues: tuple[Tensor, ...]
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> "ValueNumbers":
-        """Rearranged: `move` must not compute."""
+        """Rearrange the residues with `move`, which must not compute."""
         return ValueNumbers(tuple(map(move, self.residues)))
 
     def equals(self, other: "ValueNumbers") -> Tensor:
-        """Where they are equal; the shapes broadcast."""
+        """The mask of equal value numbers; the shapes broadcast."""
         return _all_of([a == b for a, b in zip(self.residues, other.residues, strict=True)])
 
     def equals_float(self, number: float) -> Tensor:
-        """Where they are that of a float64."""
+        """The mask of value numbers equal to that of a Python float."""
         if number == 0:
             return _all_of([r == 0 for r in self.residues])
         return self.equals(of_float(number, self.residues[0].device))
 
     def identifiers(self) -> Tensor:
-        """int64: equal where the value numbers are; negative, and all different, at NaN."""
+        """Integers (int64), equal for equal value numbers; negative and distinct at NaN."""
         packed = self._packed()
         undefined = self.residues[0].isnan()
         for residue in self.residues[1:]:
@@ -93,11 +97,11 @@ class ValueNumbers:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """The constant operand of a product, so that sums of its products can be reduced.
+    """The constant operand of a product, split so that sums of its products can be reduced.
 
     Attributes:
-        pieces: for each prime the residues in pieces, the highest first.
-        width: bits of a piece.
+        pieces: Pieces of the residues for each prime, the highest first.
+        width: Bits of a piece.
     """
 
     pieces: tuple[tuple[Tensor, ...], ...]
@@ -106,11 +110,11 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class _Function:
-    """What is exactly true of a function.
+    """Exact relations that a function satisfies.
 
     Attributes:
-        is_odd: f(-a) = -f(a), and so f(0) = 0.
-        at: an argument and the value there, both integers.
+        is_odd: Whether f(-a) = -f(a), and so f(0) = 0.
+        at: Argument and value of the function there, both integers.
     """
 
     is_odd: bool = False
@@ -127,26 +131,31 @@ _FUNCTIONS = {
 
 
 def zeros(shape: Sequence[int], device: torch.device | str = "cpu") -> ValueNumbers:
-    """The value numbers of zeros."""
+    """Make the value numbers of zeros."""
     zero = torch.zeros((), dtype=torch.float64, device=device).expand(tuple(shape))
     return ValueNumbers((zero,) * len(PRIMES))
 
 
 def of_floats(floats: Tensor) -> ValueNumbers:
-    """The value numbers of float64 numbers."""
+    """Make the value numbers of float64 numbers."""
     significand, exponent = torch.frexp(floats)
-    whole = significand * 2.0**_SIGNIFICAND  # an integer; NaN and infinities stay
-    high = torch.floor(whole * 2.0**-_HALF)
-    low = whole - high * 2.0**_HALF
-    place = exponent.reshape(-1) - (_SIGNIFICAND + _LEAST_EXPONENT)
+    integer = significand * 2.0**_SIGNIFICAND  # an integer; NaN and infinities stay
+    high = torch.floor(integer * 2.0**-_HALF)
+    low = integer - high * 2.0**_HALF
+    exponent_index = exponent.reshape(-1) - (_SIGNIFICAND + _LEAST_EXPONENT)
     is_finite = bool(floats.isfinite().all())
     if not is_finite:
-        place = torch.where(floats.isfinite().reshape(-1), place, 0)
+        exponent_index = torch.where(floats.isfinite().reshape(-1), exponent_index, 0)
     residues = []
     for p in PRIMES:
-        # below 2^27 * 2^19 + 2^26
+        # |high| <= 2^27 times a residue below 2^19, plus low below 2^26: `_reduced` is exact
         short = _reduced(high * _centred(2**_HALF, p) + low, p)
-        scale = _powers_of_two(p).to(floats.device).index_select(0, place).reshape(floats.shape)
+        scale = (
+            _powers_of_two(p)
+            .to(floats.device)
+            .index_select(0, exponent_index)
+            .reshape(floats.shape)
+        )
         residue = _reduced(short.mul_(scale), p)
         residues.append(
             residue if is_finite else torch.where(floats.isfinite(), residue, torch.nan)
@@ -156,20 +165,20 @@ def of_floats(floats: Tensor) -> ValueNumbers:
 
 @lru_cache(maxsize=1024)
 def of_float(number: float, device: torch.device | str = "cpu") -> ValueNumbers:
-    """The value number of one float64, without dimensions."""
+    """Make the value number of a Python float, without dimensions."""
     if number == 0:
         return zeros((), device)
     return of_floats(torch.tensor(float(number), dtype=torch.float64, device=device))
 
 
 def of_dyadics(numbers: Sequence[tuple[int, int]]) -> ValueNumbers:
-    """The value numbers of m 2^e for pairs (m, e) of integers of any size."""
+    """Make the value numbers of m 2^e for pairs (m, e) of integers of any size."""
     rows = [[_centred(m * pow(2, e, p), p) for m, e in numbers] for p in PRIMES]
     return ValueNumbers(tuple(torch.tensor(row, dtype=torch.float64) for row in rows))
 
 
 def of_name(name: str, device: torch.device | str = "cpu") -> ValueNumbers:
-    """The value number, of shape (1,), of a constant that is no rational number."""
+    """Make the value number, of shape (1,), of an irrational constant."""
     return _hashed(torch.zeros(1, dtype=torch.int64, device=device), name)
 
 
@@ -195,21 +204,21 @@ def times(a: ValueNumbers | None, b: ValueNumbers | None) -> ValueNumbers | None
 def inverse(a: ValueNumbers | None) -> ValueNumbers | None:
     """The value numbers of 1/a; NaN where a is 0.
 
-    Where only one of the primes divides a, the residue there has no inverse, and gets a hash for
-    one.
+    If only one of the primes divides a, the residue modulo that prime has no inverse and gets a
+    hashed one.
     """
     if a is None:
         return None
-    found = _by_prime(lambda p, x: _power(x, p - 2, p), a)
+    inverses = _by_prime(lambda p, x: _power(x, p - 2, p), a)
     is_divisible = [r == 0 for r in a.residues]
     if not any(bool(d.any()) for d in is_divisible):
-        return found
+        return inverses
     hashed, is_zero = _hashed(a._packed(), "inverse"), _all_of(is_divisible)
     return ValueNumbers(
         tuple(
             torch.where(is_zero, torch.nan, torch.where(divisible, other, residue))
             for residue, other, divisible in zip(
-                found.residues, hashed.residues, is_divisible, strict=True
+                inverses.residues, hashed.residues, is_divisible, strict=True
             )
         )
     )
@@ -221,38 +230,44 @@ def of_function(name: str, a: ValueNumbers | None) -> ValueNumbers | None:
         return None
     relations = _FUNCTIONS[name]
     if not relations.is_odd:
-        found = _hashed(a._packed(), name, a)
+        hashed = _hashed(a._packed(), name, a)
         if relations.at is None:
-            return found
+            return hashed
         argument, value = relations.at
         at = _all_of([r == argument for r in a.residues])
-        return found.moved(lambda t: torch.where(at, value, t))
+        return hashed.moved(lambda t: torch.where(at, value, t))
     sign = torch.zeros_like(a.residues[0])
-    for residue in a.residues:  # that of the first residue which is not 0
+    for residue in a.residues:  # of the first residue that is not 0
         sign = torch.where(sign == 0, residue.sign(), sign)
     upward = a.moved(lambda t: t * sign)
     return _hashed(upward._packed(), name, upward).moved(lambda t: t * sign)
 
 
 def sum_last(a: ValueNumbers | None) -> ValueNumbers | None:
-    """The value numbers of sums along the last dimension, of fewer than 2^32 numbers."""
+    """The value numbers of sums along the last dimension of fewer than 2^32 numbers."""
     return None if a is None else _by_prime(lambda p, t: _reduced(t.sum(-1), p), a)
 
 
-def scattered(a: ValueNumbers | None, places: Tensor, count: int) -> ValueNumbers | None:
-    """The value numbers (..., count) of sums of all (..., terms) that go to the same place."""
+def scattered(a: ValueNumbers | None, positions: Tensor, count: int) -> ValueNumbers | None:
+    """The value numbers (..., count) of sums of the entries that have the same position.
+
+    Args:
+        a: Value numbers (..., terms) of the entries.
+        positions: Position (..., terms) of each entry in the result.
+        count: Length of the result.
+    """
     if a is None:
         return None
 
-    def at_places(p: int, t: Tensor) -> Tensor:
-        received = t.new_zeros(*t.shape[:-1], count)
-        return _reduced(received.scatter_add_(-1, places, t), p)
+    def sums_at_positions(p: int, t: Tensor) -> Tensor:
+        sums = t.new_zeros(*t.shape[:-1], count)
+        return _reduced(sums.scatter_add_(-1, positions, t), p)
 
-    return _by_prime(at_places, a)
+    return _by_prime(sums_at_positions, a)
 
 
 def concatenated(arrays: Sequence[ValueNumbers | None], dim: int) -> ValueNumbers | None:
-    """Joined along `dim`."""
+    """The value numbers of arrays joined along `dim`."""
     numbered = [a for a in arrays if a is not None]
     if len(numbered) < len(arrays):
         return None
@@ -261,17 +276,17 @@ def concatenated(arrays: Sequence[ValueNumbers | None], dim: int) -> ValueNumber
 
 
 def where(mask: Tensor, a: ValueNumbers | None, b: ValueNumbers | None) -> ValueNumbers | None:
-    """Those of a where the mask holds, else those of b."""
+    """The value numbers of a where the mask is true, else those of b."""
     if a is None or b is None:
         return None
     return _by_prime(lambda _, x, y: torch.where(mask, x, y), a, b)
 
 
 def factor(a: ValueNumbers | None, terms: int) -> Factor | None:
-    """An operand of products that are sums of so many terms.
+    """Split the constant operand of products that are sums of `terms` terms.
 
-    Its residues in pieces of `width` bits: products with a residue are below 2^(18 + width), and
-    `terms` of them below 2^50. Up to `LONGEST_SUM` terms, the residues themselves are short enough.
+    Pieces of `width` bits have products with a residue below 2^(18 + width), and sums of `terms` of
+    these below 2^50. For up to `LONGEST_SUM` terms, the residues themselves are short enough.
     """
     if a is None:
         return None
@@ -285,9 +300,9 @@ def product(a: ValueNumbers | None, b: Factor | None, multiply: Multiply) -> Val
     """The value numbers of a product of matrices, a convolution, or the transpose of one.
 
     Args:
-        a: the left operand.
-        b: the right operand.
-        multiply: the product in float64, without rounding where sums stay below 2^53.
+        a: Left operand.
+        b: Right operand.
+        multiply: Product in float64, exact as long as its sums stay below 2^53.
     """
     if a is None or b is None:
         return None
@@ -301,22 +316,22 @@ def product(a: ValueNumbers | None, b: Factor | None, multiply: Multiply) -> Val
 
 
 def _by_prime(compute: Callable[..., Tensor], *arrays: ValueNumbers) -> ValueNumbers:
-    parts = zip(PRIMES, *(a.residues for a in arrays), strict=True)
-    return ValueNumbers(tuple(compute(*part) for part in parts))
+    residues_by_prime = zip(PRIMES, *(a.residues for a in arrays), strict=True)
+    return ValueNumbers(tuple(compute(*residues) for residues in residues_by_prime))
 
 
 def _all_of(masks: Sequence[Tensor]) -> Tensor:
-    every = masks[0]
+    conjunction = masks[0]
     for mask in masks[1:]:
-        every = every & mask
-    return every
+        conjunction = conjunction & mask
+    return conjunction
 
 
 def _reduced(a: Tensor, p: int) -> Tensor:
-    """The residue of integers below 2^51 in magnitude that lies nearest to 0; uses up `a`.
+    """Reduce integers below 2^51 in magnitude to their residues nearest to 0, **in place**.
 
-    a/p is at least 1/(2p) from the middle between two integers, and computed with an error below
-    2^-52 |a|/p: the nearest integer is right.
+    a/p has a distance of at least 1/(2p) from the middle between two integers, because p is odd. It
+    is computed with an error below 2^-52 |a|/p < 1/(2p). So it is rounded to the right integer.
     """
     quotient = (a * (1 / p)).round_()
     return a.sub_(quotient, alpha=p)
@@ -329,6 +344,7 @@ def _centred(number: int, p: int) -> int:
 
 
 def _power(a: Tensor, exponent: int, p: int) -> Tensor:
+    """The residues of a**exponent, by repeated squaring."""
     result = torch.ones_like(a)
     for bit in bin(exponent)[2:]:
         result = _reduced(result * result, p)
@@ -338,24 +354,24 @@ def _power(a: Tensor, exponent: int, p: int) -> Tensor:
 
 
 def _pieces(residue: Tensor, width: int) -> tuple[Tensor, ...]:
-    """Integers of up to 2^(width - 1), the highest first, that make up the residues."""
+    """Split residues into integers of magnitude up to 2^(width - 1), the highest first."""
     pieces = []
     for _ in range(math.ceil(_BITS / width) - 1):
-        rest = (residue * 2.0**-width).round_()
-        pieces.append(residue - rest * 2.0**width)
-        residue = rest
+        high = (residue * 2.0**-width).round_()
+        pieces.append(residue - high * 2.0**width)
+        residue = high
     return residue, *reversed(pieces)
 
 
 @cache
 def _powers_of_two(p: int) -> Tensor:
-    """The residues of 2^e for every exponent of float64's significands, from the least on."""
+    """The residues of 2^e for all exponents e of float64's integer significands, from the least."""
     exponents = range(_LEAST_EXPONENT, _LARGEST_EXPONENT + 1)
     return torch.tensor([_centred(pow(2, e, p), p) for e in exponents], dtype=torch.float64)
 
 
 def _hashed(packed: Tensor, name: str, at: ValueNumbers | None = None) -> ValueNumbers:
-    """Residues hashed from integers and a name; NaN where the value numbers `at` are."""
+    """Hash residues from integers and a name; NaN where the value numbers `at` are."""
     residues = []
     for number, p in enumerate(PRIMES):
         seed = hashlib.blake2b(f"{name} {number}".encode(), digest_size=8).digest()
@@ -370,6 +386,7 @@ def _hashed(packed: Tensor, name: str, at: ValueNumbers | None = None) -> ValueN
 
 
 def _mixed(h: Tensor) -> Tensor:
+    """Mix the bits of int64 integers; the masks make `>>`, which keeps the sign, a plain shift."""
     h = (h ^ ((h >> 30) & (2**34 - 1))) * _OTHER
     h = (h ^ ((h >> 27) & (2**37 - 1))) * _ODD
     return h ^ ((h >> 31) & (2**33 - 1))

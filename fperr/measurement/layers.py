@@ -271,7 +271,7 @@ class _Tracer:
         for node in self.capture.backward:
             if self._advance(interpreter, node, given):
                 passed[node.name] = given[node.name]
-                moved = interpreter.products(run.saved_values, v, given=passed)
+                moved = interpreter.products(run.saved_values, v, overrides=passed)
                 gradient = self._noted(moved, bits)
                 yield LayerStep(node.name, _operation(node), "backward", gradient, 0)
             passed[node.name] = given[node.name]

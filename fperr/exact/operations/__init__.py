@@ -1,10 +1,10 @@
-"""What each ATen operation means, once, in terms of an `Arithmetic`.
+"""The exact meaning of each ATen operation, written once in terms of an `Arithmetic`.
 
-A meaning is a function of (arithmetic, *arguments of the ATen call): tensors of floating-point
-dtype arrive as arrays of the arithmetic, and so do integer and boolean tensors, except where masks
-or indices are asked for; everything else arrives unchanged. What PyTorch computes of integers and
-booleans alone is left to PyTorch. So are derivatives: none is written here that it does not take
-itself.
+A meaning is a function of (arithmetic, *arguments of the ATen call). Floating-point tensors arrive
+as arrays of the arithmetic. Integer and boolean tensors do, too, except where the operation takes
+masks or indices. Other arguments arrive unchanged. Operations on integers and booleans alone have
+no meaning here: PyTorch computes them. No derivative is written here: the captured graph contains
+the operations of PyTorch's own backward pass, and those have meanings.
 """
 
 from fperr.exact.operations import (

@@ -1,11 +1,10 @@
-"""Activation functions other than ReLU, and PyTorch's own derivatives of them."""
+"""Smooth and leaky activation functions, and PyTorch's backward operations for them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
-from fperr.exact.operations.table import at_zero, operation
+from fperr.exact.operations.table import Argument, at_zero, number, operation
 
 
 def _one_minus(A: Arithmetic[T], a: T) -> T:
@@ -38,7 +37,7 @@ def tanh_backward(A: Arithmetic[T], gradient: T, output: T) -> T:
 
 @operation("aten.silu.default")
 def silu(A: Arithmetic[T], a: T) -> T:
-    """A sigmoid(a)."""
+    """a * sigmoid(a)."""
     return A.mul(a, sigmoid(A, a))
 
 
@@ -49,8 +48,8 @@ def silu_backward(A: Arithmetic[T], gradient: T, a: T) -> T:
     return A.mul(gradient, A.mul(s, A.add(A.mul(a, _one_minus(A, s)), 1.0)))
 
 
-# Constants of PyTorch's GELU are functions of 2 and pi, which kernels round to their own precision:
-# exactly sqrt(1/2), sqrt(2/pi) here; 0.044715 is meant as it is written.
+# PyTorch's kernels round the constants of GELU to their own precision. Here sqrt(1/2) and
+# sqrt(2/pi) are exact, and 0.044715 is the decimal number, as a quotient of two integers.
 _CUBIC = (44715, 1_000_000)
 
 
@@ -59,7 +58,7 @@ def _sqrt_half(A: Arithmetic[T]) -> T:
 
 
 def _gelu_tanh_argument(A: Arithmetic[T], a: T) -> tuple[T, T]:
-    """sqrt(2/pi) (a + 0.044715 a**3) and its derivative."""
+    """The argument of the tanh form, sqrt(2/pi) (a + 0.044715 a**3), and its derivative."""
     factor = A.rsqrt(A.div(A.pi(), 2.0))
     cube = A.div(A.mul(A.mul(a, a), float(_CUBIC[0])), float(_CUBIC[1]))
     argument = A.mul(factor, A.mul(a, A.add(cube, 1.0)))
@@ -90,7 +89,7 @@ def gelu_backward(A: Arithmetic[T], gradient: T, a: T, *, approximate: str = "no
     return A.mul(gradient, A.add(A.div(A.add(bell, 1.0), 2.0), A.mul(a, density)))
 
 
-def _is_positive(A: Arithmetic[T], a: T, arguments: Sequence[Any]) -> IndexArray:
+def _is_positive(A: Arithmetic[T], a: T, arguments: Sequence[Argument]) -> IndexArray:
     del arguments
     return A.exceeds(a, 0.0)
 
@@ -110,8 +109,8 @@ def leaky_relu_backward(
     return A.where(positive, gradient, A.mul(gradient, slope))
 
 
-def _is_inside(A: Arithmetic[T], a: T, arguments: Sequence[Any]) -> IndexArray:
-    low, high = (float(v) for v in arguments[2:4])
+def _is_inside(A: Arithmetic[T], a: T, arguments: Sequence[Argument]) -> IndexArray:
+    low, high = number(arguments, 2), number(arguments, 3)
     inside: IndexArray = A.exceeds(a, low) & A.exceeds(A.mul(a, -1.0), -high)
     return inside
 
@@ -124,8 +123,8 @@ def hardtanh(A: Arithmetic[T], a: T, low: float = -1.0, high: float = 1.0) -> T:
     return A.where(A.exceeds(a, high), A.add(filled, float(high)), above_low)
 
 
-def _ends(arguments: Sequence[Any]) -> tuple[float, ...]:
-    return float(arguments[2]), float(arguments[3])
+def _ends(arguments: Sequence[Argument]) -> tuple[float, ...]:
+    return number(arguments, 2), number(arguments, 3)
 
 
 @operation("aten.hardtanh_backward.default", decisions={1: _is_inside}, kinks={1: _ends})
@@ -137,14 +136,14 @@ def hardtanh_backward(
     return A.where(inside, gradient, A.zeros(A.shape(gradient)))
 
 
-def _straight_from(arguments: Sequence[Any]) -> tuple[float, ...]:
-    """Where softplus goes over to the identity."""
-    beta = arguments[1] if len(arguments) > 1 else 1.0
-    threshold = arguments[2] if len(arguments) > 2 else 20.0
-    return (float(threshold) / float(beta),)
+def _straight_from(arguments: Sequence[Argument]) -> tuple[float, ...]:
+    """The kink of softplus: above it PyTorch takes the identity instead."""
+    beta = number(arguments, 1) if len(arguments) > 1 else 1.0
+    threshold = number(arguments, 2) if len(arguments) > 2 else 20.0
+    return (threshold / beta,)
 
 
-def _slope_one_from(arguments: Sequence[Any]) -> tuple[float, ...]:
+def _slope_one_from(arguments: Sequence[Argument]) -> tuple[float, ...]:
     return _straight_from(arguments[1:])
 
 

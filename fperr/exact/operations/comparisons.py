@@ -1,8 +1,7 @@
-"""Comparisons, maxima over dimensions, and what is done with masks."""
+"""Comparisons, maxima over dimensions, and operations on masks."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,12 @@ from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.table import at_zero, operation
 
 
-def order(A: Arithmetic[T], a: Any, b: Any) -> tuple[IndexArray, IndexArray]:
-    """Where a > b and where a < b."""
+def order(A: Arithmetic[T], a: T, b: T | float) -> tuple[IndexArray, IndexArray]:
+    """The masks of a > b and of a < b.
+
+    Numbers that are equal by arithmetic are set to a difference of exactly 0 first, because balls
+    around equal numbers overlap and could not be compared.
+    """
     if isinstance(b, int | float):
         return A.exceeds(a, float(b)), A.exceeds(A.mul(a, -1.0), -float(b))
     alike = A.same(a, b)
@@ -36,7 +39,7 @@ _COMPARISONS: dict[str, Callable[[tuple[IndexArray, IndexArray]], IndexArray]] =
 def _comparison(
     decide: Callable[[tuple[IndexArray, IndexArray]], IndexArray],
 ) -> Callable[..., IndexArray]:
-    def compare(A: Arithmetic[T], a: T | IndexArray, b: T | IndexArray | float) -> IndexArray:
+    def compare(A: Arithmetic[T], a: T, b: T | float) -> IndexArray:
         return decide(order(A, a, b))
 
     return compare
@@ -46,14 +49,14 @@ for _name, _decide in _COMPARISONS.items():
     operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar", decides=True)(_comparison(_decide))
 
 
-def _truth(A: Arithmetic[T], a: Any) -> IndexArray:
-    """Where numbers, integers or booleans are not 0: what PyTorch takes for true."""
+def _truth(A: Arithmetic[T], a: T | IndexArray) -> IndexArray:
+    """The mask of numbers, integers or booleans other than 0, which PyTorch takes for true."""
     return (a if index_arrays.is_index_array(a) else A.sign(a)) != 0
 
 
 @operation("aten.logical_not.default", decides=True, kinks={0: at_zero})
 def logical_not(A: Arithmetic[T], a: T) -> IndexArray:
-    """Where the numbers are 0."""
+    """The mask of numbers that are 0."""
     return ~_truth(A, a)
 
 
@@ -63,9 +66,9 @@ def logical_not(A: Arithmetic[T], a: T) -> IndexArray:
     decides=True,
     kinks={0: at_zero, 1: at_zero},
 )
-def logical_and(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
-    """Where neither is 0; each may be numbers or a mask."""
-    return index_arrays.both(_truth(A, a), _truth(A, b))
+def logical_and(A: Arithmetic[T], a: T | IndexArray, b: T | IndexArray) -> IndexArray:
+    """The mask of entries where `a` and `b`, numbers or masks, are both not 0."""
+    return index_arrays.intersection(_truth(A, a), _truth(A, b))
 
 
 @operation(
@@ -74,9 +77,9 @@ def logical_and(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     decides=True,
     kinks={0: at_zero, 1: at_zero},
 )
-def logical_or(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
-    """Where one of the two is not 0; each may be numbers or a mask."""
-    return index_arrays.either(_truth(A, a), _truth(A, b))
+def logical_or(A: Arithmetic[T], a: T | IndexArray, b: T | IndexArray) -> IndexArray:
+    """The mask of entries where `a` or `b`, numbers or masks, is not 0."""
+    return index_arrays.union(_truth(A, a), _truth(A, b))
 
 
 @operation(
@@ -85,9 +88,9 @@ def logical_or(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
     decides=True,
     kinks={0: at_zero, 1: at_zero},
 )
-def logical_xor(A: Arithmetic[T], a: Any, b: Any) -> IndexArray:
-    """Where just one of the two is not 0; each may be numbers or a mask."""
-    return index_arrays.differing(_truth(A, a), _truth(A, b))
+def logical_xor(A: Arithmetic[T], a: T | IndexArray, b: T | IndexArray) -> IndexArray:
+    """The mask of entries where exactly one of `a` and `b`, numbers or masks, is not 0."""
+    return index_arrays.symmetric_difference(_truth(A, a), _truth(A, b))
 
 
 @operation("aten.any.dim", decides=True, kinks={0: at_zero})
@@ -98,36 +101,36 @@ def any_dim(A: Arithmetic[T], a: T, dim: int, keepdim: bool = False) -> IndexArr
 
 @operation("aten.argmax.default", decides=True)
 def argmax(A: Arithmetic[T], a: T, dim: int | None = None, keepdim: bool = False) -> IndexArray:
-    """Where the maximum along `dim` is, or in the flattened array: the first one of a tie."""
+    """The position of the maximum along `dim` or in the flattened array; the first in a tie."""
     shape = A.shape(a)
     over = range(len(shape)) if dim is None else (dim % max(len(shape), 1),)
     position, _ = _largest(A, a, list(over))
-    rest = [n for d, n in enumerate(shape) if d not in over]
-    return position if keepdim else index_arrays.reshape(position, rest)
+    kept_shape = [n for d, n in enumerate(shape) if d not in over]
+    return position if keepdim else index_arrays.reshape(position, kept_shape)
 
 
 @operation("aten.where.self", discrete=frozenset({0}))
 def where(A: Arithmetic[T], mask: IndexArray, a: T, b: T) -> T:
-    """a where the mask holds, else b."""
+    """a where the mask is true, else b."""
     return A.where(mask, a, b)
 
 
 @operation("aten.masked_fill.Scalar", discrete=frozenset({1}))
 def masked_fill(A: Arithmetic[T], a: T, mask: IndexArray, value: float) -> T:
-    """The number where the mask holds, else a."""
+    """`value` where the mask is true, else a."""
     filling = A.from_torch(torch.tensor(float(value), dtype=torch.float64))  # may be infinite
     return A.where(mask, A.expand(filling, A.shape(a)), a)
 
 
 @operation("aten.max.dim")
 def max_dim(A: Arithmetic[T], a: T, dim: int, keepdim: bool = False) -> tuple[T, IndexArray]:
-    """The maximum along `dim` and where it is: the first one of a tie."""
-    place, chosen = _largest(A, a, (dim % len(A.shape(a)),))
-    values = A.take(a, chosen)
+    """The maximum along `dim` and its position, the first in a tie."""
+    position, flat_index = _largest(A, a, (dim % len(A.shape(a)),))
+    values = A.take(a, flat_index)
     if keepdim:
-        return values, place
+        return values, position
     shape = [n for d, n in enumerate(A.shape(a)) if d != dim % len(A.shape(a))]
-    return A.reshape(values, shape), index_arrays.reshape(place, shape)
+    return A.reshape(values, shape), index_arrays.reshape(position, shape)
 
 
 @operation("aten.amax.default")
@@ -146,26 +149,29 @@ def _extreme(A: Arithmetic[T], a: T, ranked: T, dims: Sequence[int], *, keepdim:
     """The entries of `a` where `ranked` is largest over `dims`."""
     shape = A.shape(a)
     over = [d % len(shape) for d in dims] or list(range(len(shape)))
-    _, chosen = _largest(A, ranked, over)
-    values = A.take(a, chosen)
-    rest = [n for d, n in enumerate(shape) if d not in over]
-    return values if keepdim else A.reshape(values, rest)
+    _, flat_index = _largest(A, ranked, over)
+    values = A.take(a, flat_index)
+    kept_shape = [n for d, n in enumerate(shape) if d not in over]
+    return values if keepdim else A.reshape(values, kept_shape)
 
 
 def _largest(A: Arithmetic[T], a: T, over: Sequence[int]) -> tuple[IndexArray, IndexArray]:
-    """Where the maxima over these dimensions are: in the flattened dimensions, and in all of `a`.
+    """Positions of the maxima over the dimensions `over`.
 
-    Both keep the dimensions with length 1.
+    Returns:
+        The positions among the entries of these dimensions, flattened, and the flat positions in
+        `a`. Both keep the dimensions with length 1.
     """
     shape = A.shape(a)
-    kept = [d for d in range(len(shape)) if d not in over]
+    kept_dims = [d for d in range(len(shape)) if d not in over]
     length = math.prod(shape[d] for d in over)
-    order = np.arange(math.prod(shape)).reshape(shape).transpose(*kept, *over)
-    last = order.reshape(*(shape[d] for d in kept), length)
-    place = A.first_argmax(A.take(a, last), np.ones(last.shape, dtype=bool))
+    # flat positions in `a`, with the dimensions of the maximum moved to the end and joined
+    positions = np.arange(math.prod(shape)).reshape(shape).transpose(*kept_dims, *over)
+    candidates = positions.reshape(*(shape[d] for d in kept_dims), length)
+    position = A.first_argmax(A.take(a, candidates), np.ones(candidates.shape, dtype=bool))
     flat = [1 if d in over else n for d, n in enumerate(shape)]
-    return index_arrays.reshape(place, flat), index_arrays.reshape(
-        index_arrays.pick(last, place), flat
+    return index_arrays.reshape(position, flat), index_arrays.reshape(
+        index_arrays.pick(candidates, position), flat
     )
 
 
@@ -178,9 +184,9 @@ def value_selecting_reduction_backward(
     sizes: Sequence[int],
     keepdim: bool,
 ) -> T:
-    """The gradient of a maximum along `dim`, sent to where it was."""
+    """The gradient of a maximum along `dim`, at the position of the maximum."""
     del keepdim
-    places = np.moveaxis(np.arange(math.prod(sizes)).reshape(tuple(sizes)), dim, -1)
-    rows = places.shape[:-1]
-    chosen = index_arrays.pick(places, index_arrays.reshape(indices, rows))
-    return A.scatter_add(A.reshape(gradient, rows), chosen, sizes)
+    positions = np.moveaxis(np.arange(math.prod(sizes)).reshape(tuple(sizes)), dim, -1)
+    rows = positions.shape[:-1]
+    flat_index = index_arrays.pick(positions, index_arrays.reshape(indices, rows))
+    return A.scatter_add(A.reshape(gradient, rows), flat_index, sizes)

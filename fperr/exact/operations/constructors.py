@@ -1,10 +1,10 @@
-"""Tensors that the graph makes by itself.
+"""Constructors: operations that make tensors and use the values of none.
 
-PyTorch computes them, in the dtype that the graph writes (see `fperr.exact.node_kinds`): they need
-no exact meaning of their own.
+PyTorch computes them, in the dtype that the graph writes (see `fperr.exact.node_kinds`), so they
+need no exact meaning.
 """
 
-# operations that take the shape, dtype and device of their first argument, and none of its values
+# operations that use the shape, dtype and device of their first argument, and not its values
 SHAPE_OF_FIRST = frozenset(
     f"aten.{name}.default"
     for name in (

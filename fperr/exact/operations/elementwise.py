@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import torch
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
-from fperr.exact.operations.table import at_zero, operation
+from fperr.exact.operations.table import Argument, at_zero, number, operation
 
 
 def _multiple(A: Arithmetic[T], a: T, b: T | float, alpha: float) -> T:
-    """alpha * b; a number b as an array of the shape of `a`: float products would be rounded."""
+    """alpha * b.
+
+    A Python number b becomes an array of the shape of `a`, because a product of two Python floats
+    would be rounded.
+    """
     if isinstance(b, int | float):
         return A.mul(A.add(A.zeros(A.shape(a)), float(b)), alpha)
     return A.mul(b, alpha)
@@ -18,19 +23,19 @@ def _multiple(A: Arithmetic[T], a: T, b: T | float, alpha: float) -> T:
 
 @operation("aten.add.Tensor", "aten.add.Scalar")
 def add(A: Arithmetic[T], a: T, b: T | float, *, alpha: float = 1) -> T:
-    """A + alpha * b."""
+    """a + alpha * b."""
     return A.add(a, b if alpha == 1 else _multiple(A, a, b, alpha))
 
 
 @operation("aten.sub.Tensor", "aten.sub.Scalar")
 def sub(A: Arithmetic[T], a: T, b: T | float, *, alpha: float = 1) -> T:
-    """A - alpha * b."""
+    """a - alpha * b."""
     return A.sub(a, b if alpha == 1 else _multiple(A, a, b, alpha))
 
 
 @operation("aten.rsub.Scalar", "aten.rsub.Tensor")
 def rsub(A: Arithmetic[T], a: T, b: T | float, alpha: float = 1) -> T:
-    """The difference b - alpha * a."""
+    """b - alpha * a."""
     return A.add(A.mul(a, -float(alpha)), b)
 
 
@@ -42,7 +47,7 @@ def mul(A: Arithmetic[T], a: T, b: T | float) -> T:
 
 @operation("aten.div.Tensor", "aten.div.Scalar")
 def div(A: Arithmetic[T], a: T, b: T | float) -> T:
-    """A / b."""
+    """a / b."""
     return A.div(a, b)
 
 
@@ -61,10 +66,11 @@ def rsqrt(A: Arithmetic[T], a: T) -> T:
 @operation("aten.sqrt.default")
 def sqrt(A: Arithmetic[T], a: T) -> T:
     """The square root."""
-    zero = A.sign(a) == 0
-    one = A.add(A.zeros(A.shape(a)), 1.0)
-    root = A.div(one, A.rsqrt(A.where(zero, one, a)))
-    return A.where(zero, A.zeros(A.shape(a)), root)
+    # a number system has only 1/sqrt(a), which is infinite at 0
+    is_zero = A.sign(a) == 0
+    ones = A.add(A.zeros(A.shape(a)), 1.0)
+    root = A.div(ones, A.rsqrt(A.where(is_zero, ones, a)))
+    return A.where(is_zero, A.zeros(A.shape(a)), root)
 
 
 @operation("aten.exp.default")
@@ -85,7 +91,7 @@ def erf(A: Arithmetic[T], a: T) -> T:
     return A.erf(a)
 
 
-def _unusual_power(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _unusual_power(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del options
     return None if arguments[1] in (1, 2, 3) else f"exponent {arguments[1]}"
 
@@ -111,34 +117,36 @@ def relu(A: Arithmetic[T], a: T) -> T:
     return A.where(A.exceeds(a, 0.0), a, A.zeros(A.shape(a)))
 
 
-def _is_active(A: Arithmetic[T], output: T, arguments: Sequence[Any]) -> IndexArray:
-    return A.exceeds(output, float(arguments[2]))
+def _is_active(A: Arithmetic[T], output: T, arguments: Sequence[Argument]) -> IndexArray:
+    return A.exceeds(output, number(arguments, 2))
 
 
-def _threshold(arguments: Sequence[Any]) -> tuple[float, ...]:
-    return (float(arguments[2]),)
+def _threshold(arguments: Sequence[Argument]) -> tuple[float, ...]:
+    return (number(arguments, 2),)
 
 
 @operation("aten.threshold_backward.default", decisions={1: _is_active}, kinks={1: _threshold})
 def threshold_backward(A: Arithmetic[T], gradient: T, active: IndexArray, threshold: float) -> T:
-    """The gradient where the unit was active, else 0 (PyTorch's choice at the kink too)."""
+    """The gradient where the unit was active, else 0; at the kink, too, as in PyTorch."""
     del threshold
     return A.where(active, gradient, A.zeros(A.shape(gradient)))
 
 
 @operation("aten.sum.default")
-def sum_all(A: Arithmetic[T], a: T, **dtype: Any) -> T:
+def sum_all(A: Arithmetic[T], a: T, *, dtype: torch.dtype | None = None) -> T:
     """The sum of all entries."""
-    return sum_dims(A, a, None, **dtype)
+    del dtype
+    return sum_dims(A, a, None)
 
 
 @operation("aten.mean.default")
-def mean_all(A: Arithmetic[T], a: T, **dtype: Any) -> T:
+def mean_all(A: Arithmetic[T], a: T, *, dtype: torch.dtype | None = None) -> T:
     """The mean of all entries."""
-    return mean_dims(A, a, None, **dtype)
+    del dtype
+    return mean_dims(A, a, None)
 
 
-def _unusual_norm(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _unusual_norm(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del options
     return None if len(arguments) < 2 or arguments[1] == 2 else f"norm of order {arguments[1]}"
 
@@ -150,11 +158,12 @@ def vector_norm(
     power: float = 2,
     dims: Sequence[int] | None = None,
     keepdim: bool = False,
-    **dtype: Any,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> T:
     """The Euclidean norm over `dims`."""
-    del power
-    return sqrt(A, sum_dims(A, A.mul(a, a), dims, keepdim, **dtype))
+    del power, dtype
+    return sqrt(A, sum_dims(A, A.mul(a, a), dims, keepdim))
 
 
 def _dims(a_dims: int, dims: Sequence[int] | None) -> list[int]:
@@ -163,13 +172,18 @@ def _dims(a_dims: int, dims: Sequence[int] | None) -> list[int]:
 
 @operation("aten.sum.dim_IntList")
 def sum_dims(
-    A: Arithmetic[T], a: T, dims: Sequence[int] | None, keepdim: bool = False, **dtype: Any
+    A: Arithmetic[T],
+    a: T,
+    dims: Sequence[int] | None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> T:
     """The sum over `dims`."""
     del dtype
     shape = A.shape(a)
     over = _dims(len(shape), dims)
-    if math.prod(shape) == 0:  # a sum of nothing
+    if math.prod(shape) == 0:  # a sum without terms is 0
         total = A.zeros([1 if d in over else n for d, n in enumerate(shape)])
     else:
         total = A.sum(a, over)
@@ -178,31 +192,37 @@ def sum_dims(
 
 @operation("aten.mean.dim")
 def mean_dims(
-    A: Arithmetic[T], a: T, dims: Sequence[int] | None, keepdim: bool = False, **dtype: Any
+    A: Arithmetic[T],
+    a: T,
+    dims: Sequence[int] | None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> T:
     """The mean over `dims`."""
+    del dtype
     count = math.prod(A.shape(a)[d] for d in _dims(len(A.shape(a)), dims))
-    return A.div(sum_dims(A, a, dims, keepdim, **dtype), float(count))
+    return A.div(sum_dims(A, a, dims, keepdim), float(count))
 
 
 @operation("aten._softmax.default")
 def softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool = False) -> T:
-    """exp(a) over its sum along `dim`; exponents are unlimited, so nothing is shifted."""
+    """exp(a) over its sum along `dim`; exponents have no limit, so no maximum is subtracted."""
     del half_to_float
     weights = A.exp(a)
     return A.div(weights, A.sum(weights, _dims(len(A.shape(a)), [dim])))
 
 
 @operation("aten._safe_softmax.default")
-def safe_softmax(A: Arithmetic[T], a: T, dim: int, dtype: Any = None) -> T:
-    """The softmax; rows without any entry above -inf, which PyTorch sets to 0, are undefined."""
+def safe_softmax(A: Arithmetic[T], a: T, dim: int, dtype: torch.dtype | None = None) -> T:
+    """The softmax; rows of -inf alone, which PyTorch sets to 0, are undefined here."""
     del dtype
     return softmax(A, a, dim)
 
 
 @operation("aten._softmax_backward_data.default")
-def softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: Any) -> T:
-    """Output * (gradient - sum of gradient * output)."""
+def softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: torch.dtype) -> T:
+    """output * (gradient - sum of gradient * output)."""
     del dtype
     product = A.mul(gradient, output)
     return A.sub(product, A.mul(output, A.sum(product, _dims(len(A.shape(output)), [dim]))))
@@ -210,14 +230,16 @@ def softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: 
 
 @operation("aten._log_softmax.default")
 def log_softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool) -> T:
-    """A - log of the sum of exp(a) along `dim`."""
+    """a - log of the sum of exp(a) along `dim`."""
     del half_to_float
     return A.sub(a, A.log(A.sum(A.exp(a), _dims(len(A.shape(a)), [dim]))))
 
 
 @operation("aten._log_softmax_backward_data.default")
-def log_softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: Any) -> T:
-    """Gradient - exp(output) * sum of gradient."""
+def log_softmax_backward(
+    A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: torch.dtype
+) -> T:
+    """gradient - exp(output) * sum of gradient."""
     del dtype
     total = A.sum(gradient, _dims(len(A.shape(output)), [dim]))
     return A.sub(gradient, A.mul(A.exp(output), total))

@@ -1,110 +1,128 @@
-"""Convolutions, transposed ones too, and matrix products."""
+"""Convolutions, transposed convolutions and matrix products."""
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, T
-from fperr.exact.operations.table import operation
+from fperr.exact.operations.table import Argument, Refusal, operation
 from fperr.exact.windows import across_channels, output_size, positions_by_phase, windows
 
 
 def _group_of(A: Arithmetic[T], weight: T, group: int, groups: int) -> T:
-    """The weight of one group as a matrix (in channels * taps, out channels of the group)."""
-    out, *rest = A.shape(weight)
-    rows = np.arange(out * math.prod(rest)).reshape(groups, out // groups, -1)[group]
+    """The weight of a group as a matrix (in channels * taps, out channels of the group)."""
+    out, *inner_shape = A.shape(weight)
+    rows = np.arange(out * math.prod(inner_shape)).reshape(groups, out // groups, -1)[group]
     return A.prepared((weight,), ("correlate", group, groups), lambda: A.take(weight, rows.T))
 
 
 def _correlate(A: Arithmetic[T], x: T, weight: T, geometry: Geometry) -> T:
-    """Cross-correlation, as a product of patches and weights."""
+    """Cross-correlation as a product of a matrix of patches and one of weights for each group."""
     if isinstance(A, Convolving):
-        own: T = A.correlate(x, weight, geometry)
-        return own
+        y: T = A.correlate(x, weight, geometry)
+        return y
     samples, channels, *size = A.shape(x)
     out, width, *kernel = A.shape(weight)
     settings, groups = geometry.over(len(size)), geometry.groups
+    # flat positions (windows, channels of a group * taps) in one group of one sample
     patches = across_channels(windows(size, kernel, *settings), width, size)
     block = width * math.prod(size)
     columns = []
     for group in range(groups):
         start = np.arange(samples)[:, None, None] * channels * math.prod(size) + group * block
-        places = np.where(patches >= 0, patches + start, -1).reshape(-1, patches.shape[1])
-        columns.append(A.matmul(A.take(x, places), _group_of(A, weight, group, groups)))
+        positions = np.where(patches >= 0, patches + start, -1).reshape(-1, patches.shape[1])
+        columns.append(A.matmul(A.take(x, positions), _group_of(A, weight, group, groups)))
     y = A.concatenate(columns, 1) if groups > 1 else columns[0]
     y = A.permute(A.reshape(y, (samples, len(patches), out)), (0, 2, 1))
     return A.reshape(y, (samples, out, *output_size(size, kernel, *settings)))
 
 
 def _spread(A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], geometry: Geometry) -> T:
-    """The transpose of `_correlate`: for y like its result, an array of its input's `shape`."""
+    """The transpose of `_correlate`, which maps y to an array of its input's `shape`.
+
+    Every position of the input gathers from the windows that contain it. Positions that agree
+    modulo the stride are read by the same taps, and make one product of matrices: a phase.
+    """
     if isinstance(A, Convolving):
-        own: T = A.spread(y, weight, shape, geometry)
-        return own
+        x: T = A.spread(y, weight, shape, geometry)
+        return x
     samples, channels, *size = shape
     out, width, *kernel = A.shape(weight)
     index = windows(size, kernel, *geometry.over(len(size)))
     if 2 * width < out // geometry.groups:
         return _spread_from_windows(A, y, weight, shape, geometry.groups, index)
-    wanted = np.empty((samples, channels, math.prod(size)), dtype=np.int64)
-    parts, height = [], 0
+    # for each entry of the result, its flat position in the rows of the products below
+    row_of_output = np.empty((samples, channels, math.prod(size)), dtype=np.int64)
+    products, row_count = [], 0
     phases = positions_by_phase(index, size, geometry.over(len(size))[0])
     for group in range(geometry.groups):
         outputs = np.arange(out).reshape(geometry.groups, -1)[group]
-        for positions, taps, seen_in in phases:
+        for positions, taps, window_at in phases:
             # a row for each sample and position; a column for each tap and output channel
             start = np.arange(samples)[:, None, None, None] * out * len(index)
-            source = start + outputs * len(index) + seen_in[..., None]
-            source = np.where(seen_in[..., None] >= 0, source, -1)
+            source = start + outputs * len(index) + window_at[..., None]
+            source = np.where(window_at[..., None] >= 0, source, -1)
             make = partial(_taps_of, A, weight, outputs, taps)
             layout = ("spread", outputs.tobytes(), taps.tobytes())
             matrix = A.prepared((weight,), layout, make)
             gathered = A.take(y, source.reshape(samples * len(positions), -1))
-            parts.append(A.matmul(gathered, matrix))
+            products.append(A.matmul(gathered, matrix))
             grid = np.arange(samples * len(positions) * width)
-            order = height + grid.reshape(samples, len(positions), width).transpose(0, 2, 1)
-            wanted[:, group * width : (group + 1) * width, positions] = order
-            height += order.size
-    stacked = A.concatenate(parts, 0) if len(parts) > 1 else parts[0]
-    return A.reshape(A.take(stacked, wanted), shape)
+            output_rows = row_count + grid.reshape(samples, len(positions), width).transpose(
+                0, 2, 1
+            )
+            row_of_output[:, group * width : (group + 1) * width, positions] = output_rows
+            row_count += output_rows.size
+    product_rows = A.concatenate(products, 0) if len(products) > 1 else products[0]
+    return A.reshape(A.take(product_rows, row_of_output), shape)
 
 
 def _taps_of(A: Arithmetic[T], weight: T, outputs: Indices, taps: Indices) -> T:
-    """Some taps and output channels of the weight: (taps * outputs, in channels of a group)."""
+    """The weights of some taps and output channels, (taps * outputs, in channels of a group)."""
     out, width, *kernel = A.shape(weight)
-    every = np.arange(out * width * math.prod(kernel)).reshape(out, width, -1)
-    chosen = every[outputs][:, :, taps].transpose(2, 0, 1)
-    return A.take(weight, chosen.reshape(-1, width))
+    positions = np.arange(out * width * math.prod(kernel)).reshape(out, width, -1)
+    selected = positions[outputs][:, :, taps].transpose(2, 0, 1)
+    return A.take(weight, selected.reshape(-1, width))
 
 
 def _spread_from_windows(
     A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], groups: int, index: Indices
 ) -> T:
-    """The same, by adding up what each window sends: less work where the input has few channels."""
+    """`_spread`, by adding up a product of matrices over all windows.
+
+    A window's product has channels of a group * taps entries, so this is less work where the input
+    has few channels.
+    """
     samples, channels, *size = shape
     out, width = A.shape(weight)[:2]
     patches, per_group = across_channels(index, width, size), out // groups
-    parts, places = [], []
+    products, positions = [], []
     for group in range(groups):
         outputs = (group * per_group + np.arange(per_group)) * len(index)
         start = np.arange(samples)[:, None, None] * out * len(index)
         source = (start + np.arange(len(index))[:, None] + outputs).reshape(-1, per_group)
         matrix = A.permute(_group_of(A, weight, group, groups), (1, 0))
-        parts.append(A.matmul(A.take(y, source), matrix))
-        block = np.arange(samples)[:, None, None] * channels * math.prod(size)
-        block = block + group * width * math.prod(size)
-        places.append(np.where(patches >= 0, patches + block, -1).reshape(-1, patches.shape[1]))
-    values = A.concatenate(parts, 0) if groups > 1 else parts[0]
-    return A.scatter_add(values, np.concatenate(places), shape)
+        products.append(A.matmul(A.take(y, source), matrix))
+        plane_start = np.arange(samples)[:, None, None] * channels * math.prod(size)
+        plane_start = plane_start + group * width * math.prod(size)
+        positions.append(
+            np.where(patches >= 0, patches + plane_start, -1).reshape(-1, patches.shape[1])
+        )
+    values = A.concatenate(products, 0) if groups > 1 else products[0]
+    return A.scatter_add(values, np.concatenate(positions), shape)
 
 
-def _unusual_transpose(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
-    """Output padding beyond the stride lets windows begin where y has none."""
+def _unusual_transpose(
+    arguments: Sequence[Argument], options: Mapping[str, Argument]
+) -> str | None:
+    """Refuse an output padding of a stride or more: it adds outputs beyond the last window."""
     del options
-    transposed, stride, extra = arguments[6], arguments[3], arguments[7]
+    # lists of integers by ATen's schema
+    stride, extra = cast(list[int], arguments[3]), cast(list[int], arguments[7])
+    transposed = arguments[6]
     beyond = any(e >= s for e, s in zip(extra, stride * len(extra), strict=False))
     return (
         "transposed, with an output padding of a stride or more" if transposed and beyond else None
@@ -124,12 +142,13 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> T:
-    """Cross-correlation with the weight (out, in/groups, *kernel), or the transpose of one."""
+    """Cross-correlation with the weight (out, in/groups, *kernel), or the transpose of it."""
     geometry = Geometry(stride, padding, dilation, groups)
     if transposed:
         samples, _, *size = A.shape(x)
         _, width, *kernel = A.shape(weight)
         settings = [*geometry.over(len(size)), list(output_padding)]
+        # PyTorch's formula for the size of the output of ConvTranspose
         sizes = [
             (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
             for n, k, s, p, d, extra in zip(size, kernel, *settings, strict=True)
@@ -142,13 +161,18 @@ def convolution(
     return A.add(y, A.reshape(bias, (1, A.shape(bias)[0], *[1] * (len(A.shape(y)) - 2))))
 
 
-def of_weights_too(position: int) -> Any:
-    """A refusal: the `output_mask` at that position asks for more than the input's gradient."""
+def of_weights_too(position: int) -> Refusal:
+    """Make a refusal of backward operations that compute gradients of weights.
 
-    def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+    Args:
+        position: Position of the argument `output_mask`.
+    """
+
+    def refusal(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
         del options
-        asked = any(arguments[position][1:])
-        return "weights that depend on the input" if asked else None
+        output_mask = cast(Sequence[bool], arguments[position])  # by ATen's schema
+        needs_more = any(output_mask[1:])
+        return "weights that depend on the input" if needs_more else None
 
     return refusal
 
@@ -208,13 +232,13 @@ def bmm(A: Arithmetic[T], a: T, b: T) -> T:
 
 @operation("aten.addmm.default")
 def addmm(A: Arithmetic[T], bias: T, a: T, b: T, *, beta: float = 1, alpha: float = 1) -> T:
-    """Beta * bias + alpha * a b."""
+    """beta * bias + alpha * a b."""
     return _plus(A, bias, A.matmul(a, b), beta, alpha)
 
 
 @operation("aten.baddbmm.default")
 def baddbmm(A: Arithmetic[T], bias: T, a: T, b: T, *, beta: float = 1, alpha: float = 1) -> T:
-    """Beta * bias + alpha * a b, for each entry of the first dimension."""
+    """beta * bias + alpha * a b, for each entry of the first dimension."""
     return _plus(A, bias, bmm(A, a, b), beta, alpha)
 
 

@@ -1,19 +1,18 @@
-"""Batch, layer and group norm in evaluation mode."""
+"""Batch, layer and group normalisation in evaluation mode."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.operations.linear import of_weights_too
-from fperr.exact.operations.table import operation
+from fperr.exact.operations.table import Argument, Refusal, operation
 
 
-def _is_training(position: int) -> Callable[[Sequence[Any], Mapping[str, Any]], str | None]:
-    def refusal(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _is_training(position: int) -> Refusal:
+    def refusal(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
         del options
-        own = "statistics of the data itself, as in training or without running statistics"
-        return own if arguments[position] else None
+        reason = "statistics of the data itself, as in training or without running statistics"
+        return reason if arguments[position] else None
 
     return refusal
 
@@ -23,7 +22,7 @@ def _per_channel(A: Arithmetic[T], a: T, dimensions: int) -> T:
 
 
 def _factor(A: Arithmetic[T], variance: T, weight: T | None, epsilon: float) -> T:
-    """weight/sqrt(variance + epsilon), of each channel."""
+    """weight/sqrt(variance + epsilon) for each channel."""
     factor = A.rsqrt(A.add(variance, epsilon))
     return factor if weight is None else A.mul(factor, weight)
 
@@ -57,9 +56,20 @@ def batch_norm(
 
 
 @operation("aten.cudnn_batch_norm.default", refusal=_is_training(5))
-def cudnn_batch_norm(A: Arithmetic[T], *arguments: Any) -> tuple[T, None, None, None]:
-    """The same, as CUDA runs it: one output more."""
-    return (*batch_norm(A, *arguments), None)
+def cudnn_batch_norm(
+    A: Arithmetic[T],
+    x: T,
+    weight: T | None,
+    bias: T | None,
+    mean: T,
+    variance: T,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> tuple[T, None, None, None]:
+    """`batch_norm` as CUDA runs it, with one more output, which nobody uses."""
+    y = batch_norm(A, x, weight, bias, mean, variance, training, momentum, epsilon)[0]
+    return y, None, None, None
 
 
 @operation("aten._native_batch_norm_legit_no_training.default")
@@ -73,7 +83,7 @@ def batch_norm_without_training(
     momentum: float,
     epsilon: float,
 ) -> tuple[T, None, None]:
-    """The same, under another name."""
+    """`batch_norm` without the argument `training`."""
     y = batch_norm(A, x, weight, bias, mean, variance, False, momentum, epsilon)[0]
     return y, None, None
 
@@ -105,7 +115,7 @@ def batch_norm_backward(
 
 
 def _normalised(A: Arithmetic[T], x: T, dims: Sequence[int], epsilon: float) -> tuple[T, T, T]:
-    """(x - mean)/sqrt(variance + epsilon) over `dims`; the mean, and 1/sqrt(...)."""
+    """(x - mean)/sqrt(variance + epsilon) over `dims`, the mean, and 1/sqrt(...)."""
     count = float(math.prod(A.shape(x)[d] for d in dims))
     mean = A.div(A.sum(x, dims), count)
     centred = A.sub(x, mean)
@@ -120,9 +130,9 @@ def _normalised_backward(
     """rstd * (gradient - its mean - y * mean of gradient * y) with y = (x - mean) * rstd."""
     count = float(math.prod(A.shape(x)[d] for d in dims))
     y = A.mul(A.sub(x, mean), rstd)
-    along = A.mul(y, A.div(A.sum(A.mul(gradient, y), dims), count))
-    across = A.sub(gradient, A.div(A.sum(gradient, dims), count))
-    return A.mul(A.sub(across, along), rstd)
+    projection = A.mul(y, A.div(A.sum(A.mul(gradient, y), dims), count))
+    centred = A.sub(gradient, A.div(A.sum(gradient, dims), count))
+    return A.mul(A.sub(centred, projection), rstd)
 
 
 def _last(A: Arithmetic[T], x: T, normalized_shape: Sequence[int]) -> list[int]:

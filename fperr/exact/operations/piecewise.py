@@ -1,12 +1,11 @@
-"""Functions in pieces, and PyTorch's own choice of derivative where the pieces meet."""
+"""Piecewise functions, and PyTorch's derivatives of them, at the kinks too."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.comparisons import order
-from fperr.exact.operations.table import at_zero, operation
+from fperr.exact.operations.table import Argument, at_zero, operation
 
 
 def _below(A: Arithmetic[T], a: T, bound: float) -> IndexArray:
@@ -30,7 +29,7 @@ def clamp(A: Arithmetic[T], a: T, low: float | None = None, high: float | None =
 
 @operation("aten.clamp_min.default")
 def clamp_min(A: Arithmetic[T], a: T, low: float) -> T:
-    """The entries, but at least `low`."""
+    """max(a, low)."""
     return clamp(A, a, low)
 
 
@@ -48,14 +47,14 @@ def sign(A: Arithmetic[T], a: T) -> T:
 
 @operation("aten.maximum.default")
 def maximum(A: Arithmetic[T], a: T, b: T) -> T:
-    """The larger of two."""
+    """The larger of a and b."""
     above, _ = order(A, a, b)
     return A.where(above, a, b)
 
 
 @operation("aten.minimum.default")
 def minimum(A: Arithmetic[T], a: T, b: T) -> T:
-    """The smaller of two."""
+    """The smaller of a and b."""
     _, below = order(A, a, b)
     return A.where(below, a, b)
 
@@ -66,7 +65,7 @@ def hardsigmoid(A: Arithmetic[T], a: T) -> T:
     return A.div(clamp(A, A.add(a, 3.0), 0.0, 6.0), 6.0)
 
 
-def _at_three(arguments: Sequence[Any]) -> tuple[float, ...]:
+def _at_three(arguments: Sequence[Argument]) -> tuple[float, ...]:
     del arguments
     return -3.0, 3.0
 
@@ -80,7 +79,7 @@ def hardsigmoid_backward(A: Arithmetic[T], gradient: T, a: T) -> T:
 
 @operation("aten.hardswish.default")
 def hardswish(A: Arithmetic[T], a: T) -> T:
-    """A hardsigmoid(a)."""
+    """a * hardsigmoid(a)."""
     return A.mul(a, hardsigmoid(A, a))
 
 
@@ -125,6 +124,6 @@ def prelu(A: Arithmetic[T], a: T, slope: T) -> T:
 
 
 @operation("aten._prelu_kernel_backward.default", kinks={1: at_zero})
-def prelu_backward(A: Arithmetic[T], gradient: T, a: T, slope: T) -> tuple[Any, None]:
+def prelu_backward(A: Arithmetic[T], gradient: T, a: T, slope: T) -> tuple[T, None]:
     """The gradient where a is positive, else slope times it."""
     return A.where(A.exceeds(a, 0.0), gradient, A.mul(gradient, slope)), None

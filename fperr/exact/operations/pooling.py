@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,14 +13,19 @@ from fperr.exact.windows import adaptive_windows, output_size, windows
 
 
 def _pair(value: Sequence[int] | int, default: Sequence[int] | None = None) -> list[int]:
-    given = [value] if isinstance(value, int) else list(value)
-    if not given and default is not None:
+    numbers = [value] if isinstance(value, int) else list(value)
+    if not numbers and default is not None:
         return list(default)
-    return given * 2 if len(given) == 1 else given
+    return numbers * 2 if len(numbers) == 1 else numbers
 
 
 def _planes(shape: Sequence[int], index: Indices) -> Indices:
-    """Windows of one plane (...), repeated over all planes of `shape`: (planes, ...)."""
+    """Repeat windows of a plane for all planes of an array: (planes, *index.shape).
+
+    Args:
+        shape: Shape of the array; a plane is its last two dimensions.
+        index: Flat positions in a plane; -1 is padding.
+    """
     planes = math.prod(shape[:-2])
     offset = (np.arange(planes) * shape[-2] * shape[-1]).reshape(-1, *[1] * index.ndim)
     return np.where(index >= 0, index + offset, -1)
@@ -37,7 +41,7 @@ def max_pool2d(
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
 ) -> tuple[T, IndexArray]:
-    """The maximum over each window and where it was: the first one of a tie."""
+    """The maximum over each window and its position in the plane, the first in a tie."""
     shape, sides = A.shape(x), _pair(kernel)
     geometry = (sides, _pair(stride, sides), _pair(padding), _pair(dilation))
     index = windows(shape[-2:], *geometry, ceil_mode=ceil_mode)
@@ -48,10 +52,10 @@ def max_pool2d(
 def _max_over(
     A: Arithmetic[T], x: T, index: Indices, output: Sequence[int]
 ) -> tuple[T, IndexArray]:
-    everywhere = _planes(A.shape(x), index)
-    place = A.first_argmax(A.take(x, everywhere), everywhere >= 0)
-    within_plane = index_arrays.pick(index, place)
-    largest = A.take(x, index_arrays.pick(everywhere, place))
+    flat_windows = _planes(A.shape(x), index)
+    position = A.first_argmax(A.take(x, flat_windows), flat_windows >= 0)
+    within_plane = index_arrays.pick(index, position)
+    largest = A.take(x, index_arrays.pick(flat_windows, position))
     return A.reshape(largest, output), index_arrays.reshape(within_plane, output)
 
 
@@ -61,17 +65,27 @@ def _max_over(
     discrete=frozenset({7}),
 )
 def max_pool2d_backward(
-    A: Arithmetic[T], gradient: T, x_shape: Sequence[int], *geometry_and_indices: Any
+    A: Arithmetic[T],
+    gradient: T,
+    x_shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: IndexArray,
 ) -> T:
-    """The gradient, sent to where each maximum was."""
-    return _send_back(A, gradient, x_shape, geometry_and_indices[-1])
+    """The gradient of each maximum, at the position of the maximum."""
+    del kernel, stride, padding, dilation, ceil_mode
+    return _send_back(A, gradient, x_shape, indices)
 
 
 def _send_back(A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray) -> T:
     planes = math.prod(x_shape[:-2])
+    # positions of maxima count within a plane
     offset = np.arange(planes)[:, None] * x_shape[-2] * x_shape[-1]
-    places = index_arrays.shifted(index_arrays.reshape(indices, (planes, -1)), offset)
-    return A.scatter_add(A.reshape(gradient, index_arrays.shape(places)), places, x_shape)
+    positions = index_arrays.shifted(index_arrays.reshape(indices, (planes, -1)), offset)
+    return A.scatter_add(A.reshape(gradient, index_arrays.shape(positions)), positions, x_shape)
 
 
 def _mean_windows(
@@ -129,9 +143,9 @@ def avg_pool2d(
 
 
 def _divisor_array(A: Arithmetic[T], divisors: Sequence[int]) -> T:
-    """(1, windows, 1)."""
-    one = A.add(A.zeros((1, 1, 1)), 1.0)
-    return A.concatenate([A.mul(one, float(d)) for d in divisors], 1)
+    """The divisors as an array (1, windows, 1)."""
+    ones = A.add(A.zeros((1, 1, 1)), 1.0)
+    return A.concatenate([A.mul(ones, float(d)) for d in divisors], 1)
 
 
 @operation("aten.avg_pool2d_backward.default", shape_only=frozenset({1}))
@@ -173,17 +187,17 @@ def adaptive_avg_pool2d_backward(A: Arithmetic[T], gradient: T, x_shape: Sequenc
     output = A.shape(gradient)[-2:]
     planes = math.prod(x_shape[:-2])
     flat = A.reshape(gradient, (planes, -1))
-    values, places = [], []
+    values, positions = [], []
     for i, index in enumerate(adaptive_windows(x_shape[-2:], output)):
-        mine = A.take(flat, np.arange(planes)[:, None] * math.prod(output) + i)
-        values.append(A.expand(A.div(mine, float(len(index))), (planes, len(index))))
-        places.append(_planes(x_shape, index))
-    return A.scatter_add(A.concatenate(values, 1), np.concatenate(places, 1), x_shape)
+        window_gradient = A.take(flat, np.arange(planes)[:, None] * math.prod(output) + i)
+        values.append(A.expand(A.div(window_gradient, float(len(index))), (planes, len(index))))
+        positions.append(_planes(x_shape, index))
+    return A.scatter_add(A.concatenate(values, 1), np.concatenate(positions, 1), x_shape)
 
 
 @operation("aten.adaptive_max_pool2d.default")
 def adaptive_max_pool2d(A: Arithmetic[T], x: T, output: Sequence[int]) -> tuple[T, IndexArray]:
-    """The maximum over each adaptive window and where it was: the first one of a tie."""
+    """The maximum over each adaptive window and its position, the first in a tie."""
     ragged = adaptive_windows(A.shape(x)[-2:], output)
     index = np.full((len(ragged), max(map(len, ragged))), -1, dtype=np.int64)
     for row, window in zip(index, ragged, strict=True):
@@ -199,5 +213,5 @@ def adaptive_max_pool2d(A: Arithmetic[T], x: T, output: Sequence[int]) -> tuple[
 def adaptive_max_pool2d_backward(
     A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray
 ) -> T:
-    """The gradient, sent to where each maximum was."""
+    """The gradient of each maximum, at the position of the maximum."""
     return _send_back(A, gradient, x_shape, indices)

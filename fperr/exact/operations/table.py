@@ -2,9 +2,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Protocol, TypedDict, TypeVar, Unpack
 
-Meaning = TypeVar("Meaning", bound=Callable[..., Any])
+from torch import fx
+
+from fperr.exact.arithmetic import Arithmetic, T
+from fperr.exact.index_arrays import IndexArray
+
+Argument = fx.node.Argument  # of an ATen call, as the graph writes it
+Meaning = TypeVar("Meaning", bound=Callable[..., object])
+
+
+class Comparison(Protocol):
+    """A comparison of numbers, whose result an operation uses instead of the numbers."""
+
+    def __call__(self, A: Arithmetic[T], a: T, arguments: Sequence[Argument], /) -> IndexArray:
+        """Compare the numbers `a`, an argument of the ATen call with these `arguments`."""
+
+
+Kinks = Callable[[Sequence[Argument]], tuple[float, ...]]
+Refusal = Callable[[Sequence[Argument], Mapping[str, Argument]], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,30 +29,50 @@ class Operation:
     """The meaning of one ATen operation.
 
     Attributes:
-        meaning: (arithmetic, *args, **kwargs) -> array, or a tuple for several outputs.
-        shape_only: positions of tensor arguments of which only the shape is used: they arrive as
-            their shape.
-        discrete: positions of arguments that take masks or indices, as they are. Integers and
-            booleans anywhere else arrive as numbers of the arithmetic.
-        decides: the result is a mask or an index although the arguments are numbers.
-        decisions: position of an argument -> (arithmetic, array, arguments) -> what the operation
-            uses of it, where that is less than its value; it arrives as that.
-        kinks: position of an argument -> (arguments) -> the numbers at which the result, or what is
-            decided by it, jumps as that argument passes them.
-        refusal: (arguments, keyword arguments) -> why this use is not supported, or None.
+        meaning: Function (arithmetic, *args, **kwargs) -> array, or a tuple for several outputs.
+        shape_only: Positions of the tensor arguments of which only the shape is used. They arrive
+            as their shape.
+        discrete: Positions of the arguments that are masks or index arrays and arrive unchanged.
+            Integers and booleans at other positions arrive as numbers of the arithmetic.
+        decides: Whether the result is a mask or an index array although the arguments are numbers.
+        decisions: Comparison for the position of an argument of which the operation uses less than
+            the value: for ReLU's derivative, where it was positive. The resulting mask arrives
+            instead of the array.
+        kinks: Function (arguments) -> numbers, for the position of an argument: the numbers at
+            which the result, or a mask made of it, jumps as that argument passes them.
+        refusal: Function (arguments, keyword arguments) -> reason why this use is not supported, or
+            None if it is.
     """
 
-    meaning: Callable[..., Any]
+    meaning: Callable[..., object]
     shape_only: frozenset[int] = frozenset()
     discrete: frozenset[int] = frozenset()
     decides: bool = False
-    decisions: Mapping[int, Callable[..., Any]] = field(default_factory=dict)
-    kinks: Mapping[int, Callable[[Sequence[Any]], tuple[float, ...]]] = field(default_factory=dict)
-    refusal: Callable[[Sequence[Any], Mapping[str, Any]], str | None] = lambda *_: None
+    decisions: Mapping[int, Comparison] = field(default_factory=dict)
+    kinks: Mapping[int, Kinks] = field(default_factory=dict)
+    refusal: Refusal = lambda *_: None
 
 
-def at_zero(arguments: Sequence[Any]) -> tuple[float, ...]:
-    """A kink at 0, whatever the arguments."""
+class Traits(TypedDict, total=False):
+    """Attributes of an `Operation` other than its meaning."""
+
+    shape_only: frozenset[int]
+    discrete: frozenset[int]
+    decides: bool
+    decisions: Mapping[int, Comparison]
+    kinks: Mapping[int, Kinks]
+    refusal: Refusal
+
+
+def number(arguments: Sequence[Argument], position: int) -> float:
+    """The argument at `position` of an ATen call, which its schema declares to be a number."""
+    argument = arguments[position]
+    assert isinstance(argument, int | float)
+    return float(argument)
+
+
+def at_zero(arguments: Sequence[Argument]) -> tuple[float, ...]:
+    """The kink at 0 of an operation whose kinks do not depend on its other arguments."""
     del arguments
     return (0.0,)
 
@@ -43,8 +80,13 @@ def at_zero(arguments: Sequence[Any]) -> tuple[float, ...]:
 OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(*names: str, **traits: Any) -> Callable[[Meaning], Meaning]:
-    """Enter the decorated meaning into the table under `names`, e.g. `"aten.mm.default"`."""
+def operation(*names: str, **traits: Unpack[Traits]) -> Callable[[Meaning], Meaning]:
+    """Enter the decorated function into the table as the meaning of operations.
+
+    Args:
+        names: Names of ATen operations, e.g. `"aten.mm.default"`.
+        traits: Other attributes of the `Operation`.
+    """
 
     def enter(meaning: Meaning) -> Meaning:
         OPERATIONS.update(dict.fromkeys(names, Operation(meaning, **traits)))

@@ -1,4 +1,4 @@
-"""Operations that move numbers and do not change them."""
+"""Operations that move numbers without changing them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fperr.exact import index_arrays
 from fperr.exact.arithmetic import Arithmetic, Indices, T
 from fperr.exact.index_arrays import IndexArray
-from fperr.exact.operations.table import at_zero, operation
+from fperr.exact.operations.table import Argument, at_zero, operation
 
 
 @operation(
@@ -20,27 +21,40 @@ from fperr.exact.operations.table import at_zero, operation
     "aten.lift_fresh_copy.default",
     "aten.contiguous.default",
 )
-def identity(A: Arithmetic[T], a: T, **traits: Any) -> T:
+def identity(A: Arithmetic[T], a: T, **traits: Argument) -> T:
     """The same numbers."""
     del A, traits
     return a
 
 
-def _to_integers(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _to_integers(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del arguments
     dtype = options.get("dtype")
-    is_kept = dtype is None or dtype.is_floating_point or dtype == torch.bool
-    return None if is_kept else f"conversion to {dtype}, which rounds to whole numbers"
+    if dtype is None or dtype == torch.bool:
+        return None
+    assert isinstance(dtype, torch.dtype)
+    return (
+        None if dtype.is_floating_point else f"conversion to {dtype}, which rounds to whole numbers"
+    )
 
 
 @operation("aten._to_copy.default", refusal=_to_integers, decides=True, kinks={0: at_zero})
-def to_copy(A: Arithmetic[T], a: T, **traits: Any) -> Any:
-    """The same numbers: a change of dtype rounds in a format's run only. As bool: where not 0."""
+def to_copy(A: Arithmetic[T], a: T, **traits: Argument) -> T | IndexArray:
+    """The same numbers, or for a conversion to bool the mask of those that are not 0.
+
+    A change of floating-point dtype rounds in a run in that format only.
+    """
     return A.sign(a) != 0 if traits.get("dtype") == torch.bool else a
 
 
-def rearranged(A: Arithmetic[T], a: T, move: Callable[[Indices], Any]) -> T:
-    """`a` with its entries where `move` puts their positions (-1: a zero)."""
+Positions = NDArray[np.integer[Any]] | np.integer[Any]
+
+
+def rearranged(A: Arithmetic[T], a: T, move: Callable[[Indices], Positions]) -> T:
+    """Rearrange the entries of `a` as `move` rearranges an array of their positions.
+
+    Position -1 in the result of `move` gives a zero.
+    """
     return A.take(a, np.ascontiguousarray(move(_positions(A.shape(a)))))
 
 
@@ -58,7 +72,7 @@ def transpose_matrix(A: Arithmetic[T], a: T) -> T:
 
 @operation("aten.transpose.int")
 def transpose(A: Arithmetic[T], a: T, first: int, second: int) -> T:
-    """Two dimensions exchanged."""
+    """`a` with two dimensions exchanged."""
     dims = list(range(len(A.shape(a))))
     dims[first], dims[second] = dims[second], dims[first]
     return A.permute(a, dims)
@@ -66,13 +80,13 @@ def transpose(A: Arithmetic[T], a: T, first: int, second: int) -> T:
 
 @operation("aten.permute.default")
 def permute(A: Arithmetic[T], a: T, dims: Sequence[int]) -> T:
-    """Dimensions reordered."""
+    """`a` with its dimensions reordered."""
     return A.permute(a, [d % len(dims) for d in dims])
 
 
 @operation("aten.expand.default")
-def expand(A: Arithmetic[T], a: T, shape: Sequence[int], **implicit: Any) -> T:
-    """Broadcast; -1 keeps a length."""
+def expand(A: Arithmetic[T], a: T, shape: Sequence[int], **implicit: Argument) -> T:
+    """`a` broadcast to `shape`; -1 keeps a length."""
     del implicit
     lengths = [1] * (len(shape) - len(A.shape(a))) + list(A.shape(a))
     full = [old if new == -1 else new for old, new in zip(lengths, shape, strict=True)]
@@ -81,7 +95,7 @@ def expand(A: Arithmetic[T], a: T, shape: Sequence[int], **implicit: Any) -> T:
 
 @operation("aten.unsqueeze.default")
 def unsqueeze(A: Arithmetic[T], a: T, dim: int) -> T:
-    """A new dimension of length 1."""
+    """`a` with a new dimension of length 1."""
     shape = list(A.shape(a))
     shape.insert(dim % (len(shape) + 1), 1)
     return A.reshape(a, shape)
@@ -89,19 +103,19 @@ def unsqueeze(A: Arithmetic[T], a: T, dim: int) -> T:
 
 @operation("aten.squeeze.dim", "aten.squeeze.dims")
 def squeeze(A: Arithmetic[T], a: T, dims: Sequence[int] | int) -> T:
-    """Without those of `dims` that have length 1."""
+    """`a` without the dimensions in `dims` that have length 1."""
     shape = A.shape(a)
-    gone = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
-    return A.reshape(a, [n for d, n in enumerate(shape) if d not in gone or n != 1])
+    removed = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
+    return A.reshape(a, [n for d, n in enumerate(shape) if d not in removed or n != 1])
 
 
 @operation("aten.cat.default")
 def cat(A: Arithmetic[T], arrays: Sequence[T], dim: int = 0) -> T:
-    """Joined along `dim`."""
+    """The arrays joined along `dim`."""
     return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
 
 
-def _nonzero_fill(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _nonzero_fill(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del options
     value = arguments[2] if len(arguments) > 2 else 0
     return None if value == 0 else f"padding with {value}"
@@ -109,10 +123,10 @@ def _nonzero_fill(arguments: Sequence[Any], options: Mapping[str, Any]) -> str |
 
 @operation("aten.constant_pad_nd.default", refusal=_nonzero_fill)
 def constant_pad(A: Arithmetic[T], a: T, pad: Sequence[int], value: float = 0) -> T:
-    """Zeros added (or, for negative widths, entries removed) around the last dimensions."""
+    """`a` with zeros added (for negative widths, entries removed) around the last dimensions."""
     del value
     index = np.arange(math.prod(A.shape(a))).reshape(A.shape(a))
-    for i in range(len(pad) // 2):
+    for i in range(len(pad) // 2):  # a pair of widths for each dimension, the last dimension first
         before, after = pad[2 * i : 2 * i + 2]
         axis = index.ndim - 1 - i
         widths = [
@@ -148,8 +162,10 @@ def slice_backward(
     step: int,
 ) -> T:
     """The gradient where the slice was taken, 0 elsewhere."""
-    places = _positions(shape)
-    return A.scatter_add(gradient, places[_along(places, dim, slice(start, end, step))], shape)
+    positions = _positions(shape)
+    return A.scatter_add(
+        gradient, positions[_along(positions, dim, slice(start, end, step))], shape
+    )
 
 
 @operation("aten.select.int")
@@ -172,45 +188,46 @@ def unbind(A: Arithmetic[T], a: T, dim: int = 0) -> list[T]:
 
 @operation("aten.split.Tensor")
 def split(A: Arithmetic[T], a: T, size: int, dim: int = 0) -> list[T]:
-    """Pieces of that size along `dim`; the last one may be smaller."""
+    """Pieces of length `size` along `dim`; the last may be shorter."""
     starts = range(0, A.shape(a)[dim], size)
     return [slice_(A, a, dim, start, start + size) for start in starts]
 
 
 @operation("aten.stack.default")
 def stack(A: Arithmetic[T], arrays: Sequence[T], dim: int = 0) -> T:
-    """Joined along a new dimension."""
+    """The arrays joined along a new dimension."""
     return cat(A, [unsqueeze(A, a, dim) for a in arrays], dim)
 
 
 @operation("aten.repeat.default")
 def repeat(A: Arithmetic[T], a: T, repeats: Sequence[int]) -> T:
-    """Copies side by side."""
+    """Copies of `a` side by side."""
     return rearranged(A, a, lambda i: np.tile(i, repeats))
 
 
 @operation("aten.flip.default")
 def flip(A: Arithmetic[T], a: T, dims: Sequence[int]) -> T:
-    """In reverse order along `dims`."""
+    """`a` in reverse order along `dims`."""
     return rearranged(A, a, lambda i: np.flip(i, tuple(dims)))
 
 
 @operation("aten.roll.default")
 def roll(A: Arithmetic[T], a: T, shifts: Sequence[int], dims: Sequence[int] = ()) -> T:
-    """Shifted along `dims`; what leaves at one end enters at the other."""
+    """`a` shifted cyclically along `dims`."""
     along = tuple(dims) or None
     return rearranged(A, a, lambda i: np.roll(i, tuple(shifts), along))
 
 
 @operation("aten.tril.default")
 def lower_triangle(A: Arithmetic[T], a: T, diagonal: int = 0) -> T:
-    """Zeros above a diagonal of the last two dimensions."""
+    """`a` with zeros above a diagonal of the last two dimensions."""
+    # tril fills with 0: positions are counted from 1 for a moment, so that 0 becomes -1, a zero
     return rearranged(A, a, lambda i: np.tril(i + 1, diagonal) - 1)
 
 
 @operation("aten.pixel_shuffle.default")
 def pixel_shuffle(A: Arithmetic[T], a: T, factor: int) -> T:
-    """Channels spread over blocks of factor x factor pixels."""
+    """`a` with channels spread over blocks of factor x factor pixels."""
     n, c, h, w = A.shape(a)
     split = A.reshape(a, (n, c // factor**2, factor, factor, h, w))
     split = A.permute(split, (0, 1, 4, 2, 5, 3))
@@ -219,7 +236,7 @@ def pixel_shuffle(A: Arithmetic[T], a: T, factor: int) -> T:
 
 @operation("aten.pixel_unshuffle.default")
 def pixel_unshuffle(A: Arithmetic[T], a: T, factor: int) -> T:
-    """Blocks of factor x factor pixels gathered in channels."""
+    """`a` with blocks of factor x factor pixels gathered in channels."""
     n, c, h, w = A.shape(a)
     split = A.reshape(a, (n, c, h // factor, factor, w // factor, factor))
     split = A.permute(split, (0, 1, 3, 5, 2, 4))
@@ -228,13 +245,13 @@ def pixel_unshuffle(A: Arithmetic[T], a: T, factor: int) -> T:
 
 @operation("aten.split_with_sizes.default")
 def split_with_sizes(A: Arithmetic[T], a: T, sizes: Sequence[int], dim: int = 0) -> list[T]:
-    """Pieces of those sizes along `dim`."""
+    """Pieces of lengths `sizes` along `dim`."""
     ends = np.cumsum(sizes).tolist()
     return [slice_(A, a, dim, end - n, end) for end, n in zip(ends, sizes, strict=True)]
 
 
 @operation("aten.gather.default", discrete=frozenset({2}))
-def gather(A: Arithmetic[T], a: T, dim: int, index: IndexArray, **traits: Any) -> T:
+def gather(A: Arithmetic[T], a: T, dim: int, index: IndexArray, **traits: Argument) -> T:
     """The entries at `index` along `dim`."""
     del traits
     return A.take(a, index_arrays.along(index, dim, A.shape(a)))
@@ -253,9 +270,9 @@ def scatter(A: Arithmetic[T], a: T, dim: int, index: IndexArray, source: T) -> T
     shape, count, size = A.shape(a), math.prod(A.shape(a)), index_arrays.shape(index)
     if A.shape(source) != size:
         source = rearranged(A, source, lambda i: i[tuple(map(slice, size))])
-    chosen = index_arrays.replaced(count, index_arrays.along(index, dim, shape))
-    both = [A.reshape(a, (count,)), A.reshape(source, (math.prod(size),))]
-    return A.take(A.concatenate(both, 0), index_arrays.reshape(chosen, shape))
+    sources = index_arrays.replaced(count, index_arrays.along(index, dim, shape))
+    candidates = [A.reshape(a, (count,)), A.reshape(source, (math.prod(size),))]
+    return A.take(A.concatenate(candidates, 0), index_arrays.reshape(sources, shape))
 
 
 @operation("aten.scatter.value", discrete=frozenset({2}))
@@ -264,7 +281,7 @@ def scatter_value(A: Arithmetic[T], a: T, dim: int, index: IndexArray, value: fl
     return scatter(A, a, dim, index, A.add(A.zeros(index_arrays.shape(index)), float(value)))
 
 
-def _unusual_index(arguments: Sequence[Any], options: Mapping[str, Any]) -> str | None:
+def _unusual_index(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
     del options
     accumulates = len(arguments) > 3 and arguments[3]
     return None if accumulates else "index_put without accumulation"
@@ -301,5 +318,5 @@ def _positions(shape: Sequence[int]) -> Indices:
     return np.arange(math.prod(shape)).reshape(tuple(shape))
 
 
-def _along(places: Indices, dim: int, chosen: slice) -> tuple[slice, ...]:
-    return (*[slice(None)] * (dim % places.ndim), chosen)
+def _along(positions: Indices, dim: int, entries: slice) -> tuple[slice, ...]:
+    return (*[slice(None)] * (dim % positions.ndim), entries)
