@@ -301,7 +301,7 @@ def test_a_trace_survives_a_kill(tmp_path):
         from fperr.recording import trace_files
         from tests.conftest import tiny_mlp
         from tests.test_attacks import uniform
-        store._SECONDS = 0.0
+        trace_files._SECONDS = 0.0
         model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
         with fperr.record(model, y, out=sys.argv[1], every=2, formats=["float32"]):
             for i in range(7):

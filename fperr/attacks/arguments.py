@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fperr import checks, formats
-from fperr.attacks.gradient_source import ExactSource, FloatSource, Source
+from fperr.attacks.gradient_source import ExactSource, FloatSource, GradientSource
 from fperr.losses.registry import Loss, loss_named
 from fperr.networks.checks import check_model
 from fperr.networks.in_format import device_and_dtype
@@ -52,7 +52,7 @@ class Request:
     """
 
     loss: Loss
-    source: Source
+    source: GradientSource
     x: Tensor
     y: Tensor
     targets: Tensor | None
@@ -125,7 +125,9 @@ def checked_request(
     return Request(chosen_loss, source, inputs, labels, wanted, clean)
 
 
-def _source(model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, arithmetic: str) -> Source:
+def _source(
+    model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, arithmetic: str
+) -> GradientSource:
     if arithmetic != "exact":
         return FloatSource(model, formats.format_named(arithmetic))
     if loss.kind == "gama":
