@@ -47,7 +47,7 @@ def robust_accuracies(network: str, loss: str, folder: Path) -> list[float]:
             model, images.x, images.y, folder / network / f"{loss}-{seed}",
             batch_size=n, radius=0.3, loss=loss, seed=seed,
         )  # fmt: skip
-        found.append(100 * Outcome.of_frame(frame).robust_accuracy)
+        found.append(100 * Outcome.from_frame(frame).robust_accuracy)
     return found
 
 

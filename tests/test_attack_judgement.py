@@ -186,7 +186,7 @@ def test_the_frame_of_batches_counts_as_the_result_does(tmp_path):
         whole = attacked(model)
     with pytest.warns(UnjudgedWarning, match="of 20 could not be judged"):
         frame = attack_in_batches(model, X, Y, tmp_path, batch_size=7, radius=RADIUS, steps=STEPS)
-    assert Outcome.of_frame(frame) == whole.outcome
+    assert Outcome.from_frame(frame) == whole.outcome
 
 
 @pytest.mark.parametrize(

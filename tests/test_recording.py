@@ -72,8 +72,8 @@ def vandal(monkeypatch):
 
     def drain_and_destroy(self):
         held = [part for step in self.waiting for part in (step.logits, step.v)]
-        for _, event in self.compared:
-            held += [event.gradient, event.of.note.chosen.x]
+        for _, backward in self.to_compare:
+            held += [backward.gradient, backward.forward.note.compared.x]
         drain(self)
         for part in held:
             part.fill_(torch.nan)
@@ -139,20 +139,20 @@ def test_parts_of_a_batch_need_the_inputs(fashion):
 @pytest.mark.parametrize("seed", range(5))
 def test_identities_are_those_of_the_nearest_input(seed):
     originals = uniform(30, 20, seed=seed)
-    known = SampleMatcher(30, originals)
+    matcher = SampleMatcher(30, originals)
     generator = torch.Generator().manual_seed(seed)
     for size in (0.0, 0.05, 0.2, 0.5, 2.0):
         for _ in range(4):  # repeated lengths meet what is kept from the call before
             chosen = torch.randperm(30, generator=generator)[:7]
             x = originals[chosen] + size * (uniform(7, 20, seed=seed + 9) - 0.5)
             nearest = torch.cdist(x, originals, p=torch.inf).argmin(1)
-            assert torch.equal(known.rows(x), nearest)
+            assert torch.equal(matcher.samples_of(x), nearest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_inputs_in_half_formats_are_told_apart(dtype):
     originals, chosen = uniform(30, 20, dtype=dtype), torch.tensor([7, 3, 21])
-    assert torch.equal(SampleMatcher(30, originals).rows(originals[chosen]), chosen)
+    assert torch.equal(SampleMatcher(30, originals).samples_of(originals[chosen]), chosen)
 
 
 def test_errors_are_those_of_measure(fashion):
@@ -303,7 +303,7 @@ def test_a_trace_survives_a_kill(tmp_path):
         from fperr.recording import trace_files
         from tests.conftest import tiny_mlp
         from tests.test_attacks import uniform
-        store._SECONDS = 0.0
+        trace_files._SECONDS = 0.0
         model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
         with fperr.record(model, y, out=sys.argv[1], every=2, formats=["float32"]):
             for i in range(7):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import fperr
 from fperr import data, zoo
-from fperr.recording.comparison import Comparison
+from fperr.recording.compared_rows import Rerun
 
 IMAGES = data.fashion_mnist_1000()
 X, Y = IMAGES.x[:4], IMAGES.y[:4]
@@ -82,7 +82,7 @@ def test_points_that_the_models_dtype_cannot_hold_have_no_delta():
 def test_what_cannot_be_run_again_has_no_delta(monkeypatch):
     def attack(model):
         narrow = copy.deepcopy(model).to(torch.bfloat16)
-        monkeypatch.setattr(Comparison, "_in_dtype", lambda *_: nn.Identity())
+        monkeypatch.setattr(Rerun, "_in_dtype", lambda *_: nn.Identity())
         ascend(narrow, X.to(torch.bfloat16), steps=1)
 
     with pytest.warns(UserWarning, match="could not be run again"):

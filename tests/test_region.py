@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from fperr.attacks.region import Region, either
+from fperr.attacks.region import Region, where_by_sample
 from tests.conftest import normal
 from tests.test_attacks import DTYPES, uniform
 
@@ -25,13 +25,13 @@ def test_no_point_leaves_ball_or_box(dtype, radius):
     far = (centre.double() + 3 * radius * normal(4, 600).double()).to(dtype)
     for x in (
         region.project_(far),
-        region.start(0, 0),
-        region.moved(centre, normal(4, 600), torch.full((4,), 9.0)),
+        region.random_start(0, 0),
+        region.after_step(centre, normal(4, 600), torch.full((4,), 9.0)),
     ):
         assert x.dtype == dtype
         assert not any(outside(x, centre, radius))
         assert bool(((x >= 0) & (x <= 1)).all())
-        assert (region.excess(x) <= 0).all()
+        assert (region.excess_ulps(x) <= 0).all()
     # and no smaller than it has to be: the next number is outside, or the box ends there
     beyond = torch.nextafter(region.upper, torch.full_like(region.upper, 2.0))
     at_box = region.upper == torch.tensor(1.0, dtype=dtype)
@@ -60,7 +60,7 @@ def test_libraries_leave_the_ball():
     region = Region.around(centre, "linf", 0.3, (0.0, 1.0), is_exact=False)
     x = region.project_(centre + 1)
     assert any(outside(x, centre, 0.3))
-    assert region.excess(x).max() > 0
+    assert region.excess_ulps(x).max() > 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -70,15 +70,15 @@ def test_the_euclidean_ball_is_not_left(dtype):
     far = (centre.double() + normal(8, 300).double()).to(dtype)
     for x in (
         region.project_(far),
-        region.start(1, 0),
-        region.moved(centre, normal(8, 300), torch.full((8,), 3.0)),
+        region.random_start(1, 0),
+        region.after_step(centre, normal(8, 300), torch.full((8,), 3.0)),
     ):
         for mine, own in zip(x, centre, strict=True):
             pairs = zip(mine.double().tolist(), own.double().tolist(), strict=True)
             squares = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in pairs)
             assert squares <= Fraction(0.7) ** 2
             assert squares >= Fraction(0.1) ** 2
-    still = region.moved(centre, torch.zeros(8, 300), torch.ones(8))
+    still = region.after_step(centre, torch.zeros(8, 300), torch.ones(8))
     assert torch.equal(still, centre)  # no direction: no NaN
 
 
@@ -87,19 +87,21 @@ def test_choosing_samples_changes_no_number(dtype):
     x, other = uniform(6, 500, dtype=dtype), uniform(6, 500, dtype=dtype, seed=1)
     other[:, :2] = torch.tensor([0.0, 1.0], dtype=dtype)
     first = torch.tensor([True, False, True, True, False, False])
-    assert torch.equal(either(first, x, other), torch.where(first[:, None], x, other))
+    assert torch.equal(where_by_sample(first, x, other), torch.where(first[:, None], x, other))
     if dtype in (torch.float32, torch.float64):  # no half format: there it is formed in float32
         far = torch.full_like(x, torch.finfo(dtype).max)  # their difference overflows
-        assert not torch.equal(either(first, -far, far), torch.where(first[:, None], -far, far))
+        assert not torch.equal(
+            where_by_sample(first, -far, far), torch.where(first[:, None], -far, far)
+        )
     with pytest.raises(ValueError, match="smaller radius or box"):  # which is therefore refused
         Region.around(x, "linf", 1.5e308, (-math.inf, math.inf), is_exact=True)
 
 
 def test_starts_belong_to_samples():
     centre = uniform(6, 3, 4)
-    whole = Region.around(centre, "linf", 0.1, (0.0, 1.0), is_exact=True).start(3, 1)
+    whole = Region.around(centre, "linf", 0.1, (0.0, 1.0), is_exact=True).random_start(3, 1)
     order = torch.tensor([4, 0, 2])
     part = Region.around(centre[order], "linf", 0.1, (0.0, 1.0), is_exact=True)
-    assert torch.equal(part.start(3, 1), whole[order])
-    assert not torch.equal(part.start(4, 1), whole[order])
-    assert not torch.equal(part.start(3, 0), whole[order])
+    assert torch.equal(part.random_start(3, 1), whole[order])
+    assert not torch.equal(part.random_start(4, 1), whole[order])
+    assert not torch.equal(part.random_start(3, 0), whole[order])

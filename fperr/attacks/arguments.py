@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fperr import checks, formats
-from fperr.attacks.gradient_source import ExactSource, FloatSource, Source
+from fperr.attacks.gradient_source import ExactSource, FloatSource, GradientSource
 from fperr.losses import Loss, loss_named
 from fperr.networks.checks import check_model
 from fperr.networks.in_format import device_and_dtype
@@ -54,7 +54,7 @@ class AttackRequest:
     """
 
     loss: Loss
-    source: Source
+    source: GradientSource
     x: Tensor
     y: Tensor
     targets: Tensor | None
@@ -127,7 +127,9 @@ def checked_request(
     return AttackRequest(chosen_loss, source, inputs, labels, wanted, clean)
 
 
-def _source(model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, format: str) -> Source:
+def _source(
+    model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, format: str
+) -> GradientSource:
     if format != "exact":
         return FloatSource(model, formats.format_named(format))
     if loss.kind == "gama":

@@ -26,14 +26,13 @@ from fperr.networks.model import usable_model
 from fperr.run_folder import RunFolder, opened
 from fperr.storage import sealed
 
-ABOUT = "attack.json"
-_UNSTORED = ("model", "x", "y", "targets", "on_step")
+SETTINGS_FILE = "attack.json"
+_NOT_SETTINGS = ("model", "x", "y", "targets", "on_step")  # the tensors are stored as digests
 _DEFAULTS = {n: p.default for n, p in inspect.signature(attack).parameters.items()}
-_PROBED = 4
-_NEAR = (
-    1e-3  # relative: another number of threads or machine changes logits by less, in float16 too
-)
-_TENSORS = tuple(each.name for each in fields(AttackResult) if each.type is Tensor)
+_PROBED_SAMPLES = 4
+# relative: another number of threads or machine changes logits by less, in float16 too
+_LOGIT_TOLERANCE = 1e-3
+_TENSORS = tuple(field.name for field in fields(AttackResult) if field.type is Tensor)
 _POINTS = ("adversarial", "best")
 _COLUMNS = tuple(name for name in _TENSORS if name not in _POINTS)
 
@@ -50,19 +49,21 @@ def attack_in_batches(
     wait: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    """`fperr.attack` on batches; each is on disk before the next begins, and none is done twice.
+    """Attack in batches; each is on disk before the next begins, and none is done twice.
+
+    A folder of the same attack that was cut off is continued. It holds `attack.json`, and a file
+    for each batch with the columns of `AttackResult` and the adversarial inputs. Each file has a
+    digest; a batch that does not fit its own is attacked again, with a `DamagedFileWarning`.
 
     Args:
-        model: as for `attack`.
-        x: (n, *shape).
-        y: (n,).
-        folder: new, or of the same attack cut off: `attack.json`, and a file for each batch with
-            the numbers of the samples and their adversarial inputs. Each has a digest; a batch that
-            does not fit its own is attacked again, with a `DamagedFileWarning`.
-        batch_size: samples at once.
-        advance: called with the result of each batch, those found on disk among them.
-        wait: until another run in the folder has ended, instead of refusing.
-        options: of `attack`; `targets` are cut into batches, too.
+        model: Model to logits (batch, K), as for `attack`.
+        x: (n, *shape), the clean inputs.
+        y: (n,) int64, the true labels.
+        folder: New folder, or that of the same attack cut off.
+        batch_size: Number of samples at once.
+        advance: Function called with the result of each batch, whether it was computed or read.
+        wait: Whether to wait until another run in the folder has ended, instead of refusing.
+        options: Options of `attack`; `targets` are cut into batches, too.
 
     Returns:
         A row for each sample: `sample`, `label`, and the columns of `AttackResult`.
@@ -83,10 +84,10 @@ def attack_in_batches(
     if targets is not None:
         targets = checks.class_labels("targets", targets, len(x), x.device)
     inputs = [t for t in (x, y, targets) if t is not None]
-    stored = {
+    stored_options = {
         name: value
         for name, value in (_DEFAULTS | options).items()
-        if name not in _UNSTORED and not callable(value)
+        if name not in _NOT_SETTINGS and not callable(value)
     }
     settings = {
         "inputs": digest(*inputs),
@@ -94,39 +95,39 @@ def attack_in_batches(
         "weights": digest(*model.state_dict().values()),
         "batch_size": batch_size,
         "network": _digest_of_network(model, x),
-        **{name: _as_text(value) for name, value in stored.items()},
+        **{name: _as_text(value) for name, value in stored_options.items()},
         "versions": {"fperr": version("fperr"), "torch": torch.__version__},
     }
-    with opened(folder, ABOUT, wait=wait) as run:
+    with opened(folder, SETTINGS_FILE, wait=wait) as run:
         settings["first logits"] = _first_logits(model, x, run)
         if run.settings is not None:
             run.begin(settings)
         frames = []
         for start in range(0, len(x), batch_size):
-            part = slice(start, start + batch_size)
+            rows = slice(start, start + batch_size)
             name = f"{start:07d}.safetensors"
-            result = None if run.settings is None else _read(run, name, len(x[part]))
+            result = None if run.settings is None else _read_batch(run, name, len(x[rows]))
             if result is None:
-                wanted = None if targets is None else targets[part]
-                with warnings.catch_warnings():  # said at the end, for all batches
+                batch_targets = None if targets is None else targets[rows]
+                with warnings.catch_warnings():  # one warning at the end, for all batches
                     warnings.simplefilter("ignore", AttackWarning)
-                    result = attack(model, x[part], y[part], targets=wanted, **options)
+                    result = attack(model, x[rows], y[rows], targets=batch_targets, **options)
                 run.begin(settings)  # not before: an argument may be wrong
-                _keep(run, name, result)
-            numbers = {column: getattr(result, column).cpu().numpy() for column in _COLUMNS}
-            samples, labels = range(start, start + len(result.success)), y[part].cpu().numpy()
-            frames.append(pd.DataFrame({"sample": samples, "label": labels, **numbers}))
+                _write_batch(run, name, result)
+            columns = {name: getattr(result, name).cpu().numpy() for name in _COLUMNS}
+            samples, labels = range(start, start + len(result.success)), y[rows].cpu().numpy()
+            frames.append(pd.DataFrame({"sample": samples, "label": labels, **columns}))
             if advance is not None:
                 advance(result)
         run.check()
     frame = pd.concat(frames, ignore_index=True)
-    outcome = Outcome.of_frame(frame)
-    outcome.warn(stacklevel=4)
+    outcome = Outcome.from_frame(frame)
+    outcome.warn(stacklevel=4)  # at the line that called this function, above its decorator
     return frame
 
 
 def _as_text(value: object) -> str:
-    """An option as it is compared: 1 and 1.0, lists and tuples are alike."""
+    """The spelling of an option in the settings: 1 and 1.0, lists and tuples are alike."""
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_as_text, value))})"
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
@@ -136,27 +137,28 @@ def _as_text(value: object) -> str:
 
 
 def _digest_of_network(model: nn.Module, x: Tensor) -> str:
-    """Of the captured operations and every number in them; where it cannot be captured, why.
+    """The digest of the captured operations and every number in them.
 
-    What is wrong with the model, the attack says.
+    Where the network cannot be captured, a text that says why: the attack itself raises if
+    something is wrong with the model.
     """
     try:
-        own = FormatNetwork(model, of_dtype(device_and_dtype(model)[1]), autocast=False)
-        return own.capture(x[:1]).network_digest
+        network = FormatNetwork(model, of_dtype(device_and_dtype(model)[1]), autocast=False)
+        return network.capture(x[:1]).network_digest
     except Exception as fault:
         return f"not captured: {type(fault).__name__}"
 
 
-def _keep(run: RunFolder, name: str, result: AttackResult) -> None:
-    """Write a batch; cloned, because two of its tensors may be one."""
-    tensors = {each: getattr(result, each).detach().cpu().clone() for each in _TENSORS}
-    contiguous = {each: tensor.contiguous() for each, tensor in tensors.items()}
-    run.keep(name, sealed(save(contiguous, {"seal": run.stamp(name)})))
+def _write_batch(run: RunFolder, file_name: str, result: AttackResult) -> None:
+    """Write a batch; cloned, because two of its tensors may share their memory."""
+    tensors = {name: getattr(result, name).detach().cpu().clone() for name in _TENSORS}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    run.keep(file_name, sealed(save(contiguous, {"seal": run.stamp(file_name)})))
 
 
-def _read(run: RunFolder, name: str, samples: int) -> AttackResult | None:
-    """A batch that is there, with its digest."""
-    content = run.piece(name)
+def _read_batch(run: RunFolder, file_name: str, samples: int) -> AttackResult | None:
+    """The result of a batch of so many samples, read from disk; None if it must be computed."""
+    content = run.piece(file_name)
     if content is None:
         return None
     try:
@@ -164,25 +166,27 @@ def _read(run: RunFolder, name: str, samples: int) -> AttackResult | None:
     except SafetensorError:
         tensors = {}
     if tensors.keys() != set(_TENSORS) or any(len(t) != samples for t in tensors.values()):
-        run.distrust(name)
+        run.distrust(file_name)
         return None
     return AttackResult(settings=None, **tensors)
 
 
 def _first_logits(model: nn.Module, x: Tensor, run: RunFolder) -> list[list[float]]:
-    """Of the first samples: what no list of weights tells of a network.
+    """The logits of the first samples, which tell apart models of equal weights and text.
 
-    Those that are stored, where these are near to them.
+    Those that the folder holds are returned where the model's are near them, so that the settings
+    stay equal on another machine.
     """
     try:
         with torch.no_grad():
-            now: Tensor = model(x[:_PROBED]).double().cpu()
+            computed: Tensor = model(x[:_PROBED_SAMPLES]).double().cpu()
     except (RuntimeError, TypeError, AttributeError, ValueError):  # the attack says what is wrong
-        now = torch.zeros(0)
-    logits: list[list[float]] = now.tolist()
-    seen = torch.tensor((run.settings or {}).get("first logits", []), dtype=torch.float64)
-    if seen.shape != now.shape:
+        computed = torch.zeros(0)
+    logits: list[list[float]] = computed.tolist()
+    stored = torch.tensor((run.settings or {}).get("first logits", []), dtype=torch.float64)
+    if stored.shape != computed.shape:
         return logits
-    far = float(_NEAR * seen[seen.isfinite()].abs().max()) if seen.isfinite().any() else 0.0
-    is_near = torch.allclose(seen, now.double(), 0, far, equal_nan=True)
-    return seen.tolist() if is_near else logits
+    is_finite = stored.isfinite()
+    tolerance = float(_LOGIT_TOLERANCE * stored[is_finite].abs().max()) if is_finite.any() else 0.0
+    is_near = torch.allclose(stored, computed.double(), 0, tolerance, equal_nan=True)
+    return stored.tolist() if is_near else logits

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fperr.attacks.arguments import check_options, checked_request, forced
 from fperr.attacks.goal import Goal
 from fperr.attacks.outcome import Outcome
-from fperr.attacks.pgd import OnStep, Run, Steps, descend, descend_adaptively
+from fperr.attacks.pgd import AttackRun, OnStep, StepPlan, run_apgd, run_pgd
 from fperr.attacks.progress import Progress
 from fperr.attacks.region import Region
 from fperr.caller_state import in_neutral_state
@@ -23,7 +23,7 @@ from fperr.vocabulary import (
     Schedule,
 )
 
-_MOMENTUM = 0.25
+_MOMENTUM = 0.25  # of the MIFPE papers' code
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class AttackResult:
     @property
     def outcome(self) -> Outcome:
         """The samples counted, and a sentence about them."""
-        return Outcome.of(
+        return Outcome.from_columns(
             success=self.success,
             is_judged=self.is_judged,
             is_clean_correct=self.is_clean_correct,
@@ -213,27 +213,28 @@ def attack(
         model, x, y, loss=loss, targets=targets, format=format, logits=logits,
         accept_probabilities=accept_probabilities,
     )  # fmt: skip
-    x, source, clean = request.x, request.source, request.clean
-    probabilities = clean.to(torch.float64).softmax(1)
+    x, source, clean_logits = request.x, request.source, request.clean
+    probabilities = clean_logits.to(torch.float64).softmax(1)
     goal = Goal(request.loss, request.y, request.targets, reduction == "mean", probabilities)
     region = Region.around(x, norm, radius, box, is_exact=projection == "exact")
-    progress = Progress.at(x, clean, goal)
-    is_clean_correct = (clean.argmax(1) == request.y) & progress.is_judged
-    is_single = method == "fgsm"
-    plan = Steps(
-        1 if is_single else steps,
-        "constant" if is_single else schedule,
-        radius if is_single else (2 * radius if step_size is None else step_size),
+    progress = Progress.at_clean_inputs(x, clean_logits, goal)
+    is_clean_correct = (clean_logits.argmax(1) == request.y) & progress.is_judged
+    is_fgsm = method == "fgsm"
+    plan = StepPlan(
+        1 if is_fgsm else steps,
+        "constant" if is_fgsm else schedule,
+        radius if is_fgsm else (2 * radius if step_size is None else step_size),
         momentum,
     )
-    run = Run(source, region, goal, plan, on_step, freeze)
-    way = descend_adaptively if method == "apgd" else descend
+    run = AttackRun(source, region, goal, plan, on_step, freeze)
+    run_method = run_apgd if method == "apgd" else run_pgd
     for restart in range(restarts):
-        first = region.start(seed, restart) if random_start and not is_single else x
-        first = run.kept(progress.success, progress.x, first)
+        start = region.random_start(seed, restart) if random_start and not is_fgsm else x
+        start = run.unless_frozen(progress.success, progress.x, start)
+        # a run is a start and `count` steps; the clean input is point 0
         offset = 1 + restart * (plan.count + 1)
         with source.running():
-            progress = way(run, first, progress, offset)
+            progress = run_method(run, start, progress, offset)
     progress = progress.confirmed(source.logits(progress.x), goal)
     result = AttackResult(
         progress.x,
@@ -247,8 +248,8 @@ def attack(
         progress.gradient_steps,
         progress.zero_gradient_steps,
         progress.broken_gradient_steps,
-        region.excess(progress.x),
+        region.excess_ulps(progress.x),
         AttackSettings(method, loss, format, norm, float(radius), targets is not None),
     )
-    result.outcome.warn(stacklevel=4)
+    result.outcome.warn(stacklevel=4)  # at the line that called `attack`, above its decorator
     return result

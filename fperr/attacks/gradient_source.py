@@ -21,49 +21,52 @@ from fperr.losses import Context
 from fperr.networks.exactly import ExactNetwork, LossAtSample, NoExactSample
 from fperr.networks.in_format import FormatNetwork
 
-_SMALL = 2.0**-44  # relative error of the exact gradient
-_DIGITS = 14
-_WORKING = 106
+_RELATIVE_ERROR = 2.0**-44  # in norm, proved for every exact gradient
+_DIGITS = 14  # that balls prove where pairs of float64 do not prove 44 bits: 46 bits
+_PRODUCT_BITS = 106  # accuracy of the products of matrices: all that a pair of float64 holds
 
 
-class Source(ABC):
-    """Logits and gradients at points x."""
+class GradientSource(ABC):
+    """The logits and gradients of a network at points x."""
 
     @abstractmethod
     def logits(self, x: Tensor) -> Tensor:
-        """(batch, K), by which success is judged."""
+        """The logits (batch, K) by which success is judged."""
 
     @abstractmethod
     def running(self) -> AbstractContextManager[object]:
-        """Inside, `both` computes as the format asks; entered once, because that takes time."""
+        """A context in which `logits_and_gradient` computes as the format asks.
+
+        Entered once for all steps, because entering takes time.
+        """
 
     @abstractmethod
-    def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-        """Logits, and the gradient of the goal's objective, like x in shape."""
+    def logits_and_gradient(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """The logits (batch, K), and the gradient of the goal's objective, (batch, *shape)."""
 
 
-class FloatSource(Source):
+class FloatSource(GradientSource):
     """The network in a format, as it would be attacked there.
 
     Args:
-        model: in evaluation mode.
-        fmt: the format; its dtype need not be that of x, which is rounded to it.
+        model: Model to logits (batch, K), in evaluation mode.
+        fmt: Format of the network; x may have another dtype, and is rounded to it.
     """
 
     def __init__(self, model: nn.Module, fmt: Format) -> None:
         self._network = FormatNetwork(model, fmt, autocast=False)
 
     def logits(self, x: Tensor) -> Tensor:
-        """See `Source`."""
+        """See `GradientSource`."""
         with pass_origin.of_an_attack():
             return self._network.logits(x)
 
     def running(self) -> AbstractContextManager[object]:
-        """See `Source`."""
+        """See `GradientSource`."""
         return self._network.running()
 
-    def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-        """See `Source`.
+    def logits_and_gradient(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """See `GradientSource`.
 
         Raises:
             ModelError: no gradient reaches x, or the model is in training mode now.
@@ -81,94 +84,106 @@ class FloatSource(Source):
         return logits.detach(), gradient
 
 
-class ExactSource(Source):
+class ExactSource(GradientSource):
     """Exact gradients at exact logits; success is judged by the network in the input's format.
 
-    Pairs of float64 whose bound proves 2^-44; balls for the samples where it does not.
+    Pairs of float64 whose bound proves a relative error of 2^-44; balls for the samples where it
+    does not.
 
     Args:
-        model: in evaluation mode.
-        x: (batch, *shape), the shape of the inputs.
+        model: Model to logits (batch, K), in evaluation mode.
+        x: (batch, *shape), the inputs, of which shape and dtype count.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
-        own = FormatNetwork(model, of_dtype(x.dtype), autocast=False)
-        self._own = FloatSource(model, of_dtype(x.dtype))
-        self._network = BatchedNetwork(own.capture(x[:1]), _WORKING, x.device)
-        self._balls = ExactNetwork(own, x[:1], _DIGITS, "ball", by_rows=False)
+        float_network = FormatNetwork(model, of_dtype(x.dtype), autocast=False)
+        self._float_source = FloatSource(model, of_dtype(x.dtype))
+        self._network = BatchedNetwork(float_network.capture(x[:1]), _PRODUCT_BITS, x.device)
+        self._balls = ExactNetwork(float_network, x[:1], _DIGITS, "ball", by_rows=False)
         self._vectors = DoubleWordVectors(x.device)
 
     def logits(self, x: Tensor) -> Tensor:
-        """See `Source`."""
-        return self._own.logits(x)
+        """See `GradientSource`."""
+        return self._float_source.logits(x)
 
     def running(self) -> AbstractContextManager[object]:
-        """See `Source`."""
-        return self._own.running()
+        """See `GradientSource`."""
+        return self._float_source.running()
 
-    def both(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-        """See `Source`: a gradient in float64, each sample's times some power of two.
+    def logits_and_gradient(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """See `GradientSource`: a gradient in float64, each sample's times some power of two.
+
+        NaN for samples whose logits are not finite.
 
         Raises:
             ContradictedError: PyTorch in float64 computes something else.
         """
-        logits = self._own.logits(x)
-        _, _, finite = goal.reached(logits)
-        judged = torch.nonzero(finite)[:, 0]  # others have no exact logits either
+        logits = self._float_source.logits(x)
+        _, _, is_finite = goal.verdict(logits)
+        judged = torch.nonzero(is_finite)[:, 0]  # others have no exact logits either
         gradient = torch.full(
             (len(x), x[0].numel()), torch.nan, dtype=torch.float64, device=x.device
         )
         for piece in self._network.pieces(len(judged)):
             samples = judged[piece]
-            gradient[samples] = self._piece(x[samples], goal, samples.tolist())
+            gradient[samples] = self._gradients_of_piece(x[samples], goal, samples.tolist())
         return logits, gradient.reshape(x.shape)
 
-    def _piece(self, x: Tensor, goal: Goal, samples: Sequence[int]) -> Tensor:
+    def _gradients_of_piece(self, x: Tensor, goal: Goal, samples: Sequence[int]) -> Tensor:
+        """The gradients (len(x), entries) in float64 of the samples with these numbers."""
         self._network.arithmetic.forget_doubts()
         forward = self._network.forward(x).run
-        doubt = order_in_doubt(forward.logits)
+        is_doubtful = order_in_doubt(forward.logits)
         z = to_mpmath(forward.logits, self._vectors.context).reshape(len(x), -1)
-        parts = []
-        for i, radius in enumerate(forward.logits.radius.tolist()):
-            asked = self._asked(z[i], goal, samples[i])
+        logit_gradients = []
+        for i, logit_radius in enumerate(forward.logits.radius.tolist()):
+            loss = self._loss_at_sample(z[i], goal, samples[i])
             v = logit_gradient(
-                asked.kind, self._vectors.context, list(z[i]), asked.label, c=asked.c,
-                targeted=asked.targeted, y=asked.y,
+                loss.kind, self._vectors.context, list(z[i]), loss.label, c=loss.c,
+                targeted=loss.targeted, y=loss.y,
             )  # fmt: skip
             # a logit is off by the radius at most, a difference by twice that, a ratio of two
             # probabilities by four times it in the exponent
-            known = v is not None and 4 * float(asked.c) * radius < _SMALL
-            doubt[i] |= not known or goal.loss.kind == "dlr"
-            parts.append(self._vectors.array(v if known else [0] * z.shape[1]).words)
+            is_accurate = v is not None and 4 * float(loss.c) * logit_radius < _RELATIVE_ERROR
+            is_doubtful[i] |= not is_accurate or goal.loss.kind == "dlr"
+            logit_gradients.append(
+                self._vectors.array(v if is_accurate else [0] * z.shape[1]).words
+            )
         high, low, radius = (
-            torch.cat([getattr(p, name) for p in parts]) for name in ("high", "low", "radius")
+            torch.cat([getattr(words, name) for words in logit_gradients])
+            for name in ("high", "low", "radius")
         )
         g = self._network.pullback(forward.saved_values, DoubleWords(high, low, radius, None))
         length = torch.linalg.vector_norm(g.high.flatten(1), dim=1)
-        doubt |= self._network.in_doubt(len(x)) | ~(g.radius <= length * _SMALL)
+        is_doubtful |= self._network.in_doubt(len(x)) | ~(g.radius <= length * _RELATIVE_ERROR)
         gradient = (g.high + g.low).flatten(1)
         batch = BatchRun(forward, len(x))
-        self._network.audits(batch, x, high[:, 0], g, ~doubt, samples[0])
-        for i in torch.nonzero(doubt).flatten().tolist():
-            gradient[i] = self._by_balls(x[i : i + 1], goal, samples[i])
+        self._network.audits(batch, x, high[:, 0], g, ~is_doubtful, samples[0])
+        for i in torch.nonzero(is_doubtful).flatten().tolist():
+            gradient[i] = self._gradient_in_balls(x[i : i + 1], goal, samples[i])
         return gradient
 
-    def _asked(self, z: Any, goal: Goal, i: int) -> LossAtSample:
+    def _loss_at_sample(self, z: Any, goal: Goal, i: int) -> LossAtSample:
         """The loss of sample i with the scale that float64 computes for its exact logits."""
         logits = torch.tensor([[float(value) for value in z]], dtype=torch.float64)
-        one = slice(i, i + 1)
-        label, context = goal.label[one].cpu(), Context(goal.target is not None, goal.y[one].cpu())
+        row, is_targeted = slice(i, i + 1), goal.targets is not None
+        label, context = goal.label[row].cpu(), Context(is_targeted, goal.y[row].cpu())
         c = self._vectors.context.mpf(float(goal.loss.scale(logits, label, context).c))
-        return LossAtSample(goal.loss.kind, int(label), c, goal.target is not None, int(goal.y[i]))
+        return LossAtSample(goal.loss.kind, int(label), c, is_targeted, int(goal.y[i]))
 
-    def _by_balls(self, x: Tensor, goal: Goal, i: int) -> Tensor:
+    def _gradient_in_balls(self, x: Tensor, goal: Goal, i: int) -> Tensor:
+        """The gradient (entries,) in float64 of sample i, x (1, *shape).
+
+        Raises:
+            ReferenceNotCertifiedError: not even balls prove it.
+        """
         sample = next(iter(self._balls.samples(x, lambda: None)))
         if isinstance(sample, NoExactSample):
             raise ReferenceNotCertifiedError(
                 f"sample {i}: its exact gradient cannot be proved: {sample.reason}"
             )
-        found = sample.gradient(self._asked(sample.z, goal, i))
-        if found is None:  # undefined, as DLR's where its denominator is 0
+        exact = sample.gradient(self._loss_at_sample(sample.z, goal, i))
+        if exact is None:  # undefined, as DLR's where its denominator is 0
             return torch.zeros(x[0].numel(), dtype=torch.float64, device=x.device)
-        values, _ = self._balls.vectors.to_scaled(found.gradient)
+        values, _ = self._balls.vectors.to_scaled(exact.gradient)
         return values.reshape(-1).to(x.device)

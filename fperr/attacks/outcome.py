@@ -1,4 +1,4 @@
-"""What an attack's samples add up to, in numbers and in a sentence: the same at every door."""
+"""Counts of an attack's samples, in numbers and in a sentence, alike from Python and the shell."""
 
 import warnings
 from dataclasses import dataclass
@@ -21,32 +21,34 @@ COLUMNS = (
 
 
 class AttackWarning(UserWarning):
-    """An attack's result says less than it seems to."""
+    """A warning that an attack's result says less than it seems to."""
 
 
 class UnjudgedWarning(AttackWarning):
-    """Samples of an attack could not be judged."""
+    """A warning that samples of an attack could not be judged."""
 
 
 class NoGradientWarning(AttackWarning):
-    """Samples of an attack never had a gradient that is finite and not zero."""
+    """A warning that samples of an attack never had a gradient that is finite and not zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Samples, counted; each is robust, fooled or unjudged.
+    """Counts of an attack's samples; each sample is robust, fooled or unjudged.
 
     Attributes:
-        samples: all of them.
-        robust: judged, and they withstood.
-        fooled: the attack succeeded, clean errors among them.
-        unjudged: neither: NaN or overflowing logits, or a prediction that did not come again.
-        clean_correct: their clean input is classified as y.
-        without_gradient: the attack took gradients, and none was finite and not zero.
-        only_zeros: every one of them was exactly zero.
-        attacked: samples in which a gradient was taken.
-        not_finite: judged samples that met a gradient (or, after success, logits) that is not
-            finite.
+        samples: Number of all samples.
+        robust: Number of samples that were judged and withstood.
+        fooled: Number of samples at which the attack succeeded, clean errors among them.
+        unjudged: Number of samples that are neither: NaN or overflowing logits, or a prediction
+            that differed when it was computed again.
+        clean_correct: Number of samples whose clean input is classified as y.
+        without_gradient: Number of samples at which the attack took gradients, none of them finite
+            and not zero.
+        only_zeros: Number of samples at which every gradient was exactly zero.
+        attacked: Number of samples at which a gradient was taken.
+        not_finite: Number of judged samples that met a gradient (or, after success, logits) that
+            is not finite.
     """
 
     samples: int
@@ -60,7 +62,7 @@ class Outcome:
     not_finite: int
 
     @classmethod
-    def of(
+    def from_columns(
         cls,
         *,
         success: Tensor,
@@ -71,7 +73,7 @@ class Outcome:
         zero_gradient_steps: Tensor,
         broken_gradient_steps: Tensor,
     ) -> "Outcome":
-        """Of the columns of an `AttackResult`, each (batch,)."""
+        """Count the columns of an `AttackResult`, each (batch,)."""
         attacked = gradient_steps > 0
         masks = (
             is_judged & ~success,
@@ -86,9 +88,9 @@ class Outcome:
         return cls(len(success), *(int(count) for count in torch.stack(masks).sum(1).tolist()))
 
     @classmethod
-    def of_frame(cls, frame: pd.DataFrame) -> "Outcome":
-        """Of a frame of `attack_in_batches`."""
-        return cls.of(**{name: torch.tensor(frame[name].to_numpy()) for name in COLUMNS})
+    def from_frame(cls, frame: pd.DataFrame) -> "Outcome":
+        """Count the rows of a frame of `attack_in_batches`."""
+        return cls.from_columns(**{name: torch.tensor(frame[name].to_numpy()) for name in COLUMNS})
 
     @property
     def robust_accuracy(self) -> float:
@@ -117,32 +119,32 @@ class Outcome:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of the robust accuracy must know; nothing where all is well."""
-        parts = []
+        """Caveats that a reader of the robust accuracy must know; empty where all is well."""
+        remarks = []
         if self.unjudged:
-            parts.append(
+            remarks.append(
                 f"{self.unjudged} of {self.samples} could not be judged (logits that are NaN, "
                 "overflow or leave no second class, or a prediction that did not come again): they "
                 "are counted neither as robust nor as fooled; try a wider format"
             )
         if self.without_gradient:
-            zeros = "exactly zero"
-            zeros += "" if self.only_zeros == self.without_gradient else " or not finite"
-            parts.append(
+            gradients = "exactly zero"
+            gradients += "" if self.only_zeros == self.without_gradient else " or not finite"
+            remarks.append(
                 f"{self.without_gradient} of {self.samples} never had a gradient: each was "
-                f"{zeros}, so that withstanding says nothing about them"
+                f"{gradients}, so that withstanding says nothing about them"
             )
         if self.not_finite:
-            parts.append(f"{self.not_finite} of {self.samples} met gradients that are not finite")
-        return tuple(parts)
+            remarks.append(f"{self.not_finite} of {self.samples} met gradients that are not finite")
+        return tuple(remarks)
 
     @property
     def sentence(self) -> str:
-        """How many withstood, and the remarks."""
+        """A sentence: how many withstood, and the remarks."""
         return "; ".join((f"{self.robust} of {self.samples} withstood", *self.remarks))
 
     def warn(self, stacklevel: int) -> None:
-        """Warn of what the numbers hide: `UnjudgedWarning`, or else `NoGradientWarning`."""
+        """Warn of unjudged samples (`UnjudgedWarning`), or else of missing gradients."""
         if self.unjudged:
             warnings.warn(self.sentence, UnjudgedWarning, stacklevel=stacklevel)
         elif self.without_gradient:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fperr.attacks import AttackResult, AttackWarning, Outcome, attack_in_batches
-from fperr.attacks.batches import ABOUT
+from fperr.attacks.batches import SETTINGS_FILE
 from fperr.cli import options
 from fperr.cli.subjects import LOGITS_HELP, subject_of
 from fperr.data import Images
@@ -109,12 +109,12 @@ def attack_command(
                 accept_probabilities=accept_probabilities,
             )
     frame["sample"] = [kept[sample] for sample in frame["sample"]]
-    with opened(folder, ABOUT, wait=True) as run:
+    with opened(folder, SETTINGS_FILE, wait=True) as run:
         run.publish("attack.parquet", frame.to_parquet(index=False))
     effort = "" if method == "fgsm" else f", {steps} steps"
     effort += f", {restarts} restarts" if restarts > 1 else ""
     how = f"{method} on {loss} in {format}, {norm} radius {size:g}{effort}"
-    outcome = Outcome.of_frame(frame)
+    outcome = Outcome.from_frame(frame)
     at_once = int((frame["first_success_step"] == 0).sum())
     typer.echo(f"{subject.name}: {_described(outcome, at_once, how, targets)}")
     for remark in outcome.remarks:

@@ -12,7 +12,7 @@ from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, LogitsOf, OutputError, usable_model
 from fperr.recording.hooks import check_output
-from fperr.recording.loss_function import GivenLoss
+from fperr.recording.loss_function import UserLoss
 
 _PROBED_SAMPLES = 8
 
@@ -107,7 +107,7 @@ def checked_names(name: str, values: object) -> list[str]:
     return checks.distinct_names(name, values) if checks.names(name, values) else []
 
 
-def checked_loss(loss: str | LossFunction | None) -> str | GivenLoss | None:
+def checked_loss(loss: str | LossFunction | None) -> str | UserLoss | None:
     """The attack's own loss.
 
     Raises:
@@ -124,7 +124,7 @@ def checked_loss(loss: str | LossFunction | None) -> str | GivenLoss | None:
             f"loss must be a name or a function loss(logits, y, targets) -> (batch,), got "
             f"{checks.shown(loss)}: give one of the two"
         )
-    return GivenLoss(loss)
+    return UserLoss(loss)
 
 
 def check_name(loss: str) -> None:

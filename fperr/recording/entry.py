@@ -34,12 +34,12 @@ from fperr.recording.arguments import (
 )
 from fperr.recording.comparison import Comparison
 from fperr.recording.diagnosis import Diagnosis
-from fperr.recording.hooks import Counts, hooks_on, without_hooks
-from fperr.recording.loss_function import GivenLoss
+from fperr.recording.hooks import PassCounts, hooks_on, without_hooks
+from fperr.recording.loss_function import UserLoss
 from fperr.recording.recorder import Recorder
 from fperr.recording.sample_matching import SampleMatcher
 from fperr.recording.trace import Trace
-from fperr.recording.trace_files import Writer
+from fperr.recording.trace_files import TraceWriter
 from fperr.vocabulary import FormatName
 
 _DIGITS = 20
@@ -67,7 +67,7 @@ def record(
 ) -> Iterator[Trace]:
     """Record every gradient that an attack takes of `model`, whoever wrote the attack.
 
-    Hooks on the model see its logits, dL/dz and dL/dx; the attack runs as it would without them,
+    Hooks on the model read its logits, dL/dz and dL/dx; the attack runs as it would without them,
     bit by bit (but not under torch.func or torch.compile). Every step of every sample is described;
     at every `every`-th forward pass the gradients of some samples are compared with exact ones, and
     with what other losses would have given there in each format.
@@ -113,86 +113,98 @@ def record(
         UserWarning: each sentence of `Trace.diagnosis()`.
     """
     checks.flag("accept_probabilities", accept_probabilities)
-    usable, pick = checked_model(model, logits)
+    usable, pick_logits = checked_model(model, logits)
     y, targets = checked_labels(model, y, x, targets)
-    chosen = checked_numbers(every, samples, digits, len(y))
-    own_loss = checked_loss(loss)
+    compared_samples = checked_numbers(every, samples, digits, len(y))
+    attack_loss = checked_loss(loss)
     losses = checked_names("losses", losses)
     for name in losses:
         check_name(name)
-    wanted = [formats_module.format_named(name) for name in checked_names("formats", formats)]
+    compared_formats = [
+        formats_module.format_named(name) for name in checked_names("formats", formats)
+    ]
     if out is not None and not isinstance(out, str | Path):
         raise TypeError(f"out must be a folder, got {checks.shown(out)}: give its path, or None")
-    where, _ = device_and_dtype(model)
-    if TF32 in wanted and where.type != "cuda":
+    device, _ = device_and_dtype(model)
+    if TF32 in compared_formats and device.type != "cuda":
         raise ValueError(
-            f"format 'tf32' exists on CUDA devices only, and the model is on {where}: move it "
+            f"format 'tf32' exists on CUDA devices only, and the model is on {device}: move it "
             "there, or leave the format out"
         )
     comparison, is_checked = None, False
-    if chosen:
+    if compared_samples:
+        # a copy, because the attack may change its model; its passes are not the attack's
         usable = without_hooks(copied(usable))
-        comparison = Comparison(usable, [loss_named(name) for name in losses], wanted, digits)
+        comparison = Comparison(
+            usable, [loss_named(name) for name in losses], compared_formats, digits
+        )
     if x is not None:
-        is_checked = _check_at(
+        is_checked = _check_on_inputs(
             usable, x, comparison=comparison, accept_probabilities=accept_probabilities
         )
     folder = Path(tempfile.mkdtemp(prefix="fperr-")) if out is None else Path(out)
-    about: dict[str, Any] = {
+    user_loss = attack_loss.name if isinstance(attack_loss, UserLoss) else None
+    description: dict[str, Any] = {
         "network": type(model).__name__,
         "samples": len(y),
-        "compared": {"samples": chosen, "every": every, "digits": digits},
-        "loss": own_loss.name if isinstance(own_loss, GivenLoss) else own_loss,
+        "compared": {"samples": compared_samples, "every": every, "digits": digits},
+        "loss": attack_loss.name if isinstance(attack_loss, UserLoss) else attack_loss,
         "losses": list(losses),
         "formats": list(formats),
-        "device": str(where),
+        "device": str(device),
         "versions": {"fperr": version("fperr"), "torch": torch.__version__},
     }
-    writer = Writer(folder, about)
-    identities = SampleMatcher(len(y), None if x is None else x.detach().clone())
-    given = own_loss.name if isinstance(own_loss, GivenLoss) else None
-    diagnosis = Diagnosis(len(y), given, comparison is not None)
+    writer = TraceWriter(folder, description)
+    matcher = SampleMatcher(len(y), None if x is None else x.detach().clone())
+    diagnosis = Diagnosis(len(y), user_loss, comparison is not None)
     recorder = Recorder(
         y,
         targets,
-        own_loss,
+        attack_loss,
         losses,
-        chosen,
+        compared_samples,
         every,
-        identities,
+        matcher,
         comparison,
         writer,
         diagnosis,
         partial(check_logits, accept_probabilities=accept_probabilities or is_checked),
-        None if is_checked or chosen else partial(_check_at, usable, comparison=None),
+        # a comparison checks the model itself, at its first point
+        None
+        if is_checked or compared_samples
+        else partial(_check_on_inputs, usable, comparison=None),
     )
     trace = Trace(folder)
     if out is None:
         weakref.finalize(trace, shutil.rmtree, folder, ignore_errors=True)
-    is_complete, counts = False, Counts()
+    is_complete, counts = False, PassCounts()
     try:
-        with hooks_on(model, recorder.seen, recorder.received, pick) as counts:
+        with hooks_on(model, recorder.on_forward, recorder.on_backward, pick_logits) as counts:
             recorder.counts = counts
             yield trace
         is_complete = True
     finally:
         recorder.drain()
         writer.flush()
-        about["forwards"], about["gradients"] = counts.forwards, counts.gradients
-        about["diagnosis"] = [*_of_samples(identities), *diagnosis.sentences(), *_of_hooks(counts)]
-        writer.tell({**about, "is_complete": is_complete})
-    for sentence in about["diagnosis"]:
-        warnings.warn(sentence, stacklevel=4)
+        description["forwards"], description["gradients"] = counts.forwards, counts.gradients
+        sentences = [*_match_sentences(matcher), *diagnosis.sentences(), *_hook_sentences(counts)]
+        description["diagnosis"] = sentences
+        writer.describe({**description, "is_complete": is_complete})
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=4)  # at the line of `with`, above two decorators
 
 
-def _check_at(
+def _check_on_inputs(
     model: nn.Module,
     x: Tensor,
     *,
     comparison: Comparison | None,
     accept_probabilities: bool = True,
 ) -> bool:
-    """Check the model on the first inputs, if it takes them as they are; whether it did.
+    """Check the model on the first inputs, if it takes them as they are.
+
+    Returns:
+        Whether it takes them, and has been checked.
 
     Raises:
         ValueError, ModelError: it returns something else than logits, or is not a function of one
@@ -209,16 +221,16 @@ def _check_at(
     return True
 
 
-def _of_samples(identities: SampleMatcher) -> list[str]:
-    if not identities.uncertain:
+def _match_sentences(matcher: SampleMatcher) -> list[str]:
+    if not matcher.uncertain:
         return []
     return [
-        f"in {identities.uncertain} batches some rows are nearer to another clean input than "
+        f"in {matcher.uncertain} batches some rows are nearer to another clean input than "
         "half the way to it: their samples are likely, not certain"
     ]
 
 
-def _of_hooks(counts: Counts) -> list[str]:
+def _hook_sentences(counts: PassCounts) -> list[str]:
     if counts.gradients:
         return []
     text = f"no gradient was recorded in {counts.forwards} forward passes: the attack calls "

@@ -1,4 +1,4 @@
-"""Errors of computed gradients beside exact ones, as rows of a table."""
+"""The errors of computed gradients beside exact ones, as cells of a table's row."""
 
 import math
 
@@ -11,78 +11,102 @@ from fperr.gradient_error.metrics import error_metrics
 from fperr.gradient_error.stages import compared
 from fperr.networks.exactly import ExactSample, LossAtSample
 
-Row = dict[str, object]
+Cells = dict[str, object]  # by the name of the column
 
 
-def state_of(computed: Tensor | None) -> Row:
-    """What a computed gradient shows by itself."""
-    row: Row = {"is_certified": False}
+def gradient_state(computed: Tensor | None) -> Cells:
+    """The cells that a computed gradient fills by itself: is it finite, is it zero."""
+    cells: Cells = {"is_certified": False}
     if computed is not None:
-        row["is_finite"] = bool(computed.isfinite().all())
-        row["is_dead"] = not bool(computed.any())
-    return row
+        cells["is_finite"] = bool(computed.isfinite().all())
+        cells["is_dead"] = not bool(computed.any())
+    return cells
 
 
-def exact_gradient(exact: ExactSample, asked: LossAtSample | None) -> tuple[Vector, float] | None:
-    """The gradient, and log2 of its error; None where it is undefined, or nothing is asked."""
-    found = None if asked is None else exact.gradient(asked)
-    return None if found is None else (found.gradient, found.log2_error)
+def exact_gradient(exact: ExactSample, loss: LossAtSample | None) -> tuple[Vector, float] | None:
+    """The exact gradient of a loss, and log2 of its error.
+
+    None where the gradient is undefined, or there is no loss.
+    """
+    gradient = None if loss is None else exact.gradient(loss)
+    return None if gradient is None else (gradient.gradient, gradient.log2_error)
 
 
-def errors_of(
+def gradient_errors(
     A: Vectors,
     digits: int,
     computed: Tensor | None,
     factor: float,
     exact: tuple[Vector, float] | None,
-) -> Row:
-    """The errors of a gradient whose loss was multiplied by `factor`."""
+) -> Cells:
+    """The errors of a computed gradient beside the exact one.
+
+    Args:
+        A: Arithmetic of the vectors.
+        digits: Number of digits that the exact gradient must have.
+        computed: (*shape), the computed gradient; None: there is none.
+        factor: Factor by which its loss was multiplied.
+        exact: The exact gradient without the factor, and log2 of its relative error; None: there is
+            none.
+    """
     if exact is None:
         return {}
     gradient, log2_error = exact
     is_certified = log2_error <= -digits * math.log2(10)
-    row: Row = {"log2_reference_error": log2_error, "is_certified": is_certified}
+    cells: Cells = {"log2_reference_error": log2_error, "is_certified": is_certified}
     if computed is None or not is_certified or not bool(computed.isfinite().all()):
-        return row
-    mine = _divided(A, A.from_torch(computed.reshape(1, -1)), factor)
-    return row | error_metrics(compared(A, mine, gradient))
+        return cells
+    without_factor = _divided(A, A.from_torch(computed.reshape(1, -1)), factor)
+    return cells | error_metrics(compared(A, without_factor, gradient))
 
 
 def logit_gradient_delta(
-    A: Vectors, digits: int, z: Tensor, v: Tensor, factor: float, asked: LossAtSample | None
+    A: Vectors, digits: int, z: Tensor, v: Tensor, factor: float, loss: LossAtSample | None
 ) -> float | None:
-    """The relative error of dL/dz: the exact one is that of the same logits z (K,)."""
-    if asked is None:
+    """The relative error of dL/dz beside the exact logit gradient at the same logits.
+
+    Args:
+        A: Arithmetic of the vectors.
+        digits: Number of digits of the exact logit gradient of a loss given as a function.
+        z: (K,), the logits.
+        v: (K,), dL/dz.
+        factor: Factor by which the loss was multiplied.
+        loss: Loss of the attack; None: it is unknown.
+
+    Returns:
+        The error in norm; None where the exact logit gradient is undefined or not certified.
+    """
+    if loss is None:
         return None
-    if asked.function is not None:
+    if loss.function is not None:
         try:
-            enclosure = asked.function.enclosed(z[None], digits)
+            enclosure = loss.function.enclosed(z[None], digits)
         except (ReferenceNotCertifiedError, UndecidedError):
             return None
-        numbers = list(enclosure.midpoint.reshape(-1))
+        exact_numbers = list(enclosure.midpoint.reshape(-1))
     else:
         logits = [A.context.mpf(value) for value in z.double().tolist()]
         exact = logit_gradient(
-            asked.kind,
+            loss.kind,
             A.context,
             logits,
-            asked.label,
-            c=asked.c,
-            targeted=asked.targeted,
-            y=asked.y,
+            loss.label,
+            c=loss.c,
+            targeted=loss.targeted,
+            y=loss.y,
         )
         if exact is None:
             return None
-        numbers = exact
-    mine = _divided(A, A.from_torch(v[None]), factor)
-    return error_metrics(compared(A, mine, A.array(numbers)))["delta"]
+        exact_numbers = exact
+    without_factor = _divided(A, A.from_torch(v[None]), factor)
+    return error_metrics(compared(A, without_factor, A.array(exact_numbers)))["delta"]
 
 
 def _divided(A: Vectors, computed: Vector, factor: float) -> Vector:
-    """What was computed, without the factor on its loss."""
+    """The computed vector divided by the factor on its loss."""
     if factor == 1.0:
         return computed
     # 1/batch may not be a number of the format: its inverse is one
     inverse = round(1 / factor)
-    is_whole = abs(1 / factor - inverse) < 1e-9 * abs(inverse)
-    return A.mul(computed, float(inverse)) if is_whole else A.div(computed, factor)
+    is_integer = abs(1 / factor - inverse) < 1e-9 * abs(inverse)
+    return A.mul(computed, float(inverse)) if is_integer else A.div(computed, factor)

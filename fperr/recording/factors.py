@@ -1,84 +1,99 @@
-"""The factor by which an attack's dL/dz is that of a loss: of all rows, or of each of them."""
+"""The factor by which an attack's dL/dz is a loss's own: a common one, or one for each row."""
 
 import math
 
 import torch
 from torch import Tensor
 
-_LEAST_NUMBERS = 3  # that a fitted factor must explain: two classes and one row have but one
-# entries of a row with a factor of its own that stand out of the rounding: they sum to zero, so
-# that two of them show the factor alone; C&W has no more, and its zeros are all that shows it
-LEAST_SEEN, LEAST_SEEN_OF_CW = 3, 2
-_LEAST_CLASSES = 3
-_MOST_OFF = 0.25  # relative: a factor of a row that is known less well is none
+_FEWEST_ENTRIES = 3  # that a fitted factor must explain: two classes and one row have but one
+# the number of entries of a row with a factor of its own that stand out of the rounding: they sum
+# to zero, so that two of them show the factor alone; C&W has no more, and its zeros are all that
+# shows it
+FEWEST_CLEAR, FEWEST_CLEAR_OF_CW = 3, 2
+_FEWEST_CLASSES = 3
+_LARGEST_ERROR = 0.25  # relative: a row's factor that is less accurate does not count
 
 
-def matched(
+def fitted_factors(
     v: Tensor,
-    rows: Tensor,
+    is_required: Tensor,
     batch: int,
     exact: Tensor,
     tolerance: Tensor,
     reduction: str,
     sign: int,
-    least: int,
+    fewest_clear: int,
 ) -> tuple[Tensor, Tensor] | None:
-    """The factors (batch,) by which v is `exact`, within `tolerance`, and the rows where it is.
-
-    None where a row that must be explained is not; with a factor for each row, rows that are
-    neither explained nor refuted may remain, but not all of them.
+    """Fit the factors by which v is `exact`, within `tolerance`.
 
     Args:
         v: (rows, K), dL/dz.
-        rows: (rows,), those that must be explained.
-        batch: how many rows a mean is over.
-        exact: (batch, K), the loss's own gradient.
-        tolerance: (batch, K), how far v may be off.
-        reduction: which factors to try.
-        sign: of the factors.
-        least: how many entries of a row must stand out to tell its own factor.
+        is_required: (rows,) bool, the rows that must be explained.
+        batch: Number of rows that a mean is over.
+        exact: (rows, K) float64, the loss's own gradient.
+        tolerance: (rows, K) float64, an upper bound on the error of v, with factor 1.
+        reduction: Kind of factor to try: `"sum"`, `"mean"`, `"scaled"` (a common factor, fitted) or
+            `"by sample"` (one for each row, fitted).
+        sign: Sign of the factors, 1 or -1.
+        fewest_clear: Number of entries of a row that must stand out of the rounding to show its own
+            factor.
+
+    Returns:
+        The factors (rows,) float64, and the rows that they explain, (rows,) bool; None where a row
+        that must be explained is not. With a factor for each row, rows that are neither explained
+        nor refuted may remain, but not all of them; their factor is NaN.
     """
     v = v.to(torch.float64)
     factor = ones(v) * sign / (batch if reduction == "mean" else 1)
     if reduction == "by sample":
-        if v.shape[1] < _LEAST_CLASSES:
+        if v.shape[1] < _FEWEST_CLASSES:
             return None
-        factor, is_resolved, tolerance = _row_factors(v, exact, tolerance, least)
-        explained = is_resolved & rows & (factor * sign > 0)
+        factor, is_resolved, tolerance = _row_factors(v, exact, tolerance, fewest_clear)
+        explained = is_resolved & is_required & (factor * sign > 0)
         factor = torch.where(explained, factor, float(sign))
         explained &= ((v / factor[:, None] - exact).abs() <= tolerance).all(1)
-        is_match = bool(explained.any()) and bool(explained[is_resolved & rows].all())
+        is_match = bool(explained.any()) and bool(explained[is_resolved & is_required].all())
         factor = torch.where(explained, factor, math.nan)
         return (factor, explained) if is_match else None
     if reduction == "scaled":
-        if int(rows.sum()) * (v.shape[1] - 1) < _LEAST_NUMBERS:
+        # the K entries of a row sum to zero, so that it shows K - 1 numbers
+        if int(is_required.sum()) * (v.shape[1] - 1) < _FEWEST_ENTRIES:
             return None
-        every = (part[rows].reshape(1, -1) for part in (v, exact, tolerance))
-        fitted, off = _factors(*every)
+        # all required rows as one long row, which has one factor
+        long_rows = (t[is_required].reshape(1, -1) for t in (v, exact, tolerance))
+        fitted, relative_error = _factors(*long_rows)
         common = float(fitted)
-        if not (common * sign > 0 and math.isfinite(common) and float(off) <= _MOST_OFF):
+        is_accurate = float(relative_error) <= _LARGEST_ERROR
+        if not (common * sign > 0 and math.isfinite(common) and is_accurate):
             return None
-        tolerance = tolerance + off * (exact.abs() + tolerance)
+        tolerance = tolerance + relative_error * (exact.abs() + tolerance)
         factor = ones(v) * common
     explained = ((v / factor[:, None] - exact).abs() <= tolerance).all(1)
-    return (factor, explained) if bool(explained[rows].all()) else None
+    return (factor, explained) if bool(explained[is_required].all()) else None
 
 
 def _row_factors(
-    v: Tensor, exact: Tensor, tolerance: Tensor, least: int
+    v: Tensor, exact: Tensor, tolerance: Tensor, fewest_clear: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each row the factor of v on `exact`, whether it tells one, and the tolerance with it."""
-    factor, off = _factors(v, exact, tolerance)
-    seen = (exact.abs() > tolerance / _MOST_OFF).sum(1)
-    is_resolved = (off <= _MOST_OFF) & (seen >= least) & factor.isfinite()
-    return factor, is_resolved, tolerance + off[:, None] * (exact.abs() + tolerance)
+    """Fit the factor of each row.
+
+    Returns:
+        The factors (rows,); whether a row shows its own, (rows,) bool; and the tolerance (rows, K),
+        which the error of the factor has widened.
+    """
+    factor, relative_error = _factors(v, exact, tolerance)
+    clear_entries = (exact.abs() > tolerance / _LARGEST_ERROR).sum(1)
+    is_resolved = (
+        (relative_error <= _LARGEST_ERROR) & (clear_entries >= fewest_clear) & factor.isfinite()
+    )
+    return factor, is_resolved, tolerance + relative_error[:, None] * (exact.abs() + tolerance)
 
 
 def _factors(v: Tensor, exact: Tensor, tolerance: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row (rows, m) the factor of v on `exact`, and a bound on its relative error.
+    """The least-squares factor of v on `exact` for each row (rows, m), and its relative error.
 
-    Entries count by what their rounding leaves of them: the small ones of cross-entropy are
-    accurate where the label's cancels.
+    Entries are weighted by 1/tolerance: the small ones of cross-entropy are accurate where the
+    label's cancels. The second result is an upper bound on the relative error.
     """
     is_rounded = tolerance > 0
     relative = torch.where(is_rounded, exact / tolerance, 0.0)
@@ -89,5 +104,5 @@ def _factors(v: Tensor, exact: Tensor, tolerance: Tensor) -> tuple[Tensor, Tenso
 
 
 def ones(v: Tensor) -> Tensor:
-    """A factor of 1 for each row of v."""
+    """A factor of 1 for each row of v, float64."""
     return torch.ones(len(v), dtype=torch.float64, device=v.device)

@@ -1,4 +1,4 @@
-"""Hooks on a model that see every forward pass and every gradient, and change none of them."""
+"""Hooks on a model that report every forward pass and every gradient, and change none of them."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -14,19 +14,19 @@ from fperr import pass_origin
 from fperr.networks.model import described_output, remedy_for_output
 
 _FEWEST_CLASSES = 2
-_MOST_OPEN = 1024  # forward passes that wait for a backward pass: older ones are given up
+_MOST_PENDING = 1024  # forward passes that wait for a backward pass: older ones are given up
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardPass:
-    """A forward pass that somebody may differentiate.
+    """A forward pass that may be differentiated.
 
     Attributes:
-        number: of the forward passes under gradient mode, from 0.
+        number: Number of the pass among those under gradient mode, from 0.
         logits: (batch, K), a copy.
-        note: what the receiver made of its input.
-        is_training: the model, or a part of it, was in training mode.
-        autocast: the dtype of the autocast that it ran under; None: of none.
+        note: Value that `on_forward` returned for this pass.
+        is_training: Whether the model, or a module of it, was in training mode.
+        autocast: Dtype of the autocast that the pass ran under; None: it ran under none.
     """
 
     number: int
@@ -38,29 +38,32 @@ class ForwardPass:
 
 @dataclass(frozen=True, slots=True)
 class BackwardPass:
-    """What one backward pass brought.
+    """The gradients that one backward pass brought.
 
     Attributes:
-        number: of the backward passes, from 0.
-        of: the forward pass.
-        logit_gradient: (batch, K), a copy.
-        gradient: (batch, *shape), the attack's own tensor, to be copied or left alone; None where
-            several forward passes of one input were differentiated together, for then it belongs
-            to none of them. The passes of a second derivative count as further ones.
+        number: Number of the backward pass, from 0.
+        forward: Forward pass that was differentiated.
+        logit_gradient: (batch, K), dL/dz, a copy.
+        gradient: (batch, *shape), dL/dx, the attack's own tensor, to be copied or left alone; None
+            where several forward passes of one input were differentiated together, for then it
+            belongs to none of them. The passes of a second derivative count as further ones.
     """
 
     number: int
-    of: ForwardPass
+    forward: ForwardPass
     logit_gradient: Tensor
     gradient: Tensor | None
 
 
 @dataclass(slots=True)
-class Counts:
-    """What was seen: forward passes, with and without gradient mode, and gradients.
+class PassCounts:
+    """Counts of the recorded passes.
 
     Attributes:
-        on_integers: the forward passes on an input that has no gradient.
+        forwards: Number of forward passes.
+        on_integers: Number of forward passes on an input of integers, which has no gradient.
+        differentiable: Number of forward passes that may be differentiated.
+        gradients: Number of backward passes.
     """
 
     forwards: int = 0
@@ -70,16 +73,25 @@ class Counts:
 
 
 @dataclass(slots=True)
-class _Open:
-    """A forward pass whose backward passes are awaited."""
+class _PendingPass:
+    """A forward pass whose backward passes are awaited.
 
-    known: ForwardPass
+    Attributes:
+        forward: The pass as it is reported.
+        x: Input of the pass, the attack's own tensor.
+        logit_gradient: dL/dz of a backward pass that has reached the logits and not the input yet.
+        is_differentiated: Whether a backward pass has been reported.
+        handles: Handles of the hooks on logits and input.
+    """
+
+    forward: ForwardPass
     x: Tensor
-    pending: Tensor | None = None
-    is_used: bool = False
+    logit_gradient: Tensor | None = None
+    is_differentiated: bool = False
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def close(self) -> None:
+        """Remove the hooks from logits and input."""
         for handle in self.handles:
             handle.remove()
 
@@ -87,41 +99,45 @@ class _Open:
 @contextmanager
 def hooks_on(
     model: nn.Module,
-    seen: Callable[[Tensor, bool], Any],
-    received: Callable[[BackwardPass], None],
-    pick: Callable[[Any], Any] | None = None,
-) -> Iterator[Counts]:
-    """Inside, the model's passes are reported; the tensors of the attack are left alone.
+    on_forward: Callable[[Tensor, bool], Any],
+    on_backward: Callable[[BackwardPass], None],
+    pick_logits: Callable[[Any], Any] | None = None,
+) -> Iterator[PassCounts]:
+    """Report the model's passes inside the context, and leave the attack's tensors alone.
 
     A plain `Sequential` is watched at its ends, because some libraries call its children in turn.
     Copies of the model that are made inside report, too, until the end. Passes of other threads do
     not, because each thread records its own attack, nor those by which fperr looks at the model.
 
     Args:
-        model: what the attack calls.
-        seen: called after each forward pass with its input and whether it may be differentiated;
-            what it returns becomes the pass's `note`.
-        received: called in each backward pass that reaches logits and input.
-        pick: takes the logits out of what the model returns; None: it returns them.
+        model: Model that the attack calls.
+        on_forward: Function called after each forward pass with its input and whether it may be
+            differentiated; the value that it returns becomes the pass's `note`.
+        on_backward: Function called in each backward pass that reaches logits and input.
+        pick_logits: Function that takes the logits out of what the model returns; None: the model
+            returns them.
+
+    Yields:
+        Counts of the passes, which grow as the attack goes.
 
     Raises:
         ValueError: the first or last child of a `Sequential` occurs in it twice.
     """
-    entrance, leaving = _ends(model)
-    counts, waiting, inputs = Counts(), list[_Open](), list[Tensor]()
+    input_module, output_module = _input_and_output_modules(model)
+    counts, pending, inputs = PassCounts(), list[_PendingPass](), list[Tensor]()
     is_over, owner = False, threading.get_ident()
-    parts = tuple(model.modules())
+    modules = tuple(model.modules())
 
     def is_recorded() -> bool:
         is_ours = threading.get_ident() == owner and not pass_origin.are_our_own()
         return is_ours and not is_over
 
     # plain functions: a copy of the model, made by somebody inside, keeps reporting here
-    def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def before_forward(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         if is_recorded():
             inputs[:] = arguments[:1]
 
-    def leave(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+    def after_forward(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
         if not is_recorded():
             return
         if not inputs or not isinstance(inputs[0], Tensor):
@@ -130,35 +146,36 @@ def hooks_on(
                 f"{[type(a).__name__ for a in inputs]}: record a module that is"
             )
         x = inputs.pop()
-        output = _picked(output, len(x), pick)
+        output = _picked_logits(output, len(x), pick_logits)
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             raise ValueError("torch.func transforms cannot be recorded: use torch.autograd.grad")
         counts.forwards += 1
         counts.on_integers += not x.is_floating_point()
-        for one in waiting:
-            one.pending = None  # its backward pass ended before the input
-        is_open = torch.is_grad_enabled() and x.requires_grad and output.requires_grad
-        note = seen(x, is_open)
-        if not is_open:
+        for earlier in pending:
+            earlier.logit_gradient = None  # its backward pass ended before the input
+        is_differentiable = torch.is_grad_enabled() and x.requires_grad and output.requires_grad
+        note = on_forward(x, is_differentiable)
+        if not is_differentiable:
             return
-        _forget(waiting)
+        _close_old(pending)
         # a copy of the model has a mode of its own
-        is_training = any(m.training for m in parts) or any(m.training for m in module.modules())
-        known = ForwardPass(
-            counts.differentiable, output.detach().clone(), note, is_training, _autocast(x)
+        is_training = any(m.training for m in modules) or any(m.training for m in module.modules())
+        forward = ForwardPass(
+            counts.differentiable, output.detach().clone(), note, is_training, _autocast_dtype(x)
         )
         counts.differentiable += 1
-        entry = _Open(known, x)
-        waiting.append(entry)
+        entry = _PendingPass(forward, x)
+        pending.append(entry)
         entry.handles = [
-            output.register_hook(lambda v: _pend(entry, v)),
-            x.register_hook(lambda g: _emit(entry, g, waiting, counts, received)),
+            output.register_hook(lambda v: _keep_logit_gradient(entry, v)),
+            x.register_hook(lambda g: _report(entry, g, pending, counts, on_backward)),
         ]
 
-    enter.fperr_tap = leave.fperr_tap = True  # type: ignore[attr-defined]
+    before_forward.is_fperr_hook = after_forward.is_fperr_hook = True  # type: ignore[attr-defined]
     handles = [
-        entrance.register_forward_pre_hook(enter, prepend=True),  # before others change the input
-        leaving.register_forward_hook(leave),
+        # before other hooks change the input
+        input_module.register_forward_pre_hook(before_forward, prepend=True),
+        output_module.register_forward_hook(after_forward),
     ]
     try:
         yield counts
@@ -166,32 +183,32 @@ def hooks_on(
         is_over = True
         for handle in handles:
             handle.remove()
-        for entry in waiting:
+        for entry in pending:
             entry.close()
 
 
-def _autocast(x: Tensor) -> torch.dtype | None:
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def without_hooks(model: nn.Module) -> nn.Module:
-    """The model, a copy of a tapped one perhaps, without its taps."""
+    """The same model, a copy of a recorded one perhaps, after the recorder's hooks are removed."""
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [k for k, hook in hooks.items() if hasattr(hook, "fperr_tap")]:
+            for key in [k for k, hook in hooks.items() if hasattr(hook, "is_fperr_hook")]:
                 del hooks[key]
     return model
 
 
-def _picked(output: Any, batch: int, pick: Callable[[Any], Any] | None) -> Tensor:
+def _picked_logits(output: Any, batch: int, pick_logits: Callable[[Any], Any] | None) -> Tensor:
     """The logits in what the model returned: the very tensor that the attack goes on with.
 
     Raises:
-        ValueError: they are not there, or made anew.
+        ValueError: they are not there, or `pick_logits` makes a new tensor.
     """
-    logits = check_output(output if pick is None else pick(output), batch)
-    if pick is not None and pick(output) is not logits:
+    logits = check_output(output if pick_logits is None else pick_logits(output), batch)
+    if pick_logits is not None and pick_logits(output) is not logits:
         raise ValueError(
             "logits= must pick a tensor that the model returns, because the attack's gradient "
             "passes through that one, and it computes a new one: record a module that returns it"
@@ -200,10 +217,10 @@ def _picked(output: Any, batch: int, pick: Callable[[Any], Any] | None) -> Tenso
 
 
 def check_output(output: Any, batch: int) -> Tensor:
-    """The logits (batch, K).
+    """Check that a model's output is logits (batch, K), and return it.
 
     Raises:
-        ValueError: they are none.
+        ValueError: it is not.
     """
     if not isinstance(output, Tensor):
         raise ValueError(
@@ -219,15 +236,19 @@ def check_output(output: Any, batch: int) -> Tensor:
     return output
 
 
-def _ends(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Where input and logits are seen: the module itself, if it does more than its children."""
+def _input_and_output_modules(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The modules whose input is x and whose output is the logits.
+
+    Both are the model itself, unless it is a plain `Sequential`, which does no more than its
+    children.
+    """
     is_plain = type(model).forward is nn.Sequential.forward
     hooks = [*model._forward_hooks.values(), *model._forward_pre_hooks.values()]
     if not is_plain or hooks or not isinstance(model, nn.Sequential) or not len(model):
         return model, model
-    parts = [m for _, m in model.named_modules(remove_duplicate=False)]
+    modules = [m for _, m in model.named_modules(remove_duplicate=False)]
     first, last = model[0], model[-1]
-    if sum(m is first for m in parts) > 1 or sum(m is last for m in parts) > 1:
+    if sum(m is first for m in modules) > 1 or sum(m is last for m in modules) > 1:
         raise ValueError(
             "the first or last module of the Sequential occurs in it twice, so its passes cannot "
             "be told apart: give the attack and the recorder a module that holds the Sequential"
@@ -235,31 +256,41 @@ def _ends(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     return first, last
 
 
-def _forget(waiting: list[_Open]) -> None:
-    """Close what has been differentiated, and what has waited too long."""
-    done = [e for e in waiting if e.is_used and e.pending is None]
-    done += [e for e in waiting if e not in done][: -_MOST_OPEN + 1]
-    for entry in done:
+def _close_old(pending: list[_PendingPass]) -> None:
+    """Close the passes that have been differentiated, and those that have waited too long."""
+    closed = [p for p in pending if p.is_differentiated and p.logit_gradient is None]
+    # one fewer than the most, because a pass is about to be added
+    closed += [p for p in pending if p not in closed][: -_MOST_PENDING + 1]
+    for entry in closed:
         entry.close()
-    waiting[:] = [e for e in waiting if all(e is not d for d in done)]
+    pending[:] = [p for p in pending if all(p is not entry for entry in closed)]
 
 
-def _pend(entry: _Open, v: Tensor) -> None:
-    entry.pending = v.detach().clone()
+def _keep_logit_gradient(entry: _PendingPass, v: Tensor) -> None:
+    entry.logit_gradient = v.detach().clone()
 
 
-def _emit(
-    entry: _Open,
+def _report(
+    entry: _PendingPass,
     g: Tensor,
-    waiting: list[_Open],
-    counts: Counts,
-    received: Callable[[BackwardPass], None],
+    pending: list[_PendingPass],
+    counts: PassCounts,
+    on_backward: Callable[[BackwardPass], None],
 ) -> None:
-    """Report the passes of this input that the backward pass went through."""
-    together = [e for e in waiting if e.x is entry.x and e.pending is not None]
-    whole = g.detach() if len(together) == 1 else None
-    for one in together:
-        assert one.pending is not None
-        received(BackwardPass(counts.gradients, one.known, one.pending, whole))
+    """Report the passes of this input that the backward pass went through.
+
+    Args:
+        entry: Pass whose input the gradient belongs to.
+        g: (batch, *shape), dL/dx.
+        pending: Forward passes whose backward passes are awaited.
+        counts: Counts of the passes.
+        on_backward: Function called with each pass.
+    """
+    together = [p for p in pending if p.x is entry.x and p.logit_gradient is not None]
+    gradient = g.detach() if len(together) == 1 else None
+    for differentiated in together:
+        v = differentiated.logit_gradient
+        assert v is not None
+        on_backward(BackwardPass(counts.gradients, differentiated.forward, v, gradient))
         counts.gradients += 1
-        one.pending, one.is_used = None, True
+        differentiated.logit_gradient, differentiated.is_differentiated = None, True

@@ -1,4 +1,4 @@
-"""The attack's own loss, given as a function of the logits."""
+"""The attack's own loss, where the user gives it as a function of the logits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,21 +9,25 @@ from torch import Tensor
 from fperr.exact.audit.function_of_sample import difference
 from fperr.losses import LossFunction
 
-_PROBED = 8
+_PROBED_ROWS = 8
 # relative to the largest of logits, value and gradient: sums of K numbers in another order differ
 # by K 2^-53 of that, with a condition of a few; no loss here sums 2^20 numbers
-_OTHER_ROWS = 2.0**-30
+_ROW_TOLERANCE = 2.0**-30
 
 
 @dataclass(frozen=True, slots=True)
-class GivenLoss:
-    """A loss `function(logits, y, targets) -> (batch,)`, each value of its own row alone."""
+class UserLoss:
+    """A loss given as a function of the logits.
+
+    Attributes:
+        function: Function `(logits, y, targets) -> (batch,)`, each value of its own row alone.
+    """
 
     function: LossFunction
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name of the loss in tables: `function`, and that of the function if it has one."""
         name = getattr(self.function, "__name__", type(self.function).__name__)
         return "function" if name == "<lambda>" else f"function {name}"
 
@@ -46,29 +50,31 @@ class GivenLoss:
     def check(self, logits: Tensor, y: Tensor, targets: Tensor | None) -> None:
         """Refuse a function that fails, is random, or looks at other rows.
 
-        Values and gradients are compared in float64, of rows in their batch and alone.
+        Values and gradients of rows are compared in float64: in their batch, and alone.
 
         Args:
-            logits: (batch, K), of the attack.
+            logits: (batch, K), the attack's logits.
             y: (batch,) int64, the true labels.
-            targets: (batch,) int64, or None.
+            targets: (batch,) int64, the targets, or None.
 
         Raises:
             ValueError: says which; or see `values` and `gradient`.
         """
         wide = logits.detach().to(torch.float64)
 
-        def of_rows(rows: slice) -> Tensor:
-            """(rows, 1 + K): value and gradient."""
-            towards = None if targets is None else targets[rows]
+        def values_and_gradients(rows: slice) -> Tensor:
+            """The value and the gradient of each row, side by side: (rows, 1 + K)."""
+            row_targets = None if targets is None else targets[rows]
             with torch.enable_grad():
                 leaf = wide[rows].clone().requires_grad_()
-                values = self.values(leaf, y[rows], towards)
+                values = self.values(leaf, y[rows], row_targets)
             return torch.cat([values.detach()[:, None], self._derivative(values, leaf)], 1)
 
         try:
-            whole, again = of_rows(slice(None)), of_rows(slice(None))
-            alone = torch.cat([of_rows(slice(i, i + 1)) for i in range(min(len(y), _PROBED))])
+            first, second = values_and_gradients(slice(None)), values_and_gradients(slice(None))
+            row_by_row = torch.cat(
+                [values_and_gradients(slice(i, i + 1)) for i in range(min(len(y), _PROBED_ROWS))]
+            )
         except ValueError:
             raise
         except Exception as fault:
@@ -78,14 +84,15 @@ class GivenLoss:
                 "change, and targets is None where none are given: write e.g. lambda logits, y, "
                 "targets: F.cross_entropy(logits, y, reduction='none')"
             ) from fault
-        if bool(difference(whole, again).any()):
+        if bool(difference(first, second).any()):
             raise ValueError(
                 "loss(logits, y, targets) gives other values when it is called again: it is "
                 "random, give one that is a function of its arguments"
             )
-        size = wide[: len(alone)].nan_to_num(0.0, 0.0, 0.0).abs().amax(1, keepdim=True)
-        size = size + alone.nan_to_num(0.0, 0.0, 0.0).abs().amax(1, keepdim=True)
-        if bool((difference(whole[: len(alone)], alone) > _OTHER_ROWS * size).any()):
+        in_batch = first[: len(row_by_row)]
+        size = wide[: len(row_by_row)].nan_to_num(0.0, 0.0, 0.0).abs().amax(1, keepdim=True)
+        size = size + row_by_row.nan_to_num(0.0, 0.0, 0.0).abs().amax(1, keepdim=True)
+        if bool((difference(in_batch, row_by_row) > _ROW_TOLERANCE * size).any()):
             raise ValueError(
                 "loss(logits, y, targets) gives a sample another value or gradient alone than in "
                 "its batch: use each row's own logits only, without a mean, a maximum or the "
@@ -114,10 +121,10 @@ class GivenLoss:
         (derivative,) = torch.autograd.grad(values, logits, torch.full_like(values, factor))
         return derivative
 
-    def of_sample(
+    def sample_loss(
         self, y: int, target: int | None, device: torch.device
     ) -> Callable[[Tensor], Tensor]:
-        """The loss of one sample with these labels: (1, K) to (1,)."""
+        """The loss of a sample with these labels, as a function of its logits: (1, K) to (1,)."""
         label = torch.tensor([y], device=device)
-        towards = None if target is None else torch.tensor([target], device=device)
-        return lambda logits: self.values(logits, label, towards)
+        row_target = None if target is None else torch.tensor([target], device=device)
+        return lambda logits: self.values(logits, label, row_target)

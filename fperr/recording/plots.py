@@ -1,4 +1,4 @@
-"""Figures of a recorded attack: what is drawn is what the tables hold."""
+"""Figures of a recorded attack, drawn from its tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from fperr.caller_state import in_neutral_state
 from fperr.formats import FORMATS
 from fperr.report.style import OWN, colours, dashes, legend, ordered
 
-Table = Callable[[list[str] | None], pd.DataFrame]
+TableReader = Callable[[list[str] | None], pd.DataFrame]
 _FLOOR = 1e-18  # below float64's last place: drawn there, 0 among them
 _NETWORK_ALONE = f"{OWN}, without\nits unknown loss's error"
-_SHOWN = "median and quartiles of the samples"
+_STATISTIC = "median and quartiles of the samples"
 _QUARTILES = ("pi", 50)  # seaborn's name of the range between the quartiles
 
 
@@ -24,17 +24,18 @@ class TracePlots:
     """The plots of one trace. Lines are medians over the samples, bands lie between quartiles.
 
     Attributes:
-        steps, errors: read a table, or some of its columns.
+        steps: Function that reads the table of steps, or some of its columns.
+        errors: Function that reads the table of errors, or some of its columns.
     """
 
-    steps: Table
-    errors: Table
+    steps: TableReader
+    errors: TableReader
 
     @in_neutral_state
     def relative_error(self) -> Figure:
         """The relative error of the gradient along the attack, by loss, a panel for each format.
 
-        Where the attack's loss is unknown, a line of its own holds what the network alone errs.
+        Where the attack's loss is unknown, a separate line holds the error of the network alone.
         """
         frame = self.errors(["step", "loss", "format", "is_own", "delta", "network_delta"])
         without_loss = frame["delta"].isna() & frame["network_delta"].notna()
@@ -73,7 +74,7 @@ class TracePlots:
             )
             axis.grid(alpha=0.3)
         legend(figure, hues, "loss", lines=True)
-        title = f"Error of the gradient along the attack\n({_SHOWN})"
+        title = f"Error of the gradient along the attack\n({_STATISTIC})"
         figure.suptitle(title, x=0.02, ha="left", fontsize="medium")  # beside the legend
         return figure
 
@@ -109,6 +110,6 @@ class TracePlots:
             errorbar=_QUARTILES,
             ax=axis,
         )
-        axis.set(xlabel="gradient step", ylabel=label, title=f"{title}\n({_SHOWN})")
+        axis.set(xlabel="gradient step", ylabel=label, title=f"{title}\n({_STATISTIC})")
         axis.grid(alpha=0.3)
         return figure, axis

@@ -1,4 +1,4 @@
-"""Between the hooks and the tables: what waits, and when it is described."""
+"""The recorder: buffers what the hooks report, and writes it to the trace in batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,127 +9,158 @@ from torch import Tensor
 
 from fperr.caller_state import neutral_state
 from fperr.recording.attack_step import AttackStep, gradient_summary
-from fperr.recording.comparison import Chosen, Comparison
+from fperr.recording.compared_rows import ComparedRows
+from fperr.recording.comparison import Comparison
 from fperr.recording.diagnosis import Diagnosis
-from fperr.recording.hooks import BackwardPass, Counts
-from fperr.recording.loss_function import GivenLoss
-from fperr.recording.recognition import Recognised, recognise_all
+from fperr.recording.hooks import BackwardPass, PassCounts
+from fperr.recording.loss_fit import RecognisedLoss
+from fperr.recording.loss_function import UserLoss
+from fperr.recording.recognition import recognise_all
 from fperr.recording.sample_matching import SampleMatcher
 from fperr.recording.step_table import step_table
-from fperr.recording.trace_files import Writer
+from fperr.recording.trace_files import TraceWriter
 
-_NUMBERS = 1 << 16  # logits that wait to be described: together, because each step is little
+# logits that wait to be described, 65,536 of them: together, because each step alone is small and
+# the tables cost a fixed time
+_MOST_LOGITS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Note:
-    """Of a forward pass: which sample each row is, and the input where it will be compared."""
+class _InputNote:
+    """The recorder's note on the input of a forward pass.
 
-    rows: Tensor
-    chosen: Chosen | None
+    Attributes:
+        samples: (batch,) int64, the sample that each row is.
+        compared: Rows to be compared with exact gradients, with the input; None: none.
+    """
+
+    samples: Tensor
+    compared: ComparedRows | None
 
 
 @dataclass(slots=True)
 class Recorder:
-    """Takes what the hooks bring, and writes it between the attack's steps, many at a time."""
+    """Takes what the hooks report, and writes it between the attack's steps, many at a time.
+
+    Attributes:
+        y: (n,) int64, the true labels.
+        targets: (n,) int64, the targets, where they are known.
+        hint: Loss that the user named, or gave as a function.
+        losses: Names of losses to try beside the usual ones.
+        samples: Samples whose gradients are compared with exact ones.
+        every: Number of differentiable forward passes from one comparison to the next.
+        matcher: Matcher of the rows of a batch to samples.
+        comparison: Comparison with exact gradients; None: there is none.
+        writer: Writer of the trace.
+        diagnosis: Counts of what goes wrong.
+        check_logits: Check of the first logits.
+        check_model: Check of the model at the first inputs that are differentiated; None: it has
+            been made.
+        counts: Counts of the hooks.
+        waiting: Steps that wait to be described.
+        to_compare: Backward passes that wait to be compared, each with its position in `waiting`.
+        last: Loss of the last step that was described.
+    """
 
     y: Tensor
     targets: Tensor | None
-    hint: str | GivenLoss | None
+    hint: str | UserLoss | None
     losses: Sequence[str]
     samples: Sequence[int]
     every: int
-    identities: SampleMatcher
+    matcher: SampleMatcher
     comparison: Comparison | None
-    writer: Writer
+    writer: TraceWriter
     diagnosis: Diagnosis
     check_logits: Callable[[Tensor], None]
     check_model: Callable[[Tensor], object] | None
-    counts: Counts = field(default_factory=Counts)
+    counts: PassCounts = field(default_factory=PassCounts)
     waiting: list[AttackStep] = field(default_factory=list)
-    compared: list[tuple[int, BackwardPass]] = field(default_factory=list)
-    last: Recognised | None = None
+    to_compare: list[tuple[int, BackwardPass]] = field(default_factory=list)
+    last: RecognisedLoss | None = None
 
-    def seen(self, x: Tensor, is_open: bool) -> _Note | None:
-        """After a forward pass: whose rows these are."""
-        numbers = sum(step.logits.numel() for step in self.waiting)
-        if self.compared or numbers > _NUMBERS or self.writer.is_due:
+    def on_forward(self, x: Tensor, is_differentiable: bool) -> _InputNote | None:
+        """Match the rows of a forward pass to samples; first, write what waits if it is time."""
+        logits = sum(step.logits.numel() for step in self.waiting)
+        if self.to_compare or logits > _MOST_LOGITS or self.writer.is_due:
             self.drain()
-        if not is_open:
-            if len(x) == len(self.y) and self.identities.is_waiting:
-                self.identities.rows(x)
+        if not is_differentiable:
+            if len(x) == len(self.y) and self.matcher.needs_inputs:
+                self.matcher.samples_of(x)
             return None
         if self.check_model is not None:  # at the first inputs that are differentiated
             check, self.check_model = self.check_model, None
             with neutral_state():
                 check(x)
-        rows = self.identities.rows(x)
+        samples = self.matcher.samples_of(x)
         if self.comparison is None or self.counts.differentiable % self.every:
-            return _Note(rows, None)
-        places = [i for i, sample in enumerate(rows.tolist()) if sample in self.samples]
-        if not places:
-            return _Note(rows, None)
-        return _Note(rows, Chosen(x.detach().clone(), places, rows[places].tolist()))
+            return _InputNote(samples, None)
+        rows = [i for i, sample in enumerate(samples.tolist()) if sample in self.samples]
+        if not rows:
+            return _InputNote(samples, None)
+        compared = ComparedRows(x.detach().clone(), rows, samples[rows].tolist())
+        return _InputNote(samples, compared)
 
-    def received(self, gradient: BackwardPass) -> None:
-        """Keep what a backward pass brought until the attack calls the model again."""
-        note: _Note = gradient.of.note
-        if gradient.number == 0:
-            _check_classes(self.y, self.targets, gradient.of.logits.shape[1])
-            self.check_logits(gradient.of.logits)
-            if isinstance(self.hint, GivenLoss):
-                y = self._of(note.rows, self.y)
-                towards = None if self.targets is None else self._of(note.rows, self.targets)
-                self.hint.check(gradient.of.logits, y, towards)
+    def on_backward(self, backward: BackwardPass) -> None:
+        """Copy what a backward pass brought, until the attack calls the model again."""
+        note: _InputNote = backward.forward.note
+        y = self._labels_of(note.samples, self.y)
+        targets = None if self.targets is None else self._labels_of(note.samples, self.targets)
+        logits, gradient = backward.forward.logits, backward.gradient
+        if backward.number == 0:
+            _check_classes(self.y, self.targets, logits.shape[1])
+            self.check_logits(logits)
+            if isinstance(self.hint, UserLoss):
+                self.hint.check(logits, y, targets)
         with torch.no_grad():
-            summary = gradient_summary(gradient.gradient, len(note.rows), self.y.device)
-        if note.chosen is not None:
-            g = gradient.gradient
-            kept = replace(gradient, gradient=None if g is None else g.clone())
-            self.compared.append((len(self.waiting), kept))
+            summary = gradient_summary(gradient, len(note.samples), self.y.device)
+        if note.compared is not None:
+            copied = replace(backward, gradient=None if gradient is None else gradient.clone())
+            self.to_compare.append((len(self.waiting), copied))
         self.waiting.append(
             AttackStep(
-                gradient.number,
-                gradient.of.number,
-                note.rows,
-                self._of(note.rows, self.y),
-                None if self.targets is None else self._of(note.rows, self.targets),
-                gradient.of.logits,
-                gradient.logit_gradient,
+                backward.number,
+                backward.forward.number,
+                note.samples,
+                y,
+                targets,
+                logits,
+                backward.logit_gradient,
                 *summary,
-                gradient.of.is_training,
+                backward.forward.is_training,
             )
         )
 
-    def _of(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """The labels of the rows."""
-        return labels if rows is self.identities.everybody else labels[rows.to(labels.device)]
+    def _labels_of(self, samples: Tensor, labels: Tensor) -> Tensor:
+        """The labels of these samples."""
+        return labels if samples is self.matcher.in_order else labels[samples.to(labels.device)]
 
     def drain(self) -> None:
         """Describe and compare what waits, and hand it to the writer."""
-        steps, compared = self.waiting, self.compared
-        self.waiting, self.compared = [], []
+        steps, to_compare = self.waiting, self.to_compare
+        self.waiting, self.to_compare = [], []
         if not steps:
             return
         with neutral_state(), torch.no_grad():
-            known: list[Recognised] = []
+            losses: list[RecognisedLoss] = []
+            # one table holds logits of one dtype and one number of classes
             for _, alike in groupby(steps, key=lambda s: (s.logits.dtype, s.logits.shape[1])):
                 group = list(alike)
-                found = recognise_all(group, self.losses, self.last, self.hint)
-                self.last = found[-1]
-                rows = step_table(group, found)
+                recognised = recognise_all(group, self.losses, self.last, self.hint)
+                self.last = recognised[-1]
+                rows = step_table(group, recognised)
                 self.writer.add("steps", rows)
                 self.diagnosis.add_steps(rows)
-                known += found
-            if compared:  # exact arithmetic may take minutes
+                losses += recognised
+            if to_compare:  # exact arithmetic may take minutes
                 self.writer.flush()
-            for place, gradient in compared:
+            for position, backward in to_compare:
                 assert self.comparison is not None
-                note: _Note = gradient.of.note
-                assert note.chosen is not None
-                self.writer.add("points", self.comparison.points(gradient, note.chosen))
-                y = steps[place].y
-                rows = self.comparison.rows(gradient, note.chosen, known[place], y)
+                note: _InputNote = backward.forward.note
+                assert note.compared is not None
+                self.writer.add("points", self.comparison.points(backward, note.compared))
+                y = steps[position].y
+                rows = self.comparison.rows(backward, note.compared, losses[position], y)
                 self.writer.add("errors", rows)
                 self.diagnosis.add_errors(rows)
 

@@ -1,87 +1,99 @@
-"""Which sample each row of an attack's batch is."""
+"""The matching of the rows of an attack's batch to samples, by the nearest clean input."""
 
 import torch
 from torch import Tensor
 
-_MOST_COMPARED = 4096  # samples of a whole batch whose order is checked
+_MOST_COMPARED = 4096  # samples of a complete batch whose order is checked
 
 
 class SampleMatcher:
-    """Tells the samples of a batch by the inputs that they are nearest to.
+    """Matches each row of a batch to the sample whose clean input is nearest to it.
 
-    Each row is the sample whose input is nearest in the maximum norm; certainly so, by the triangle
-    inequality, where it is nearer than half the way to the next input. A batch whose rows all are
-    needs no search if the batch of that length before was in the same order. A batch of n rows is
-    all samples in order, if inputs are given for up to 4,096 samples unless it certainly is another
-    order.
+    Nearest in the maximum norm. The match is certain, by the triangle inequality, where the row is
+    nearer than half the distance from that input to the next one.
+
+    Two cases need no search. A batch whose rows all match in the order of the last batch of that
+    length, with certainty, is taken in that order. And a batch of n rows is taken as all samples in
+    order: always if no inputs are given, or more than 4,096; else unless the rows match another
+    order with certainty.
 
     Args:
-        n: the number of samples.
-        originals: (n, *shape), the inputs; None: the first batch of n rows.
+        n: Number of samples.
+        clean_inputs: (n, *shape), the clean inputs; None: the first batch of n rows stands for
+            them.
+
+    Attributes:
+        in_order: (n,) int64 on the CPU, the numbers of all samples in order.
+        uncertain: Number of batches in which some match was not certain.
     """
 
-    def __init__(self, n: int, originals: Tensor | None) -> None:
-        self._n, self._originals = n, originals
-        self._are_given = originals is not None
-        self.everybody = torch.arange(n)
-        self._reaches: Tensor | None = None
-        self._found = self.everybody
+    def __init__(self, n: int, clean_inputs: Tensor | None) -> None:
+        self._n, self._clean_inputs = n, clean_inputs
+        self._were_given = clean_inputs is not None
+        self.in_order = torch.arange(n)
+        self._half_distances: Tensor | None = None
+        self._last_match = self.in_order
         self.uncertain = 0
 
     @property
-    def is_waiting(self) -> bool:
-        """The inputs are not known yet."""
-        return self._originals is None
+    def needs_inputs(self) -> bool:
+        """Whether the clean inputs are not known yet."""
+        return self._clean_inputs is None
 
-    def rows(self, x: Tensor) -> Tensor:
-        """(batch,) int64 on the CPU, for x (batch, *shape).
+    def samples_of(self, x: Tensor) -> Tensor:
+        """The sample that each row of x (batch, *shape) is, (batch,) int64 on the CPU.
 
         Raises:
             ValueError: a part of the batch comes first, and the inputs are not known; or their
                 shape is another one.
         """
-        is_whole = len(x) == self._n
-        if self._originals is None and is_whole:
-            self._originals = x.detach().clone()
-        if self._originals is None:
+        is_complete = len(x) == self._n
+        if self._clean_inputs is None and is_complete:
+            self._clean_inputs = x.detach().clone()
+        if self._clean_inputs is None:
             raise ValueError(
                 f"the attack calls the model on {len(x)} rows, and y has {self._n}: give the clean "
                 "inputs, record(model, x, y), so that its samples can be told apart"
             )
-        if self._originals.shape[1:] != x.shape[1:]:
+        if self._clean_inputs.shape[1:] != x.shape[1:]:
             raise ValueError(
                 f"the attack calls the model on {tuple(x.shape)}, and the clean inputs are "
-                f"{tuple(self._originals.shape)}: give record() the x that the attack gets"
+                f"{tuple(self._clean_inputs.shape)}: give record() the x that the attack gets"
             )
-        if is_whole and not (self._are_given and self._n <= _MOST_COMPARED):
-            return self.everybody
-        return self._nearest(x, self._originals)
+        if is_complete and not (self._were_given and self._n <= _MOST_COMPARED):
+            return self.in_order
+        return self._nearest(x, self._clean_inputs)
 
-    def _nearest(self, x: Tensor, originals: Tensor) -> Tensor:
-        every = originals.flatten(1)
-        every = every.to(torch.promote_types(every.dtype, torch.float32))  # cdist has no half
-        flat = x.detach().flatten(1).to(every).nan_to_num()
-        if len(flat) == self._n and len(self._found) != self._n:
-            self._found = self.everybody
-        if len(flat) == len(self._found) and self._are_certain(flat, every, self._found):
-            return self._found
-        nearest = torch.cdist(flat, every, p=torch.inf).argmin(1).cpu()
-        is_certain = self._are_certain(flat, every, nearest)
-        if not is_certain and len(flat) == self._n:
-            return self.everybody
-        self._found = nearest
+    def _nearest(self, x: Tensor, clean_inputs: Tensor) -> Tensor:
+        inputs = clean_inputs.flatten(1)
+        inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))  # cdist has no half
+        rows = x.detach().flatten(1).to(inputs).nan_to_num()
+        if len(rows) == self._n and len(self._last_match) != self._n:
+            self._last_match = self.in_order
+        if len(rows) == len(self._last_match) and self._is_certain(rows, inputs, self._last_match):
+            return self._last_match
+        nearest = torch.cdist(rows, inputs, p=torch.inf).argmin(1).cpu()
+        is_certain = self._is_certain(rows, inputs, nearest)
+        if not is_certain and len(rows) == self._n:
+            return self.in_order
+        self._last_match = nearest
         self.uncertain += not is_certain
-        return self._found
+        return self._last_match
 
-    def _are_certain(self, flat: Tensor, every: Tensor, found: Tensor) -> bool:
-        chosen = found.to(flat.device)
-        apart = (flat - every[chosen]).abs().amax(1)
-        return bool((apart < self._reach(every)[chosen]).all())
+    def _is_certain(self, rows: Tensor, inputs: Tensor, match: Tensor) -> bool:
+        """Whether every row is nearer to its match than half the distance to the next input."""
+        samples = match.to(rows.device)
+        distances = (rows - inputs[samples]).abs().amax(1)
+        return bool((distances < self._half_distances_of(inputs)[samples]).all())
 
-    def _reach(self, every: Tensor) -> Tensor:
-        """(n,): half the way from each input to the next one."""
-        if self._reaches is None:
-            between = [torch.cdist(part, every, p=torch.inf) for part in torch.split(every, 512)]
-            whole = torch.cat([part.topk(2, dim=1, largest=False).values[:, 1] for part in between])
-            self._reaches = whole / 2
-        return self._reaches
+    def _half_distances_of(self, inputs: Tensor) -> Tensor:
+        """Half the distance from each input (n, entries) to the next one, (n,)."""
+        if self._half_distances is None:
+            # 512 rows at a time, because all n^2 distances may not fit in memory
+            distances = [
+                torch.cdist(block, inputs, p=torch.inf) for block in torch.split(inputs, 512)
+            ]
+            # of the two smallest distances of a row, the first is that of the input to itself
+            to_next = torch.cat([d.topk(2, dim=1, largest=False).values[:, 1] for d in distances])
+            self._half_distances = to_next / 2
+        return self._half_distances

@@ -1,4 +1,4 @@
-"""A recorded attack: tables on disk, read when they are asked for."""
+"""A recorded attack: tables on disk, read on request."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from fperr.recording.plots import TracePlots
 
 
 class Trace:
-    """What `fperr.record` wrote.
+    """A trace that `fperr.record` wrote: tables of steps, errors and points, and figures.
 
     Args:
-        folder: of the trace; while an attack runs, and after a kill, it holds what was written.
+        folder: Folder of the trace. While an attack runs, and after a kill, it holds what has been
+            written so far.
 
     Raises:
         MissingDataError: the folder holds no trace.
@@ -23,61 +24,62 @@ class Trace:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        trace_files.about(self.folder)
+        trace_files.read_description(self.folder)
 
     def __repr__(self) -> str:
-        about = self.about
-        state = "complete" if about["is_complete"] else "not complete"
+        state = "complete" if self.about["is_complete"] else "not complete"
         faults = len(self.diagnosis())
-        found = f", {faults} found in diagnosis()" if faults else ""
-        return f"<fperr.Trace {self.folder}: {self.gradients} gradient steps, {state}{found}>"
+        remark = f", {faults} found in diagnosis()" if faults else ""
+        return f"<fperr.Trace {self.folder}: {self.gradients} gradient steps, {state}{remark}>"
 
     @property
     def about(self) -> dict[str, Any]:
-        """Settings, versions, and, once the attack has ended, the number of forward passes."""
-        return trace_files.about(self.folder)
+        """The settings and versions, and the number of forward passes once the attack has ended."""
+        return trace_files.read_description(self.folder)
 
     def diagnosis(self) -> list[str]:
-        """What went wrong in the attack or the model, each in a sentence with counts.
+        """The faults of the attack or the model, each in a sentence with counts.
 
         Training mode, dL/dz that is exactly zero, a loss of the label that falls, logits that are
         not finite, a model that gives other logits when it is run again, terms of dL/dx beside the
         network, and what is not compared for that. Empty for an attack that is as it should be.
         """
-        about = self.about
-        if "diagnosis" in about:
-            return list(about["diagnosis"])
-        counted = Diagnosis(about["samples"], None, bool(about["compared"]["samples"]))
+        description = self.about
+        if "diagnosis" in description:
+            return list(description["diagnosis"])
+        is_compared = bool(description["compared"]["samples"])
+        diagnosis = Diagnosis(description["samples"], None, is_compared)
         for read, names, count in (
-            (self.steps, STEP_COLUMNS, counted.add_steps),
-            (self.errors, ERROR_COLUMNS, counted.add_errors),
+            (self.steps, STEP_COLUMNS, diagnosis.add_steps),
+            (self.errors, ERROR_COLUMNS, diagnosis.add_errors),
         ):
             rows = read(names)
             if len(rows):
                 count(pa.Table.from_pandas(rows, preserve_index=False))
-        return counted.sentences()
+        return diagnosis.sentences()
 
     @property
     def gradients(self) -> int:
-        """How many backward passes were captured, and written so far."""
+        """The number of backward passes that were captured, and written so far."""
         return int(self.steps(["step"])["step"].nunique())
 
     def steps(self, columns: list[str] | None = None) -> pd.DataFrame:
         """A row for each gradient step and sample of the attack's batch.
 
         `step` counts backward passes, `forward` the forward passes that they belong to; `margin`
-        is z_pi1 - z_pi2 and `label_margin` z_y - max_{i != y} z_i, `t_star` the T that maximises G
-        where the label leads (after success T-MIFPE uses another), `log2_G` log2 of G at the scale
-        that the recognised loss uses; `label` is the class that it uses. dL/dz = `factor` * (the
-        logit gradient of `loss`, ascended), with a factor for each sample where `reduction` is "by
-        sample". `zero_share` and `gradient_norm` are of dL/dx, in the attack's own units, and
-        `is_logit_gradient_zero` says that dL/dz is exactly 0. `is_finite`: logits, but for -inf of
-        absent classes, and dL/dx are. `is_training`: the model was in training mode.
+        is the largest logit minus the second largest, `label_margin` z_y - max_{i != y} z_i,
+        `t_star` the T that maximises G where the label leads (after success T-MIFPE uses another),
+        `log2_G` log2 of G at the scale that the recognised loss uses; `label` is the class that it
+        uses. dL/dz = `factor` * (the logit gradient of `loss`, ascended), with a factor for each
+        sample where `reduction` is "by sample". `zero_share` and `gradient_norm` are of dL/dx, in
+        the attack's own units, and `is_logit_gradient_zero` says that dL/dz is exactly 0.
+        `is_finite`: logits, but for -inf of absent classes, and dL/dx are. `is_training`: the model
+        was in training mode.
 
         Args:
-            columns: the ones to read; None: all.
+            columns: Columns to read; None: all.
         """
-        return trace_files.table(self.folder, "steps", columns)
+        return trace_files.read_table(self.folder, "steps", columns)
 
     def errors(self, columns: list[str] | None = None) -> pd.DataFrame:
         """A row for each chosen step and sample: the attack's own gradient, and other losses.
@@ -93,13 +95,13 @@ class Trace:
         the chosen samples as a batch.
 
         Args:
-            columns: the ones to read; None: all.
+            columns: Columns to read; None: all.
         """
-        return trace_files.table(self.folder, "errors", columns)
+        return trace_files.read_table(self.folder, "errors", columns)
 
     def points(self, columns: list[str] | None = None) -> pd.DataFrame:
         """The inputs and dL/dx, flattened, at the chosen steps and samples."""
-        return trace_files.table(self.folder, "points", columns)
+        return trace_files.read_table(self.folder, "points", columns)
 
     @property
     def plot(self) -> TracePlots:

@@ -1,4 +1,4 @@
-"""A trace on disk: numbered Parquet files, each complete as soon as it has its name."""
+"""The files of a trace: numbered Parquet files, each complete as soon as it has its name."""
 
 import json
 import secrets
@@ -16,27 +16,28 @@ from fperr.storage import SEAL, is_leftover, is_whole, prepare, read, sealed, wr
 TABLES = ("steps", "errors", "points")
 SCHEMA_VERSION = 2
 _UNSEALED = 1  # the last schema version without digests
-_ABOUT = "trace.json"
-_KEY = b"fperr"
-_ROWS, _SECONDS = 200_000, 5.0  # written when either is reached
+_DESCRIPTION_FILE = "trace.json"
+_STAMP_KEY = b"fperr"  # of a Parquet file's metadata
+_ROWS, _SECONDS = 200_000, 5.0  # rows are written when one of the two limits is reached
 
 
-class Writer:
+class TraceWriter:
     """Appends rows to the tables of a trace.
 
-    They are written when they come and the last writing was 5 s ago, or the caller flushes, as the
-    recorder does before an exact comparison. A kill loses what has not been written.
+    Rows wait in memory. They are written when rows come and the last writing was 5 s ago or 200,000
+    rows wait, or when the caller flushes, as the recorder does before an exact comparison. A kill
+    loses the rows that wait.
 
     Args:
-        folder: made if it is missing, and must be empty.
-        about: what the trace says of itself.
+        folder: Folder of the trace: made if it is missing, and empty.
+        description: Settings and versions, for `trace.json`.
 
     Raises:
         ValueError: the folder is not empty, or cannot be made.
-        StorageError: it cannot be written to; so do `tell`, `add` and `flush`.
+        StorageError: it cannot be written to; so do `describe`, `add` and `flush`.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
         if folder.exists() and (not folder.is_dir() or not _is_empty(folder)):
             raise ValueError(f"{folder} exists and is not an empty folder: give another out=")
         prepare(folder)
@@ -49,60 +50,60 @@ class Writer:
             ) from fault
         self._folder, self._run = folder, secrets.token_hex(8)
         self._waiting: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
-        self._written = dict.fromkeys(TABLES, 0)
-        self._since = time.monotonic()
-        self.tell({**about, "is_complete": False})
+        self._file_counts = dict.fromkeys(TABLES, 0)
+        self._last_written = time.monotonic()
+        self.describe({**description, "is_complete": False})
 
-    def tell(self, about: dict[str, Any]) -> None:
-        """What the trace says of itself, replaced as a whole."""
+    def describe(self, description: dict[str, Any]) -> None:
+        """Replace the description of the trace as a whole."""
         content = {
             "schema_version": SCHEMA_VERSION,
-            **about,
-            "files": self._written,
+            **description,
+            "files": self._file_counts,
             "run": self._run,
             "seal": SEAL,
         }
-        write(self._folder / _ABOUT, sealed(json.dumps(content, indent=1).encode()))
+        write(self._folder / _DESCRIPTION_FILE, sealed(json.dumps(content, indent=1).encode()))
 
     def add(self, name: str, rows: pa.Table) -> None:
         """Append rows to a table."""
         self._waiting[name].append(rows)
-        many = sum(t.num_rows for tables in self._waiting.values() for t in tables) >= _ROWS
-        if many or self.is_due:
+        is_full = sum(t.num_rows for tables in self._waiting.values() for t in tables) >= _ROWS
+        if is_full or self.is_due:
             self.flush()
 
     @property
     def is_due(self) -> bool:
-        """The last writing was long ago."""
-        return time.monotonic() - self._since >= _SECONDS
+        """Whether the last writing was long enough ago."""
+        return time.monotonic() - self._last_written >= _SECONDS
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the rows that wait, a new file for each table that has some."""
         for name, tables in self._waiting.items():
             if tables:
                 sink = pa.BufferOutputStream()
-                whole = pa.concat_tables(tables).unify_dictionaries()
-                path = _path(self._folder, name, self._written[name])
-                metadata = {**(whole.schema.metadata or {}), _KEY: _stamp(path, self._run).encode()}
-                whole = whole.replace_schema_metadata(metadata)
-                names = [f.name for f in whole.schema if pa.types.is_dictionary(f.type)]
-                pq.write_table(whole, sink, compression="lz4", use_dictionary=names)
+                rows = pa.concat_tables(tables).unify_dictionaries()
+                path = _path(self._folder, name, self._file_counts[name])
+                stamp = {_STAMP_KEY: _stamp(path, self._run).encode()}
+                rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), **stamp})
+                coded = [f.name for f in rows.schema if pa.types.is_dictionary(f.type)]
+                pq.write_table(rows, sink, compression="lz4", use_dictionary=coded)
                 write(path, sealed(sink.getvalue().to_pybytes()))
-                self._written[name] += 1
+                self._file_counts[name] += 1
                 tables.clear()
-        self._since = time.monotonic()
+        self._last_written = time.monotonic()
 
 
-def about(folder: Path) -> dict[str, Any]:
-    """What a trace says of itself.
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read the description of a trace: settings, versions, counts.
 
     Raises:
         MissingDataError: there is none.
         ValueError: it has another schema version, or is damaged.
     """
-    path = folder / _ABOUT
+    path = folder / _DESCRIPTION_FILE
     if not path.is_file():
-        raise MissingDataError(f"{folder} holds no trace: {_ABOUT} is missing")
+        raise MissingDataError(f"{folder} holds no trace: {_DESCRIPTION_FILE} is missing")
     content = path.read_bytes()
     try:
         stored = json.loads(content)
@@ -123,25 +124,26 @@ def about(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in stored.items() if name != "seal"}
 
 
-def table(folder: Path, name: str, columns: list[str] | None) -> pd.DataFrame:
-    """A table, or some of its columns, from disk; empty where nothing was written.
+def read_table(folder: Path, name: str, columns: list[str] | None) -> pd.DataFrame:
+    """Read a table, or some of its columns; empty where nothing was written.
 
     Raises:
         ValueError: a file of it is damaged or missing; names it.
     """
-    listed = sorted(path.name for path in (folder / name).glob("*.parquet"))
-    stored = about(folder)
-    count = max(len(listed), stored["files"][name])
+    file_names = sorted(path.name for path in (folder / name).glob("*.parquet"))
+    description = read_description(folder)
+    # after a kill the description counts too few; after a loss the folder holds too few
+    count = max(len(file_names), description["files"][name])
     if not count:
         return pd.DataFrame(columns=columns)
-    run = stored["run"]
-    parts = [_part(_path(folder, name, number), run, columns) for number in range(count)]
-    found: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
-    return found
+    run = description["run"]
+    tables = [_read_file(_path(folder, name, number), run, columns) for number in range(count)]
+    frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    return frame
 
 
-def _part(path: Path, run: str, columns: list[str] | None) -> pa.Table:
-    """One file of a table, as this run wrote it."""
+def _read_file(path: Path, run: str, columns: list[str] | None) -> pa.Table:
+    """Read a file of a table, and check that this run wrote it."""
     try:
         content = read(path)
     except OSError as fault:
@@ -149,8 +151,8 @@ def _part(path: Path, run: str, columns: list[str] | None) -> pa.Table:
             f"{path} cannot be read ({fault.strerror}): that part of the trace is lost, record "
             "again"
         ) from fault
-    is_own = _stamp(path, run).removeprefix(SEAL).encode() in content
-    if not is_own or not is_whole(content):
+    is_of_run = _stamp(path, run).removeprefix(SEAL).encode() in content
+    if not is_of_run or not is_whole(content):
         raise ValueError(
             f"{path} is damaged, or of another trace: its digest is not that of its "
             "content; record again"
@@ -163,7 +165,7 @@ def _path(folder: Path, name: str, number: int) -> Path:
 
 
 def _stamp(path: Path, run: str) -> str:
-    """The place of a file's digest, and which part of which trace it is."""
+    """The text in a file's metadata: where its digest goes, the run, and the file's own name."""
     return f"{SEAL} {run} {path.parent.name}/{path.name};"
 
 

@@ -1,4 +1,4 @@
-"""Why a row of the attack's own gradient has no `delta`, in words."""
+"""The reasons, in words, why a row of the attack's own gradient has no `delta`."""
 
 TRAINING = "the model was in training mode, and the exact gradients are those of evaluation mode"
 OTHER_LOGITS = "the network, run again at the same input, gave other logits"
@@ -9,6 +9,6 @@ OTHER_POINT = (
 )
 UNKNOWN_LOSS = "the loss is unknown: its own error is left out of network_delta"
 NO_EXACT_LOSS = "the loss has no exact gradient here, or none was certified"
-TOGETHER = "several forward passes were differentiated together"
+DIFFERENTIATED_TOGETHER = "several forward passes were differentiated together"
 NOT_COMPARABLE = "the gradient is not finite, or no exact one was certified"
 LOGIT_GRADIENT_NOT_FINITE = "dL/dz is not finite"
