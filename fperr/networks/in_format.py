@@ -122,7 +122,7 @@ class FormatNetwork:
             captured.audit(self.model, self.cast(x), v)
             run = float_run(captured, self.cast(x), v, single)
             if len(x) > 1:
-                # a batch of equal samples must leave equal values for each of them
+                # on copies of the first sample, the same kernels must give sample 0 the same bits
                 first = self.cast(x[:1]).expand_as(x).contiguous()
                 check_split(run, float_run(captured, first, v, single), single.shapes)
             return run
