@@ -152,7 +152,7 @@ def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
 
 
 def is_judged(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows count for or against a loss: they have an error, or numbers that are not finite."""
+    """Which rows count for or against a loss: they have an error, or are not finite."""
     has_reference, is_finite = _flag(frame, "is_defined"), _flag(frame, "is_finite")
     speaks = has_reference & (frame["delta"].notna() | ~is_finite)
     return speaks & ~_flag(frame, "scale_capped")
