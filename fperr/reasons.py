@@ -51,7 +51,7 @@ class _Rule:
         pattern: Regular expression that matches each of the reasons from beginning to end.
         words: Reason in general terms.
         remedy: Advice what to do about it.
-        is_result: As in `Tally`.
+        is_result: True if the reason is a result and no gap, as in `Tally`.
     """
 
     pattern: str

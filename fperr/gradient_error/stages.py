@@ -129,8 +129,10 @@ def product(v: Vector | None, transposed: TransposedJacobian | None) -> Vector |
 
 
 def _difference(A: Vectors, a: Vector | None, b: Vector | None) -> Vector | None:
+    """a - b; None where either is None."""
     return None if a is None or b is None else A.sub(a, b)
 
 
 def _optional(A: Vectors, a: Vector | None) -> Scaled | None:
+    """The vector in float64 with a common exponent; None for None."""
     return None if a is None else scaled(A, a)

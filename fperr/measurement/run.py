@@ -123,6 +123,7 @@ class MeasurementRun:
                     return
 
     def _give_up_batches(self, size: int, format: str) -> None:
+        """Set the batch size to 1, with a warning; refuse if the user gave the batch size."""
         text = (
             f"the graph for a batch of {size} differs from that for one sample in {format}, "
             "because PyTorch multiplies matrices in another way: "

@@ -134,12 +134,14 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
 
 
 def _remedy_for_shape(x: Tensor) -> str:
+    """The advice if the model fails on inputs of this shape."""
     if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         return "Its channels seem to come last: give x.permute(0, 3, 1, 2)"
     return "Give x in the shape and dtype that the model takes"
 
 
 def _remedy_for_output_shape(z: Tensor, n: int) -> str:
+    """The advice if the output for n samples is not (n, K)."""
     if not z.ndim or len(z) != n:
         return "give a model that returns one row for each sample, without a sum over the batch"
     if z.ndim == 4:  # a class for each pixel

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fperr import reasons
 from fperr.errors import ReferenceNotCertifiedError, SingularGradientError, UndecidedError
 from fperr.exact.adaptive_precision import log2_relative_radius, to_balls
 from fperr.exact.ball.arithmetic import BallArithmetic
@@ -31,13 +32,6 @@ from fperr.networks.exact_gradient import (
     product_in_balls,
 )
 from fperr.networks.in_format import FormatNetwork
-from fperr.reasons import (
-    INPUT_NOT_FINITE,
-    LOGITS_NOT_FINITE,
-    TOO_FEW_CLASSES,
-    infinite_slope,
-    not_certified,
-)
 
 _FEWEST_CLASSES = 2
 # up to so many digits, products in pairs of float64 with so many bits suffice
@@ -231,6 +225,7 @@ class ExactNetwork:
         )
 
     def _balls_for(self, capture: Capture) -> BallEngine:
+        """An engine in balls for a capture."""
         bits = self._bits + GUARD_BITS // 2  # the bits of each row: their sum may cancel
         return BallEngine(capture, self.vectors, bits, by_rows=self.by_rows)
 
@@ -276,25 +271,26 @@ class ExactNetwork:
                 if is_finite:
                     samples.append(self._sample(next(states), x[i : i + 1]))
                 else:
-                    samples.append(NoExactSample(INPUT_NOT_FINITE, None))
+                    samples.append(NoExactSample(reasons.INPUT_NOT_FINITE, None))
                 advance()
         return samples
 
     def _sample(self, state: ExactPoint | NoExactPoint, x: Tensor) -> ExactSample | NoExactSample:
+        """The sample x (1, *shape), from the state that the engine computed there."""
         if isinstance(state, ExactPoint):
             # a logit of -infinity is a class that the model masks
             present = [z for z in state.z if z != self.vectors.context.ninf]
             if not all(map(self.vectors.context.isfinite, present)):
-                return NoExactSample(LOGITS_NOT_FINITE, None)
+                return NoExactSample(reasons.LOGITS_NOT_FINITE, None)
             if len(present) < _FEWEST_CLASSES:
-                return NoExactSample(TOO_FEW_CLASSES, None)
+                return NoExactSample(reasons.TOO_FEW_CLASSES, None)
             return ExactSample(self, x, state)
         fault = state.fault
         if isinstance(fault, SingularGradientError):
             with self.network.running():
                 modules = called_in(fault.operation, self.network.model, x)
-            return NoExactSample(infinite_slope(f"{fault.operation}{modules}"))
-        return NoExactSample(not_certified(str(fault)))
+            return NoExactSample(reasons.infinite_slope(f"{fault.operation}{modules}"))
+        return NoExactSample(reasons.not_certified(str(fault)))
 
     def certifies(self, exact: GradientAtSample) -> bool:
         """Whether the gradient has the digits that the network was made for."""

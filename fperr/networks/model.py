@@ -147,6 +147,7 @@ def usable_model(
 
 
 def _usable_device(device: str | torch.device) -> torch.device:
+    """The device, checked to exist and to compute."""
     try:
         usable = torch.device(device)
     except (RuntimeError, TypeError) as fault:

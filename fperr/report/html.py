@@ -211,6 +211,7 @@ def _png(figure: Figure) -> str:
 
 
 def _tables(frame: pd.DataFrame, thresholds: Thresholds) -> list[dict[str, Any]]:
+    """The tables at the end of the page."""
     detailed = summarise(
         frame[~frame["is_sign_twin"]], ("network", "scenario", "loss", "format"), thresholds
     )
@@ -221,6 +222,7 @@ def _tables(frame: pd.DataFrame, thresholds: Thresholds) -> list[dict[str, Any]]
 
 
 def _table(title: str, content: pd.DataFrame) -> dict[str, Any]:
+    """A table with its title, column headings and cells."""
     return {
         "title": title,
         "columns": [str(name).replace("_", " ") for name in content.columns],
