@@ -1,4 +1,4 @@
-"""Why a row has no relative error, in words, and what to do about it."""
+"""The reasons why a row has no relative error, in words, and what to do about them."""
 
 import math
 import re
@@ -15,14 +15,14 @@ TOO_FEW_CLASSES = "all classes but one are masked: there is no margin"
 NOT_CERTIFIED = "the reference could not be certified"
 UNDEFINED = "the loss is undefined: its denominator is 0"
 FLAT = "the exact gradient is zero: there is no relative error"
-# of rows that do have a number: it speaks of the cap and not of the loss, and is not judged
+# the reason of rows that have a number, which is due to the cap and not to the loss: not judged
 SCALE_CAPPED = "its scale was capped: the margin is too small"
 _NOT_RECORDED = "no reason is recorded"
 _NO_REMEDY = "no remedy is known"
 
 
 class UnmeasuredWarning(UserWarning):
-    """Rows have no relative error, and neither the format nor a flat network is the reason."""
+    """Rows have no relative error, and the reason is neither the format nor a flat network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class Tally:
     """Rows that lack a relative error for the same reason.
 
     Attributes:
-        words: the reason; in general terms where the rows' own reasons differ in a number.
-        remedy: what to do about it.
-        is_result: it says something about the format or the network, and is no gap in the
-            measurement: the format's numbers are not finite, or the exact gradient is zero.
-        rows: how many there are.
+        words: Reason in words; in general terms where the reasons of the rows differ in a number.
+        remedy: Advice what to do about it.
+        is_result: True if the reason is a result about the format or the network, and no gap in
+            the measurement: the format's numbers are not finite, or the exact gradient is zero.
+        rows: Number of rows.
     """
 
     words: str
@@ -45,11 +45,13 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """Reasons that are counted together, and their remedy.
+    """A class of reasons that are counted together, and their remedy.
 
     Attributes:
-        pattern: of all of them, whole.
-        words: what they have in common.
+        pattern: Regular expression that matches each of the reasons from beginning to end.
+        words: Reason in general terms.
+        remedy: Advice what to do about it.
+        is_result: True if the reason is a result and no gap, as in `Tally`.
     """
 
     pattern: str
@@ -67,7 +69,7 @@ def infinite_slope(operation: str) -> str:
     """The reason of a sample whose exact gradient is infinite or undefined.
 
     Args:
-        operation: which has no slope there, and the modules that call it.
+        operation: Operation without a slope at 0, and the modules that call it.
     """
     return f"infinite slope: {operation} at 0"
 
@@ -83,29 +85,33 @@ def unusable_scale(c: float) -> str:
 
 
 def too_few_digits(log2_error: float, digits: int) -> str:
-    """The reason of a row whose reference missed its digits.
+    """The reason of a row whose exact gradient lacks digits.
 
     Args:
-        log2_error: log2 of the reference's relative error; may be infinite or NaN.
-        digits: decimal digits that were asked for.
+        log2_error: log2 of the relative error of the exact gradient; may be infinite or NaN.
+        digits: Decimal digits that were requested.
     """
-    certain = -log2_error * math.log10(2)
-    whole = min(max(0, math.floor(certain)), digits - 1) if math.isfinite(certain) else 0
-    return f"the reference is certain to {whole} of {digits} digits"
+    correct_digits = -log2_error * math.log10(2)
+    is_finite = math.isfinite(correct_digits)
+    # never all digits, even if the difference vanishes in rounding to an integer
+    certain = min(max(0, math.floor(correct_digits)), digits - 1) if is_finite else 0
+    return f"the reference is certain to {certain} of {digits} digits"
 
 
-def not_finite(format: Format, part: str) -> str:
-    """The reason of a row of which a format's `part` ("gradient", "logits") is not finite."""
-    return f"the {format.name} {part} {'are' if part.endswith('s') else 'is'} not finite"
+def not_finite(format: Format, quantity: str) -> str:
+    """The reason of a row with a quantity ("gradient", "logits") that is not finite in a format."""
+    return f"the {format.name} {quantity} {'are' if quantity.endswith('s') else 'is'} not finite"
 
 
 def _word(number: float) -> str:
+    """The number as text, or a word where it is not finite."""
     if math.isnan(number):
         return "not a number"
     return "infinite" if math.isinf(number) else f"{number:g}"
 
 
-def _of_format(format: Format) -> _Rule:
+def _rule_of_format(format: Format) -> _Rule:
+    """The rule for numbers of a format that are not finite."""
     # tf32 has float32's range, and exists on CUDA devices only
     wider = [f.name for f in FORMATS.values() if f.emax > format.emax and f is not TF32]
     remedy = (
@@ -117,7 +123,7 @@ def _of_format(format: Format) -> _Rule:
     return _Rule(f"the {format.name} .* not finite", words, remedy, is_result=True)
 
 
-# The one place of the remedies. What names code or an option is tried by the tests.
+# All remedies. The tests run the code and the options that they name.
 _RULES = (
     _Rule(
         INPUT_NOT_FINITE,
@@ -164,16 +170,16 @@ _RULES = (
     _Rule(UNDEFINED, UNDEFINED, "use another loss there, for instance cw"),
     _Rule(SCALE_CAPPED, SCALE_CAPPED, "use a loss without a scale there: ce or stable_ce"),
     _Rule(FLAT, FLAT, "measure other samples", is_result=True),
-    *(_of_format(f) for f in FORMATS.values()),
+    *(_rule_of_format(f) for f in FORMATS.values()),
 )
 
 
 def tally(reasons: Iterable[str]) -> tuple[Tally, ...]:
-    """The reasons with the number of their rows, the most frequent first."""
+    """Count the rows for each reason, the most frequent reason first."""
     groups: dict[_Rule, list[str]] = {}
     for reason in reasons:
         groups.setdefault(_rule_of(reason), []).append(reason)
-    counted = [
+    tallies = [
         Tally(
             group[0] if len(set(group)) == 1 else rule.words,
             rule.remedy,
@@ -182,10 +188,11 @@ def tally(reasons: Iterable[str]) -> tuple[Tally, ...]:
         )
         for rule, group in groups.items()
     ]
-    return tuple(sorted(counted, key=lambda t: -t.rows))
+    return tuple(sorted(tallies, key=lambda t: -t.rows))
 
 
 def _rule_of(reason: str) -> _Rule:
+    """The rule that matches a reason; a rule of its own if there is none."""
     for rule in _RULES:
         if re.fullmatch(rule.pattern, reason):
             return rule
@@ -193,20 +200,21 @@ def _rule_of(reason: str) -> _Rule:
 
 
 def reasons(frame: pd.DataFrame) -> "pd.Series[str]":
-    """The reason of every row that has no relative error, or none that can be judged."""
+    """The reason of each row without a relative error, or with one that cannot be judged."""
     capped = frame["scale_capped"].fillna(False).astype(bool)
     missing = frame["delta"].isna()
-    stated = frame["reason"].where(missing)
-    stated = stated.mask(capped & stated.isna() & ~missing, SCALE_CAPPED)
-    return stated.mask(missing & stated.isna(), _NOT_RECORDED).dropna()
+    by_row = frame["reason"].where(missing)
+    by_row = by_row.mask(capped & by_row.isna() & ~missing, SCALE_CAPPED)
+    return by_row.mask(missing & by_row.isna(), _NOT_RECORDED).dropna()
 
 
 def _rows(number: int) -> str:
+    """A number of rows in words."""
     return f"{number} row{'s' * (number != 1)}"
 
 
 def counted(tallies: Iterable[Tally]) -> str:
-    """Rows and reasons in words: `"2: its input is not finite; 1: ..."`."""
+    """Numbers of rows and their reasons in words: `"2: its input is not finite; 1: ..."`."""
     return "; ".join(f"{t.rows}: {t.words}" for t in tallies)
 
 
@@ -216,16 +224,16 @@ def is_any_measured(frame: pd.DataFrame) -> bool:
 
 
 def unmeasured_sentence(frame: pd.DataFrame, *, with_results: bool) -> str | None:
-    """How many rows were not measured, why, and what to do; None where there is nothing to say.
+    """A sentence how many rows were not measured, why, and what to do; None if all were.
 
     Args:
-        frame: rows of a report.
-        with_results: name flat gradients and formats that are not finite, too.
+        frame: Rows of a report.
+        with_results: Count flat gradients and formats that are not finite, too.
     """
     tallies = tally(reasons(frame[frame["delta"].isna()]))
-    named = [t for t in tallies if with_results or not t.is_result]
-    if not named:
+    gaps = [t for t in tallies if with_results or not t.is_result]
+    if not gaps:
         return None
-    number = sum(t.rows for t in named)
-    explained = "; ".join(f"{t.words} ({_rows(t.rows)}: {t.remedy})" for t in named)
-    return f"{number} of {len(frame)} rows were not measured: {explained}"
+    number = sum(t.rows for t in gaps)
+    explanation = "; ".join(f"{t.words} ({_rows(t.rows)}: {t.remedy})" for t in gaps)
+    return f"{number} of {len(frame)} rows were not measured: {explanation}"

@@ -13,7 +13,7 @@ from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64
 from fperr.losses import Context, loss_named
-from fperr.measurement.exact_in_format import ExactInFormat
+from fperr.measurement.exact_in_format import ExactFormatNetwork
 from fperr.networks.exactly import ExactNetwork
 from fperr.networks.in_format import FormatNetwork
 
@@ -65,7 +65,7 @@ def overhead_of_measure(model: nn.Module, x: Tensor) -> None:
         label = model(x).argmax(1)
         samples = reference.samples(x, lambda: None)
         for network in networks:
-            fmt = ExactInFormat(reference, network, x)
+            fmt = ExactFormatNetwork(reference, network, x)
             for _ in range(2):  # two labels; the other two scenarios are their sign twins
                 for name in LOSSES:
                     g = network.gradient(x, label, loss_named(name), Context(), mean=False)

@@ -14,7 +14,7 @@ from fperr.exact import operations
 from fperr.exact.audit.samples import SampleAudit
 from fperr.formats import FORMATS
 from fperr.gradient_error.stages import STAGES
-from fperr.measurement.exact_in_format import ExactInFormat
+from fperr.measurement.exact_in_format import ExactFormatNetwork
 from fperr.measurement.run import MeasurementRun
 from fperr.report.frame import COLUMNS
 from tests.conftest import integers, normal, seeded, tiny_mlp
@@ -194,8 +194,8 @@ def test_a_stage_is_seen_where_it_was_planted(monkeypatch):
         for sample in honest_samples(self, *arguments):
             yield replace(sample, z=[sample.z[0] + 1e-3, *sample.z[1:]])
 
-    honest_samples = ExactInFormat.samples
-    monkeypatch.setattr(ExactInFormat, "samples", planted)
+    honest_samples = ExactFormatNetwork.samples
+    monkeypatch.setattr(ExactFormatNetwork, "samples", planted)
     frame = fperr.measure(model, x, losses=["mifpe"], formats=["float64"]).frame
     assert (honest[["stage_forward", "stage_cast"]] < 1e-14).all(axis=None)
     assert (frame[["stage_forward", "stage_cast"]] > 1e-6).all(axis=None)

@@ -239,7 +239,7 @@ def test_an_error_planted_in_one_operation_is_found_there(monkeypatch):
         run.values["addmm"].mul_(1.001)
         return run
 
-    monkeypatch.setattr("fperr.measurement.layers.float_run", spoiled)
+    monkeypatch.setattr("fperr.measurement.layer_tracer.float_run", spoiled)
     frame = fperr.trace_layers(model, x, loss="mifpe", format="float64").frame
     assert honest["contribution"].max() < 1e-13
     planted = frame[frame["contribution"] > 1e-6]["layer"].tolist()

@@ -1,1 +1,1 @@
-"""How wrong a computed gradient is: measured, by stage, and bounded."""
+"""The error of a computed gradient: its measures, its stages, and bounds on it."""

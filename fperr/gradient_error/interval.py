@@ -10,13 +10,14 @@ from fperr.exact.error_bound import relative_error
 def delta_interval(
     A: BallArithmetic, gradient: Tensor, factor: tuple[float, int], exact: BallArray
 ) -> tuple[float, float]:
-    """Lower and upper bound on |g_hat - g|_2/|g|_2.
+    """A lower and an upper bound on |g_hat - g|_2/|g|_2, both proved.
 
     Args:
-        A: the arithmetic of `exact`.
-        gradient: g_hat of one sample, in the format, finite.
-        factor: (loss scale, number of samples that a mean divided by) of it.
-        exact: g (1, entries).
+        A: Arithmetic of `exact`.
+        gradient: Gradient g_hat of one sample, in the format, finite.
+        factor: Loss scale, and number of samples that a mean divided by; g_hat contains their
+            quotient.
+        exact: Gradient g (1, entries), as balls.
     """
     loss_scale, count = factor
     computed = A.from_torch(gradient.reshape(1, -1))

@@ -1,4 +1,7 @@
-"""How wrong a gradient is: norms, direction, signs. All invariant to a common scale of both."""
+"""Measures of a gradient's error, by norm, direction and sign.
+
+None of them changes if the computed and the exact gradient are multiplied by the same number.
+"""
 
 import math
 
@@ -17,24 +20,26 @@ NAMES = (
 )
 
 
-def error_metrics(parts: Split) -> dict[str, float]:
-    """The measures of a finite computed gradient; all NaN if the exact one is zero.
+def error_metrics(errors: Split) -> dict[str, float]:
+    """Measures of the error of a computed gradient, by name.
 
     Args:
-        parts: the exact gradient, the computed one and the error between them.
+        errors: The exact gradient g, the computed one g_hat, and their difference.
 
     Returns:
-        delta = |error|_2/|g|_2; max_norm_delta, the same in the maximum norm; cosine_distance,
-        1 - cos of the angle between g_hat and g (1 for g_hat = 0); and over the components with
-        g_j != 0 the share whose sign is wrong, in two parts: flipped, or computed as zero.
+        `delta`: |g_hat - g|_2/|g|_2. `max_norm_delta`: the same in the maximum norm.
+        `cosine_distance`: 1 - cos of the angle between g_hat and g (1 for g_hat = 0).
+        `sign_error_rate`: share of the components with g_j != 0 whose sign is wrong; it is the sum
+        of `flip_rate` (opposite sign) and `zero_rate` (computed as zero). All are NaN if g_hat is
+        not finite or g is zero.
     """
-    gradient, error, computed = parts.gradient, parts.error, parts.computed
-    hats = parts.computed_signs
-    if error is None or computed is None or hats is None or not parts.signs.any():
+    gradient, error, computed = errors.gradient, errors.error, errors.computed
+    computed_signs = errors.computed_signs
+    if error is None or computed is None or computed_signs is None or not errors.signs.any():
         return dict.fromkeys(NAMES, math.nan)
-    counted = parts.signs != 0
-    signs = hats[counted]
-    wrong, zero = signs != parts.signs[counted], signs == 0
+    is_nonzero = errors.signs != 0
+    signs = computed_signs[is_nonzero]
+    wrong, zero = signs != errors.signs[is_nonzero], signs == 0
     return {
         "delta": error.ratio(gradient),
         "max_norm_delta": error.ratio(gradient, math.inf),
@@ -46,7 +51,10 @@ def error_metrics(parts: Split) -> dict[str, float]:
 
 
 def _cosine_distance(gradient: Scaled, error: Scaled, computed: Scaled) -> float:
-    """1 - cos, through the part of the error across g: accurate for the smallest errors too."""
+    """1 - cos of the angle between g_hat and g, accurate for the smallest angles, too.
+
+    1 - cos = sin**2/(1 + cos), and sin is the component of the error orthogonal to g, over |g_hat|.
+    """
     if not computed.values.any():
         return 1.0
     if not error.values.any():
@@ -55,5 +63,5 @@ def _cosine_distance(gradient: Scaled, error: Scaled, computed: Scaled) -> float
     if cosine <= 0:
         return 1.0 - cosine
     g = gradient.values / torch.linalg.vector_norm(gradient.values)
-    across = Scaled(error.values - g * (g @ error.values), error.exponent)
-    return across.ratio(computed) ** 2 / (1.0 + cosine)
+    orthogonal = Scaled(error.values - g * (g @ error.values), error.exponent)
+    return orthogonal.ratio(computed) ** 2 / (1.0 + cosine)

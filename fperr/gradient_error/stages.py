@@ -1,8 +1,9 @@
-"""Where the error of a gradient arises: backward + loss + forward + cast, which sum exactly.
+"""Split the error of a gradient into four stages, which sum to it exactly.
 
-With J~ the exact product through what the format's own forward pass left for the backward one, v
-the exact logit gradient, hats for what the format computed, and subscript c for the exact network
-with weights and input rounded to the format:
+Notation: g is the exact gradient, v the exact logit gradient and z the exact logits; g_hat, v_hat
+and z_hat are those that the format computed. J~ is the Jacobian through the values that the
+format's forward pass saved for its backward pass, multiplied exactly. J_c and z_c belong to the
+exact network with weights and input rounded (cast) to the format.
 
     g_hat - g = (g_hat - J~^T v_hat)                 backward
               + J~^T (v_hat - v(z_hat))              loss
@@ -24,13 +25,13 @@ STAGES = ("backward", "loss", "forward", "cast")
 
 @dataclass(frozen=True, slots=True)
 class LogitGradients:
-    """Logit gradients, each (1, K) or None where it is undefined or not finite.
+    """Logit gradients of one loss, each (1, K), or None where it is undefined or not finite.
 
     Attributes:
-        computed: v_hat, the format's own, any loss scale divided out.
+        computed: v_hat, computed by the format, any loss scale divided out.
         format: v(z_hat), exact at the format's logits.
         cast: v(z_c), exact at the logits of the cast network.
-        exact: v(z).
+        exact: v(z), exact at the exact logits.
     """
 
     computed: Vector | None
@@ -41,13 +42,15 @@ class LogitGradients:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A gradient, its error and the stages of the error; None where undefined.
+    """A gradient, its error and the stages of the error; None where they are undefined.
 
     Attributes:
-        gradient: the exact g.
-        computed: g_hat, loss scale divided out.
-        stages: empty where they were not asked for.
-        signs, computed_signs: of their components, however small: -1, 0 or 1.
+        gradient: Exact gradient g.
+        computed: Computed gradient g_hat, any loss scale divided out.
+        signs, computed_signs: Signs -1, 0 or 1 of the components of g and g_hat, however small
+            those are.
+        error: Error g_hat - g.
+        stages: Vectors by name of `STAGES`; empty if they were not computed.
     """
 
     gradient: Scaled
@@ -66,15 +69,15 @@ def split(
     data: TransposedJacobian | None,
     cast_gradient: Vector | None,
 ) -> Split:
-    """The error of a computed gradient, and its stages.
+    """Split the error of a computed gradient into its stages.
 
     Args:
-        A: of the vectors.
-        computed: g_hat (1, entries), any loss scale divided out; None if it is not finite.
-        gradient: g (1, entries), exact.
-        v: the logit gradients.
-        data: J~^T, through what the format's run left; None where that is not finite.
-        cast_gradient: J_c^T v(z_c), of the network with weights and input rounded to the format.
+        A: Arithmetic of the vectors.
+        computed: Gradient g_hat (1, entries), any loss scale divided out; None if it is not finite.
+        gradient: Exact gradient g (1, entries).
+        v: Logit gradients.
+        data: J~^T; None where the values that the format's run saved are not finite.
+        cast_gradient: J_c^T v(z_c), the exact gradient of the cast network.
     """
     forward = product(v.format, data)
     backward = product(v.computed, data)
@@ -89,7 +92,7 @@ def split(
 
 
 def compared(A: Vectors, computed: Vector | None, gradient: Vector) -> Split:
-    """The error of a computed gradient, without its stages."""
+    """The error of a computed gradient, without its stages; arguments as for `split`."""
     return Split(
         scaled(A, gradient),
         _optional(A, computed),
@@ -100,31 +103,36 @@ def compared(A: Vectors, computed: Vector | None, gradient: Vector) -> Split:
     )
 
 
-def shares(parts: Split) -> dict[str, float]:
-    """<stage, error>/|error|^2 of each stage: signed, they sum to 1; NaN where undefined."""
-    error = parts.error
+def shares(errors: Split) -> dict[str, float]:
+    """The share of each stage in the error, <stage, error>/|error|^2.
+
+    The shares are signed and sum to 1. They are NaN where a vector is undefined or the error is 0.
+    """
+    error = errors.error
     if error is None or not error.values.any():
         return dict.fromkeys(STAGES, math.nan)
-    found = {}
+    by_stage = {}
     for name in STAGES:
-        stage = parts.stages.get(name)
+        stage = errors.stages.get(name)
         if stage is None:
-            found[name] = math.nan
+            by_stage[name] = math.nan
         elif not stage.values.any():
-            found[name] = 0.0
+            by_stage[name] = 0.0
         else:
-            found[name] = stage.ratio(error) * stage.cosine(error)
-    return found
+            by_stage[name] = stage.ratio(error) * stage.cosine(error)
+    return by_stage
 
 
 def product(v: Vector | None, transposed: TransposedJacobian | None) -> Vector | None:
-    """J^T v; None where either is undefined."""
+    """J^T v; None where v or J^T is undefined."""
     return None if v is None or transposed is None else transposed.product(v)
 
 
 def _difference(A: Vectors, a: Vector | None, b: Vector | None) -> Vector | None:
+    """a - b; None where either is None."""
     return None if a is None or b is None else A.sub(a, b)
 
 
 def _optional(A: Vectors, a: Vector | None) -> Scaled | None:
+    """The vector in float64 with a common exponent; None for None."""
     return None if a is None else scaled(A, a)

@@ -1,4 +1,4 @@
-"""A model and inputs in, a report out: the floating-point error of the gradients of attacks."""
+"""Measures the floating-point error of attack gradients: model and inputs in, report out."""
 
 from fperr.measurement.entry import measure
 from fperr.measurement.estimate import Estimate, estimate

@@ -1,4 +1,4 @@
-"""`fperr.measure`: a model and inputs in, a report of the floating-point error of gradients out."""
+"""`fperr.measure`: measures the floating-point error of input gradients, and reports it."""
 
 import contextlib
 import warnings
@@ -49,11 +49,14 @@ def measure(
 ) -> Report:
     """Measure how wrong the input gradients of attack losses are in floating point.
 
-    The reference is the gradient of the same network in arbitrary precision; the scale c that the
-    format's run computed, and the labels, are data of both. Faults in the data mark their rows,
-    and the others go on; Ctrl-C returns the rows that are finished. A row that could not be
-    measured says why (`reason`), and an `UnmeasuredWarning` says how many there are, unless the
-    exact gradient is zero there or the format's numbers are not finite.
+    The gradient that a format computes is compared with the exact gradient: that of the same
+    network with the same weights, in arbitrary precision. Both use the same labels, and the scale c
+    that the format computed, for losses that have one.
+
+    A sample that cannot be measured (for instance because its input is not finite) does not stop
+    the others: its rows hold the reason in the column `reason`, and an `UnmeasuredWarning` says how
+    many such rows there are. It does not count rows whose exact gradient is zero, or whose numbers
+    are not finite in the format. Ctrl-C returns the rows that are finished.
 
     Args:
         model: (batch, *shape) -> logits (batch, K), K >= 2, in evaluation mode; not changed.
@@ -107,7 +110,7 @@ def measure(
         ValueError: `out` cannot be a folder, or holds something else; names the settings that
             differ.
         StorageError: `out` cannot be written to (a full disk), or another run is at work in it.
-        FperrError: anything that stops it later; `report` holds the finished samples.
+        FperrError: the measurement stopped later; the error's `report` holds the finished samples.
     """
     checks.optional_flag("progress", progress)
     with folder_of(out) as run:
@@ -140,16 +143,20 @@ def measure(
     return report
 
 
-def _measured(lab: MeasurementRun, rows: RowsInMemory, progress: bool | None) -> Report:
-    """The report of all samples, or of those that were finished before Ctrl-C."""
-    samples = len(lab.job.x)
+def _measured(run: MeasurementRun, rows: RowsInMemory, progress: bool | None) -> Report:
+    """The report of all samples, or of those that were finished before Ctrl-C.
+
+    Raises:
+        FperrError: the measurement failed; its `report` holds the finished samples.
+    """
+    samples = len(run.job.x)
     hidden = None if progress is None else not progress
     layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
     with tqdm(total=2 * samples, desc="measure", bar_format=layout, disable=hidden) as bar:
         bar.update(2 * rows.samples_read)
         try:
             started = rows.samples_read + 1
-            for done, of_sample in enumerate(lab.rows(bar.update, rows.finished), start=started):
+            for done, of_sample in enumerate(run.rows(bar.update, rows.finished), start=started):
                 rows.add(of_sample)
                 bar.set_postfix_str(f"{done} of {samples} samples")
             return rows.report(interrupted=False)
@@ -157,21 +164,21 @@ def _measured(lab: MeasurementRun, rows: RowsInMemory, progress: bool | None) ->
             rows.flush()
             return rows.report(interrupted=True)
         except Exception as fault:
-            with contextlib.suppress(StorageError):  # the fault itself says more
+            with contextlib.suppress(StorageError):  # the fault is more important than a full disk
                 rows.flush()
             report = rows.report(interrupted=True)
             if not len(report.frame):
                 raise
-            raise _keeping(report, fault) from fault
+            raise _with_report(fault, report) from fault
 
 
-def _keeping(report: Report, fault: Exception) -> FperrError:
-    """The fault, with what was finished before it: nothing that was computed is lost."""
-    kept = fault
-    if not isinstance(kept, FperrError):
-        kept = FperrError(
+def _with_report(fault: Exception, report: Report) -> FperrError:
+    """Attach the report of the finished samples to the fault, so that nothing is lost."""
+    error = fault
+    if not isinstance(error, FperrError):
+        error = FperrError(
             f"the measurement stopped after {report.frame['sample'].nunique()} samples, whose rows "
             f"are in this error's `report`: {type(fault).__name__}: {fault}"
         )
-    kept.report = report
-    return kept
+    error.report = report
+    return error

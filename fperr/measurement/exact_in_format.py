@@ -1,4 +1,4 @@
-"""The exact side of one format: its cast network, what its runs left behind, and their routing."""
+"""The exact vectors and branches that a format's run on a batch is compared with."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,17 @@ from fperr.networks.in_format import FormatNetwork
 
 @dataclass(frozen=True, slots=True)
 class ExactSampleInFormat:
-    """One sample, exactly, through the network with weights and input rounded to a format.
+    """The exact values of one sample in the network of a format.
+
+    The cast network has weights and input rounded to the format, and computes exactly.
 
     Attributes:
-        z: the K exact logits of the cast network; None where weights or input overflow the format.
-        cast: its J^T, or None.
-        data: J^T through what the format's own forward pass left; None where that is not finite.
-        flips: how its decisions differ from the exact network's, by layer; None where unknown.
+        z: The K exact logits of the cast network; None where weights or input overflow the format.
+        cast: J^T of the cast network, or None.
+        data: J^T through the values that the format's own forward pass saved; None where those are
+            not finite.
+        flips: Differences between the branches of the format's run and the exact network's, by
+            layer; None where they cannot be compared.
     """
 
     z: list[Any] | None
@@ -35,13 +39,13 @@ class ExactSampleInFormat:
     flips: list[Flips] | None
 
 
-class ExactInFormat:
-    """The exact side of one format.
+class ExactFormatNetwork:
+    """The network of one format, evaluated exactly.
 
     Args:
-        reference: of the model's own dtype.
-        network: the model in the format.
-        x: the inputs, of which the first gives the shape.
+        reference: Exact network of the model in its own dtype.
+        network: The model in the format.
+        x: Inputs, of which the first gives the shape.
     """
 
     def __init__(self, reference: ExactNetwork, network: FormatNetwork, x: Tensor) -> None:
@@ -50,15 +54,15 @@ class ExactInFormat:
         self._single = network.capture(x[:1])
         constants = self._single.constants().values()
         self._weights_are_finite = all(bool(t.isfinite().all()) for t in constants)
-        self._is_own = _same_network(self._single, reference.capture)
+        self._is_same_network = _same_network(self._single, reference.capture)
         self._engine = (
             reference.engine
-            if self._is_own or not self._weights_are_finite
+            if self._is_same_network or not self._weights_are_finite
             else reference.engine_for(self._single)
         )
 
     def run(self, x: Tensor, v: Tensor) -> FloatRun:
-        """What the format's forward pass leaves for the backward pass on a batch.
+        """The values that the format's forward pass on a batch saves for its backward pass.
 
         Raises:
             CaptureAuditError: see `FormatNetwork.saved`.
@@ -68,98 +72,113 @@ class ExactInFormat:
     def samples(
         self, x: Tensor, run: FloatRun, exact: Sequence[ExactSample | None]
     ) -> Iterator[ExactSampleInFormat | None]:
-        """The exact side of every sample of a batch x, of which `run` is the run, when asked for.
+        """The exact values of each sample of a batch, computed as they are consumed.
 
-        None where the exact network itself is unknown.
+        Args:
+            x: Batch (batch, *shape).
+            run: Values that the format's forward pass on the batch saved.
+            exact: The exact network at each sample, or None.
+
+        Yields:
+            The values of each sample, in order; None where there is no exact network.
         """
         for piece in self._engine.pieces(len(x)):
-            places = range(*piece.indices(len(x)))
-            known = {i: sample for i in places if (sample := exact[i]) is not None}
-            states = self._states(x, known)
-            data = {i: self._data(run, i, state) for i, state in states.items()}
-            maps = self._maps(states, data)
-            for i in places:
-                sample = known.get(i)
+            indices = range(*piece.indices(len(x)))
+            samples = {i: sample for i in indices if (sample := exact[i]) is not None}
+            states = self._states(x, samples)
+            saved = {i: self._saved_values(run, i, state) for i, state in states.items()}
+            maps = self._maps(states, saved)
+            for i in indices:
+                sample = samples.get(i)
                 if sample is None:
                     yield None
                 elif i not in states:
                     yield ExactSampleInFormat(None, None, None, None)
                 else:
-                    seen = self._flips(sample, data[i])
-                    yield ExactSampleInFormat(states[i].z, states[i].map, maps.get(i), seen)
+                    branch_flips = self._flips(sample, saved[i])
+                    yield ExactSampleInFormat(states[i].z, states[i].map, maps.get(i), branch_flips)
 
-    def _states(self, x: Tensor, known: Mapping[int, ExactSample]) -> dict[int, ExactPoint]:
-        """The cast network at the samples; those where weights or input overflow are missing."""
-        found, others = {}, []
-        for i, sample in known.items():
+    def _states(self, x: Tensor, samples: Mapping[int, ExactSample]) -> dict[int, ExactPoint]:
+        """The cast network at the samples, by index; without those that overflow the format."""
+        states: dict[int, ExactPoint] = {}
+        to_compute: list[tuple[int, Tensor]] = []
+        for i, sample in samples.items():
             cast = self.network.cast(x[i : i + 1])
             if not (self._weights_are_finite and bool(cast.isfinite().all())):
                 continue
-            if self._is_own and torch.equal(cast.double(), x[i : i + 1].double()):
-                found[i] = sample.state
+            # the format holds weights and input exactly: the cast network is the exact one
+            if self._is_same_network and torch.equal(cast.double(), x[i : i + 1].double()):
+                states[i] = sample.state
             else:
-                others.append((i, cast))
-        if others:
-            states = self._engine.states(torch.cat([cast for _, cast in others]))
-            pairs = zip(others, states, strict=True)
-            found |= {i: state for (i, _), state in pairs if isinstance(state, ExactPoint)}
-        return found
+                to_compute.append((i, cast))
+        if to_compute:
+            computed = self._engine.states(torch.cat([cast for _, cast in to_compute]))
+            pairs = zip(to_compute, computed, strict=True)
+            states |= {i: state for (i, _), state in pairs if isinstance(state, ExactPoint)}
+        return states
 
     def _maps(
-        self, states: Mapping[int, ExactPoint], data: Mapping[int, SavedValues | None]
+        self, states: Mapping[int, ExactPoint], saved: Mapping[int, SavedValues | None]
     ) -> dict[int, TransposedJacobian]:
-        """J^T through what the run left; that of the state where it left the same."""
-        found: dict[int, TransposedJacobian] = {}
-        other: dict[int, SavedValues] = {}
-        for i, read in data.items():
-            if read is None:
-                continue
-            if read.same_as(states[i].saved_values, states[i].interpreter.arithmetic):
-                found[i] = states[i].map
-            else:
-                other[i] = read
-        if other:
-            own = [states[i] for i in other]
-            found |= zip(other, self._engine.maps(own, list(other.values())), strict=True)
-        return found
+        """J^T through the values that the run saved, by index.
 
-    def _flips(self, exact: ExactSample, data: SavedValues | None) -> list[Flips] | None:
+        Where the run saved the same values as the cast network, J^T is the cast network's.
+        """
+        maps: dict[int, TransposedJacobian] = {}
+        to_compute: dict[int, SavedValues] = {}
+        for i, values in saved.items():
+            if values is None:
+                continue
+            if values.same_as(states[i].saved_values, states[i].interpreter.arithmetic):
+                maps[i] = states[i].map
+            else:
+                to_compute[i] = values
+        if to_compute:
+            points = [states[i] for i in to_compute]
+            computed = self._engine.maps(points, list(to_compute.values()))
+            maps |= zip(to_compute, computed, strict=True)
+        return maps
+
+    def _flips(self, exact: ExactSample, saved: SavedValues | None) -> list[Flips] | None:
+        """How the branches of the run differ from the exact network's, by layer."""
         keys = corresponding(exact.state.decisions, self._single)
-        return None if keys is None or data is None else flips(exact.state.decisions, data, keys)
+        return None if keys is None or saved is None else flips(exact.state.decisions, saved, keys)
 
     def frozen_gradient(
-        self, x: Tensor, v: Tensor, routes: Sequence[tuple[Branches, ...] | None]
+        self, x: Tensor, v: Tensor, branches: Sequence[tuple[Branches, ...] | None]
     ) -> Tensor | None:
-        """The format's gradient on a batch with every decision that of the exact network.
+        """The format's gradient on a batch, with every branch taken as in the exact network.
 
         Args:
-            x: (batch, *shape).
-            v: (batch, K), the format's logit gradient.
-            routes: the decisions of each sample; where they are missing, another one's are put in
-                their place.
+            x: Batch (batch, *shape).
+            v: Logit gradient (batch, K) of the format.
+            branches: Branches of the exact network at each sample. A sample without any gets those
+                of the first sample that has some; its gradient is not used.
 
         Returns:
-            (batch, *shape), or None where the format's graph decides in other places.
+            Gradient (batch, *shape), or None where the branches of the format's graph do not
+            correspond to the exact network's.
         """
-        known = next(route for route in routes if route is not None)
-        samples = [known if route is None else route for route in routes]
+        stand_in = next(sample for sample in branches if sample is not None)
+        samples = [stand_in if sample is None else sample for sample in branches]
         with self.network.running():
             return frozen_gradient(self.network.capture(x), self.network.cast(x), v, samples)
 
-    def _data(self, run: FloatRun, i: int, state: ExactPoint) -> SavedValues | None:
-        """What sample i of the run left, in the state's arithmetic; None if it is not finite."""
-        part = state.interpreter.part
-        if not all(bool(part(run, name, i).isfinite().all()) for name in run.values):
+    def _saved_values(self, run: FloatRun, i: int, state: ExactPoint) -> SavedValues | None:
+        """What sample i of the run saved, in the state's arithmetic; None if it is not finite."""
+        value_of_sample = state.interpreter.part
+        if not all(bool(value_of_sample(run, name, i).isfinite().all()) for name in run.values):
             return None
-        found: SavedValues = sample_of(state.interpreter.saved_values_of(run, i), 0)
-        return found
+        # the interpreter returns a batch of one sample
+        saved: SavedValues = sample_of(state.interpreter.saved_values_of(run, i), 0)
+        return saved
 
 
 def _same_network(a: Capture, b: Capture) -> bool:
     """Whether two captures are the same operations with the same numbers in them."""
     if not a.is_like(b):
         return False
-    mine, theirs = a.constants(), b.constants()
-    return mine.keys() == theirs.keys() and all(
-        torch.equal(mine[name].double(), theirs[name].double()) for name in mine
+    constants_a, constants_b = a.constants(), b.constants()
+    return constants_a.keys() == constants_b.keys() and all(
+        torch.equal(constants_a[name].double(), constants_b[name].double()) for name in constants_a
     )

@@ -1,4 +1,4 @@
-"""Which class the loss of each sample uses, and in which scenario that puts it."""
+"""Assigns to each sample the class that its loss uses, and the scenario that follows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from fperr.theory.scenarios import Scenario, assigned_label, classify
 
 
 @dataclass(frozen=True, slots=True)
-class LabelsOfScenario:
-    """One class for each sample of a batch.
+class LabelAssignment:
+    """The class that the loss uses at each sample of a batch.
 
     Attributes:
-        label: (batch,), y of an untargeted, y_t of a targeted loss.
-        targeted: which of the two.
-        y: (batch,), the true label where it is known (targeted DLR needs it).
-        scenarios: of each sample, by the reference's logits.
+        label: Classes (batch,): y of an untargeted, y_t of a targeted loss.
+        targeted: True if the loss is targeted.
+        y: True labels (batch,), or None where they are not known; targeted DLR needs them.
+        scenarios: Scenario of each sample, by the exact logits.
     """
 
     label: Tensor
@@ -26,27 +26,30 @@ class LabelsOfScenario:
     scenarios: Sequence[Scenario]
 
 
-def labels_by_scenario(job: MeasureRequest, batch: slice, order: Tensor) -> list[LabelsOfScenario]:
-    """The cases of one batch: one for each assigned scenario, or the observed one.
+def label_assignments(job: MeasureRequest, batch: slice, order: Tensor) -> list[LabelAssignment]:
+    """The assignments of one batch: one for each requested scenario, or the observed one.
 
     Args:
-        job: the request.
-        batch: which samples.
-        order: (batch, K), classes by the reference's logits.
+        job: Checked request.
+        batch: Samples of the batch.
+        order: Classes (batch, K) by descending exact logit.
     """
     if job.scenarios is not None:
         return [_assigned(scenario, order) for scenario in job.scenarios]
     y = None if job.y is None else job.y[batch]
     if job.targets is None:
         assert y is not None
-        return [LabelsOfScenario(y, False, y, classify(order, y, targeted=False))]
+        return [LabelAssignment(y, False, y, classify(order, y, targeted=False))]
     target = job.targets[batch]
-    return [LabelsOfScenario(target, True, y, classify(order, target, targeted=True))]
+    return [LabelAssignment(target, True, y, classify(order, target, targeted=True))]
 
 
-def _assigned(scenario: Scenario, order: Tensor) -> LabelsOfScenario:
-    """Labels pi_1 or pi_2; the true label of a targeted case is the other one of the two."""
+def _assigned(scenario: Scenario, order: Tensor) -> LabelAssignment:
+    """Labels pi_1 or pi_2, the classes with the largest and second largest logit.
+
+    The true label of a targeted loss is the class that is not its target.
+    """
     label = assigned_label(order, scenario)
     other = order[:, 1 if scenario.label_leads else 0]
     y = other if scenario.targeted else label
-    return LabelsOfScenario(label, scenario.targeted, y, [scenario] * len(label))
+    return LabelAssignment(label, scenario.targeted, y, [scenario] * len(label))

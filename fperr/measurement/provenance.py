@@ -1,4 +1,4 @@
-"""What a report must say about how it came to be."""
+"""The provenance of a report: settings, versions, device and digests."""
 
 import importlib.metadata
 import platform
@@ -21,14 +21,14 @@ def provenance(
     *,
     interrupted: bool,
 ) -> dict[str, Any]:
-    """Settings, versions, kernels, precision switches and digests, ready for JSON.
+    """The settings, versions, kernels, precision switches and digests, ready for JSON.
 
     Args:
-        job: the request.
-        engine: name and precision of the reference.
-        network_digest: of the captured operations and every tensor in them.
-        switches: by format, what was set.
-        interrupted: rows of later samples are missing.
+        job: Checked request.
+        engine: Name and precision of the exact network's engine.
+        network_digest: Digest of the captured operations and of every tensor in them.
+        switches: Kernel switches that were set, by format.
+        interrupted: True if rows of later samples are missing.
     """
     device = job.x.device
     observed = "observed" if job.scenarios is None else [s.name for s in job.scenarios]

@@ -1,4 +1,4 @@
-"""Rows of a measurement: in memory, or on disk, where a second run goes on from them."""
+"""Stores the rows of a measurement: in memory, or on disk, where a later run continues them."""
 
 import secrets
 import time
@@ -20,20 +20,21 @@ from fperr.report.frame import Report
 from fperr.run_folder import RunFolder, opened
 from fperr.vocabulary import EngineChoice
 
-ABOUT = "measurement.json"
+SETTINGS_FILE = "measurement.json"
 _REMEDY = "give another folder (or begin anew: --overwrite of the command)"
-_WRITING_SHARE = 0.1  # of the time, at most, an unfinished batch is written again and again
+# an unfinished batch is written again after each sample, but only during this share of the time
+_WRITING_SHARE = 0.1
 
 
 def folder_of(out: str | Path | None) -> AbstractContextManager[RunFolder | None]:
     """The run folder, locked; None where no folder is asked for."""
     if out is None:
         return nullcontext()
-    return opened(checks.path("out", out), ABOUT, remedy=_REMEDY)
+    return opened(checks.path("out", out), SETTINGS_FILE, remedy=_REMEDY)
 
 
 def engine_of(run: RunFolder | None, engine: EngineChoice) -> EngineChoice:
-    """The engine to ask for: where timings choose it, what they chose in the first run."""
+    """The engine to request: if timings choose it, the engine that they chose in the first run."""
     stored = None if run is None or run.settings is None else run.settings.get("reference")
     if engine != "auto" or not isinstance(stored, dict) or stored.get("asked") != "auto":
         return engine
@@ -43,52 +44,61 @@ def engine_of(run: RunFolder | None, engine: EngineChoice) -> EngineChoice:
 def as_first_chosen(
     job: MeasureRequest, run: RunFolder | None, engine: EngineChoice
 ) -> MeasureRequest:
-    """The job with the reason for which the first run chose the engine."""
+    """The request, with the reason why the first run chose the engine."""
     if run is None or run.settings is None or engine_of(run, engine) == engine:
         return job
     return replace(job, engine_choice=str(run.settings["reference"]["chosen_because"]))
 
 
 class RowsInMemory:
-    """Rows in memory."""
+    """Rows in memory.
 
-    def __init__(self, lab: MeasurementRun) -> None:
-        self._lab = lab
+    Args:
+        measurement: The run that makes the rows.
+
+    Attributes:
+        finished: First samples of the batches that were read, and are not measured again.
+        samples_read: Number of samples that were read.
+    """
+
+    def __init__(self, measurement: MeasurementRun) -> None:
+        self._measurement = measurement
         self._rows: list[Row] = []
         self.finished: frozenset[int] = frozenset()
         self.samples_read = 0
 
     def add(self, rows: Sequence[Row]) -> None:
-        """The rows of the next sample."""
-        self._rows.extend({"network": self._lab.job.name, **row} for row in rows)
+        """Add the rows of the next sample."""
+        self._rows.extend({"network": self._measurement.job.name, **row} for row in rows)
 
     def flush(self) -> None:
-        """Nothing is on disk."""
+        """Write finished rows to disk; rows in memory are never written."""
 
     def report(self, *, interrupted: bool) -> Report:
-        """All that are finished."""
-        return Report.from_rows(self._rows, self._lab.provenance(interrupted=interrupted))
+        """The report of all finished rows."""
+        return Report.from_rows(self._rows, self._measurement.provenance(interrupted=interrupted))
 
 
 class RowsOnDisk(RowsInMemory):
-    """Rows in a run folder: a file for each batch, and one for what is finished of a batch.
+    """Rows in a run folder: a file for each finished batch, and a file for an unfinished one.
 
-    A batch that was cut off is run again as a whole, because the bits of a format's run depend on
-    the batch; its finished rows can be read until then.
+    A batch that was cut off is run again from its first sample, because the bits of a format's run
+    depend on the batch; until then, its finished rows can be read.
 
     Args:
-        lab: the measurement.
-        run: the folder.
-        reference: the engine that was asked for.
+        measurement: The run that makes the rows.
+        folder: The run folder.
+        engine: Engine that the user requested.
     """
 
-    def __init__(self, lab: MeasurementRun, run: RunFolder, reference: str) -> None:
-        super().__init__(lab)
-        self._run = run
-        self._token = secrets.token_hex(8)
-        self._about = lab.provenance(interrupted=True)[lab.job.name]
-        run.begin(_settings(self._about, lab.job, reference))
-        self._batches = {batch.start: batch for batch in lab.job.batches()}
+    def __init__(self, measurement: MeasurementRun, folder: RunFolder, engine: str) -> None:
+        super().__init__(measurement)
+        self._folder = folder
+        self._token = secrets.token_hex(8)  # tells the runs apart that wrote to this folder
+        self._details = measurement.provenance(interrupted=True)[measurement.job.name]
+        folder.begin(_settings(self._details, measurement.job, engine))
+        # the batches, and later their reports, by first sample
+        self._batches = {batch.start: batch for batch in measurement.job.batches()}
         self._reports = dict(self._finished())
         self.finished = frozenset(self._reports)
         self.samples_read = sum(_samples(report) for report in self._reports.values())
@@ -96,7 +106,7 @@ class RowsOnDisk(RowsInMemory):
         self._written_at, self._writing = time.monotonic(), 0.0
 
     def add(self, rows: Sequence[Row]) -> None:
-        """The rows of the next sample; on disk at once, or after a few where writing is slow.
+        """Add the rows of the next sample; write them at once, or later if writing is slow.
 
         Raises:
             StorageError: they cannot be written.
@@ -108,15 +118,15 @@ class RowsOnDisk(RowsInMemory):
             self._write(batch, is_finished=is_last)
 
     def flush(self) -> None:
-        """Write what is finished of a batch."""
+        """Write the finished rows of an unfinished batch."""
         if self._rows:
             self._write(self._batch_of(self._rows), is_finished=False)
 
     def report(self, *, interrupted: bool) -> Report:
-        """All that are finished; of a measurement that was not interrupted, as they lie on disk.
+        """The report of all finished rows; if not interrupted, as they are read from disk.
 
         Raises:
-            StorageError: something of them has gone.
+            StorageError: a batch is missing or damaged on disk.
         """
         if interrupted:
             reports = self._earlier | self._reports
@@ -124,70 +134,77 @@ class RowsOnDisk(RowsInMemory):
                 start = self._batch_of(self._rows).start
                 reports[start] = _larger(self._current(), reports.get(start))
         else:
-            self._run.check()
+            self._folder.check()
             reports = dict(self._finished())
             missing = sorted(self._batches.keys() - reports.keys())
             if missing:
                 raise StorageError(
-                    f"{self._run.path}: the batches that begin with samples {missing} are gone or "
-                    "damaged. Start the same again: they are computed again"
+                    f"{self._folder.path}: the batches that begin with samples {missing} are "
+                    "gone or damaged. Start the same again: they are computed again"
                 )
         ordered = [reports[start] for start in sorted(reports)]
         frames = [report.frame for report in ordered]
-        about = {
-            **self._about,
+        details = {
+            **self._details,
             "interrupted": interrupted,
             "reference": {
-                **self._about["reference"],
-                "engine": _engines(ordered) or self._about["reference"]["engine"],
+                **self._details["reference"],
+                "engine": _engines(ordered) or self._details["reference"]["engine"],
             },
             "samples_read_back": self.samples_read,
         }
-        provenance = {self._lab.job.name: about}
+        provenance = {self._measurement.job.name: details}
         if not frames:
             return Report.from_rows([], provenance)
         return Report(pd.concat(frames, ignore_index=True), provenance)
 
     def _finished(self) -> Iterator[tuple[int, Report]]:
+        """The first sample and the report of each finished batch on disk."""
         for start, batch in self._batches.items():
             report = self._piece(_name(batch, is_finished=True))
             if report is not None and _samples(report) == batch.stop - batch.start:
                 yield start, report
 
     def _unfinished(self) -> Iterator[tuple[int, Report]]:
+        """The first sample and the report of each unfinished batch on disk."""
         for start in self._batches.keys() - self.finished:
             report = self._piece(_name(self._batches[start], is_finished=False))
             if report is not None:
                 yield start, report
 
     def _piece(self, name: str) -> Report | None:
-        content = self._run.piece(name)
+        """The report in a file of the folder; None where the file is missing or damaged."""
+        content = self._folder.piece(name)
         if content is None:
             return None
         try:
-            return Report.from_bytes(content, self._run.path / name)
+            return Report.from_bytes(content, self._folder.path / name)
         except ValueError:
-            self._run.distrust(name)
+            self._folder.distrust(name)
             return None
 
     def _batch_of(self, rows: Sequence[Row]) -> slice:
+        """The batch that the first of the rows belongs to."""
         sample = rows[0]["sample"]
         assert isinstance(sample, int)
         return self._batches[max(start for start in self._batches if start <= sample)]
 
     def _current(self) -> Report:
-        reference = {**self._about["reference"], "engine": self._lab.reference.engine.name}
-        about = {**self._about, "reference": reference, "run": self._token}
-        return Report.from_rows(self._rows, {self._lab.job.name: about})
+        """The report of the finished rows of the current batch."""
+        name = self._measurement.reference.engine.name
+        reference = {**self._details["reference"], "engine": name}
+        details = {**self._details, "reference": reference, "run": self._token}
+        return Report.from_rows(self._rows, {self._measurement.job.name: details})
 
     def _write(self, batch: slice, *, is_finished: bool) -> None:
+        """Write the rows of the current batch, unless more of them are on disk already."""
         started = time.monotonic()
         report = self._current()
         if is_finished or _samples(report) > _samples(self._earlier.get(batch.start)):
             name = _name(batch, is_finished=is_finished)
-            self._run.keep(name, report.to_bytes(self._run.stamp(name)))
+            self._folder.keep(name, report.to_bytes(self._folder.stamp(name)))
         if is_finished:
-            self._run.drop(_name(batch, is_finished=False))
+            self._folder.drop(_name(batch, is_finished=False))
             self._earlier.pop(batch.start, None)
             self._reports[batch.start] = report
             self._rows = []
@@ -196,41 +213,58 @@ class RowsOnDisk(RowsInMemory):
 
 
 def _name(batch: slice, *, is_finished: bool) -> str:
+    """The name of the file of a batch."""
     return f"{batch.start:07d}{'' if is_finished else '-unfinished'}.parquet"
 
 
 def _samples(report: Report | None) -> int:
+    """The number of samples in a report."""
     return 0 if report is None else int(report.frame["sample"].nunique())
 
 
 def _larger(report: Report, other: Report | None) -> Report:
+    """The report with more samples; the first of two equal ones."""
     return report if other is None or _samples(report) >= _samples(other) else other
 
 
 def _engines(reports: Sequence[Report]) -> str:
-    """What the exact engine of each run says of itself: it counts over the samples of that run."""
+    """The names of the engines of all runs; each name contains counts over its run's samples."""
     last: dict[str, tuple[str, int]] = {}
     for report in reports:
-        about = next(iter(report.provenance.values()))
-        samples = last.get(about["run"], ("", 0))[1] + _samples(report)
-        last[about["run"]] = about["reference"]["engine"], samples
+        details = next(iter(report.provenance.values()))
+        samples = last.get(details["run"], ("", 0))[1] + _samples(report)
+        last[details["run"]] = details["reference"]["engine"], samples
     names = {name for name, _ in last.values()}
     if len(names) < 2:
         return "".join(names)
     return "; ".join(f"{name} (in a run of {count} samples)" for name, count in last.values())
 
 
-def _settings(about: dict[str, Any], job: MeasureRequest, reference: str) -> dict[str, Any]:
-    """What a measurement must have in common with one that goes on from its rows."""
-    groups = {group: about[group] for group in ("inputs", "model", "versions", "device")}
-    engine = {
-        "asked": reference,
+def _settings(details: dict[str, Any], job: MeasureRequest, engine: str) -> dict[str, Any]:
+    """The settings that a measurement and its continuation must share.
+
+    Args:
+        details: Provenance of the network.
+        job: Checked request.
+        engine: Engine that the user requested.
+    """
+    groups = {group: details[group] for group in ("inputs", "model", "versions", "device")}
+    reference = {
+        "asked": engine,
         "engine": job.engine,
         "chosen_because": job.engine_choice,
     }
-    return {"network": job.name, **about["settings"], **groups, "reference": engine}
+    return {"network": job.name, **details["settings"], **groups, "reference": reference}
 
 
-def rows_of(lab: MeasurementRun, run: RunFolder | None, reference: str) -> RowsInMemory:
-    """Rows in memory, or in the folder."""
-    return RowsInMemory(lab) if run is None else RowsOnDisk(lab, run, reference)
+def rows_of(measurement: MeasurementRun, folder: RunFolder | None, engine: str) -> RowsInMemory:
+    """The store of a measurement's rows: in memory if there is no folder.
+
+    Args:
+        measurement: The run that makes the rows.
+        folder: The run folder, or None.
+        engine: Engine that the user requested.
+    """
+    if folder is None:
+        return RowsInMemory(measurement)
+    return RowsOnDisk(measurement, folder, engine)

@@ -1,4 +1,4 @@
-"""A measurement at work: batches through the formats, samples through the exact network."""
+"""Runs a measurement: batches through the formats, and samples through the exact network."""
 
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -18,13 +18,13 @@ from fperr.formats import FLOAT64, Format, of_dtype
 from fperr.gradient_error.loss_bound import logit_bound
 from fperr.losses import Context, Loss
 from fperr.measurement.arguments import MeasureRequest
-from fperr.measurement.exact_in_format import ExactInFormat, ExactSampleInFormat
-from fperr.measurement.labels_by_scenario import LabelsOfScenario, labels_by_scenario
+from fperr.measurement.exact_in_format import ExactFormatNetwork, ExactSampleInFormat
+from fperr.measurement.format_result import FormatResult
+from fperr.measurement.labels_by_scenario import LabelAssignment, label_assignments
 from fperr.measurement.provenance import provenance
 from fperr.measurement.rows import (
     Row,
     RowContext,
-    RowRequest,
     failed_row,
     measured_row,
     negated_row,
@@ -35,33 +35,54 @@ from fperr.networks.exactly import ExactNetwork, ExactSample, NoExactSample
 from fperr.networks.in_format import FloatGradient, FormatNetwork
 from fperr.reasons import format_fails
 
-_PASSED = NoExactSample("its rows have been made")  # in place of a sample that is no longer held
+_PASSED = NoExactSample("its rows have been made")  # replaces a sample, to free its memory
 
 
 @dataclass(frozen=True, slots=True)
 class _FormatRun:
-    """One format's run on one batch: its gradients by loss and case, and what it left behind.
+    """One format's run on one batch.
 
-    `frozen` holds the gradients with the exact network's decisions that have been asked for.
+    The keys of the dictionaries are the loss and the index of the assignment of labels.
+
+    Attributes:
+        network: The format's network, evaluated exactly.
+        gradients: Gradients that the format computed.
+        bounds: Bounds on the error of the logit gradients.
+        saved_values: Values that the forward pass saved for the backward pass.
+        frozen: Gradients with the exact network's branches, filled as they are needed.
     """
 
-    reference: ExactInFormat
+    network: ExactFormatNetwork
     gradients: dict[tuple[Loss, int], FloatGradient]
     bounds: dict[tuple[Loss, int], Bound | None]
-    left_behind: FloatRun
+    saved_values: FloatRun
     frozen: dict[tuple[Loss, int], Tensor | None]
 
 
 class MeasurementRun:
-    """A request at work: the networks in their formats, and the reference."""
+    """The run of a measurement: the networks in their formats, and the exact network.
+
+    Args:
+        job: Checked request.
+
+    Attributes:
+        job: Checked request; its batch size is 1 where batches cannot be run.
+        reference: The exact network.
+        formats: The network in each format in which it runs.
+        failed: Reason for each format in which it fails.
+        switches: Kernel switches that are set, by format.
+
+    Raises:
+        FperrError: the network cannot be captured, is random, or runs in no format.
+    """
 
     def __init__(self, job: MeasureRequest) -> None:
         self.job = job
-        own = FormatNetwork(job.model, of_dtype(job.x.dtype), autocast=False)
-        check_function_of_sample(own, job.x[job.batches()[0]])
+        network = FormatNetwork(job.model, of_dtype(job.x.dtype), autocast=False)
+        check_function_of_sample(network, job.x[job.batches()[0]])
         by_rows = job.jacobian == "rows"
-        self.reference = ExactNetwork(own, job.x, job.digits, job.engine, by_rows=by_rows)
-        self._norms_from = own if by_rows else _widest(own, job)
+        self.reference = ExactNetwork(network, job.x, job.digits, job.engine, by_rows=by_rows)
+        self._norms_from = network if by_rows else _widest(network, job)
         self.failed: dict[Format, str] = {}
         self.formats = self._formats()
         self._check_batches()
@@ -70,28 +91,28 @@ class MeasurementRun:
             with fmt.network.running() as switches:
                 self.switches[fmt.network.format.name] = switches
 
-    def _formats(self) -> list[ExactInFormat]:
-        """The formats in which the network runs; the others are noted, with the reason.
+    def _formats(self) -> list[ExactFormatNetwork]:
+        """The network in each format in which it runs; `failed` gets the reason for the others.
 
         Raises:
             FperrError: it runs in none of them.
         """
-        found: list[ExactInFormat] = []
+        networks: list[ExactFormatNetwork] = []
         for fmt in self.job.formats:
             try:
                 network = FormatNetwork(self.job.model, fmt, autocast=self.job.autocast)
-                found.append(ExactInFormat(self.reference, network, self.job.x))
+                networks.append(ExactFormatNetwork(self.reference, network, self.job.x))
             except ModelError as fault:
                 if len(self.failed) == len(self.job.formats) - 1:
                     raise
                 self.failed[fmt] = format_fails(fmt, str(fault))
-        return found
+        return networks
 
     def _check_batches(self) -> None:
-        """Run samples one by one where a batch runs other operations than a single sample does.
+        """Set the batch size to 1 where a batch runs other operations than a single sample does.
 
         Raises:
-            CaptureAuditError: it does, and that batch size was asked for.
+            CaptureAuditError: a batch runs other operations, and the user gave the batch size.
         """
         single = self.job.x[:1]
         for batch in {b.stop - b.start: b for b in self.job.batches()}.values():
@@ -102,6 +123,7 @@ class MeasurementRun:
                     return
 
     def _give_up_batches(self, size: int, format: str) -> None:
+        """Set the batch size to 1, with a warning; refuse if the user gave the batch size."""
         text = (
             f"the graph for a batch of {size} differs from that for one sample in {format}, "
             "because PyTorch multiplies matrices in another way: "
@@ -117,8 +139,9 @@ class MeasurementRun:
         """The rows of each sample, in order.
 
         Args:
-            advance: called twice for each sample: after the exact network, and after the rows.
-            finished: the first samples of batches that are left out.
+            advance: Function that is called twice for each sample: after the exact network, and
+                after the rows.
+            finished: First samples of the batches that are left out.
         """
         for batch in self.job.batches():
             if batch.start in finished:
@@ -126,40 +149,48 @@ class MeasurementRun:
             x = self.job.x[batch]
             samples = self.reference.samples(x, advance)
             exact = [s if isinstance(s, ExactSample) else None for s in samples]
-            cases = labels_by_scenario(self.job, batch, _orders(exact, self.job.classes, x.device))
-            runs = {fmt.network.format: self._run(fmt, x, cases) for fmt in self.formats}
-            routes = [None if e is None else e.state.decisions for e in exact]
-            sides = {
-                fmt: run.reference.samples(x, run.left_behind, exact) for fmt, run in runs.items()
+            orders = _orders(exact, self.job.classes, x.device)
+            assignments = label_assignments(self.job, batch, orders)
+            runs = {fmt.network.format: self._run(fmt, x, assignments) for fmt in self.formats}
+            branches = [None if e is None else e.state.decisions for e in exact]
+            # iterators: each piece of the batch is computed when its first sample is reached
+            exact_in_formats = {
+                fmt: run.network.samples(x, run.saved_values, exact) for fmt, run in runs.items()
             }
             for i in range(len(x)):
                 sample = samples[i]
-                cast = {fmt: next(side) for fmt, side in sides.items()}
-                exact[i] = None  # what it holds is not needed again
+                cast = {fmt: next(values) for fmt, values in exact_in_formats.items()}
+                # free the memory of this sample: no later sample needs it
+                exact[i] = None
                 samples[i] = _PASSED
-                yield self._sample_rows(batch.start, i, sample, x, cases, runs, cast, routes)
+                yield self._sample_rows(
+                    batch.start, i, sample, x, assignments, runs, cast, branches
+                )
                 advance()
 
     def provenance(self, *, interrupted: bool) -> dict[str, Any]:
-        """What the report must say about this request, under the name of the network."""
+        """The provenance of the report, under the name of the network."""
         engine = self.reference.engine.name
-        found = provenance(
+        details = provenance(
             self.job,
             engine,
             self.reference.capture.network_digest,
             self.switches,
             interrupted=interrupted,
         )
-        return {self.job.name: found}
+        return {self.job.name: details}
 
-    def _run(self, fmt: ExactInFormat, x: Tensor, cases: list[LabelsOfScenario]) -> _FormatRun:
+    def _run(
+        self, fmt: ExactFormatNetwork, x: Tensor, assignments: list[LabelAssignment]
+    ) -> _FormatRun:
+        """One format's run on one batch, for every loss and assignment of labels."""
         gradients, bounds = {}, {}
-        for number, case in enumerate(cases):
-            context = Context(case.targeted, case.y, self.job.loss_scale)
+        for index, labels in enumerate(assignments):
+            context = Context(labels.targeted, labels.y, self.job.loss_scale)
             for loss in self.job.losses:
-                found = fmt.network.gradient(x, case.label, loss, context, mean=self.job.mean)
-                gradients[loss, number] = found
-                bounds[loss, number] = logit_bound(found, case.label, loss)
+                computed = fmt.network.gradient(x, labels.label, loss, context, mean=self.job.mean)
+                gradients[loss, index] = computed
+                bounds[loss, index] = logit_bound(computed, labels.label, loss)
         v = probe(next(iter(gradients.values())).logits)
         return _FormatRun(fmt, gradients, bounds, fmt.run(x, v), {})
 
@@ -169,20 +200,23 @@ class MeasurementRun:
         key: tuple[Loss, int],
         x: Tensor,
         sample: ExactSampleInFormat | None,
-        routes: Sequence[tuple[Branches, ...] | None],
+        branches: Sequence[tuple[Branches, ...] | None],
     ) -> Tensor | None:
-        """The format's gradients on the batch with the exact network's decisions, for a sample."""
+        """The format's gradients on the batch with the exact network's branches.
+
+        They are computed once for each key, and only if a branch of `sample` differs.
+        """
         if sample is None or sample.flips is None:
             return None
         if not any(f.flips or f.tie_flips for f in sample.flips):
             return run.gradients[key].gradient
         if key not in run.frozen:
             v = run.gradients[key].logit_gradient
-            run.frozen[key] = run.reference.frozen_gradient(x, v, routes)
+            run.frozen[key] = run.network.frozen_gradient(x, v, branches)
         return run.frozen[key]
 
     def _row_log2_norms(self, exact: ExactSample, x: Tensor) -> list[float]:
-        """Of the exact Jacobian, or, where its rows are not computed, in floating point."""
+        """log2 of the norms of the rows of J: exact, or in floating point without exact rows."""
         return (
             exact.row_log2_norms if self.reference.by_rows else self._norms_from.row_log2_norms(x)
         )
@@ -193,52 +227,54 @@ class MeasurementRun:
         i: int,
         exact: ExactSample | NoExactSample,
         x: Tensor,
-        cases: list[LabelsOfScenario],
+        assignments: list[LabelAssignment],
         runs: Mapping[Format, _FormatRun],
         cast: Mapping[Format, ExactSampleInFormat | None],
-        routes: Sequence[tuple[Branches, ...] | None],
+        branches: Sequence[tuple[Branches, ...] | None],
     ) -> list[Row]:
+        """The rows of sample i of the batch that begins with sample `start`."""
         context = None
         if isinstance(exact, ExactSample):
             norms = self._row_log2_norms(exact, x[i : i + 1])
             context = RowContext(self.reference, norms, self.job.certify)
-        found: dict[tuple[str, str, str], Row] = {}
-        for (number, case), loss, fmt in product(
-            enumerate(cases), self.job.losses, self.job.formats
+        rows: dict[tuple[str, str, str], Row] = {}
+        for (index, labels), loss, fmt in product(
+            enumerate(assignments), self.job.losses, self.job.formats
         ):
-            scenario = case.scenarios[i]
-            twin = found.get((scenario.twin.name, loss.name, fmt.name))
+            scenario = labels.scenarios[i]
+            # of two scenarios whose gradients differ by the sign, the second is copied
+            twin = rows.get((scenario.twin.name, loss.name, fmt.name))
             if twin is not None and loss.targeted_is_negated:
                 row = negated_row(twin, scenario)
             elif fmt in self.failed:
-                row = failed_row(start + i, i, loss, fmt, case, self.failed[fmt])
+                row = failed_row(start + i, i, loss, fmt, labels, self.failed[fmt])
             else:
                 run, sample = runs[fmt], cast[fmt]
-                gradient = run.gradients[loss, number]
-                frozen = self._frozen(run, (loss, number), x, sample, routes)
-                bound = run.bounds[loss, number]
-                situation = RowRequest(start + i, i, loss, fmt, case, gradient, frozen, bound)
+                gradient = run.gradients[loss, index]
+                frozen = self._frozen(run, (loss, index), x, sample, branches)
+                bound = run.bounds[loss, index]
+                result = FormatResult(start + i, i, loss, fmt, labels, gradient, frozen, bound)
                 if isinstance(exact, NoExactSample):
-                    row = unmeasured_row(situation, exact.reason, is_certified=exact.is_certified)
+                    row = unmeasured_row(result, exact.reason, is_certified=exact.is_certified)
                 else:
                     assert sample is not None
                     assert context is not None
-                    row = measured_row(situation, exact, sample, context)
-            found[scenario.name, loss.name, fmt.name] = row
-        return list(found.values())
+                    row = measured_row(result, exact, sample, context)
+            rows[scenario.name, loss.name, fmt.name] = row
+        return list(rows.values())
 
 
-def _widest(own: FormatNetwork, job: MeasureRequest) -> FormatNetwork:
+def _widest(network: FormatNetwork, job: MeasureRequest) -> FormatNetwork:
     """The network in float64, or in its own dtype where it cannot be run in float64."""
     wide = FormatNetwork(job.model, FLOAT64, autocast=False)
     try:
         wide.logits(job.x[:1])
-    except RuntimeError:  # a cast inside the network meets weights of another dtype
-        return own
+    except RuntimeError:  # a cast inside the network does not fit the dtype of the weights
+        return network
     return wide
 
 
 def _orders(exact: Sequence[ExactSample | None], classes: int, device: torch.device) -> Tensor:
-    """The ranking (batch, K) by exact logits; 0, 1, ... for a sample that has none."""
+    """The classes (batch, K) by descending exact logit; 0, 1, ... for a sample without any."""
     ranks = [list(range(classes)) if e is None else e.order for e in exact]
     return torch.tensor(ranks, dtype=torch.int64, device=device)

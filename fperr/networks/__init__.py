@@ -1,1 +1,1 @@
-"""Users' networks: made usable, run in a format, run exactly."""
+"""Users' networks: made usable, run in a number format, run exactly."""

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint: read without executing code, loaded without changing a value."""
+"""Reads the weights of a checkpoint without executing code, and loads them unchanged."""
 
 import pickle
 import warnings
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 
 def state_dict(checkpoint: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name.
+    """The tensors of a checkpoint, by name.
 
     Args:
-        checkpoint: a state_dict as `torch.save` or safetensors write it, or a file that holds one
-            under `state_dict` or `model_state_dict`; never unpickled.
+        checkpoint: File with a state_dict, as `torch.save` or safetensors write it, or with a
+            dictionary that holds one under `state_dict` or `model_state_dict`. It is never
+            unpickled.
 
     Raises:
         ValueError: the file is missing, unreadable or truncated, contains code, or holds no
@@ -26,7 +27,7 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
         if checkpoint.suffix == ".safetensors":
             return load_file(checkpoint)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch warns of ends in an error, raised below
+            warnings.simplefilter("ignore")  # every cause of a warning raises an error below
             content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:
         raise ValueError(
@@ -53,25 +54,24 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], checkpoint: Path) -> str | None:
-    """Load the weights into the model, every value as it stands.
+    """Load the weights into the model without changing a value.
 
     Args:
-        model: whose parameters and buffers are replaced.
-        weights: by name.
-        checkpoint: the file that they are from, for messages.
+        model: Model whose parameters and buffers are replaced.
+        weights: Tensors by name.
+        checkpoint: File that the weights come from, for messages.
 
     Returns:
-        A sentence where the checkpoint has another dtype than the model, which holds every value
-        of it; else None.
+        A sentence if tensors were cast to another dtype, in which every value is exact; else None.
 
     Raises:
         ValueError: names or shapes differ, or a cast to the model's dtype would change a value.
     """
-    own = model.state_dict()
+    parameters = model.state_dict()
     casts = {
-        name: (tensor, own[name])
+        name: (tensor, parameters[name])
         for name, tensor in weights.items()
-        if isinstance(own.get(name), Tensor) and _differs(tensor, own[name])
+        if isinstance(parameters.get(name), Tensor) and _differs(tensor, parameters[name])
     }
     for name, (tensor, parameter) in casts.items():
         _check_exact(name, tensor, parameter, checkpoint)
@@ -98,11 +98,12 @@ def fill(model: nn.Module, weights: dict[str, Tensor], checkpoint: Path) -> str 
 
 
 def short(dtype: torch.dtype) -> str:
-    """The dtype without `torch.`."""
+    """The name of the dtype, without `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 
 def _differs(tensor: Tensor, parameter: Tensor) -> bool:
+    """Whether the two are stored differently: in dtype, layout, or without values."""
     return (tensor.dtype, tensor.layout, tensor.is_meta) != (
         parameter.dtype,
         parameter.layout,
@@ -111,7 +112,7 @@ def _differs(tensor: Tensor, parameter: Tensor) -> bool:
 
 
 def _kind(tensor: Tensor) -> str:
-    """What its numbers are: a cast from one kind to another makes another network."""
+    """The kind of its numbers: a cast from one kind to another makes another network."""
     if tensor.is_quantized:
         return "quantised"
     if tensor.is_meta:
@@ -127,29 +128,32 @@ def _kind(tensor: Tensor) -> str:
 
 def _check_exact(name: str, tensor: Tensor, parameter: Tensor, checkpoint: Path) -> None:
     """Refuse a cast that would change a value."""
-    given, own = short(tensor.dtype), short(parameter.dtype)
+    stored_dtype, model_dtype = short(tensor.dtype), short(parameter.dtype)
     kinds = _kind(tensor), _kind(parameter)
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f"checkpoint {checkpoint} holds {kinds[0]} values ({given}) for {name}, which is "
-            f"{own} in the model, and a cast would make another network: save the state_dict of "
-            f"a model in {own}"
+            f"checkpoint {checkpoint} holds {kinds[0]} values ({stored_dtype}) for {name}, "
+            f"which is {model_dtype} in the model, and a cast would make another network: save "
+            f"the state_dict of a model in {model_dtype}"
         )
     lost = _number_changed(tensor, parameter.dtype)
     if lost:
-        method = {"float64": "double", "float32": "float"}.get(given)
-        build = f"return model.{method}() from the factory" if method else f"build it in {given}"
+        method = {"float64": "double", "float32": "float"}.get(stored_dtype)
+        build = (
+            f"return model.{method}() from the factory" if method else f"build it in {stored_dtype}"
+        )
         raise ValueError(
-            f"checkpoint {checkpoint} is {given} and the model {own}: {lost} of "
-            f"{tensor.numel()} values of {name} are no {own} numbers, and rounding them would make "
-            f"another network. To use the checkpoint's, {build}; or save it in {own}"
+            f"checkpoint {checkpoint} is {stored_dtype} and the model {model_dtype}: {lost} of "
+            f"{tensor.numel()} values of {name} are no {model_dtype} numbers, and rounding them "
+            f"would make another network. To use the checkpoint's, {build}; or save it in "
+            f"{model_dtype}"
         )
 
 
 def _number_changed(tensor: Tensor, dtype: torch.dtype) -> int:
-    """How many values a cast to `dtype` changes; NaN stays NaN."""
+    """How many values a cast to `dtype` changes; a NaN that stays NaN is unchanged."""
     cast = tensor.to(dtype)
-    if tensor.is_floating_point():  # float64 holds every number of the others
+    if tensor.is_floating_point():  # float64 holds every number of the narrower dtypes
         before, after = tensor.to(torch.float64), cast.to(torch.float64)
         changed = (before != after) & ~(before.isnan() & after.isnan())
     elif tensor.is_complex():

@@ -1,4 +1,4 @@
-"""A user's own network from the command line: `path/to/module.py:factory` and a checkpoint."""
+"""Loads a user's network by `path/to/module.py:factory` and a checkpoint."""
 
 import hashlib
 import importlib.util
@@ -17,18 +17,20 @@ from fperr.networks import checkpoints
 def load(
     source: str, checkpoint: Path | None = None, notify: Callable[[str], object] | None = None
 ) -> nn.Module:
-    """The model that a factory makes, with the weights of a checkpoint, in evaluation mode.
+    """Call a factory for a model, and load a checkpoint into it; the model is in evaluation mode.
 
     Args:
-        source: `path/to/module.py:factory`; the module is executed, the factory called without
+        source: `path/to/module.py:factory`. The module is executed, and the factory called without
             arguments.
-        checkpoint: a state_dict as `torch.save` or safetensors write it, or a file that holds one
-            under `state_dict` or `model_state_dict`; never unpickled.
-        notify: called with a sentence where the checkpoint has another dtype than the model.
+        checkpoint: File with a state_dict, as `torch.save` or safetensors write it, or with a
+            dictionary that holds one under `state_dict` or `model_state_dict`. It is never
+            unpickled.
+        notify: Function that is called with a sentence if the checkpoint has another dtype than
+            the model.
 
     Raises:
-        ValueError: either cannot be used, or a value of the checkpoint would have to be rounded;
-            says what was expected and what was got.
+        ValueError: source or checkpoint cannot be used, or a value of the checkpoint would have to
+            be rounded; says what was expected and what was got.
     """
     path, _, name = source.rpartition(":")
     if not path:
@@ -45,16 +47,16 @@ def attribute(owner: ModuleType, name: str, path: str) -> Any:
     """The attribute `name` of a user's module.
 
     Raises:
-        ValueError: it has none; lists what could be meant.
+        ValueError: there is no such attribute; lists the functions and classes that there are.
     """
     if not hasattr(owner, name):
-        known = sorted(k for k, v in vars(owner).items() if callable(v) and not k.startswith("_"))
-        raise ValueError(f"{path} defines no {name!r}: expected one of {', '.join(known)}")
+        public = sorted(k for k, v in vars(owner).items() if callable(v) and not k.startswith("_"))
+        raise ValueError(f"{path} defines no {name!r}: expected one of {', '.join(public)}")
     return getattr(owner, name)
 
 
 def module(path: Path) -> ModuleType:
-    """The user's module at `path`, executed once; its folder is importable, as for a script.
+    """Import the user's module at `path`, once; its folder is importable, as for a script.
 
     Raises:
         ValueError: it is not a Python file, or fails.
@@ -70,22 +72,27 @@ def module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[name] = found
+    user_module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = user_module
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
     try:
-        spec.loader.exec_module(found)
+        spec.loader.exec_module(user_module)
     except (Exception, SystemExit) as fault:
         del sys.modules[name]
         raise ValueError(
             f"{path} cannot be imported: {type(fault).__name__}: {fault}. Make `python {path}` run"
         ) from fault
-    return found
+    return user_module
 
 
 def _call(factory: Any, source: str) -> nn.Module:
+    """The model that the factory returns, or the factory itself if it is a model.
+
+    Raises:
+        ValueError: the factory needs arguments, fails, or returns no module.
+    """
     if isinstance(factory, nn.Module):
         return factory
     if not callable(factory):

@@ -1,4 +1,4 @@
-"""The network in one format: the gradient that an attack would compute there, and its capture."""
+"""The network in one number format: its logits and gradients, and its captured graph."""
 
 import copy
 from collections.abc import Iterator
@@ -19,16 +19,17 @@ from fperr.theory.scaling import Scale
 
 @dataclass(frozen=True, slots=True)
 class FloatGradient:
-    """What one attack step computes in a format, for a batch.
+    """The gradients that one attack step computes in a format, for a batch.
 
     Attributes:
-        logits: (batch, K).
-        logit_gradient: v_hat (batch, K), of factor * sum of the losses.
-        gradient: g_hat, like x, of the same.
+        logits: Logits (batch, K).
+        logit_gradient: Gradient v_hat (batch, K) of the objective (the sum of the losses times the
+            quotient of `factor`) with respect to the logits.
+        gradient: Gradient g_hat of the objective with respect to x, in the shape of x.
         scale: T and c that the loss used.
-        factor: (loss scale, number that the losses were divided by: the batch size of a mean, or
-            1); both gradients carry their quotient.
-        is_autocast: the loss was computed under `torch.autocast`.
+        factor: Loss scale, and number that the losses were divided by (the batch size of a mean,
+            or 1); both gradients contain their quotient.
+        is_autocast: True if the loss was computed under `torch.autocast`.
     """
 
     logits: Tensor
@@ -43,9 +44,10 @@ class FormatNetwork:
     """A model in one format, as the user's own `.half()`, `.double()` or autocast would run it.
 
     Args:
-        model: in evaluation mode; left as it is.
-        fmt: the format.
-        autocast: run the half formats as the model's own dtype under `torch.autocast`.
+        model: Model in evaluation mode; it is not changed.
+        fmt: The format.
+        autocast: Run float16 and bfloat16 under `torch.autocast`, with weights in the model's own
+            dtype.
 
     Raises:
         ModelError: the model cannot be copied.
@@ -53,15 +55,15 @@ class FormatNetwork:
 
     def __init__(self, model: nn.Module, fmt: Format, *, autocast: bool) -> None:
         self.format = fmt
-        self.device, own = device_and_dtype(model)
+        self.device, model_dtype = device_and_dtype(model)
         self._autocast = autocast and fmt in (FLOAT16, BFLOAT16)
-        self.dtype = own if self._autocast else fmt.dtype
-        self.model = model if self.dtype == own else copied(model).to(self.dtype)
+        self.dtype = model_dtype if self._autocast else fmt.dtype
+        self.model = model if self.dtype == model_dtype else copied(model).to(self.dtype)
         self._captures: dict[tuple[int, ...], Capture] = {}
         self._modules = tuple(self.model.modules())
 
     def check_mode(self) -> None:
-        """Refuse to go on in training mode, which somebody has switched on along the way.
+        """Refuse to go on in training mode, which the model may have switched on while running.
 
         Raises:
             ModelError: a module is in training mode.
@@ -73,15 +75,15 @@ class FormatNetwork:
             )
 
     def cast(self, x: Tensor) -> Tensor:
-        """The input in the dtype that this network takes."""
+        """Cast the input to the dtype that this network takes."""
         return x.to(self.dtype)
 
     @contextmanager
     def running(self) -> Iterator[dict[str, str]]:
-        """Inside, kernels run as this format asks; yields the switches that were set."""
+        """A context in which kernels run as this format demands; yields the switches it sets."""
         inner: AbstractContextManager[object] = nullcontext()
         if self._autocast:
-            # the cache of casts would hand tensors of one trace to the next
+            # a cache of casts would pass tensors from one trace to the next
             inner = torch.autocast(self.device.type, dtype=self.format.dtype, cache_enabled=False)
         self.check_mode()
         with controlled(self.format) as switches, fixed_parameters(self.model), inner:
@@ -89,7 +91,7 @@ class FormatNetwork:
         self.check_mode()
 
     def capture(self, x: Tensor) -> Capture:
-        """The capture for the shape of x; one is made for each shape.
+        """The captured graph for the shape of x; each shape is captured once.
 
         Raises:
             ModelError: the model fails in this format or cannot be traced.
@@ -105,23 +107,28 @@ class FormatNetwork:
         return self._captures[shape]
 
     def saved(self, x: Tensor, v: Tensor) -> FloatRun:
-        """What the forward half leaves for the backward half on the batch x.
+        """Run the batch x, and keep the values that the backward half of the graph reads.
+
+        Args:
+            x: Batch (batch, *shape).
+            v: Cotangents (batch, K), with which the replay is checked.
 
         Raises:
             CaptureAuditError: the replay differs from the eager run on this batch, or from the
-                graph of one sample, or what it leaves does not split into samples.
+                graph of one sample, or the values do not split into samples.
         """
         captured, single = self.capture(x), self.capture(x[:1])
         with self.running():
             captured.audit(self.model, self.cast(x), v)
             run = float_run(captured, self.cast(x), v, single)
             if len(x) > 1:
+                # on copies of the first sample, the same kernels must give sample 0 the same bits
                 first = self.cast(x[:1]).expand_as(x).contiguous()
                 check_split(run, float_run(captured, first, v, single), single.shapes)
             return run
 
     def row_log2_norms(self, x: Tensor) -> list[float]:
-        """log2 of the norms of the K rows of the Jacobian at x (1, *shape), as computed here."""
+        """log2 of the norms of the K rows of the Jacobian at x (1, *shape), in this format."""
         with self.running(), torch.enable_grad():
             leaf = self.cast(x).detach().clone().requires_grad_()
             logits = self.model(leaf)[0]
@@ -141,11 +148,11 @@ class FormatNetwork:
         """The gradient of loss_scale * (sum or mean over the batch of `loss`) at x.
 
         Args:
-            x: (batch, *shape).
-            label: (batch,), y or y_t.
-            loss: what the attack ascends.
-            context: targeted or not, and the loss scale.
-            mean: average over the batch instead of adding.
+            x: Batch (batch, *shape).
+            label: Classes (batch,): y of an untargeted, y_t of a targeted loss.
+            loss: Loss that the attack ascends.
+            context: Context of the loss: targeted or not, and the loss scale.
+            mean: Average over the batch instead of adding.
         """
         with self.running(), torch.enable_grad():
             leaf = self.cast(x).detach().clone().requires_grad_()
@@ -161,7 +168,7 @@ class FormatNetwork:
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the parameters and buffers of `model` are, and their floating-point dtype.
+    """The device of the parameters and buffers of `model`, and their floating-point dtype.
 
     A model without any is taken to be float32 on the CPU.
 

@@ -16,29 +16,29 @@ Accessor = Callable[[Any], Tensor]
 
 
 class OutputError(ValueError):
-    """The model's output holds no logits where they were said to be."""
+    """The model's output holds no logits at the position that `logits=` names."""
 
 
 class LogitsOf(nn.Module):
-    """A model whose output holds the logits somewhere.
+    """A model that takes the logits out of another model's output.
 
     Args:
-        model: any module.
-        where: a function of its output, a name (a key of a mapping, an attribute), or an index
-            into a tuple or list.
+        model: Any module.
+        where: Position of the logits in its output: a name (a key of a mapping, or an attribute),
+            an index into a tuple or list, or a function of the output.
     """
 
     def __init__(self, model: nn.Module, where: Accessor | str | int) -> None:
         super().__init__()
         self.model = model
         self.where = where
-        self.training = False  # the model's own mode is left as it is
+        self.training = False  # the mode of the model inside is not changed
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits at x.
 
         Raises:
-            OutputError: the output has nothing there.
+            OutputError: the output has no tensor at this position.
         """
         output = self.model(x)
         if callable(self.where):
@@ -67,7 +67,7 @@ class LogitsOf(nn.Module):
         return picked
 
     def extra_repr(self) -> str:
-        """Where the logits are; a function by its name."""
+        """The position of the logits; a function by its name."""
         where = self.where
         return (
             f"logits={getattr(where, '__qualname__', type(where).__name__)}"
@@ -77,33 +77,33 @@ class LogitsOf(nn.Module):
 
 
 def described_output(output: object) -> str:
-    """What a model returned, in words: its type, and the names or number of its parts."""
+    """Describe what a model returned: its type, and the names or the number of its entries."""
     kind = type(output).__name__
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)}"
-    names = _names_of_parts(output)
+    names = _tensor_names(output)
     if names:
         return f"{kind} with {', '.join(map(repr, names))}"
     return f"{kind} of {len(output)}" if isinstance(output, Sequence) else kind
 
 
 def remedy_for_output(output: object) -> str:
-    """How to say where the logits are in such an output."""
+    """The advice how to say where the logits are in such an output."""
     if isinstance(output, Tensor):
         return "leave logits= out"
     if output is None:
         return "give a model whose forward returns its logits"
-    names = _names_of_parts(output)
+    names = _tensor_names(output)
     if names:
         likely = next((name for name in names if "logit" in name.lower()), names[0])
         return f"say where the logits are, e.g. logits={likely!r}"
     if isinstance(output, Sequence):
-        tensors = [i for i, part in enumerate(output) if isinstance(part, Tensor)]
+        tensors = [i for i, value in enumerate(output) if isinstance(value, Tensor)]
         return f"say where the logits are, e.g. logits={tensors[0] if tensors else 0}"
     return "say where the logits are, e.g. logits=lambda output: output.scores"
 
 
-def _names_of_parts(output: object) -> list[str]:
+def _tensor_names(output: object) -> list[str]:
     """The names under which an output holds tensors."""
     if isinstance(output, Mapping):
         return [key for key in output if isinstance(key, str)]
@@ -113,7 +113,7 @@ def _names_of_parts(output: object) -> list[str]:
         return [field.name for field in dataclasses.fields(output)]
     if isinstance(output, Sequence) or not hasattr(output, "__dict__"):
         return []
-    return [name for name, part in vars(output).items() if isinstance(part, Tensor)]
+    return [name for name, value in vars(output).items() if isinstance(value, Tensor)]
 
 
 def usable_model(
@@ -122,13 +122,15 @@ def usable_model(
     """The model as it will be measured; the original is not changed.
 
     Args:
-        model: any module; one from `torch.compile` is unwrapped.
-        device: where it shall run: copied there if it is elsewhere; None: where it is.
-        logits: where the logits are in what the model returns, see `LogitsOf`.
+        model: Any module; one from `torch.compile` is unwrapped.
+        device: Device to run on; the model is copied there if it is elsewhere. None: the model's
+            own device.
+        logits: Position of the logits in the model's output, see `LogitsOf`.
 
     Raises:
-        TypeError: not a module, or TorchScript; or logits= is no function, name or index.
-        ValueError: training mode, several dtypes or devices, or weights that are not finite.
+        TypeError: the model is no module, or TorchScript; or logits= is no function, name or index.
+        ValueError: the model is in training mode, has several dtypes or devices, or weights that
+            are not finite.
     """
     if logits is not None and (
         isinstance(logits, bool) or not (callable(logits) or isinstance(logits, str | int))
@@ -138,28 +140,29 @@ def usable_model(
             f"{checks.shown(logits)}: give one of them, e.g. 'logits', 0, or a lambda"
         )
     plain = checks.model("model", model)
-    where, _ = device_and_dtype(plain)
-    if device is not None and _usable_device(device) != where:
+    present, _ = device_and_dtype(plain)
+    if device is not None and _usable_device(device) != present:
         plain = copied(plain).to(device)
     return plain if logits is None else LogitsOf(plain, logits)
 
 
 def _usable_device(device: str | torch.device) -> torch.device:
+    """The device, checked to exist and to compute."""
     try:
-        wanted = torch.device(device)
+        usable = torch.device(device)
     except (RuntimeError, TypeError) as fault:
         raise ValueError(
             f"device={device!r} is no device of PyTorch: use 'cpu', 'cuda' or 'cuda:0'"
         ) from fault
-    if wanted.type == "cuda" and not torch.cuda.is_available():
+    if usable.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r}, but there is no CUDA device: use device='cpu'")
-    if wanted.type == "meta":
+    if usable.type == "meta":
         raise ValueError("device='meta' computes nothing: use device='cpu'")
-    return wanted
+    return usable
 
 
 def multiply_adds(model: nn.Module, x: Tensor) -> int:
-    """The multiply-adds of the products in one forward pass at x."""
+    """The number of multiply-adds in the products of one forward pass at x."""
     with torch.no_grad(), mathematical_attention(), FlopCounterMode(display=False) as counter:
         model(x)
     return int(counter.get_total_flops()) // 2

@@ -9,7 +9,8 @@ from fperr.exact.engines.vectors import Vector, Vectors
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.gradient_error.metrics import error_metrics
 from fperr.gradient_error.stages import compared
-from fperr.networks.exactly import ExactSample, LossAtSample
+from fperr.networks.exact_gradient import LossAtSample
+from fperr.networks.exactly import ExactSample
 
 Cells = dict[str, object]  # by the name of the column
 

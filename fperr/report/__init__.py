@@ -1,1 +1,1 @@
-"""The report: a tidy data frame, its summary, its plots, its file."""
+"""Reports of measurements: data frame, summary, verdict, figures, page and file."""

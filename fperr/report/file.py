@@ -1,4 +1,4 @@
-"""A report as a file: Parquet with the provenance and a digest of all of it."""
+"""Writes and reads a report as a Parquet file, with its provenance and a digest."""
 
 import io
 import json
@@ -17,11 +17,11 @@ from fperr.theory.scenarios import SCENARIOS
 
 _KEY = b"fperr"
 _UNSEALED = 6  # the last schema version without a digest
-_AGAIN = "measure again, or use the fperr that wrote it"
+_REMEDY = "measure again, or use the fperr that wrote it"
 
 
 def parquet(table: pa.Table, content: Mapping[str, Any]) -> bytes:
-    """A table as Parquet, with `content` as JSON in its metadata under the key `fperr`."""
+    """A table as the bytes of a Parquet file, with `content` as JSON in its metadata."""
     metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(content).encode()}
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), sink)
@@ -29,21 +29,21 @@ def parquet(table: pa.Table, content: Mapping[str, Any]) -> bytes:
 
 
 def content_of(table: pa.Table) -> dict[str, Any]:
-    """What `parquet` put beside the table; empty where there is nothing."""
-    found = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
-    return found if isinstance(found, dict) else {}
+    """The content that `parquet` put into the metadata; empty if there is none."""
+    content = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+    return content if isinstance(content, dict) else {}
 
 
 def to_bytes(
     frame: pd.DataFrame, provenance: Mapping[str, Any], version: int, stamp: str = SEAL
 ) -> bytes:
-    """Frame and provenance, to be sealed.
+    """Frame and provenance as the bytes of a Parquet file, which must be sealed next.
 
     Args:
-        frame: the rows.
-        provenance: by network.
-        version: of the schema.
-        stamp: holds the place of the digest.
+        frame: Rows of the report.
+        provenance: Provenance by network.
+        version: Schema version.
+        stamp: Text that the digest will replace.
     """
     content = {"schema_version": version, "seal": stamp, "provenance": provenance}
     return parquet(pa.Table.from_pandas(frame, preserve_index=False), content)
@@ -52,19 +52,20 @@ def to_bytes(
 def from_bytes(
     content: bytes, source: str | Path, version: int, columns: Mapping[str, str]
 ) -> tuple[pd.DataFrame, dict[str, Any], bool]:
-    """Read what was written from `to_bytes`, sealed.
+    """Read the bytes that `to_bytes` made and `sealed` completed.
 
     Args:
-        content: of the file.
-        source: what the file is called.
-        version: of the schema; that without a digest is read, too.
-        columns: their pandas dtypes.
+        content: Content of the file.
+        source: Name of the file, for messages.
+        version: Schema version; the last version without a digest can be read, too.
+        columns: pandas dtypes of the columns, by name and in order.
 
     Returns:
         Frame and provenance, and whether a digest has confirmed them.
 
     Raises:
-        ValueError: no such file, of another version, damaged, or with something else in it.
+        ValueError: the file is no report, damaged, of another schema version, or holds values that
+            no measurement has.
     """
     if is_sealed(content) and not is_whole(content):
         raise ValueError(
@@ -73,44 +74,44 @@ def from_bytes(
         )
     try:
         table = pq.read_table(io.BytesIO(content))
-        about = content_of(table)
+        metadata = content_of(table)
     except (pa.ArrowException, OSError, ValueError) as fault:
         raise ValueError(
             f"{source} cannot be read as Parquet ({str(fault).splitlines()[0]}): expected a "
             "measurements.parquet that fperr wrote; it may be cut off, measure again"
         ) from fault
-    if not about:
+    if not metadata:
         raise ValueError(
             f"{source} is a Parquet file, but not one that fperr wrote: expected a "
             "measurements.parquet, as `fperr measure` or Report.to_parquet writes it"
         )
-    found = about.get("schema_version")
-    if found not in (version, _UNSEALED):
+    file_version = metadata.get("schema_version")
+    if file_version not in (version, _UNSEALED):
         raise ValueError(
-            f"{source} has schema version {found}, this fperr reads {version}: {_AGAIN}"
+            f"{source} has schema version {file_version}, this fperr reads {version}: {_REMEDY}"
         )
-    if found > _UNSEALED and not is_sealed(content):
-        raise ValueError(f"{source} has lost its digest: it is damaged or forged, {_AGAIN}")
+    if file_version > _UNSEALED and not is_sealed(content):
+        raise ValueError(f"{source} has lost its digest: it is damaged or forged, {_REMEDY}")
     if table.column_names != list(columns):
         raise ValueError(
-            f"{source} does not have the columns of schema version {found}: missing "
+            f"{source} does not have the columns of schema version {file_version}: missing "
             f"{sorted(columns.keys() - set(table.column_names))}, unknown "
-            f"{sorted(set(table.column_names) - columns.keys())}, or in another order: {_AGAIN}"
+            f"{sorted(set(table.column_names) - columns.keys())}, or in another order: {_REMEDY}"
         )
     try:
         frame = table.to_pandas().astype(dict(columns))
     except (TypeError, ValueError, pa.ArrowException) as fault:
-        raise ValueError(f"{source} holds values of other types ({fault}): {_AGAIN}") from fault
-    provenance = about.get("provenance")
-    fault_ = _fault(frame, provenance)
-    if fault_ is not None:
-        raise ValueError(f"{source} is no measurement that fperr made: {fault_}; {_AGAIN}")
+        raise ValueError(f"{source} holds values of other types ({fault}): {_REMEDY}") from fault
+    provenance = metadata.get("provenance")
+    problem = _problem(frame, provenance)
+    if problem is not None:
+        raise ValueError(f"{source} is no measurement that fperr made: {problem}; {_REMEDY}")
     assert isinstance(provenance, dict)
     return frame, provenance, is_sealed(content)
 
 
-def _fault(frame: pd.DataFrame, provenance: object) -> str | None:
-    """What is wrong with the values; None where they can be shown."""
+def _problem(frame: pd.DataFrame, provenance: object) -> str | None:
+    """The first problem of the values, in words; None if every view of a report can show them."""
     if not len(frame):
         return "expected at least one row, got none"
     if not isinstance(provenance, dict):
@@ -118,17 +119,17 @@ def _fault(frame: pd.DataFrame, provenance: object) -> str | None:
     networks = set(frame["network"].dropna())
     if frame["network"].isna().any() or not networks <= provenance.keys():
         return f"expected rows of the networks {sorted(provenance)}, got {sorted(networks)}"
-    for network, about in provenance.items():
+    for network, details in provenance.items():
         for path in (("settings", "digits"), ("model", "classes"), ("reference", "engine")):
-            group = about.get(path[0]) if isinstance(about, dict) else None
+            group = details.get(path[0]) if isinstance(details, dict) else None
             if not isinstance(group, dict) or path[1] not in group:
                 return f"expected {'.'.join(path)} in the provenance of {network}, got none"
-        if not isinstance(about.get("interrupted"), bool):
+        if not isinstance(details.get("interrupted"), bool):
             return f"expected interrupted in the provenance of {network}, got no yes or no"
-    for column, known in (("scenario", SCENARIOS), ("format", FORMATS)):
-        unknown = set(frame[column].fillna("nothing")) - known.keys()
+    for column, allowed in (("scenario", SCENARIOS), ("format", FORMATS)):
+        unknown = set(frame[column].fillna("nothing")) - allowed.keys()
         if unknown:
-            return f"expected a {column} out of {', '.join(known)}, got {sorted(unknown)}"
+            return f"expected a {column} out of {', '.join(allowed)}, got {sorted(unknown)}"
     try:
         for loss in frame["loss"].unique():
             loss_named(loss)

@@ -1,4 +1,4 @@
-"""The report of a measurement: a tidy frame with one row per sample, scenario, loss and format."""
+"""The report of a measurement: a data frame, one row per sample, scenario, loss and format."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,9 +22,9 @@ from fperr.storage import SEAL, sealed, write
 SCHEMA_VERSION = 7
 DEFAULT_THRESHOLDS = Thresholds()
 
-# Every column, in order, with its pandas dtype. Numbers are NaN and flags missing (<NA>) where they
-# are undefined: no reference (input not finite), gradient exactly zero, loss without T. A row has
-# either a delta or a reason, in words.
+# Every column, in order, with its pandas dtype. Undefined numbers are NaN and undefined flags are
+# missing (<NA>): without an exact gradient (the input is not finite), with an exact gradient of
+# zero, or for a loss without T. A row has either a delta or a reason, in words.
 COLUMNS: dict[str, str] = {
     "network": "string",
     "sample": "int64",
@@ -84,11 +84,12 @@ COLUMNS: dict[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What a measurement found.
+    """The results of a measurement, and how they came about.
 
     Attributes:
-        frame: the rows; the columns are those of `COLUMNS`, explained in the README.
-        provenance: for each network, settings, versions, precision switches and digests.
+        frame: Data frame with one row for each sample, scenario, loss and format; the columns are
+            those of `COLUMNS`, explained in the README.
+        provenance: Settings, versions, precision switches and digests, by network.
     """
 
     frame: pd.DataFrame
@@ -112,17 +113,21 @@ class Report:
     def from_rows(
         cls, rows: Iterable[Mapping[str, object]], provenance: dict[str, Any]
     ) -> "Report":
-        """A report of rows that name some of the columns; the others are missing.
+        """Make a report from rows; columns that a row does not name are missing values.
+
+        Args:
+            rows: Values by column.
+            provenance: Provenance by network.
 
         Raises:
             ValueError: a row names a column that does not exist.
         """
-        listed = list(rows)
-        unknown = {name for row in listed for name in row} - COLUMNS.keys()
+        row_list = list(rows)
+        unknown = {name for row in row_list for name in row} - COLUMNS.keys()
         if unknown:
             raise ValueError(f"unknown columns {sorted(unknown)}: expected some of {list(COLUMNS)}")
         series = {
-            name: pd.Series([row.get(name) for row in listed], dtype=dtype)
+            name: pd.Series([row.get(name) for row in row_list], dtype=dtype)
             for name, dtype in COLUMNS.items()
         }
         return cls(pd.DataFrame(series), provenance)
@@ -137,22 +142,24 @@ class Report:
         by: tuple[str, ...] = ("network", "loss", "format"),
         thresholds: Thresholds = DEFAULT_THRESHOLDS,
     ) -> pd.DataFrame:
-        """Medians and quartiles of delta, counts of failures, and a verdict, for each group.
+        """Quartiles of delta, counts of failures, and a verdict, for each group of rows.
 
-        `unmeasured` counts the rows that neither have a delta nor fail, `reason` is the most
-        frequent reason for that.
+        `unmeasured` counts the rows that neither have a delta nor fail; `reason` is the most
+        frequent reason of those rows.
 
         Args:
-            by: columns to group by; with `"scenario"` among them the scenarios are told apart.
-            thresholds: what the verdict allows.
+            by: Columns to group by. Without `"scenario"` among them, all scenarios of a group are
+                summarised together.
+            thresholds: Largest errors and shares of failures that the verdict allows.
         """
         return summarise(self.frame, by, thresholds)
 
     def routing(self) -> pd.DataFrame:
-        """Decisions of ReLUs and poolings that a format made differently, by layer.
+        """The branches of ReLUs and poolings that a format took differently, by layer.
 
-        Only layers with a difference are listed: in how many samples, how many decisions, and how
-        many more at exact ties. `frame` has the sums, and delta without the flips (`delta_frozen`).
+        Each layer with a difference has a row: the number of samples with flips, the number of
+        flips, and the number of further ones at exact ties (`tie_flips`). `frame` has the sums over
+        the layers, and delta without the flips (`delta_frozen`).
         """
         return routing(self.frame)
 
@@ -162,13 +169,13 @@ class Report:
         """Whether an attack may follow the gradient of `loss` computed in `format`.
 
         Args:
-            loss: a loss that was measured.
-            format: a format that was measured.
-            thresholds: on relative error, wrong signs, and the share of rows that may fail;
-                gradients that are exactly zero or not finite always fail.
+            loss: Loss that was measured.
+            format: Format that was measured.
+            thresholds: Largest relative error, share of wrong signs, and share of rows that may
+                fail; gradients that are exactly zero or not finite always fail.
 
         Raises:
-            ValueError: it was not measured; lists what was.
+            ValueError: the loss was not measured in the format; lists what was.
         """
         rows = self.frame[(self.frame["loss"] == loss) & (self.frame["format"] == format)]
         if not len(rows):
@@ -180,10 +187,10 @@ class Report:
 
     @classmethod
     def merged(cls, reports: Sequence["Report"]) -> "Report":
-        """One report of several networks.
+        """Merge the reports of several networks into one.
 
         Raises:
-            ValueError: two of them call their network the same.
+            ValueError: two reports have networks of the same name.
         """
         names = [name for report in reports for name in report.provenance]
         if len(set(names)) < len(names):
@@ -194,7 +201,7 @@ class Report:
 
     @in_neutral_state
     def to_html(self, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> str:
-        """One self-contained page: verdicts in plain words, figures, tables, provenance."""
+        """One self-contained HTML page: verdicts in plain words, figures, tables, provenance."""
         return page(self.frame, self.provenance, thresholds)
 
     def to_parquet(self, path: str | Path) -> None:
@@ -209,17 +216,20 @@ class Report:
         """The content of the file that `to_parquet` writes.
 
         Args:
-            stamp: text of a run folder that says which piece of it this is.
+            stamp: Text that the digest replaces; a run folder puts the name of the file into it.
         """
         return sealed(to_bytes(self.frame, self.provenance, SCHEMA_VERSION, stamp))
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> "Report":
-        """Read what `to_parquet` wrote; a `DamagedFileWarning` where an old file has no digest.
+        """Read a report that `to_parquet` wrote; warns if the file is too old to have a digest.
 
         Raises:
-            ValueError: not such a file, damaged, of another schema version, or with other rows than
-                a measurement has.
+            ValueError: the file is missing, no report, damaged, of another schema version, or holds
+                values that no measurement has.
+
+        Warns:
+            DamagedFileWarning: the file has no digest, so that damage would not be noticed.
         """
         if not Path(path).is_file():
             raise ValueError(f"{path} is missing: expected a measurements.parquet")
@@ -236,11 +246,11 @@ class Report:
 
     @classmethod
     def from_bytes(cls, content: bytes, source: str | Path) -> "Report":
-        """A report from what `to_bytes` returned.
+        """Read a report from the bytes that `to_bytes` returned.
 
         Args:
-            content: with its digest.
-            source: what errors call it.
+            content: Content of a file, with its digest.
+            source: Name of the file, for messages.
 
         Raises:
             ValueError: as `from_parquet` does.
@@ -249,5 +259,6 @@ class Report:
 
     @classmethod
     def _of_bytes(cls, content: bytes, source: str | Path) -> tuple["Report", bool]:
+        """The report, and whether a digest has confirmed it."""
         frame, provenance, is_confirmed = from_bytes(content, source, SCHEMA_VERSION, COLUMNS)
         return cls(frame, provenance), is_confirmed

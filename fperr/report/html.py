@@ -1,4 +1,4 @@
-"""The report page: one self-contained HTML file, for people who have not read the papers."""
+"""Renders the report page: one self-contained HTML file, for readers new to the subject."""
 
 import base64
 import io
@@ -63,7 +63,13 @@ _CAPTIONS = {
 
 
 def page(frame: pd.DataFrame, provenance: Mapping[str, Any], thresholds: Thresholds) -> str:
-    """The page, for the rows and the provenance of a report."""
+    """The HTML page of a report.
+
+    Args:
+        frame: Rows of the report.
+        provenance: Provenance by network.
+        thresholds: Largest errors and shares of failures that the verdicts allow.
+    """
     first = next(iter(provenance.values()))
     template = _ENVIRONMENT.get_template("page.html.j2")
     return template.render(
@@ -80,6 +86,7 @@ def page(frame: pd.DataFrame, provenance: Mapping[str, Any], thresholds: Thresho
 def _network(
     name: str, frame: pd.DataFrame, provenance: Mapping[str, Any], thresholds: Thresholds
 ) -> dict[str, Any]:
+    """What the template shows of one network."""
     independent = frame[~frame["is_sign_twin"]]
     return {
         "name": name,
@@ -102,13 +109,13 @@ def _network(
 
 
 def _missing(frame: pd.DataFrame) -> list[tuple[Tally, bool]]:
-    """Why rows have no number that is judged; whether they fail all the same."""
+    """The reasons of rows without a relative error, and whether those rows count as failing."""
     judged = is_judged(frame)
     fails = judged & frame["delta"].isna()
     return [
         (group, is_failing)
-        for part, is_failing in ((frame[~judged], False), (frame[fails], True))
-        for group in tally(reasons(part))
+        for rows, is_failing in ((frame[~judged], False), (frame[fails], True))
+        for group in tally(reasons(rows))
     ]
 
 
@@ -117,32 +124,33 @@ def _grid(frame: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
     formats = [str(f) for f in frame["format"].unique()]
     lines = []
     for loss, rows in frame.groupby("loss", sort=False):
-        found = [judge(rows[rows["format"] == fmt], thresholds) for fmt in formats]
+        verdicts = [judge(rows[rows["format"] == fmt], thresholds) for fmt in formats]
         cells = [
             ("✓ trust" if v.is_trustworthy else f"✗ {v.failing} of {v.rows} fail")
             if v.rows
             else "not measured"
-            for v in found
+            for v in verdicts
         ]
-        good = [v.is_trustworthy for v in found]
+        good = [v.is_trustworthy for v in verdicts]
         lines.append({"loss": str(loss), "cells": list(zip(cells, good, strict=True))})
     return {"formats": formats, "lines": lines}
 
 
 def _verdict(loss: str, fmt: str, rows: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
-    found = judge(rows, thresholds)
-    words = found.sentence.partition(": ")[2]
+    """What the template shows of one loss in one format."""
+    verdict = judge(rows, thresholds)
+    words = verdict.sentence.partition(": ")[2]
     return {
         "loss": f"{_LOSSES[loss]} ({loss})" if loss in _LOSSES else loss,
         "format": fmt,
-        "is_trustworthy": found.is_trustworthy,
-        "rows": found.rows,
+        "is_trustworthy": verdict.is_trustworthy,
+        "rows": verdict.rows,
         "words": f"{words[:1].upper()}{words[1:]}.",
     }
 
 
 def _figures(name: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """One image for each panel, so that they can stand side by side or below each other."""
+    """The figures, one image for each panel: the browser arranges them by the width of the page."""
     scenarios = frame[~frame["is_sign_twin"]]["scenario"].unique()
     groups = {
         "relative_error": [("scenario", s) for s in scenarios],
@@ -165,9 +173,9 @@ def _figures(name: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _alt(kind: str, name: str, panel: str, rows: pd.DataFrame) -> str:
-    """What the picture shows, in numbers: medians by loss (or stage) and format."""
+    """The alternative text of an image: medians by loss (or stage) and format."""
     if kind == "stages":
-        shown = [
+        stage_medians = [
             f"{fmt}: "
             + ", ".join(
                 f"{stage} {group[f'stage_{stage}'].dropna().median():.1g}"
@@ -175,32 +183,35 @@ def _alt(kind: str, name: str, panel: str, rows: pd.DataFrame) -> str:
             )
             for fmt, group in rows.groupby("format", sort=False)
         ]
-        return f"Size of the error's stages for {panel} on {name}, medians. {'; '.join(shown)}."
+        medians_text = "; ".join(stage_medians)
+        return f"Size of the error's stages for {panel} on {name}, medians. {medians_text}."
     if kind == "bounds":
-        both = rows[rows["stage_loss_bound"].notna()].groupby("loss", sort=False)
-        medians = both[["stage_loss", "stage_loss_bound"]].median()
-        listed = "; ".join(
+        bounded = rows[rows["stage_loss_bound"].notna()].groupby("loss", sort=False)
+        medians = bounded[["stage_loss", "stage_loss_bound"]].median()
+        medians_text = "; ".join(
             f"{loss}: measured {measured:.1g}, bound {bound:.1g}"
             for loss, measured, bound in medians.itertuples()
         )
-        return f"Error of the loss stage on {name} in {panel}, medians. {listed}."
+        return f"Error of the loss stage on {name} in {panel}, medians. {medians_text}."
     column = "delta" if kind == "relative_error" else "sign_error_rate"
     medians = rows.groupby(["loss", "format"], sort=False)[column].median()
-    what = "Relative error of the gradient" if kind == "relative_error" else "Share of wrong signs"
-    listed = ", ".join(
+    title = "Relative error of the gradient" if kind == "relative_error" else "Share of wrong signs"
+    medians_text = ", ".join(
         f"{loss} in {fmt} {'not measured' if math.isnan(value) else f'{value:.1g}'}"
         for (loss, fmt), value in medians.items()
     )
-    return f"{what} on {name}, {panel.replace('_', ' ')}, medians: {listed}."
+    return f"{title} on {name}, {panel.replace('_', ' ')}, medians: {medians_text}."
 
 
 def _png(figure: Figure) -> str:
+    """The figure as a PNG image in Base64, for a `data:` address."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _tables(frame: pd.DataFrame, thresholds: Thresholds) -> list[dict[str, Any]]:
+    """The tables at the end of the page."""
     detailed = summarise(
         frame[~frame["is_sign_twin"]], ("network", "scenario", "loss", "format"), thresholds
     )
@@ -211,6 +222,7 @@ def _tables(frame: pd.DataFrame, thresholds: Thresholds) -> list[dict[str, Any]]
 
 
 def _table(title: str, content: pd.DataFrame) -> dict[str, Any]:
+    """A table with its title, column headings and cells."""
     return {
         "title": title,
         "columns": [str(name).replace("_", " ") for name in content.columns],
@@ -219,7 +231,7 @@ def _table(title: str, content: pd.DataFrame) -> dict[str, Any]:
 
 
 def _cell(value: object) -> dict[str, str]:
-    """Text for the eye and a value for sorting: the leading number of a text, if it has one."""
+    """The text of a table cell, and its value for sorting: the leading number of a text, if any."""
     if isinstance(value, float):
         text = "-" if math.isnan(value) else f"{value:.3g}"
         return {"kind": "number", "value": "" if math.isnan(value) else repr(value), "text": text}

@@ -1,4 +1,4 @@
-"""The report of a trace: a row for each sample and operation of the network."""
+"""The report of `fperr.trace_layers`: a row for each sample and operation of the network."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -28,22 +28,24 @@ COLUMNS = {
     "bits_left": "float64",
     "flips": "int64",
 }
-_DERIVED = ("position", "bits_left")
+_DERIVED = ("position", "bits_left")  # computed from the other columns
 # the colours of the stages in every figure
 _COLOURS = dict(zip(STAGES, sns.color_palette("colorblind", len(STAGES)), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class LayerReport:
-    """Where along the network the error of a gradient arises.
+    """The error of a gradient, split by the operations of the network.
 
     Attributes:
-        frame: in the order of computing: `contribution`, the norm of what the operation adds to the
-            error, relative to the exact gradient; `share`, its signed part of the whole error (they
-            sum to 1); `delta_so_far`, the relative error with everything up to here in the format
-            and the rest exact; `bits_left` = -log2 of that; `flips`, decisions of a ReLU or pooling
-            that differ from the exact network's.
-        loss, format: what was traced.
+        frame: Data frame with a row for each sample and operation, in the order of computing.
+            `contribution` is the norm of the vector that the operation adds to the error, relative
+            to the exact gradient. `share` is its signed share in the total error; the shares of a
+            sample sum to 1. `delta_so_far` is the relative error if this operation and all earlier
+            ones run in the format, and the later ones exactly; `bits_left` is -log2 of it. `flips`
+            counts the branches of a ReLU or pooling that differ from the exact network's.
+        loss: Name of the loss.
+        format: Name of the format.
     """
 
     frame: pd.DataFrame
@@ -61,7 +63,7 @@ class LayerReport:
     def from_rows(
         cls, rows: Iterable[Mapping[str, object]], loss: str, format: str
     ) -> "LayerReport":
-        """A report of rows in the order of computing."""
+        """Make a report from rows in the order of computing."""
         frame = pd.DataFrame(list(rows), columns=[c for c in COLUMNS if c not in _DERIVED])
         frame["position"] = frame.groupby("sample").cumcount()
         error = frame["delta_so_far"].to_numpy(dtype=np.float64)
@@ -119,18 +121,24 @@ class LayerPlots:
 
 
 def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:
-    """A summary: bits left, with flips marked, above what each operation adds."""
-    places = np.arange(len(table))
+    """Draw a summary into two axes.
+
+    Args:
+        table: Result of `LayerReport.summary`.
+        above: Axes for the correct bits left; operations with flips are marked.
+        below: Axes for the error that each operation adds.
+    """
+    positions = np.arange(len(table))
     colours = [_COLOURS[half] for half in table["half"]]
-    above.plot(places, table["bits_left"], color="0.4", linewidth=1, zorder=1)
-    above.scatter(places, table["bits_left"], c=colours, zorder=2)
+    above.plot(positions, table["bits_left"], color="0.4", linewidth=1, zorder=1)
+    above.scatter(positions, table["bits_left"], c=colours, zorder=2)
     flipped = table["flips"] > 0
-    marked = places[flipped], table["bits_left"][flipped]
+    marked = positions[flipped], table["bits_left"][flipped]
     above.scatter(*marked, marker="x", color="black", s=60, zorder=3)
-    for place, bits, flips in zip(*marked, table["flips"][flipped], strict=True):
+    for position, bits, flips in zip(*marked, table["flips"][flipped], strict=True):
         above.annotate(
             f"{flips} flip{'s'[: flips != 1]}",
-            (place, bits),
+            (position, bits),
             textcoords="offset points",
             xytext=(2, 6),
             rotation=60,
@@ -138,15 +146,15 @@ def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:
             fontsize=7,
         )
     above.set_ylabel("correct bits so far\n(median of $-\\log_2$ error)")
-    below.bar(places, table["contribution"], color=colours)
+    below.bar(positions, table["contribution"], color=colours)
     below.set_yscale("log")
     below.set_ylabel("error added, over $\\|g\\|_2$\n(median)")
-    below.set_xticks(places, table["layer"], rotation=90, fontsize=8, parse_math=False)
+    below.set_xticks(positions, table["layer"], rotation=90, fontsize=8, parse_math=False)
     for axis in (above, below):
         axis.spines[["top", "right"]].set_visible(False)
 
 
 def legend(figure: Figure) -> None:
-    """The colours of the halves of the computation."""
+    """Add a legend with the colours of cast, forward half, loss and backward half."""
     handles = [Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()]
     figure.legend(handles, _COLOURS, ncols=4, fontsize=8, frameon=False, loc="outside upper right")

@@ -1,4 +1,4 @@
-"""Figures of a report: data frame in, matplotlib Figure out; nothing is measured here."""
+"""Draws the figures of a report: data frame in, matplotlib Figure out."""
 
 import math
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from matplotlib.figure import Figure
 from fperr.caller_state import in_neutral_state
 from fperr.report.style import STAGES, colours, legend, ordered
 
-# the same scale in every picture; below float64's last place there is nothing to see
-_LOG_LIMITS = (1e-18, 1e2)  # the upper one gives way to larger errors
-_SHARE_LIMITS = (-0.04, 1.04)
+# the same scale in every figure; errors below float64's unit roundoff (1e-16) are of no interest
+_LOG_LIMITS = (1e-18, 1e2)  # the upper limit is raised for larger errors
+_SHARE_LIMITS = (-0.04, 1.04)  # [0, 1] with room for the dots
 _BOUND_LIMITS = (1e-20, 1e4)
 
 
 @dataclass(frozen=True)
 class Plots:
-    """The plots of one report. Scenarios that differ by the sign of the gradient are drawn once.
+    """The figures of one report. Scenarios that differ by the sign of the gradient are drawn once.
 
     Attributes:
-        frame: its rows.
+        frame: Rows of the report.
     """
 
     frame: pd.DataFrame
@@ -48,7 +48,7 @@ class Plots:
 
     @in_neutral_state
     def stages(self) -> Figure:
-        """Where the error arises: the size of each stage, by format, one panel for each loss."""
+        """The size of each stage of the error, by format, one panel for each loss."""
         independent = self.frame[~self.frame["is_sign_twin"]]
         columns = [f"stage_{name}" for name in STAGES]
         long = independent.melt(["network", "loss", "format"], columns, "hue", "value")
@@ -67,16 +67,16 @@ class Plots:
 
         Errors below the scale, 0 among them, are drawn at its lower end.
         """
-        shown = self.frame[~self.frame["is_sign_twin"] & self.frame["stage_loss_bound"].notna()]
-        shown = shown[shown["stage_loss"].notna()]
-        names = list(dict.fromkeys(shown["format"]))
+        bounded = self.frame[~self.frame["is_sign_twin"] & self.frame["stage_loss_bound"].notna()]
+        bounded = bounded[bounded["stage_loss"].notna()]
+        names = list(dict.fromkeys(bounded["format"]))
         width = 3.2 * max(1, len(names)) + 1.6
         figure = Figure(figsize=(width, 3.9), layout="constrained")
-        hues = ordered(shown["loss"])
+        hues = ordered(bounded["loss"])
         for axis, name in zip(
             figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False
         ):
-            rows = shown[shown["format"] == name]
+            rows = bounded[bounded["format"] == name]
             values = rows[["stage_loss", "stage_loss_bound"]].clip(*_BOUND_LIMITS)
             sns.scatterplot(
                 x=values["stage_loss_bound"],
@@ -107,11 +107,12 @@ class Plots:
         return figure
 
     def _by_scenario(self, column: str) -> pd.DataFrame:
+        """The values of a column, with one panel for each scenario and its sign twin."""
         frame = self.frame
-        shown = frame[~frame["is_sign_twin"]]
+        independent = frame[~frame["is_sign_twin"]]
         copied = set(frame[frame["is_sign_twin"]]["scenario"])
         titles = {}
-        for name in shown["scenario"].unique():
+        for name in independent["scenario"].unique():
             kind, success = name.split("_")
             other = "targeted" if kind == "untargeted" else "untargeted"
             twin = f"{other}_{'unsuccessful' if success == 'successful' else 'successful'}"
@@ -119,11 +120,11 @@ class Plots:
             titles[name] = f"{kind}, {success}{note}"
         return pd.DataFrame(
             {
-                "network": shown["network"],
-                "panel": shown["scenario"].map(titles),
-                "format": shown["format"],
-                "hue": shown["loss"],
-                "value": shown[column],
+                "network": independent["network"],
+                "panel": independent["scenario"].map(titles),
+                "format": independent["format"],
+                "hue": independent["loss"],
+                "value": independent[column],
             }
         )
 
@@ -131,13 +132,21 @@ class Plots:
 def _strips(
     frame: pd.DataFrame, title: str, label: str, *, log: bool, legend_title: str = "loss"
 ) -> Figure:
-    """One dot for each row: columns `network`, `panel`, `format`, `hue`, `value`."""
-    shown = frame[frame["value"].notna() & ((frame["value"] > 0) | (not log))]
+    """A grid of panels, a line for each network, with one dot for each row.
+
+    Args:
+        frame: Data frame with the columns `network`, `panel`, `format`, `hue` and `value`.
+        title: Title of the figure.
+        label: Label of the vertical axes.
+        log: Use a logarithmic scale; values that are not positive are left out.
+        legend_title: Title of the legend.
+    """
+    drawn = frame[frame["value"].notna() & ((frame["value"] > 0) | (not log))]
     networks, panels, formats = (
-        list(dict.fromkeys(shown[name])) for name in ("network", "panel", "format")
+        list(dict.fromkeys(drawn[name])) for name in ("network", "panel", "format")
     )
-    hues = ordered(shown["hue"])
-    finite = shown["value"][shown["value"] < math.inf]
+    hues = ordered(drawn["hue"])
+    finite = drawn["value"][drawn["value"] < math.inf]
     top = max(_LOG_LIMITS[1], 3 * finite.max()) if len(finite) else _LOG_LIMITS[1]
     limits = (_LOG_LIMITS[0], top) if log else _SHARE_LIMITS
     lines, columns = max(1, len(networks)), max(1, len(panels))
@@ -146,7 +155,7 @@ def _strips(
     for axes, network in zip(grid, networks, strict=False):
         for axis, panel in zip(axes, panels, strict=True):
             sns.stripplot(
-                shown[(shown["panel"] == panel) & (shown["network"] == network)],
+                drawn[(drawn["panel"] == panel) & (drawn["network"] == network)],
                 x="format",
                 y="value",
                 hue="hue",

@@ -1,4 +1,4 @@
-"""One style for every figure: the same colour for the same loss, everywhere."""
+"""The style of every figure: a loss has the same colour in all of them."""
 
 import io
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ STAGES = ("cast", "forward", "loss", "backward")
 
 
 def picture(figure: Figure, **options: Any) -> bytes:
-    """The content of a picture's file.
+    """A figure as the bytes of an image file.
 
     Args:
-        figure: what is drawn.
-        options: of `Figure.savefig`: format (png if not given), dpi, bbox_inches.
+        figure: The figure.
+        options: Options of `Figure.savefig`: format (png if not given), dpi, bbox_inches.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, **{"format": "png", **options})
@@ -45,13 +45,13 @@ def picture(figure: Figure, **options: Any) -> bytes:
 
 
 def legend(figure: Figure, hues: list[str], title: str, *, lines: bool = False) -> None:
-    """The legend beside the panels: for each of the names a dot in its colour.
+    """Add a legend beside the panels: for each name a dot in its colour.
 
     Args:
-        figure: with a layout that makes room.
-        hues: names, in the order of drawing.
-        title: above them.
-        lines: lines instead, in their `dashes`.
+        figure: Figure with a layout that makes room for the legend.
+        hues: Names in the order of drawing.
+        title: Title of the legend.
+        lines: Draw lines with their `dashes` instead of dots.
     """
     handles = [
         Line2D(
@@ -71,15 +71,15 @@ def legend(figure: Figure, hues: list[str], title: str, *, lines: bool = False) 
 
 
 def dashes(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """A dash pattern for each of the names, so that lines differ without colours, too."""
+    """A dash pattern for each name, so that lines differ without colours, too."""
     return {name: _DASHES[i % len(_DASHES)] for i, name in enumerate(names)}
 
 
 def ordered(names: pd.Series) -> list[str]:
-    """The different names: losses, stages and formats in their order, others after them."""
-    found = list(dict.fromkeys(names))
-    known = [name for name in (*_LOSSES, *STAGES, *_ARITHMETICS) if name in found]
-    return known + [name for name in found if name not in known]
+    """The distinct names: losses, stages and formats in their usual order, then all other names."""
+    distinct = list(dict.fromkeys(names))
+    usual = [name for name in (*_LOSSES, *STAGES, *_ARITHMETICS) if name in distinct]
+    return usual + [name for name in distinct if name not in usual]
 
 
 def colours(names: Sequence[str]) -> dict[str, Colour]:

@@ -1,4 +1,4 @@
-"""A report in a few numbers, and in words."""
+"""Summarises a report in a few numbers, and in sentences."""
 
 import json
 import math
@@ -9,26 +9,27 @@ import pandas as pd
 from fperr.reasons import reasons, tally
 from fperr.report.verdict import Thresholds, is_unmeasured, judge
 
-# below this median relative error, or below this factor between the medians, a difference between
-# losses is not worth a headline
-_WORTH_SAYING, _LEAST_GAP = 0.01, 10.0
+# the headline names a gap between two losses only if the larger median relative error is above the
+# first number, and the ratio of the medians at or above the second
+_LEAST_DELTA, _LEAST_GAP = 0.01, 10.0
 
 
 def usable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have a number: their scale was not capped and delta is defined."""
+    """The rows with a relative error, and a scale that was not capped."""
     return frame[~frame["scale_capped"].fillna(False) & frame["delta"].notna()]
 
 
 def has_flips(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Where a decision of a ReLU or pooling differs from the exact network's, ties apart."""
+    """Which rows have a ReLU or pooling whose branch differs from the exact one; ties aside."""
     flips: pd.Series[bool] = (frame["activation_flips"] + frame["pooling_flips"]).fillna(0) > 0
     return flips
 
 
 def routing(frame: pd.DataFrame) -> pd.DataFrame:
-    """Flips by network, format and layer: how many there are, and in how many samples."""
+    """The number of flips, and of samples with flips, by network, format and layer."""
+    # a sample's flips in a format are the same for every scenario and loss
     once = frame.drop_duplicates(["network", "sample", "format"])
-    found = [
+    flip_rows = [
         {"network": network, "format": fmt, "sample": sample, "layer": layer}
         | {"flips": flips, "tie_flips": ties}
         for network, fmt, sample, text in zip(
@@ -38,25 +39,30 @@ def routing(frame: pd.DataFrame) -> pd.DataFrame:
         for layer, (flips, ties) in json.loads(text).items()
     ]
     columns = ["network", "format", "layer", "samples", "flips", "tie_flips"]
-    if not found:
+    if not flip_rows:
         return pd.DataFrame(columns=columns)
-    groups = pd.DataFrame(found).groupby(["network", "format", "layer"], sort=False)
+    groups = pd.DataFrame(flip_rows).groupby(["network", "format", "layer"], sort=False)
     table = groups[["flips", "tie_flips"]].sum()
     table.insert(0, "samples", groups["sample"].nunique())
     return table.reset_index()
 
 
 def summarise(frame: pd.DataFrame, by: Sequence[str], thresholds: Thresholds) -> pd.DataFrame:
-    """One row for each group of `by`: quartiles of delta, counts of failures, a verdict.
+    """One row for each group: quartiles of delta, counts of failures, and a verdict.
 
     Sign twins (another scenario's gradient with its sign changed) are no independent results and
-    are left out, unless the scenarios are told apart. Rows whose scale was capped, whose gradient
-    is exactly flat, or which have no finite or no certified number are counted, and left out of
-    the quartiles; `unmeasured` are those of them that have no number and do not fail either, with
-    the most frequent reason. The verdict is that of the worst scenario in the group.
+    are left out, unless the groups distinguish scenarios. Rows whose scale was capped, whose exact
+    gradient is zero, or whose numbers are not finite or not certified are counted, and left out of
+    the quartiles. `unmeasured` counts the rows that have no delta and do not fail either; `reason`
+    is the most frequent reason of those. The verdict is that of the worst scenario in the group.
+
+    Args:
+        frame: Rows of a report.
+        by: Columns to group by.
+        thresholds: Largest errors and shares of failures that the verdict allows.
     """
-    shown = frame if "scenario" in by else frame[~frame["is_sign_twin"]]
-    groups = shown.groupby(list(by), sort=False, observed=True)
+    rows_to_group = frame if "scenario" in by else frame[~frame["is_sign_twin"]]
+    groups = rows_to_group.groupby(list(by), sort=False, observed=True)
     rows = [
         {**dict(zip(by, key, strict=True)), **_summary(group, thresholds)} for key, group in groups
     ]
@@ -64,13 +70,13 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], thresholds: Thresholds) ->
 
 
 def overview(frame: pd.DataFrame) -> pd.DataFrame:
-    """Median relative errors: a line for each network, scenario and format, a column for each loss.
+    """Median relative errors, by network, scenario and format in lines, and by loss in columns.
 
     A cell also says how many gradients are exactly zero, not finite, or not measured.
     """
-    shown = frame[~frame["is_sign_twin"]]
+    independent = frame[~frame["is_sign_twin"]]
     lines = []
-    for (network, scenario, fmt), group in shown.groupby(
+    for (network, scenario, fmt), group in independent.groupby(
         ["network", "scenario", "format"], sort=False
     ):
         line = {
@@ -85,7 +91,7 @@ def overview(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def advice(frame: pd.DataFrame, thresholds: Thresholds) -> str:
-    """One sentence: in which formats the gradient of each loss may be followed."""
+    """A sentence that says in which formats the gradient of each loss may be followed."""
     good: dict[str, list[str]] = {}
     bad: dict[str, list[str]] = {}
     without: dict[str, list[str]] = {}
@@ -93,38 +99,39 @@ def advice(frame: pd.DataFrame, thresholds: Thresholds) -> str:
         verdict = judge(rows, thresholds)
         judged = good if verdict.is_trustworthy else bad
         (judged if verdict.rows else without).setdefault(str(loss), []).append(str(fmt))
-    parts = [
-        f"{word} {'; '.join(f'{loss} in {_listed(formats)}' for loss, formats in named.items())}"
-        for word, named in (("follow", good), ("do not follow", bad), ("not judged:", without))
-        if named
+    clauses = [
+        f"{verb} {'; '.join(f'{loss} in {_joined(names)}' for loss, names in formats.items())}"
+        for verb, formats in (("follow", good), ("do not follow", bad), ("not judged:", without))
+        if formats
     ]
     if good and bad:
-        parts[:2] = [", but ".join(parts[:2])]
-    return f"{'; '.join(parts)}."
+        clauses[:2] = [", but ".join(clauses[:2])]
+    return f"{'; '.join(clauses)}."
 
 
-def _listed(words: Sequence[str]) -> str:
+def _joined(words: Sequence[str]) -> str:
+    """An enumeration of the words: `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def headline(frame: pd.DataFrame) -> str:
-    """One sentence: the worst and the best loss of the widest gap that one format shows."""
+    """A sentence about the widest gap between the losses in one scenario and format."""
     counted = usable(frame)
     if not len(counted):
         first = "; ".join(f"{t.words}, {t.remedy}" for t in tally(reasons(frame))[:1])
         return f"No gap is shown, as nothing was measured{': ' * bool(first)}{first}."
-    widest, place, medians = 0.0, ("", ""), pd.Series(dtype=float)
+    widest, scenario_and_format, medians = 0.0, ("", ""), pd.Series(dtype=float)
     for key, group in counted.groupby(["scenario", "format"], sort=False):
         losses = group.groupby("loss", sort=False)["delta"].median()
         gap = float(losses.max()) / max(float(losses.min()), math.ulp(0.0))
-        if losses.max() > _WORTH_SAYING and gap >= _LEAST_GAP and gap > widest:
-            widest, place, medians = gap, key, losses
+        if losses.max() > _LEAST_DELTA and gap >= _LEAST_GAP and gap > widest:
+            widest, scenario_and_format, medians = gap, key, losses
     if not widest:
         return (
             "No wide gap: no loss has a median relative error above "
-            f"{100 * _WORTH_SAYING:g} % that is {_LEAST_GAP:g} times another one's."
+            f"{100 * _LEAST_DELTA:g} % that is {_LEAST_GAP:g} times another one's."
         )
-    scenario, fmt = place
+    scenario, fmt = scenario_and_format
     return (
         f"The widest gap: in {fmt} ({scenario.replace('_', ', ')}), the {medians.idxmax()} "
         f"gradient has a median relative error of {medians.max():.2g} and the {medians.idxmin()} "
@@ -134,13 +141,14 @@ def headline(frame: pd.DataFrame) -> str:
 
 
 def short(number: float) -> str:
-    """Three digits, without an exponent where there are few more; NaN is a dash."""
+    """A number with three digits, without an exponent in [100, 1e6); a dash for NaN."""
     if math.isnan(number):
         return "-"
     return f"{number:.0f}" if 100 <= abs(number) < 1e6 else f"{number:.3g}"
 
 
 def _cell(rows: pd.DataFrame) -> str:
+    """The median relative error, and how many gradients are zero, not finite or not measured."""
     median = usable(rows)["delta"].dropna().median()
     unmeasured = is_unmeasured(rows)
     notes = [
@@ -157,6 +165,7 @@ def _cell(rows: pd.DataFrame) -> str:
 
 
 def _summary(group: pd.DataFrame, thresholds: Thresholds) -> dict[str, object]:
+    """The columns of `summarise` for one group of rows."""
     counted = usable(group)
     delta = counted["delta"].quantile([0.25, 0.5, 0.75])
     unmeasured = group[is_unmeasured(group)]
@@ -180,4 +189,5 @@ def _summary(group: pd.DataFrame, thresholds: Thresholds) -> dict[str, object]:
 
 
 def _count(group: pd.DataFrame, flag: str) -> int:
+    """The number of rows with the flag set."""
     return int(group[flag].fillna(False).sum())

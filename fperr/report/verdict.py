@@ -1,4 +1,4 @@
-"""Is the gradient of a loss in a format trustworthy, and if not, why?"""
+"""Judges whether the gradient of a loss in a format is trustworthy, and why it is not."""
 
 import math
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ _PLAIN = {
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What a gradient may have wrong and still be followed.
+    """The largest errors with which a gradient may still be followed.
 
     A row fails if its relative error or its share of wrong signs is above its threshold, if the
     computed gradient is exactly zero while the true one is not, or if it is not finite.
 
     Attributes:
-        delta: largest relative error of the gradient.
-        sign_error_rate: largest share of wrong signs.
-        share: largest share of failing rows, in every scenario that was measured.
+        delta: Largest relative error of the gradient.
+        sign_error_rate: Largest share of wrong signs.
+        share: Largest share of failing rows, in every scenario that was measured.
     """
 
     delta: float = 0.1
@@ -39,13 +39,15 @@ class Verdict:
     """A judgement on one loss in one format, in its worst scenario.
 
     Attributes:
-        is_trustworthy: few enough rows fail.
-        scenario: where most rows fail.
-        rows: rows judged there; failing: those that fail.
-        dead, not_finite, wrong_direction, wrong_signs: why; each failing row is counted once.
-        delta_median, sign_error_median: over the rows judged there.
-        total: rows in all scenarios.
-        left_out: why, of those, the ones that are not judged are not.
+        is_trustworthy: True if the share of failing rows is at most its threshold.
+        scenario: Worst scenario, in which the largest share of rows fails.
+        rows: Number of rows judged in the worst scenario.
+        failing: Number of those that fail.
+        dead, not_finite, wrong_direction, wrong_signs: Numbers of failing rows by cause; each row
+            is counted once, for the first cause that applies.
+        delta_median, sign_error_median: Medians over the rows judged in the worst scenario.
+        total: Number of rows in all scenarios.
+        left_out: Reasons of the rows, in all scenarios, that are not judged.
     """
 
     is_trustworthy: bool
@@ -63,7 +65,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The judgement in words, with what was left out, and why."""
+        """The judgement in words, and the rows that were left out, with their reasons."""
         if not self.rows:
             return self._nothing
         if not self.left_out:
@@ -73,7 +75,7 @@ class Verdict:
 
     @property
     def _nothing(self) -> str:
-        """Why no row is judged: the most frequent reason, and what to do."""
+        """The sentence if no row is judged: the most frequent reason, and what to do about it."""
         if not self.left_out:
             return "not measured: there are no rows"
         first = self.left_out[0]
@@ -82,6 +84,7 @@ class Verdict:
 
     @property
     def _judgement(self) -> str:
+        """The sentence about the rows that are judged."""
         medians = (
             "no relative error"  # of rows that are not finite
             if math.isnan(self.delta_median)
@@ -100,20 +103,24 @@ class Verdict:
             (self.wrong_direction, "off by more than allowed"),
             (self.wrong_signs, "have too many wrong signs"),
         )
-        listed = ", ".join(f"{count} {words}" for count, words in causes if count)
+        counts = ", ".join(f"{count} {words}" for count, words in causes if count)
         verb = "fails" if self.failing == 1 else "fail"
         word = "trustworthy" if self.is_trustworthy else "do not trust"
         return (
             f"{word}: {self.failing} of {self.rows} gradients {verb} {_PLAIN[self.scenario]} "
-            f"({listed}); {medians}"
+            f"({counts}); {medians}"
         )
 
 
 def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
     """The verdict on the rows of one loss in one format.
 
-    Rows whose scale was capped, whose true gradient is exactly zero or undefined, or which have
-    no certified reference (an input that is not finite has none) are left out.
+    Rows are left out if their scale was capped, if their exact gradient is zero or undefined, or if
+    there is no certified exact gradient (there is none at an input that is not finite).
+
+    Args:
+        frame: Rows of one loss in one format.
+        thresholds: Largest errors and shares of failures that the verdict allows.
     """
     judged = is_judged(frame)
     dead, broken = _flag(frame, "is_dead") & judged, ~_flag(frame, "is_finite") & judged
@@ -123,37 +130,39 @@ def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
     failing = dead | broken | direction | signs
     groups = failing[judged].groupby(frame["scenario"][judged], sort=False)
     shares = groups.mean()
-    worst = groups.size()[shares == shares.max()]  # of those that fail as often, the largest
+    worst = groups.size()[
+        shares == shares.max()
+    ]  # of equal shares, the scenario with the most rows
     scenario = str(worst.idxmax()) if len(shares) else ""
-    here = judged & (frame["scenario"] == scenario)
+    in_worst = judged & (frame["scenario"] == scenario)
     return Verdict(
         is_trustworthy=bool(len(shares) and shares.max() <= thresholds.share),
         scenario=scenario,
-        rows=int(here.sum()),
-        failing=int((failing & here).sum()),
-        dead=int((dead & here).sum()),
-        not_finite=int((broken & here).sum()),
-        wrong_direction=int((direction & here).sum()),
-        wrong_signs=int((signs & here).sum()),
-        delta_median=float(frame["delta"][here].dropna().median()),
-        sign_error_median=float(frame["sign_error_rate"][here].dropna().median()),
+        rows=int(in_worst.sum()),
+        failing=int((failing & in_worst).sum()),
+        dead=int((dead & in_worst).sum()),
+        not_finite=int((broken & in_worst).sum()),
+        wrong_direction=int((direction & in_worst).sum()),
+        wrong_signs=int((signs & in_worst).sum()),
+        delta_median=float(frame["delta"][in_worst].dropna().median()),
+        sign_error_median=float(frame["sign_error_rate"][in_worst].dropna().median()),
         total=len(frame),
         left_out=tally(reasons(frame[~judged])),
     )
 
 
 def is_judged(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows count for or against a loss: a relative error, or a format that is not finite."""
+    """Which rows count for or against a loss: they have an error, or are not finite."""
     has_reference, is_finite = _flag(frame, "is_defined"), _flag(frame, "is_finite")
     speaks = has_reference & (frame["delta"].notna() | ~is_finite)
     return speaks & ~_flag(frame, "scale_capped")
 
 
 def is_unmeasured(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows have no relative error and are not judged either: nothing is said of them."""
+    """Which rows have no relative error and do not count as failing either."""
     return frame["delta"].isna() & ~is_judged(frame)
 
 
 def _flag(frame: pd.DataFrame, name: str) -> "pd.Series[bool]":
-    """A column of flags, a missing one taken for False."""
+    """A column of flags; a missing flag counts as False."""
     return frame[name].fillna(False).astype(bool)
