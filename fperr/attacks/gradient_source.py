@@ -12,8 +12,8 @@ from fperr import pass_origin
 from fperr.attacks.goal import Goal
 from fperr.errors import ModelError, ReferenceNotCertifiedError
 from fperr.exact.double_word import DoubleWords
-from fperr.exact.double_word.comparisons import order_in_doubt
-from fperr.exact.double_word_network import BatchedNetwork, BatchRun, to_mpmath
+from fperr.exact.double_word.comparisons import order_undecided
+from fperr.exact.double_word_network import BatchedNetwork, to_mpmath
 from fperr.exact.engines.vectors import DoubleWordVectors
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.formats import Format, of_dtype
@@ -124,12 +124,12 @@ class ExactSource(Source):
         return logits, gradient.reshape(x.shape)
 
     def _piece(self, x: Tensor, goal: Goal, samples: Sequence[int]) -> Tensor:
-        self._network.arithmetic.forget_doubts()
-        forward = self._network.forward(x).run
-        doubt = order_in_doubt(forward.logits)
-        z = to_mpmath(forward.logits, self._vectors.context).reshape(len(x), -1)
+        forward = self._network.forward(x)
+        logits = forward.run.logits
+        undecided = forward.undecided | order_undecided(logits)
+        z = to_mpmath(logits, self._vectors.context).reshape(len(x), -1)
         parts = []
-        for i, radius in enumerate(forward.logits.radius.tolist()):
+        for i, radius in enumerate(logits.radius.tolist()):
             asked = self._asked(z[i], goal, samples[i])
             v = logit_gradient(
                 asked.kind, self._vectors.context, list(z[i]), asked.label, c=asked.c,
@@ -138,18 +138,20 @@ class ExactSource(Source):
             # a logit is off by the radius at most, a difference by twice that, a ratio of two
             # probabilities by four times it in the exponent
             known = v is not None and 4 * float(asked.c) * radius < _SMALL
-            doubt[i] |= not known or goal.loss.kind == "dlr"
-            parts.append(self._vectors.array(v if known else [0] * z.shape[1]).words)
+            undecided[i] |= not known or goal.loss.kind == "dlr"
+            numbers = v if v is not None and known else [0] * z.shape[1]
+            parts.append(self._vectors.array(numbers).words)
         high, low, radius = (
             torch.cat([getattr(p, name) for p in parts]) for name in ("high", "low", "radius")
         )
-        g = self._network.pullback(forward.saved_values, DoubleWords(high, low, radius, None))
+        g, undecided_backward = self._network.pullback(
+            forward.run.saved_values, DoubleWords(high, low, radius, None)
+        )
         length = torch.linalg.vector_norm(g.high.flatten(1), dim=1)
-        doubt |= self._network.in_doubt(len(x)) | ~(g.radius <= length * _SMALL)
+        undecided |= undecided_backward | ~(g.radius <= length * _SMALL)
         gradient = (g.high + g.low).flatten(1)
-        batch = BatchRun(forward, len(x))
-        self._network.audits(batch, x, high[:, 0], g, ~doubt, samples[0])
-        for i in torch.nonzero(doubt).flatten().tolist():
+        self._network.audits(forward, x, high[:, 0], g, ~undecided, samples[0])
+        for i in torch.nonzero(undecided).flatten().tolist():
             gradient[i] = self._by_balls(x[i : i + 1], goal, samples[i])
         return gradient
 

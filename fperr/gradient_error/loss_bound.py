@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def _upstream(f: FloatGradient) -> float:
 
 
 def bound_columns(
-    bound: Bound | None, i: int, data: TransposedJacobian | None, log2_gradient_norm: float
+    bound: Bound | None, i: int, data: TransposedJacobian[Any] | None, log2_gradient_norm: float
 ) -> dict[str, object]:
     """`logit_delta_bound` and `stage_loss_bound` of sample i; NaN where there is none.
 

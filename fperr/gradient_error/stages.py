@@ -12,6 +12,7 @@ with weights and input rounded to the format:
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -59,11 +60,11 @@ class Split:
 
 
 def split(
-    A: Vectors,
+    A: Vectors[Any],
     computed: Vector | None,
     gradient: Vector,
     v: LogitGradients,
-    data: TransposedJacobian | None,
+    data: TransposedJacobian[Any] | None,
     cast_gradient: Vector | None,
 ) -> Split:
     """The error of a computed gradient, and its stages.
@@ -88,7 +89,7 @@ def split(
     return replace(compared(A, computed, gradient), stages=stages)
 
 
-def compared(A: Vectors, computed: Vector | None, gradient: Vector) -> Split:
+def compared(A: Vectors[Any], computed: Vector | None, gradient: Vector) -> Split:
     """The error of a computed gradient, without its stages."""
     return Split(
         scaled(A, gradient),
@@ -117,14 +118,14 @@ def shares(parts: Split) -> dict[str, float]:
     return found
 
 
-def product(v: Vector | None, transposed: TransposedJacobian | None) -> Vector | None:
+def product(v: Vector | None, transposed: TransposedJacobian[Any] | None) -> Vector | None:
     """J^T v; None where either is undefined."""
     return None if v is None or transposed is None else transposed.product(v)
 
 
-def _difference(A: Vectors, a: Vector | None, b: Vector | None) -> Vector | None:
+def _difference(A: Vectors[Any], a: Vector | None, b: Vector | None) -> Vector | None:
     return None if a is None or b is None else A.sub(a, b)
 
 
-def _optional(A: Vectors, a: Vector | None) -> Scaled | None:
+def _optional(A: Vectors[Any], a: Vector | None) -> Scaled | None:
     return None if a is None else scaled(A, a)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fperr.exact.branches import Branches, Flips, corresponding, flips, frozen_gradient
 from fperr.exact.engines.base import ExactPoint
-from fperr.exact.engines.double_word import sample_of
 from fperr.exact.engines.jacobian import TransposedJacobian
+from fperr.exact.engines.samples_of_run import sample_of_saved
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import SavedValues
 from fperr.exact.saved_values import FloatRun
@@ -30,8 +30,8 @@ class ExactSampleInFormat:
     """
 
     z: list[Any] | None
-    cast: TransposedJacobian | None
-    data: TransposedJacobian | None
+    cast: TransposedJacobian[Any] | None
+    data: TransposedJacobian[Any] | None
     flips: list[Flips] | None
 
 
@@ -88,7 +88,9 @@ class ExactInFormat:
                     seen = self._flips(sample, data[i])
                     yield ExactSampleInFormat(states[i].z, states[i].map, maps.get(i), seen)
 
-    def _states(self, x: Tensor, known: Mapping[int, ExactSample]) -> dict[int, ExactPoint]:
+    def _states(
+        self, x: Tensor, known: Mapping[int, ExactSample]
+    ) -> dict[int, ExactPoint[Any, Any]]:
         """The cast network at the samples; those where weights or input overflow are missing."""
         found, others = {}, []
         for i, sample in known.items():
@@ -106,10 +108,10 @@ class ExactInFormat:
         return found
 
     def _maps(
-        self, states: Mapping[int, ExactPoint], data: Mapping[int, SavedValues | None]
-    ) -> dict[int, TransposedJacobian]:
+        self, states: Mapping[int, ExactPoint[Any, Any]], data: Mapping[int, SavedValues | None]
+    ) -> dict[int, TransposedJacobian[Any]]:
         """J^T through what the run left; that of the state where it left the same."""
-        found: dict[int, TransposedJacobian] = {}
+        found: dict[int, TransposedJacobian[Any]] = {}
         other: dict[int, SavedValues] = {}
         for i, read in data.items():
             if read is None:
@@ -146,12 +148,12 @@ class ExactInFormat:
         with self.network.running():
             return frozen_gradient(self.network.capture(x), self.network.cast(x), v, samples)
 
-    def _data(self, run: FloatRun, i: int, state: ExactPoint) -> SavedValues | None:
+    def _data(self, run: FloatRun, i: int, state: ExactPoint[Any, Any]) -> SavedValues | None:
         """What sample i of the run left, in the state's arithmetic; None if it is not finite."""
         part = state.interpreter.part
         if not all(bool(part(run, name, i).isfinite().all()) for name in run.values):
             return None
-        found: SavedValues = sample_of(state.interpreter.saved_values_of(run, i), 0)
+        found: SavedValues = sample_of_saved(state.interpreter.saved_values_of(run, i), 0)
         return found
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -255,7 +256,7 @@ def _scale_columns(s: RowRequest, exact: ExactSample) -> Row:
     return result
 
 
-def _loss_at(s: RowRequest, A: Vectors) -> LossAtSample | None:
+def _loss_at(s: RowRequest, A: Vectors[Any]) -> LossAtSample | None:
     """The loss with the scale that the format computed; None where that scale is unusable."""
     if s.is_scale_degenerate:
         return None
@@ -268,7 +269,7 @@ def _logit_gradients(
     asked: LossAtSample,
     exact: ExactGradientAt,
     cast: ExactSampleInFormat,
-    A: Vectors,
+    A: Vectors[Any],
 ) -> LogitGradients:
     """The four logit gradients with the same c."""
     f, i = s.float_gradient, s.i
@@ -291,15 +292,15 @@ def _logit_gradients(
     )
 
 
-def _unscaled(s: RowRequest, A: Vectors, values: torch.Tensor) -> Vector:
+def _unscaled(s: RowRequest, A: Vectors[Any], values: torch.Tensor) -> Vector:
     """A gradient (1, entries) of the format, with loss scale and averaging divided out."""
     loss_scale, count = s.float_gradient.factor
-    flat = A.from_torch(values.reshape(1, -1))
+    flat: Vector = A.from_torch(values.reshape(1, -1))
     flat = flat if loss_scale == 1.0 else A.div(flat, loss_scale)
     return flat if count == 1 else A.mul(flat, float(count))
 
 
-def _computed(s: RowRequest, A: Vectors, gradients: torch.Tensor) -> Vector | None:
+def _computed(s: RowRequest, A: Vectors[Any], gradients: torch.Tensor) -> Vector | None:
     g = gradients[s.i]
     return _unscaled(s, A, g) if bool(g.isfinite().all()) else None
 
@@ -340,7 +341,7 @@ def _routing_columns(cast: ExactSampleInFormat) -> Row:
     }
 
 
-def _frozen_columns(s: RowRequest, exact: ExactGradientAt, A: Vectors) -> Row:
+def _frozen_columns(s: RowRequest, exact: ExactGradientAt, A: Vectors[Any]) -> Row:
     """The relative error with the exact network's decisions in place of the format's own."""
     frozen = None if s.frozen is None else _computed(s, A, s.frozen)
     if frozen is None:
@@ -363,7 +364,7 @@ def _certified_columns(
     return {"delta_lo": low, "delta_hi": high, "delta": min(max(delta, low), high)}
 
 
-def _logit_delta(v: LogitGradients, A: Vectors) -> float:
+def _logit_delta(v: LogitGradients, A: Vectors[Any]) -> float:
     """|v_hat - v|_1/|v|_1 at the format's own logits: what the papers' bound speaks of."""
     if v.format is None or v.computed is None:
         return math.nan
@@ -373,7 +374,7 @@ def _logit_delta(v: LogitGradients, A: Vectors) -> float:
     return scaled(A, A.sub(v.computed, v.format)).ratio(reference, 1)
 
 
-def _underflow_rate(s: RowRequest, v: LogitGradients, A: Vectors) -> float:
+def _underflow_rate(s: RowRequest, v: LogitGradients, A: Vectors[Any]) -> float:
     """The share of classes other than the label with a nonzero v_i that was computed as 0."""
     if v.format is None or v.computed is None:
         return math.nan

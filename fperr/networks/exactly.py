@@ -16,9 +16,11 @@ from fperr.exact.ball.arithmetic import BallArithmetic, log2_upper
 from fperr.exact.ball.array import BallArray
 from fperr.exact.double_word import LARGEST_BITS, DoubleWordArithmetic
 from fperr.exact.double_word_network import log2_relative_errors
-from fperr.exact.engines.base import BallEngine, ExactEngine, ExactPoint, MpmathEngine, NoExactPoint
+from fperr.exact.engines.ball import BallEngine
+from fperr.exact.engines.base import ExactEngine, ExactPoint, NoExactPoint
 from fperr.exact.engines.double_word import DoubleWordEngine
 from fperr.exact.engines.jacobian import StoredRows
+from fperr.exact.engines.mpmath import MpmathEngine
 from fperr.exact.engines.scaled import scaled
 from fperr.exact.engines.vectors import DoubleWordVectors, MpVectors, Vector, Vectors
 from fperr.exact.entry import GUARD_BITS, LEAST_BOUND, log2_difference
@@ -115,11 +117,11 @@ class ExactSample:
         order: the classes by descending logit.
     """
 
-    def __init__(self, reference: "ExactNetwork", x: Tensor, state: ExactPoint) -> None:
+    def __init__(self, reference: "ExactNetwork", x: Tensor, state: ExactPoint[Any, Any]) -> None:
         self._reference, self._x = reference, x
         self.state, self.z = state, state.z
         self.order = sorted(range(len(self.z)), key=lambda i: -self.z[i])
-        self._states_in_balls: dict[int, ExactPoint] = {}
+        self._states_in_balls: dict[int, ExactPoint[Any, Any]] = {}
         self._is_hopeless = False  # balls at the largest precision have been tried
 
     @cached_property
@@ -181,14 +183,14 @@ class ExactSample:
         if isinstance(B, BallArithmetic):
             balls = to_balls(B, A.numbers(exact))
             g = _of_balls(self.state, balls)
-            return A.of_engine(g), log2_relative_radius(g)
+            return A.from_balls(g), log2_relative_radius(g)
         found = self.state.map.product(exact)
         if isinstance(B, DoubleWordArithmetic):
             return found, float(log2_relative_errors(found.words))
         return found, self.log2_disagreement
 
     def _in_balls(
-        self, state: ExactPoint, loss: LossAtSample, asked: dict[str, Any]
+        self, state: ExactPoint[Any, Any], loss: LossAtSample, asked: dict[str, Any]
     ) -> ExactGradientAt:
         """The gradient at a state of the balls, of whatever precision."""
         A, B = self._reference.vectors, state.interpreter.arithmetic
@@ -196,7 +198,7 @@ class ExactSample:
         enclosed = _enclosed(B, loss, state.logits, asked)
         g = _of_balls(state, enclosed)
         error = max(log2_relative_radius(enclosed), log2_relative_radius(g))
-        return ExactGradientAt(A.of_engine(enclosed), A.of_engine(g), error, True, g)
+        return ExactGradientAt(A.from_balls(enclosed), A.from_balls(g), error, True, g)
 
     def _raised(
         self, found: ExactGradientAt, loss: LossAtSample, asked: dict[str, Any]
@@ -242,7 +244,7 @@ class ExactSample:
         found = ExactGradientAt(v, g, max(errors), self.state.is_proved, None)
         coarser = self.state.coarser
         settled = self._reference.certifies(found) or not errors[1] <= LEAST_BOUND
-        if coarser is None or settled or coarser.is_open:
+        if coarser is None or settled or coarser.is_undecided:
             return found
         apart = scaled(A, A.sub(g, coarser.product(v))).log2_norm - scaled(A, g).log2_norm
         return replace(found, log2_error=max(errors[0], apart), is_proved=False)
@@ -304,7 +306,7 @@ def _enclosed(
     return found
 
 
-def _of_balls(state: ExactPoint, v: BallArray) -> BallArray:
+def _of_balls(state: ExactPoint[Any, Any], v: BallArray) -> BallArray:
     """J^T v, enclosed."""
     if state.rows is not None:
         found: BallArray = state.interpreter.arithmetic.matmul(v, state.rows)
@@ -330,7 +332,7 @@ class ExactNetwork:
         self.network, self.digits, self.by_rows = network, digits, by_rows
         self._kind = engine
         self._bits = math.ceil(digits * math.log2(10))
-        self.vectors: Vectors = (
+        self.vectors: Vectors[Any] = (
             DoubleWordVectors(x.device)
             if engine == "double_word"
             else MpVectors(MpArithmetic(self._bits + GUARD_BITS))
@@ -338,7 +340,7 @@ class ExactNetwork:
         self.capture: Capture = network.capture(x[:1])
         self.engine = self.engine_for(self.capture)
 
-    def engine_for(self, capture: Capture) -> ExactEngine:
+    def engine_for(self, capture: Capture) -> ExactEngine[Any]:
         """An engine for a capture, of this reference's kind and precision."""
         if isinstance(self.vectors, MpVectors) and self._kind == "mpmath":
             return MpmathEngine(capture, self.vectors, by_rows=self.by_rows)
@@ -350,12 +352,12 @@ class ExactNetwork:
             capture, self.vectors, self._bits, working, balls, by_rows=self.by_rows
         )
 
-    def _balls_for(self, capture: Capture) -> BallEngine:
+    def _balls_for(self, capture: Capture) -> BallEngine[Any]:
         bits = self._bits + GUARD_BITS // 2  # of every row: their sum may cancel
         return BallEngine(capture, self.vectors, bits, by_rows=self.by_rows)
 
     @cached_property
-    def balls(self) -> BallEngine:
+    def balls(self) -> BallEngine[Any]:
         """The network in balls, for what the engine leaves open."""
         return self.engine if isinstance(self.engine, BallEngine) else self._balls_for(self.capture)
 
@@ -399,7 +401,9 @@ class ExactNetwork:
                 advance()
         return found
 
-    def _sample(self, state: ExactPoint | NoExactPoint, x: Tensor) -> ExactSample | NoExactSample:
+    def _sample(
+        self, state: ExactPoint[Any, Any] | NoExactPoint, x: Tensor
+    ) -> ExactSample | NoExactSample:
         if isinstance(state, ExactPoint):
             present = [z for z in state.z if z != self.vectors.context.ninf]
             if not all(map(self.vectors.context.isfinite, present)):

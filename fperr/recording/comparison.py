@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -186,7 +187,7 @@ class Comparison:
         return self._reference
 
     @property
-    def _vectors(self) -> Vectors:
+    def _vectors(self) -> Vectors[Any]:
         assert self._reference is not None
         return self._reference.vectors
 

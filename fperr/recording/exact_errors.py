@@ -1,6 +1,7 @@
 """Errors of computed gradients beside exact ones, as rows of a table."""
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ def exact_gradient(exact: ExactSample, asked: LossAtSample | None) -> tuple[Vect
 
 
 def errors_of(
-    A: Vectors,
+    A: Vectors[Any],
     digits: int,
     computed: Tensor | None,
     factor: float,
@@ -49,7 +50,7 @@ def errors_of(
 
 
 def logit_gradient_delta(
-    A: Vectors, digits: int, z: Tensor, v: Tensor, factor: float, asked: LossAtSample | None
+    A: Vectors[Any], digits: int, z: Tensor, v: Tensor, factor: float, asked: LossAtSample | None
 ) -> float | None:
     """The relative error of dL/dz: the exact one is that of the same logits z (K,)."""
     if asked is None:
@@ -78,11 +79,12 @@ def logit_gradient_delta(
     return error_metrics(compared(A, mine, A.array(numbers)))["delta"]
 
 
-def _divided(A: Vectors, computed: Vector, factor: float) -> Vector:
+def _divided(A: Vectors[Any], computed: Vector, factor: float) -> Vector:
     """What was computed, without the factor on its loss."""
     if factor == 1.0:
         return computed
     # 1/batch may not be a number of the format: its inverse is one
     inverse = round(1 / factor)
     is_whole = abs(1 / factor - inverse) < 1e-9 * abs(inverse)
-    return A.mul(computed, float(inverse)) if is_whole else A.div(computed, factor)
+    quotient: Vector = A.mul(computed, float(inverse)) if is_whole else A.div(computed, factor)
+    return quotient

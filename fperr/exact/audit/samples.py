@@ -191,7 +191,7 @@ def audit_values(
     *,
     off: Tensor,
     logits_off: float = 0.0,
-    is_known: Tensor | None = None,
+    is_usable: Tensor | None = None,
     names: Sequence[int] | None = None,
 ) -> list[SampleAudit | None]:
     """Compare an exact run at a batch of samples with PyTorch's float64.
@@ -206,7 +206,7 @@ def audit_values(
         off: (samples,), upper bounds on the norm of the error of those values; of mpmath, which has
             none, 0.
         logits_off: see `audit_sample`.
-        is_known: (samples,) bool, where the exact run settled its decisions; elsewhere the answer
+        is_usable: (samples,) bool, where the exact run settled its decisions; elsewhere the answer
             is None.
         names: the numbers of the samples, for the error; None: 0, 1, ...
 
@@ -224,7 +224,7 @@ def audit_values(
     radii = interpreter.arithmetic.error_norms(run.logits).expand(len(x))
     audits: list[SampleAudit | None] = []
     for i in range(len(x)):
-        if is_known is not None and not is_known[i]:
+        if is_usable is not None and not is_usable[i]:
             audits.append(None)
             continue
         error = float(float64.logits_error[i]) + float(radii[i]) + logits_off
