@@ -26,7 +26,13 @@ from fperr.exact import index_arrays, value_numbers
 from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, Shape
 from fperr.exact.double_word import comparisons, indexing, products
 from fperr.exact.double_word.elementary import ELEMENTARY, constant_pi
-from fperr.exact.double_word.error_radius import LARGEST, SMALLEST, aligned, checked, crossed
+from fperr.exact.double_word.error_radius import (
+    LARGEST,
+    SMALLEST,
+    aligned,
+    radius_of_product,
+    with_radius,
+)
 from fperr.exact.double_word.numbers import (
     SQUARE,
     UP,
@@ -169,8 +175,8 @@ class DoubleWordArithmetic(Arithmetic[DoubleWords], Convolving[DoubleWords]):
         high, low = multiply(a, b)
         numbers = value_numbers.times(a.value_number, b.value_number)
         result = DoubleWords(high, low, a.radius, numbers)
-        radius = 12 * SQUARE * result.norm() + crossed(a, b, result.shape)
-        return self._finished(checked(result, radius))
+        radius = 12 * SQUARE * result.norm() + radius_of_product(a, b, result.shape)
+        return self._finished(with_radius(result, radius))
 
     def _times_power_of_two(self, a: DoubleWords, factor: float) -> DoubleWords:
         numbers = value_numbers.negative(a.value_number)
@@ -194,7 +200,9 @@ class DoubleWordArithmetic(Arithmetic[DoubleWords], Convolving[DoubleWords]):
         from_divisor = b.radius * spread_of(b, result.shape)
         radius = (from_dividend + result.largest() * from_divisor + SMALLEST) / least_divisor
         radius = radius + 24 * SQUARE * result.norm()  # the rounding error of `divide`
-        return self._finished(checked(result, torch.where(least_divisor > 0, radius, torch.inf)))
+        return self._finished(
+            with_radius(result, torch.where(least_divisor > 0, radius, torch.inf))
+        )
 
     def rsqrt(self, a: DoubleWords) -> DoubleWords:
         return self._elementary("rsqrt", a)
@@ -227,7 +235,7 @@ class DoubleWordArithmetic(Arithmetic[DoubleWords], Convolving[DoubleWords]):
         slack = flat.abs().amax(1) * (UP - 1) + a.radius
         slope = function.slope(flat.amin(1) - slack, flat.amax(1) + slack)
         inherited = torch.where(a.radius > 0, slope * a.radius, 0.0)
-        return self._finished(checked(result, inherited + 4 * SQUARE * result.norm()))
+        return self._finished(with_radius(result, inherited + 4 * SQUARE * result.norm()))
 
     def matmul(self, a: DoubleWords, b: DoubleWords) -> DoubleWords:
         if b.samples > 1:
