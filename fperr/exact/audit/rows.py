@@ -6,7 +6,7 @@ from typing import TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
-# What a node holds: a tensor, or several, of which an operation may leave some out.
+# The value of a node: a tensor, or a list of tensors, of which an operation may leave out any.
 NodeValue = Tensor | list[Tensor | None] | tuple[Tensor | None, ...] | None
 # Which dimension of an argument is that of the rows: None for none; a list for lists of arguments.
 RowDims: TypeAlias = "int | list[RowDims] | None"

@@ -24,27 +24,11 @@ from torch import Tensor
 from fperr.errors import UndecidedError
 from fperr.exact import index_arrays, value_numbers
 from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, Shape
-from fperr.exact.double_word import comparisons, indexing, products
-from fperr.exact.double_word.elementary import ELEMENTARY, constant_pi
-from fperr.exact.double_word.error_radius import (
-    LARGEST,
-    SMALLEST,
-    aligned,
-    radius_of_product,
-    with_radius,
-)
-from fperr.exact.double_word.numbers import (
-    SQUARE,
-    UP,
-    DoubleWords,
-    add,
-    divide,
-    multiply,
-    shortened,
-    spread_of,
-    total,
-)
-from fperr.exact.double_word.ozaki_slices import by_sample, width_of_sum
+from fperr.exact.double_word import comparisons, elementwise, indexing, products
+from fperr.exact.double_word.elementary import constant_pi
+from fperr.exact.double_word.error_radius import LARGEST, aligned
+from fperr.exact.double_word.numbers import SQUARE, UP, DoubleWords, shortened, spread_of, total
+from fperr.exact.double_word.ozaki_slices import width_of_sum
 from fperr.exact.double_word.products import Constant
 from fperr.exact.index_arrays import IndexArray
 
@@ -149,75 +133,34 @@ class DoubleWordArithmetic(Arithmetic[DoubleWords], Convolving[DoubleWords]):
         return DoubleWords(zero, zero, zero.new_zeros(1), numbers)
 
     def add(self, a: DoubleWords, b: DoubleWords | float) -> DoubleWords:
-        return self._sum(a, self._operand(b), 1)
+        return self._finished(elementwise.combined(a, self._operand(b), 1))
 
     def sub(self, a: DoubleWords, b: DoubleWords | float) -> DoubleWords:
-        return self._sum(a, self._operand(b), -1)
-
-    def _sum(self, a: DoubleWords, b: DoubleWords, sign: int) -> DoubleWords:
-        a, b = aligned(a, b)
-        numbers = value_numbers.total(a.value_number, b.value_number, sign)
-        if sign < 0:
-            b = DoubleWords(-b.high, -b.low, b.radius, None)
-        high, low = add(a, b)
-        radius = high.new_zeros(())
-        for operand in (a, b):
-            # the operand's error, and its share of the rounding error 4 u^2 (|a| + |b|) of `add`
-            contribution = operand.radius + 4 * SQUARE * operand.norm()
-            radius = radius + contribution * spread_of(operand, tuple(high.shape[1:]))
-        return self._finished(DoubleWords(high, low, (radius * UP).expand(len(high)), numbers))
+        return self._finished(elementwise.combined(a, self._operand(b), -1))
 
     def mul(self, a: DoubleWords, b: DoubleWords | float) -> DoubleWords:
         # `math.frexp` gives powers of two, and only those, the significand 1/2
         if isinstance(b, int | float) and abs(math.frexp(b)[0]) == 0.5 and abs(b) < LARGEST:
-            return self._times_power_of_two(a, float(b))
-        a, b = aligned(a, self._operand(b))
-        high, low = multiply(a, b)
-        numbers = value_numbers.times(a.value_number, b.value_number)
-        result = DoubleWords(high, low, a.radius, numbers)
-        radius = 12 * SQUARE * result.norm() + radius_of_product(a, b, result.shape)
-        return self._finished(with_radius(result, radius))
-
-    def _times_power_of_two(self, a: DoubleWords, factor: float) -> DoubleWords:
-        numbers = value_numbers.negative(a.value_number)
-        if factor != -1.0:
-            numbers_of_factor = value_numbers.of_float(factor, self.device)
-            numbers = value_numbers.times(a.value_number, numbers_of_factor)
-        # a product with a power of two is exact, unless it underflows
-        lost = SMALLEST if abs(factor) < 1 else 0.0
-        return DoubleWords(a.high * factor, a.low * factor, a.radius * abs(factor) + lost, numbers)
+            return elementwise.times_power_of_two(a, float(b))
+        return self._finished(elementwise.product(a, self._operand(b)))
 
     def div(self, a: DoubleWords, b: DoubleWords | float) -> DoubleWords:
-        a, b = aligned(a, self._operand(b))
-        high, low = divide(a, b)
-        numbers = None
-        if a.value_number is not None:
-            numbers = value_numbers.times(a.value_number, value_numbers.inverse(b.value_number))
-        result = DoubleWords(high, low, a.radius, numbers)
-        # (a + da)/(b + db) - a/b = (da - (a/b) db)/(b + db), where |b + db| is at least this
-        least_divisor = by_sample(b.high).abs().amin(1) / UP - b.radius
-        from_dividend = a.radius * spread_of(a, result.shape)
-        from_divisor = b.radius * spread_of(b, result.shape)
-        radius = (from_dividend + result.largest() * from_divisor + SMALLEST) / least_divisor
-        radius = radius + 24 * SQUARE * result.norm()  # the rounding error of `divide`
-        return self._finished(
-            with_radius(result, torch.where(least_divisor > 0, radius, torch.inf))
-        )
+        return self._finished(elementwise.quotient(a, self._operand(b)))
 
     def rsqrt(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("rsqrt", a)
+        return self._finished(elementwise.elementary("rsqrt", a))
 
     def exp(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("exp", a)
+        return self._finished(elementwise.elementary("exp", a))
 
     def log(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("log", a)
+        return self._finished(elementwise.elementary("log", a))
 
     def tanh(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("tanh", a)
+        return self._finished(elementwise.elementary("tanh", a))
 
     def erf(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("erf", a)
+        return self._finished(elementwise.elementary("erf", a))
 
     def pi(self) -> DoubleWords:
         pair = torch.tensor([constant_pi()], dtype=torch.float64, device=self.device)
@@ -225,17 +168,6 @@ class DoubleWordArithmetic(Arithmetic[DoubleWords], Convolving[DoubleWords]):
         radius = torch.full((1,), 4 * SQUARE, dtype=torch.float64, device=self.device)
         numbers = value_numbers.of_name("pi", self.device).moved(lambda t: t[None])
         return DoubleWords(high, low, radius, numbers)
-
-    def _elementary(self, name: str, a: DoubleWords) -> DoubleWords:
-        function = ELEMENTARY[name]
-        high, low = function.values(a.high, a.low)
-        result = DoubleWords(high, low, a.radius, value_numbers.of_function(name, a.value_number))
-        flat = by_sample(a.high)
-        # the low words, and rounding, move an argument by less than one part in 2^28 (`UP`)
-        slack = flat.abs().amax(1) * (UP - 1) + a.radius
-        slope = function.slope(flat.amin(1) - slack, flat.amax(1) + slack)
-        inherited = torch.where(a.radius > 0, slope * a.radius, 0.0)
-        return self._finished(with_radius(result, inherited + 4 * SQUARE * result.norm()))
 
     def matmul(self, a: DoubleWords, b: DoubleWords) -> DoubleWords:
         if b.samples > 1:

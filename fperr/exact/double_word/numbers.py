@@ -51,7 +51,7 @@ class DoubleWords:
         return DoubleWords(move(self.high), move(self.low), radius, numbers)
 
     def with_rank(self, rank: int) -> "DoubleWords":
-        """With dimensions of length 1 after the samples, for broadcasting."""
+        """The array with dimensions of length 1 after the samples, to broadcast to that rank."""
         missing = rank + 1 - self.high.ndim
         if missing <= 0:
             return self
