@@ -123,13 +123,13 @@ def large(name: str) -> None:
     v = normal(samples, 10).double()
     network.gradient(x[:1], v[:1])  # cuts the weights
     started = time.perf_counter()
-    found, doubt = network.gradient(x, v)
+    found, undecided = network.gradient(x, v)
     elapsed = (time.perf_counter() - started) / samples
     show(f"{name}, 106 bits, 2 threads, s per gradient", elapsed, time_aim)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     show("  GiB of the process at most", peak, memory_aim)
     show("  bits proved, fewest", -float(log2_relative_errors(found).max()))
-    show("  samples with an open decision", int(doubt.sum()))
+    show("  samples with an undecided comparison", int(undecided.sum()))
 
 
 def on_cuda() -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fperr
 from fperr import data, exact, zoo
-from fperr.errors import InexactProductError
+from fperr.errors import InexactProductError, UndecidedError
 from fperr.exact import value_numbers
 from fperr.exact.double_word import DoubleWordArithmetic, device_checks, ozaki_product, ozaki_slices
 from fperr.exact.double_word.numbers import DoubleWords
@@ -57,15 +57,17 @@ def meets(found, sample, enclosure):
 
 def run_and_jacobian(network, x, classes):
     """Logits (samples, K) and the K rows of every Jacobian, as words."""
-    network.arithmetic.forget_doubts()
     forward = network.forward(x)
+    undecided = forward.undecided
     A = network.arithmetic
     rows = []
     for k in range(classes):
         v = torch.zeros(len(x), 1, classes)
         v[:, 0, k] = 1
-        rows.append(network.pullback(forward.run.saved_values, A.from_samples(v)))
-    assert not network.in_doubt(len(x)).any()
+        row, undecided_backward = network.pullback(forward.run.saved_values, A.from_samples(v))
+        rows.append(row)
+        undecided = undecided | undecided_backward
+    assert not undecided.any()
     return forward.run.logits, rows
 
 
@@ -78,8 +80,8 @@ def test_words_meet_the_balls(name):
     certifier = exact.adaptive_precision.AdaptivePrecision(capture, BALL_BITS)
     for bits, digits in ((106, 25), (63, 14)):
         network = BatchedNetwork(capture, bits)
-        product, doubt = network.gradient(x, v)
-        assert not doubt.any()
+        product, undecided = network.gradient(x, v)
+        assert not undecided.any()
         logits, rows = run_and_jacobian(network, x, classes)
         for i in range(2):
             mine, whole = to_mpmath(product.of(i), WIDE), balls.midpoint[i]
@@ -283,17 +285,26 @@ def test_numbers_out_of_range_have_no_bound():
     assert A.mul(huge, huge).radius.isinf().all()
 
 
-def test_decisions_within_the_radius_are_doubted():
+def test_decisions_within_the_radius_are_undecided():
     close = DoubleWords(
         torch.tensor([[1.0, 1e-30], [1.0, 1e-20]]).double(),
         torch.zeros(2, 2).double(),
         torch.tensor([1e-25, 1e-25]).double(),
         value_numbers.of_floats(torch.ones(2, 2).double()),
     )
-    A.forget_doubts()
-    A.exceeds(close, 0.0)
-    assert A.in_doubt(2).tolist() == [True, False]
-    assert not A.in_doubt(2).any()  # told once
+    reported = []
+    A.reporting(reported.append).exceeds(close, 0.0)
+    assert [samples.tolist() for samples in reported] == [[True, False]]
+    with pytest.raises(UndecidedError, match="1 decisions are closer than pairs of float64"):
+        A.exceeds(close, 0.0)  # nobody would hear of it
+
+
+def test_an_arithmetic_that_reports_shares_the_prepared_constants():
+    base, made = DoubleWordArithmetic(), []
+    constant = base.from_torch(torch.ones(2, 2))
+    for B in (base.reporting(made.append), base, base.reporting(made.append)):
+        B.prepared((constant,), "layout", lambda: made.append("prepared"))
+    assert made == ["prepared"]
 
 
 def test_equal_by_construction_is_decided():
@@ -462,10 +473,10 @@ def test_words_meet_the_balls_on_cuda(name):
         v = normal(3, build(name)(x).shape[1], seed=7).double()
     balls = exact.gradient(build(name), x, v, digits=BALL_BITS)
     model = build(name).to(cuda)
-    product, doubt = BatchedNetwork(exact.capture(model, x[:1].to(cuda)), device=cuda).gradient(
+    product, undecided = BatchedNetwork(exact.capture(model, x[:1].to(cuda)), device=cuda).gradient(
         x.to(cuda), v.to(cuda)
     )
-    assert not doubt.any()
+    assert not undecided.any()
     for i in range(3):
         apart = distance(to_mpmath(product.of(i), WIDE), balls.midpoint[i])
         assert apart <= product.radius[i].item() + norm(balls.radius[i])

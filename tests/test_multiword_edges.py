@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fperr import exact
+from fperr.errors import UndecidedError
 from fperr.exact import value_numbers
 from fperr.exact.double_word import DoubleWordArithmetic
 from fperr.exact.double_word.numbers import DoubleWords, euclidean, shortened
@@ -128,12 +129,35 @@ def test_constants_left_open_concern_every_sample():
     x = normal(2, 6).double()
     capture = exact.capture(seeded(model).double(), x[:1])
     network = BatchedNetwork(capture)
-    for _ in range(2):  # not told once and forgotten
-        _, doubt = network.gradient(x, torch.ones(2, 3).double())
-        assert doubt.all()
+    for _ in range(2):  # in every run, and not in the first alone
+        _, undecided = network.gradient(x, torch.ones(2, 3).double())
+        assert undecided.all()
 
 
-def test_equal_value_numbers_of_numbers_apart_are_doubted():
+def test_interleaved_runs_do_not_influence_each_other():
+    """An undecided run stays undecided, and a decided one decided, whatever runs in between.
+
+    relu(exp(2x) - exp(x)^2) is 0 in exact arithmetic: undecided, except at x = 0, where both
+    exponentials are known to be 1.
+    """
+
+    def function(_, x):
+        return x + torch.relu(torch.exp(2 * x) - torch.exp(x) * torch.exp(x))
+
+    x, zero = normal(1, 6).double(), torch.zeros(1, 6).double()
+    network = BatchedNetwork(exact.capture(seeded(Applied(function, 6)).double(), x))
+    v = network.arithmetic.from_samples(torch.ones(1, 1, 3).double())
+    for first, last in ((x, zero), (zero, x)):
+        runs = [network.forward(first), network.forward(last)]
+        backward = [network.pullback(run.run.saved_values, v)[1] for run in reversed(runs)]
+        for run, undecided, point in zip(runs, reversed(backward), (first, last), strict=True):
+            assert run.undecided.tolist() == [point is x]
+            assert not undecided.any()  # the backward half takes the branches of the forward half
+        for point in (first, last, first):
+            assert network.gradient(point, torch.ones(1, 3).double())[1].tolist() == [point is x]
+
+
+def test_equal_value_numbers_of_different_numbers_are_undecided():
     """Where the numbers say that two of them have collided, nothing is decided."""
     A = DoubleWordArithmetic()
     numbers = torch.tensor([[1.0, 2.0]]).double()
@@ -143,9 +167,8 @@ def test_equal_value_numbers_of_numbers_apart_are_doubted():
         torch.zeros(1).double(),
         value_numbers.of_floats(torch.full((1, 2), 7.0).double()),
     )
-    A.forget_doubts()
-    A.first_argmax(collided, np.ones(2, dtype=bool))
-    assert A.in_doubt(1).all()
+    with pytest.raises(UndecidedError):
+        A.first_argmax(collided, np.ones(2, dtype=bool))
 
 
 def test_norms_cover_numbers_whose_squares_underflow():

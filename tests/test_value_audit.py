@@ -42,7 +42,7 @@ class ExactRun:
         self.x, self.v = x, probe(model(x)).double()
         self.batch = network.forward(x)
         entering = network.arithmetic.from_samples(self.v[:, None])
-        g = network.pullback(self.batch.run.saved_values, entering)
+        g, _ = network.pullback(self.batch.run.saved_values, entering)
         self.gradient = (g.high + g.low).expand(len(x), -1)
         self.interpreter = network.interpreter
 
@@ -57,7 +57,7 @@ class ExactRun:
             self.v,
             (self.gradient + added, exponents),
             off=torch.zeros(len(self.x)),
-            is_known=known,
+            is_usable=known,
         )
 
 

@@ -12,8 +12,8 @@ from fperr import pass_origin
 from fperr.attacks.goal import Goal
 from fperr.errors import ModelError, ReferenceNotCertifiedError
 from fperr.exact.double_word import DoubleWords
-from fperr.exact.double_word.comparisons import order_in_doubt
-from fperr.exact.double_word_network import BatchedNetwork, BatchRun, to_mpmath
+from fperr.exact.double_word.comparisons import order_undecided
+from fperr.exact.double_word_network import BatchedNetwork, to_mpmath
 from fperr.exact.engines.vectors import DoubleWordVectors
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.formats import Format, of_dtype
@@ -132,12 +132,12 @@ class ExactSource(GradientSource):
 
     def _gradients_of_piece(self, x: Tensor, goal: Goal, samples: Sequence[int]) -> Tensor:
         """The gradients (len(x), entries) in float64 of the samples with these numbers."""
-        self._network.arithmetic.forget_doubts()
-        forward = self._network.forward(x).run
-        is_doubtful = order_in_doubt(forward.logits)
-        z = to_mpmath(forward.logits, self._vectors.context).reshape(len(x), -1)
+        forward = self._network.forward(x)
+        logits = forward.run.logits
+        undecided = forward.undecided | order_undecided(logits)
+        z = to_mpmath(logits, self._vectors.context).reshape(len(x), -1)
         logit_gradients = []
-        for i, logit_radius in enumerate(forward.logits.radius.tolist()):
+        for i, logit_radius in enumerate(logits.radius.tolist()):
             loss = self._loss_at_sample(z[i], goal, samples[i])
             v = logit_gradient(
                 loss.kind, self._vectors.context, list(z[i]), loss.label, c=loss.c,
@@ -146,21 +146,21 @@ class ExactSource(GradientSource):
             # a logit is off by the radius at most, a difference by twice that, a ratio of two
             # probabilities by four times it in the exponent
             is_accurate = v is not None and 4 * float(loss.c) * logit_radius < _RELATIVE_ERROR
-            is_doubtful[i] |= not is_accurate or goal.loss.kind == "dlr"
-            logit_gradients.append(
-                self._vectors.array(v if is_accurate else [0] * z.shape[1]).words
-            )
+            undecided[i] |= not is_accurate or goal.loss.kind == "dlr"
+            numbers = v if v is not None and is_accurate else [0] * z.shape[1]
+            logit_gradients.append(self._vectors.array(numbers).words)
         high, low, radius = (
             torch.cat([getattr(words, name) for words in logit_gradients])
             for name in ("high", "low", "radius")
         )
-        g = self._network.pullback(forward.saved_values, DoubleWords(high, low, radius, None))
+        g, undecided_backward = self._network.pullback(
+            forward.run.saved_values, DoubleWords(high, low, radius, None)
+        )
         length = torch.linalg.vector_norm(g.high.flatten(1), dim=1)
-        is_doubtful |= self._network.in_doubt(len(x)) | ~(g.radius <= length * _RELATIVE_ERROR)
+        undecided |= undecided_backward | ~(g.radius <= length * _RELATIVE_ERROR)
         gradient = (g.high + g.low).flatten(1)
-        batch = BatchRun(forward, len(x))
-        self._network.audits(batch, x, high[:, 0], g, ~is_doubtful, samples[0])
-        for i in torch.nonzero(is_doubtful).flatten().tolist():
+        self._network.audits(forward, x, high[:, 0], g, ~undecided, samples[0])
+        for i in torch.nonzero(undecided).flatten().tolist():
             gradient[i] = self._gradient_in_balls(x[i : i + 1], goal, samples[i])
         return gradient
 

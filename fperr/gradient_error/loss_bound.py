@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def _upstream(f: FloatGradient) -> float:
 
 
 def bound_columns(
-    bound: Bound | None, i: int, data: TransposedJacobian | None, log2_gradient_norm: float
+    bound: Bound | None, i: int, data: TransposedJacobian[Any] | None, log2_gradient_norm: float
 ) -> dict[str, object]:
     """The columns `logit_delta_bound` and `stage_loss_bound` of one sample.
 

@@ -13,6 +13,7 @@ exact network with weights and input rounded (cast) to the format.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -62,11 +63,11 @@ class Split:
 
 
 def split(
-    A: Vectors,
+    A: Vectors[Any],
     computed: Vector | None,
     gradient: Vector,
     v: LogitGradients,
-    data: TransposedJacobian | None,
+    data: TransposedJacobian[Any] | None,
     cast_gradient: Vector | None,
 ) -> Split:
     """Split the error of a computed gradient into its stages.

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fperr.exact.branches import Branches, Flips, corresponding, flips, frozen_gradient
 from fperr.exact.engines.base import ExactPoint
-from fperr.exact.engines.double_word import sample_of
 from fperr.exact.engines.jacobian import TransposedJacobian
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import SavedValues
@@ -34,8 +33,8 @@ class ExactSampleInFormat:
     """
 
     z: list[Any] | None
-    cast: TransposedJacobian | None
-    data: TransposedJacobian | None
+    cast: TransposedJacobian[Any] | None
+    data: TransposedJacobian[Any] | None
     flips: list[Flips] | None
 
 

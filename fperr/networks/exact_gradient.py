@@ -102,7 +102,7 @@ def gradient_in_balls(A: Vectors, point: ExactPoint, loss: LossAtSample) -> Grad
     v = _logit_gradient_balls(B, loss, point.logits)
     g = product_in_balls(point, v)
     error = max(log2_relative_radius(v), log2_relative_radius(g))
-    return GradientAtSample(A.of_engine(v), A.of_engine(g), error, True, g)
+    return GradientAtSample(A.from_balls(v), A.from_balls(g), error, True, g)
 
 
 def gradient_in_double_words(
@@ -134,7 +134,7 @@ def gradient_in_double_words(
     proved = GradientAtSample(v, g, max(v_error, g_error), point.is_proved, None)
     coarser = point.coarser
     settled = proved.has_digits(digits) or not g_error <= LEAST_BOUND  # NaN counts as settled
-    if coarser is None or settled or coarser.is_open:
+    if coarser is None or settled or coarser.is_undecided:
         return proved
     # the proved bound is too wide: take the relative difference to the product with fewer bits
     difference = scaled(A, A.sub(g, coarser.product(v))).log2_norm - scaled(A, g).log2_norm

@@ -14,7 +14,10 @@ from fperr.exact.adaptive_precision import log2_relative_radius, to_balls
 from fperr.exact.ball.arithmetic import BallArithmetic
 from fperr.exact.double_word import LARGEST_BITS, DoubleWordArithmetic
 from fperr.exact.double_word_network import log2_relative_errors
-from fperr.exact.engines.base import BallEngine, ExactEngine, ExactPoint, MpmathEngine, NoExactPoint
+from fperr.exact.engines.ball import BallEngine
+from fperr.exact.engines.ball import BallEngine
+from fperr.exact.engines.base import ExactEngine, ExactPoint, NoExactPoint
+from fperr.exact.engines.mpmath import MpmathEngine
 from fperr.exact.engines.double_word import DoubleWordEngine
 from fperr.exact.engines.jacobian import StoredRows
 from fperr.exact.engines.vectors import DoubleWordVectors, MpVectors, Vector, Vectors
@@ -130,7 +133,7 @@ class ExactSample:
         exact = A.from_torch(v[None])
         if isinstance(B, BallArithmetic):
             g = product_in_balls(self.state, to_balls(B, A.numbers(exact)))
-            return A.of_engine(g), log2_relative_radius(g)
+            return A.from_balls(g), log2_relative_radius(g)
         product = self.state.map.product(exact)
         if isinstance(B, DoubleWordArithmetic):
             return product, float(log2_relative_errors(product.words))
@@ -204,7 +207,7 @@ class ExactNetwork:
         self.network, self.digits, self.by_rows = network, digits, by_rows
         self._kind = engine
         self._bits = math.ceil(digits * math.log2(10))
-        self.vectors: Vectors = (
+        self.vectors: Vectors[Any] = (
             DoubleWordVectors(x.device)
             if engine == "double_word"
             else MpVectors(MpArithmetic(self._bits + GUARD_BITS))

@@ -161,7 +161,7 @@ class Comparison:
         return self._reference
 
     @property
-    def _vectors(self) -> Vectors:
+    def _vectors(self) -> Vectors[Any]:
         assert self._reference is not None
         return self._reference.vectors
 

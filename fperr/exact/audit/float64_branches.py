@@ -1,19 +1,19 @@
-"""Which branch the exact network takes, where float64 cannot tell.
+"""The branches of the exact network, where float64 cannot tell.
 
-Where a number is nearer to a kink than float64 may be off, or two numbers to each other, the exact
-numbers are asked for the side, and PyTorch's own operation decides on stand-ins that lie there. A
-branch against a clear sign is never followed: then the results differ, which the audit notices.
+Where the distance of a number to a kink, or of two numbers, is within the error of float64, the
+exact numbers give the side, and PyTorch's own operation decides on stand-ins that lie there. A
+branch against a clear sign is never followed: then the results differ, which the audit reports.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fperr.exact.audit.float64_error import COPIES, uncertainty, unclear
+from fperr.exact.audit.rows import NodeValue
 from fperr.exact.graph import Node
 
 _POOLINGS = {"aten.max_pool2d_with_indices.default", "aten.adaptive_max_pool2d.default"}
@@ -27,16 +27,16 @@ COMPARISONS = {
 
 
 class ExactNumbers(ABC):
-    """What the exact run says about the samples where float64 cannot tell."""
+    """The numbers of the exact run, for samples where float64 cannot tell."""
 
     @abstractmethod
     def sides(self, node: Node, kink: float, entries: Tensor) -> Tensor | None:
-        """On which side of a kink numbers of a node are: -1, 0 (exactly on it) or 1.
+        """The side of a kink on which numbers of a node are: -1, 0 (exactly on it) or 1.
 
         Args:
-            node: it holds the numbers.
-            kink: where an operation on them jumps.
-            entries: flat positions in one sample's numbers.
+            node: Node that holds the numbers.
+            kink: Number at which an operation jumps.
+            entries: Flat positions in the numbers of one sample.
 
         Returns:
             (samples, entries), or None where the node depends on v.
@@ -44,15 +44,18 @@ class ExactNumbers(ABC):
 
     @abstractmethod
     def relations(self, node: Node, entries: Tensor) -> Tensor | None:
-        """The sign of a - b of a comparison (a, b), at flat positions of its result: as `sides`."""
+        """The sign of a - b for a comparison of a and b, at flat positions of its result.
+
+        The result has the form of that of `sides`.
+        """
 
     @abstractmethod
     def positions(self, node: Node) -> Tensor | None:
-        """Where the maxima are, (samples, *shape), as the operation's result gives them."""
+        """The positions of the maxima, (samples, *shape), as the operation's result gives them."""
 
     @abstractmethod
     def are_equal(self, node: Node, first: Tensor, second: Tensor) -> Tensor:
-        """Whether a node's numbers at two flat positions are equal: (samples, entries) of both."""
+        """Whether a node's numbers are equal at two flat positions, (samples, entries) each."""
 
 
 def beside(source: Node, rows: Tensor, samples: int, kink: float, exact: ExactNumbers) -> Tensor:
@@ -78,21 +81,26 @@ def beside(source: Node, rows: Tensor, samples: int, kink: float, exact: ExactNu
 
 
 def compared(
-    node: Node, value: Tensor, apart: Tensor, size: Tensor, samples: int, exact: ExactNumbers
+    node: Node,
+    value: Tensor,
+    differences: Tensor,
+    sizes: Tensor,
+    samples: int,
+    exact: ExactNumbers,
 ) -> Tensor:
-    """A comparison: PyTorch's own of the exact difference and 0 where float64 cannot tell.
+    """A comparison, of the exact difference with 0 where float64 cannot tell.
 
     Args:
-        node: the comparison.
-        value: what PyTorch made of it, (rows, *shape).
-        apart: the differences of its operands, like it.
-        size: the sums of their magnitudes.
-        samples: how many rows are no copies.
-        exact: is asked where float64 cannot tell.
+        node: Comparison.
+        value: Result of PyTorch, (rows, *shape).
+        differences: Differences of the operands, (rows, *shape).
+        sizes: Sums of the magnitudes of the operands, (rows, *shape).
+        samples: Number of rows that are no copies.
+        exact: Exact numbers, used where float64 cannot tell.
     """
     if value[0].numel() == 0:
         return value
-    near = unclear(apart.flatten(1), samples, 0.0, size[:samples].flatten(1))
+    near = unclear(differences.flatten(1), samples, 0.0, sizes[:samples].flatten(1))
     if near is None:
         return value
     entries = near.any(0).nonzero().flatten()
@@ -107,85 +115,97 @@ def compared(
     return flat.reshape(value[:samples].shape).repeat(1 + COPIES, *[1] * (value.ndim - 1))
 
 
-def largest(node: Node, value: Any, numbers: Tensor, samples: int, exact: ExactNumbers) -> Any:
-    """A maximum, where the exact network has it if float64 cannot tell; the first of ties.
+def largest(
+    node: Node,
+    value: Sequence[Tensor | None],
+    numbers: Tensor,
+    samples: int,
+    exact: ExactNumbers,
+) -> NodeValue:
+    """Maxima and their positions: those of the exact network where float64 cannot tell.
+
+    Of equal numbers the first counts.
 
     Args:
-        node: a maximum along a dimension, or a pooling.
-        value: the maxima and their positions, (rows, *shape) both.
-        numbers: among which they are the largest, (rows, *shape).
-        samples: how many rows are no copies.
-        exact: is asked where float64 cannot tell.
+        node: Maximum along a dimension, or pooling.
+        value: Maxima and their positions that float64 finds, (rows, *shape) each.
+        numbers: Numbers of which they are maxima, (rows, *shape).
+        samples: Number of rows that are no copies.
+        exact: Exact numbers, used where float64 cannot tell.
     """
-    greatest, own = value
-    positions = position_of_largest(node, own, numbers, samples, exact)
+    greatest, float64_positions = value
+    assert greatest is not None
+    assert float64_positions is not None
+    positions = position_of_largest(node, float64_positions, numbers, samples, exact)
     flat_index = _flat_index(node, positions, numbers.shape[1:])
     copies_follow = flat_index[:samples].flatten(1).repeat(1 + COPIES, 1)
     return [numbers.flatten(1).gather(1, copies_follow).reshape(greatest.shape), positions]
 
 
 def position_of_largest(
-    node: Node, own: Tensor, numbers: Tensor, samples: int, exact: ExactNumbers
+    node: Node, float64_positions: Tensor, numbers: Tensor, samples: int, exact: ExactNumbers
 ) -> Tensor:
-    """The positions of maxima, (rows, *shape), those of the samples for their copies, too.
+    """The positions of maxima, (rows, *shape); copies have the positions of their sample.
 
     Args:
-        node: a maximum along a dimension, a pooling or an argmax.
-        own: the positions that float64 finds.
-        numbers: among which they are the largest, (rows, *shape).
-        samples: how many rows are no copies.
-        exact: is asked where float64 cannot tell.
+        node: Maximum along a dimension, pooling or argmax.
+        float64_positions: Positions that float64 finds, (rows, *shape).
+        numbers: Numbers of which they are maxima, (rows, *shape).
+        samples: Number of rows that are no copies.
+        exact: Exact numbers, used where float64 cannot tell.
     """
     source, positions = node.args[0], exact.positions(node)
     assert isinstance(source, Node)
-    plain, copies = own[:samples], [1 + COPIES, *[1] * (own.ndim - 1)]
+    plain = float64_positions[:samples]
+    copies = [1 + COPIES, *[1] * (plain.ndim - 1)]
     if positions is None:
         return plain.repeat(copies)
-    positions = positions.to(own.device).expand_as(plain)
+    positions = positions.to(plain.device).expand_as(plain)
     shape, flat = numbers.shape[1:], numbers.flatten(1)
     float64_index, exact_index = (
-        _flat_index(node, part, shape).flatten(1) for part in (plain, positions)
+        _flat_index(node, p, shape).flatten(1) for p in (plain, positions)
     )
     if torch.equal(float64_index, exact_index):
         return plain.repeat(copies)
     error = uncertainty(flat, samples, flat[:samples].abs())
-    apart = flat[:samples].gather(1, float64_index) - flat[:samples].gather(1, exact_index)
-    near = apart.abs() <= error.gather(1, float64_index) + error.gather(1, exact_index)
+    difference = flat[:samples].gather(1, float64_index) - flat[:samples].gather(1, exact_index)
+    near = difference.abs() <= error.gather(1, float64_index) + error.gather(1, exact_index)
     near = near & (float64_index != exact_index)
     entries = near.any(0).nonzero().flatten()
     if len(entries):
         pair = float64_index[:, entries], exact_index[:, entries]
-        is_later = exact.are_equal(source, *pair).to(own.device) & (pair[1] > pair[0])
+        is_later = exact.are_equal(source, *pair).to(plain.device) & (pair[1] > pair[0])
         near[:, entries] &= ~is_later
     return torch.where(near.reshape(plain.shape), positions, plain).repeat(copies)
 
 
-def operand_difference(a: Tensor, b: Any) -> Tensor:
-    """The difference of two operands, 0 where both are the same infinity."""
+def operand_difference(a: Tensor, b: Tensor | float) -> Tensor:
+    """The difference of two operands; 0 where both are the same infinity."""
     return torch.where(a == b, 0.0, a.to(torch.float64) - b)
 
 
-def operand_sizes(a: Tensor, b: Any) -> Tensor:
+def operand_sizes(a: Tensor, b: Tensor | float) -> Tensor:
     """The sum of the magnitudes of two operands."""
-    size: Tensor = a.to(torch.float64).abs() + abs(b)
-    return size
+    return a.to(torch.float64).abs() + (b.abs() if isinstance(b, Tensor) else abs(b))
 
 
 def _flat_index(node: Node, positions: Tensor, shape: Sequence[int]) -> Tensor:
-    """Flat positions in numbers of that shape: of positions in planes, or along a dimension."""
+    """Positions in planes, or along a dimension, as flat positions in numbers of that shape."""
     name, along = str(node.target), node.args[1] if len(node.args) > 1 else None
     if name == ARGMAX and along is None:
         return positions
     if name in _POOLINGS:
+        # a pooling counts within its plane (height, width): each plane begins a plane's size later
         planes = math.prod(shape[:-2])
         first = torch.arange(planes, device=positions.device) * math.prod(shape[-2:])
         flat = positions.reshape(len(positions), planes, -1) + first[:, None]
-        whole: Tensor = flat.reshape(positions.shape)
-        return whole
+        flat_in_shape: Tensor = flat.reshape(positions.shape)
+        return flat_in_shape
     assert isinstance(along, int)
     dim = along % len(shape)
     keeps = positions.ndim == len(shape) + 1
     expanded = positions if keeps else positions.unsqueeze(dim + 1)
+    # the flat position of entry 0 along the dimension, and its stride for the others
     every = torch.arange(math.prod(shape), device=positions.device).reshape(tuple(shape))
     start = every.narrow(dim, 0, 1)
     along_dim: Tensor = start + expanded * every.stride(dim)

@@ -1,4 +1,4 @@
-"""How far float64 is off, from samples and copies of them with noise: an estimate, and no bound."""
+"""The error of float64, from samples and copies of them with noise: an estimate, and no bound."""
 
 import math
 
@@ -9,9 +9,9 @@ from fperr.exact.audit.rounding_noise import UNIT_ROUNDOFF
 
 # The estimate: SAFETY times the largest distance of a copy, and at least LEAST_ROUNDINGS roundings
 # of the result itself. A copy moves by one to two units in the last place at every operation, where
-# the worst a sum of n terms can do is n/2 of them and what it does is about sqrt(n)/2: 32 is enough
-# for n = 4,000 added one by one, and kernels add in blocks. Two copies, because both would have to
-# stay near their sample by accident. (On networks float64 is off by 0.01 of the estimate.)
+# the error of a sum of n terms is up to n/2 of them and typically about sqrt(n)/2: 32 is enough for
+# n = 4,000 added in order, and kernels add in blocks. Two copies, because both would have to stay
+# near their sample by accident. (On networks float64 is off by 0.01 of the estimate.)
 COPIES = 2
 SAFETY = 32.0
 LEAST_ROUNDINGS = 128.0
@@ -20,7 +20,8 @@ LEAST_ROUNDINGS = 128.0
 def error_of_norm(rows: Tensor, samples: int) -> Tensor:
     """(samples,): the estimate of the norm of the error of each sample's numbers (rows, *shape).
 
-    Infinite where they, or those of a copy, are not finite (both the same infinity apart).
+    Infinite where a number of the sample or of a copy is not finite, unless both are the same
+    infinity.
     """
     plain = rows[:samples].flatten(1)
     spread = norm(_distance(rows, samples).flatten(2)).amax(0)
@@ -40,25 +41,25 @@ def norm(numbers: Tensor) -> Tensor:
 
 
 def _distance(rows: Tensor, samples: int) -> Tensor:
-    """(copies, samples, ...): how far each copy is from its sample; infinite if that is no number.
+    """(copies, samples, ...): the distance of each copy to its sample; infinite where it is NaN.
 
-    0 where both are the same infinity, as logits of masked classes are.
+    It is 0 where both are the same infinity, as logits of masked classes are.
     """
     plain = rows[:samples]
-    others = rows[samples:].reshape(-1, *plain.shape)
-    apart = (others - plain).abs_()
-    if not math.isfinite(float(apart.sum())):
-        apart = torch.where(others == plain, 0.0, apart).nan_to_num(math.inf)
-    return apart
+    copies = rows[samples:].reshape(-1, *plain.shape)
+    distance = (copies - plain).abs_()
+    if not math.isfinite(float(distance.sum())):
+        distance = torch.where(copies == plain, 0.0, distance).nan_to_num(math.inf)
+    return distance
 
 
 def uncertainty(rows: Tensor, samples: int, size: Tensor) -> Tensor:
-    """(samples, entries): how far float64 may be off at each number.
+    """(samples, entries): an estimate of the error of each number in float64.
 
     Args:
         rows: (rows, entries): the samples first, then their copies.
-        samples: how many there are.
-        size: (samples or 1, entries or 1): how large the numbers were that these came from.
+        samples: Number of samples.
+        size: (samples or 1, entries or 1): magnitudes of the numbers that these come from.
     """
     spread = _distance(rows, samples).amax(0)
     finite = torch.where(spread.isfinite(), spread, 0.0)
@@ -68,22 +69,23 @@ def uncertainty(rows: Tensor, samples: int, size: Tensor) -> Tensor:
 
 
 def unclear(rows: Tensor, samples: int, kink: float, size: Tensor) -> Tensor | None:
-    """Where numbers are as near to the kink as float64 may be off: (samples, entries).
+    """Where the distance of numbers to a kink is within float64's error: (samples, entries) bool.
 
-    Numbers that lie on it in every row came there without rounding: noise would have moved them.
+    Numbers that lie on the kink in every row are clear: they came there without rounding, as noise
+    would have moved them.
 
     Args:
         rows: (rows, entries): the samples first, then their copies.
-        samples: how many there are.
-        kink: a number.
-        size: as for `uncertainty`.
+        samples: Number of samples.
+        kink: Number at which an operation jumps.
+        size: See `uncertainty`.
 
     Returns:
         None where all are clear.
     """
     plain = rows[:samples]
     is_rounded = (rows != kink).reshape(-1, *plain.shape).any(0)
-    # a limit for all numbers: in most cases none of them is so near
+    # a limit for all numbers, which is cheaper: in most cases none of them is so near
     spread = float(_distance(rows, samples).amax())
     rounded = LEAST_ROUNDINGS * UNIT_ROUNDOFF * float(size.nan_to_num(0.0, 0.0).amax())
     limit = 2 * SAFETY * spread + 2 * rounded

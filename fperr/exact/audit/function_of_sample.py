@@ -1,4 +1,4 @@
-"""Is the model a function of one sample? Randomness and a part of the batch in it are refused."""
+"""Check that the model is a function of one sample: no randomness, no influence of the batch."""
 
 import math
 from collections.abc import Callable
@@ -16,14 +16,15 @@ Output = TypeVar("Output")
 
 
 def run_on_copy(model: Callable[[Tensor], Output], x: Tensor) -> Output:
-    """What the model returns on a copy of x.
+    """The output of the model on a copy of x.
 
     Raises:
-        ModelError: the model changes its input in place: x would not stay what was given.
+        ModelError: The model changes its input in place: x would not stay what was given.
     """
-    given = x.detach().clone()
-    output = model(given)
-    if given._version or not torch.equal(given.nan_to_num(), x.detach().nan_to_num()):
+    copy = x.detach().clone()
+    output = model(copy)
+    # the version counts changes in place, except those through `.data`
+    if copy._version or not torch.equal(copy.nan_to_num(), x.detach().nan_to_num()):
         raise ModelError(
             "the model changes its input in place, so that x would not stay what was given: write "
             "x = x + 0.1 for x.add_(0.1), or begin its forward with x = x.clone()"
@@ -32,10 +33,10 @@ def run_on_copy(model: Callable[[Tensor], Output], x: Tensor) -> Output:
 
 
 def check_repeatable(logits: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Run the model twice at equal shape.
+    """Check that two runs of the model on the same batch agree.
 
     Raises:
-        ModelError: the two runs differ, or the model changes its input in place.
+        ModelError: The two runs differ, or the model changes its input in place.
     """
     first, second = run_on_copy(logits, x), logits(x)
     if bool(difference(first, second).any()):
@@ -48,19 +49,20 @@ def check_repeatable(logits: Callable[[Tensor], Tensor], x: Tensor) -> None:
 def check_function_of_sample(
     logits: Callable[[Tensor], Tensor], x: Tensor, depth: int, unit_roundoff: float
 ) -> None:
-    """Run the model twice at equal shape, and samples alone and in company.
+    """Check that the logits of a sample do not depend on randomness or on its batch.
 
-    A single sample is given the company of its own half, which is looked at alone, too: a model
-    that divides by the largest number of its batch shows there.
+    The model runs twice on the batch, and on samples alone. If the batch is a single sample, a
+    second one is added, half the first: a model that divides by the largest number of its batch
+    shows there.
 
     Args:
-        logits: the model, (batch, *shape) -> (batch, K).
+        logits: Model, (batch, *shape) -> (batch, K).
         x: (n, *shape), the batch as it will be run.
-        depth: the number of convolutions and matrix products one after the other.
-        unit_roundoff: of the format that the model computes in.
+        depth: Number of convolutions and matrix products on the longest path.
+        unit_roundoff: Unit roundoff u of the format that the model computes in.
 
     Raises:
-        ModelError: two equal runs differ; or a sample's logits depend on its batch by more than
+        ModelError: Two equal runs differ; or a sample's logits depend on its batch by more than
             64 u sqrt(depth) in relative norm: kernels that add in another order stay below that.
     """
     check_repeatable(logits, x)
@@ -69,10 +71,10 @@ def check_function_of_sample(
     together = logits(company)
     for i in range(min(len(company), _PROBED_SAMPLES)):
         alone = logits(company[i : i + 1])[0]
-        apart = float(difference(together[i], alone).norm())
+        distance = float(difference(together[i], alone).norm())
         size = float(alone.double().nan_to_num(0.0, 0.0, 0.0).norm())
-        if not apart <= allowed * size:
-            relative = apart / size if size else math.inf
+        if not distance <= allowed * size:
+            relative = distance / size if size else math.inf
             raise ModelError(
                 f"the logits of sample {i} differ by {relative:.2g} in relative norm between a "
                 f"batch of {len(company)} and a batch of 1, more than the {allowed:.2g} that "
@@ -81,7 +83,7 @@ def check_function_of_sample(
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:
-    """|a - b|, 0 where both are the same infinity or no number, infinite where one of them is."""
+    """|a - b|; 0 where both are NaN or the same infinity, infinite where only one of them is."""
     a, b = a.double(), b.double()
     alike = (a == b) | (a.isnan() & b.isnan())
     return torch.where(alike, 0.0, (a - b).abs().nan_to_num(math.inf))

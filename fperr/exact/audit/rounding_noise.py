@@ -1,14 +1,13 @@
-"""How far float64 may be off at one operation, for the estimate of its error along a network.
+"""The rounding error of float64 at one operation, for the estimate of its error in a network.
 
-Monte Carlo arithmetic (Parker 1997), an operation at a time: a copy of the run has the result of
-every operation changed at random by about a unit roundoff, and so have x and v. That changes the
-arguments of the next one as its own rounding would, for a kernel whose result is the exact one at
-arguments that are off by a few roundings: sums, products and their like. The few kernels that lose
-more inside, where no change of their arguments shows it, are listed with what they lose.
+This is Monte Carlo arithmetic (Parker 1997), an operation at a time: in a copy of the run, x, v and
+the result of every operation are changed at random by about a unit roundoff. That stands for the
+rounding inside the next kernel, too, if its result is the exact one at arguments that are off by a
+few roundings, as for sums and products. The few kernels with larger errors inside, which no change
+of their arguments shows, are listed with the size of these errors.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +15,16 @@ from torch import Tensor
 UNIT_ROUNDOFF = 2.0**-53
 _SMALLEST_NORMAL = 2.0**-1022
 _TINY = 2.0**-500  # products of numbers above it are normal
-Arguments = Sequence[Any]
+Arguments = Sequence[object]  # tensors, numbers, lists of them
 
 
 def noise_size(operation: str, arguments: Arguments, result: Tensor) -> Tensor:
     """The size of the random change of a result, in units roundoff; broadcasts to it.
 
     Args:
-        operation: e.g. `"aten.mul.Tensor"`.
-        arguments: of the call: tensors, numbers, lists.
-        result: what it computed in float64.
+        operation: Name of the operation, e.g. `"aten.mul.Tensor"`.
+        arguments: Arguments of the call: tensors, numbers, lists.
+        result: Result in float64.
     """
     lost = _LOST_INSIDE.get(operation)
     size = result.abs() if lost is None else lost(arguments, result)
@@ -41,7 +40,7 @@ def moves_numbers(operation: str) -> bool:
 
 
 def _can_underflow(operation: str, arguments: Arguments, result: Tensor) -> Tensor:
-    """Where the result may be too small: at nonzero arguments, or sums of products of tiny ones."""
+    """Where the result may have underflowed: at nonzero arguments, or in sums with tiny terms."""
     tensors = [a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
     if operation in _BY_ENTRY:
         nonzero = torch.ones_like(result, dtype=torch.bool)
@@ -57,19 +56,19 @@ def _can_underflow(operation: str, arguments: Arguments, result: Tensor) -> Tens
 def _first(arguments: Arguments, result: Tensor) -> Tensor:
     """An error of u |a|: `gelu` forms 1 + erf(a/sqrt 2), which cancels for negative a."""
     del result
-    size: Tensor = arguments[0].abs()
-    return size
+    return _tensor(arguments[0]).abs()
 
 
 def _gradient_and_argument(arguments: Arguments, result: Tensor) -> Tensor:
     """An error of u |g| (1 + |a|): a derivative is formed as a sum of terms up to 1 + |a|."""
-    gradient, argument = arguments[:2]
+    gradient, argument = map(_tensor, arguments[:2])
     return torch.maximum(gradient.abs() * (1 + argument.abs()), result.abs())
 
 
 def _log_softmax(arguments: Arguments, result: Tensor) -> Tensor:
     """An error of u (|a - max a| + 1 + log K): the logarithm of a sum is subtracted."""
-    a, dim = arguments[:2]
+    a, dim = _tensor(arguments[0]), arguments[1]
+    assert isinstance(dim, int)
     span = (a - a.amax(dim, keepdim=True)).abs().nan_to_num(0.0, 0.0, 0.0)
     return torch.maximum(span + 1 + torch.tensor(float(a.shape[dim])).log(), result.abs())
 
@@ -83,10 +82,17 @@ def _sixth(arguments: Arguments, result: Tensor) -> Tensor:
 def _normalised(arguments: Arguments, result: Tensor) -> Tensor:
     """An error of u (|y| + |bias - mean * factor|): the kernel folds mean and bias beforehand."""
     _, weight, bias, mean, variance = arguments[:5]
-    factor = (variance + arguments[-1]).rsqrt() * (1.0 if weight is None else weight)
-    shift = (mean * factor).abs() + (0.0 if bias is None else bias.abs())
-    size: Tensor = result.abs() + shift.reshape(-1, *[1] * (result.ndim - 2))
-    return size
+    eps = arguments[-1]
+    assert isinstance(eps, float | int)
+    factor = (_tensor(variance) + eps).rsqrt() * (1.0 if weight is None else _tensor(weight))
+    shift = (_tensor(mean) * factor).abs() + (0.0 if bias is None else _tensor(bias).abs())
+    # a channel's shift for results (rows, channels, *size)
+    return result.abs() + shift.reshape(-1, *[1] * (result.ndim - 2))
+
+
+def _tensor(argument: object) -> Tensor:
+    assert isinstance(argument, Tensor)
+    return argument
 
 
 _LOST_INSIDE: dict[str, Callable[[Arguments, Tensor], Tensor]] = {
@@ -95,7 +101,7 @@ _LOST_INSIDE: dict[str, Callable[[Arguments, Tensor], Tensor]] = {
     "aten.silu_backward.default": _gradient_and_argument,
     "aten.hardswish_backward.default": _gradient_and_argument,
     "aten.elu_backward.default": lambda arguments, result: torch.maximum(
-        arguments[0].abs(), result.abs()
+        _tensor(arguments[0]).abs(), result.abs()
     ),
     "aten._log_softmax.default": _log_softmax,
     "aten.hardsigmoid_backward.default": _sixth,
@@ -104,7 +110,7 @@ _LOST_INSIDE: dict[str, Callable[[Arguments, Tensor], Tensor]] = {
     "aten.cudnn_batch_norm.default": _normalised,
 }
 
-# operations whose result at an entry is made of the first two arguments there, or of one
+# operations whose result at an entry depends on the first two arguments there, or on the first
 _BY_ENTRY = {
     f"aten.{name}"
     for name in (

@@ -1,15 +1,14 @@
 """Ball arithmetic with Arb: every number is an enclosure, every digit that it claims is proved.
 
-An array is a `BallArray`: a pool of balls and an index into it. What only moves numbers touches the
-index alone. Numbers made by the same operations from the same numbers are one entry of the pool,
-computed once. Balls that overlap are decided where their value numbers are equal: those of every
-array that is made of arrays from torch only (see `value_numbers`).
+An array is a `BallArray`: a pool of balls and an index into it. What only moves numbers changes the
+index alone. Numbers made by the same operations from the same numbers are a single entry of the
+pool, computed once. Comparisons of balls that overlap are decided where their value numbers are
+equal; an array has value numbers if it is made from arrays of torch only (see `value_numbers`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,53 +17,48 @@ from torch import Tensor
 
 from fperr.caller_state import flint_precision
 from fperr.errors import UndecidedError
-from fperr.exact import value_numbers
-from fperr.exact.arithmetic import Arithmetic, Indices, Mask, Shape
+from fperr.exact import index_arrays, value_numbers
+from fperr.exact.arithmetic import Arithmetic, Indices, Shape
+from fperr.exact.ball import comparisons, elementwise
 from fperr.exact.ball.array import (
     ZERO,
     BallArray,
     Matrix,
-    Pool,
     as_matrix,
     behind_zero,
     distinct_columns,
     distinct_rows,
-    is_injective,
     make_pool,
     mantissa,
     merged,
     zeros_first,
 )
-from fperr.exact.value_numbers import ValueNumbers
+from fperr.exact.ball.comparisons import BoolArray
+from fperr.exact.ball.elementwise import BinaryFunction
+from fperr.exact.index_arrays import IndexArray
 
-_NUMBERED: dict[Any, Callable[[BallArray, Indices, BallArray, Indices], ValueNumbers | None]] = {
-    np.add: lambda a, i, b, j: value_numbers.total(a.numbers_at(i), b.numbers_at(j)),
-    np.subtract: lambda a, i, b, j: value_numbers.total(a.numbers_at(i), b.numbers_at(j), -1),
-    np.multiply: lambda a, i, b, j: value_numbers.times(a.numbers_at(i), b.numbers_at(j)),
-    np.true_divide: lambda a, i, b, j: value_numbers.times(
-        a.numbers_at(i), b.renumbered(value_numbers.inverse(b.value_number)).numbers_at(j)
-    ),
-}
 _REMEMBERED = 64  # weight matrices
-# where it pays to leave zeros out of a product
+# Where it pays to leave zeros out of a product: from so many rows on, and up to this share of
+# columns that are not zero.
 _MANY_ROWS, _FEW_COLUMNS = 16, 0.8
+_MatrixKey = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 
-class BallArithmetic(Arithmetic[Any]):
+class BallArithmetic(Arithmetic[BallArray]):
     """Arb at `bits` bits.
 
     Args:
-        bits: precision of the midpoints.
+        bits: Precision of the midpoints.
 
     Raises:
-        ValueError: fewer than 53 bits.
+        ValueError: `bits` is below 53.
     """
 
     def __init__(self, bits: int) -> None:
         if bits < 53:
             raise ValueError(f"bits={bits}: at least 53 are needed, to hold float64 exactly")
         self.bits = bits
-        self._matrices: dict[Any, tuple[BallArray, Matrix]] = {}
+        self._matrices: dict[_MatrixKey, tuple[BallArray, Matrix]] = {}
 
     @property
     def name(self) -> str:
@@ -81,8 +75,9 @@ class BallArithmetic(Arithmetic[Any]):
         distinct, index = np.unique(floats.reshape(-1), return_inverse=True)
         pool = make_pool(map(arb, distinct.tolist()), len(distinct))
         numbers = behind_zero(value_numbers.of_floats(torch.from_numpy(distinct)))
-        places = zeros_first(pool, index.reshape(-1) + 1).reshape(floats.shape)
-        return BallArray(pool, places, numbers)
+        # entry 0 of the pool is zero: the distinct numbers follow from 1 on
+        index = zeros_first(pool, index.reshape(-1) + 1).reshape(floats.shape)
+        return BallArray(pool, index, numbers)
 
     def to_torch(self, a: BallArray) -> Tensor:
         pool = np.array([float(ball.mid()) for ball in a.pool])
@@ -93,7 +88,7 @@ class BallArithmetic(Arithmetic[Any]):
         exponent = max((man.bit_length() + exp for man, exp in pairs if man), default=0)
         scale = arb(2) ** -exponent
         with self.precision():
-            return self.to_torch(self._unary(scale.__mul__, a.renumbered(None))), exponent
+            return self.to_torch(elementwise.unary(scale.__mul__, a)), exponent
 
     def shape(self, a: BallArray) -> tuple[int, ...]:
         return a.index.shape
@@ -115,19 +110,24 @@ class BallArithmetic(Arithmetic[Any]):
         return self._binary(np.true_divide, a, b)
 
     def rsqrt(self, a: BallArray) -> BallArray:
-        return self._elementary("rsqrt", arb.rsqrt, a)
+        with self.precision():
+            return elementwise.elementary("rsqrt", arb.rsqrt, a)
 
     def exp(self, a: BallArray) -> BallArray:
-        return self._elementary("exp", arb.exp, a)
+        with self.precision():
+            return elementwise.elementary("exp", arb.exp, a)
 
     def log(self, a: BallArray) -> BallArray:
-        return self._elementary("log", arb.log, a)
+        with self.precision():
+            return elementwise.elementary("log", arb.log, a)
 
     def tanh(self, a: BallArray) -> BallArray:
-        return self._elementary("tanh", arb.tanh, a)
+        with self.precision():
+            return elementwise.elementary("tanh", arb.tanh, a)
 
     def erf(self, a: BallArray) -> BallArray:
-        return self._elementary("erf", arb.erf, a)
+        with self.precision():
+            return elementwise.elementary("erf", arb.erf, a)
 
     def pi(self) -> BallArray:
         with self.precision():
@@ -136,30 +136,31 @@ class BallArithmetic(Arithmetic[Any]):
 
     def matmul(self, a: BallArray, b: BallArray) -> BallArray:
         first, inverse = distinct_rows(a.index)
-        places = a.index[first]
-        live = places.any(0)
-        if len(first) >= _MANY_ROWS and live.mean() < _FEW_COLUMNS:
-            rest = b.indexed(b.index[live])
+        left_index = a.index[first]
+        is_column_used = left_index.any(0)  # entry 0 of the pool is the exact zero
+        if len(first) >= _MANY_ROWS and is_column_used.mean() < _FEW_COLUMNS:
+            used_rows = b.indexed(b.index[is_column_used])
             if a.value_number is None:  # nor are those of the right operand used
-                rest = rest.renumbered(None)
-            places, right = places[:, live], distinct_columns(rest)
+                used_rows = used_rows.renumbered(None)
+            left_index, right = left_index[:, is_column_used], distinct_columns(used_rows)
         else:
             right = self._constant(b)
-        left = a.indexed(places)
+        left = a.indexed(left_index)
         with self.precision():
             product = as_matrix(left) * right.columns
-        numbers = value_numbers.product(left.numbers_at(places), right.factor, torch.matmul)
+        numbers = value_numbers.product(left.numbers_at(left_index), right.factor, torch.matmul)
         numbers = None if numbers is None else numbers.moved(torch.flatten)
-        rows, distinct = len(first), right.columns.ncols()
-        index = np.arange(1, rows * distinct + 1).reshape(rows, distinct)[inverse]
+        rows, columns = len(first), right.columns.ncols()
+        # the product of the distinct rows and columns, in the order of all rows and columns
+        index = np.arange(1, rows * columns + 1).reshape(rows, columns)[inverse]
         index = index[:, right.inverse]
         index[~a.index.any(1)] = 0
-        return BallArray(make_pool(product.entries(), rows * distinct), index, behind_zero(numbers))
+        return BallArray(make_pool(product.entries(), rows * columns), index, behind_zero(numbers))
 
     def sum(self, a: BallArray, dims: Sequence[int]) -> BallArray:
-        kept = [d for d in range(a.index.ndim) if d not in dims]
+        remaining = [d for d in range(a.index.ndim) if d not in dims]
         length = int(np.prod([a.index.shape[d] for d in dims]))
-        groups = a.index.transpose(*kept, *dims).reshape(-1, length)
+        groups = a.index.transpose(*remaining, *dims).reshape(-1, length)
         first, inverse = distinct_rows(groups)
         shape = [1 if d in dims else n for d, n in enumerate(a.index.shape)]
         with self.precision():
@@ -177,43 +178,40 @@ class BallArithmetic(Arithmetic[Any]):
         return a.indexed(np.broadcast_to(a.index, tuple(shape)))
 
     def concatenate(self, arrays: Sequence[BallArray], dim: int) -> BallArray:
-        every, indices = merged(arrays)
-        return every.indexed(np.concatenate(indices, axis=dim))
+        union, indices = merged(arrays)
+        return union.indexed(np.concatenate(indices, axis=dim))
 
-    def take(self, a: BallArray, index: Indices) -> BallArray:
-        return a.indexed(np.append(a.index.reshape(-1), 0)[index])
+    def take(self, a: BallArray, index: IndexArray) -> BallArray:
+        # position -1 reads the 0 behind the last entry: entry 0 of the pool, the exact zero
+        return a.indexed(np.append(a.index.reshape(-1), 0)[index_arrays.of_one(index)])
 
-    def scatter_add(self, a: BallArray, index: Indices, shape: Shape) -> BallArray:
-        source, place = a.index.reshape(-1), index.reshape(-1)
-        counted = (place >= 0) & (source != 0)
-        source, place = source[counted], place[counted]
-        order = np.argsort(place, kind="stable")
-        places, starts = np.unique(place[order], return_index=True)
+    def scatter_add(self, a: BallArray, index: IndexArray, shape: Shape) -> BallArray:
+        source, target = a.index.reshape(-1), index_arrays.of_one(index).reshape(-1)
+        counts = (target >= 0) & (source != 0)
+        source, target = source[counts], target[counts]
+        # numbers with the same target next to each other, in their order: from `starts` on
+        order = np.argsort(target, kind="stable")
+        targets, starts = np.unique(target[order], return_index=True)
         with self.precision():
             totals = np.add.reduceat(a.pool[source[order]], starts) if len(starts) else ()
-        target = np.repeat(np.arange(len(places)), np.diff(starts, append=len(order)))
+        group = np.repeat(np.arange(len(targets)), np.diff(starts, append=len(order)))
         numbers = value_numbers.scattered(
-            a.numbers_at(source[order]), torch.from_numpy(target), len(places)
+            a.numbers_at(source[order]), torch.from_numpy(group), len(targets)
         )
-        where = np.zeros(int(np.prod(shape)), dtype=np.int64)
-        where[places] = np.arange(1, len(places) + 1)
-        pool = make_pool(totals, len(places))
-        return BallArray(pool, where.reshape(tuple(shape)), behind_zero(numbers))
+        # positions without a number stay the exact zero, entry 0 of the pool
+        result = np.zeros(int(np.prod(shape)), dtype=np.int64)
+        result[targets] = np.arange(1, len(targets) + 1)
+        pool = make_pool(totals, len(targets))
+        return BallArray(pool, result.reshape(tuple(shape)), behind_zero(numbers))
 
-    def where(self, mask: Mask, a: BallArray, b: BallArray) -> BallArray:
-        every, (first, second) = merged([a, b])
-        return every.indexed(np.where(mask, first, second))
+    def where(self, mask: IndexArray, a: BallArray, b: BallArray) -> BallArray:
+        union, (first, second) = merged([a, b])
+        return union.indexed(np.where(index_arrays.of_one(mask), first, second))
 
-    def exceeds(self, a: BallArray, threshold: float) -> Mask:
-        bound = arb(threshold)
-        above = np.asarray(a.pool > bound, dtype=bool)
-        decided = above | np.asarray(a.pool <= bound, dtype=bool)
-        if a.value_number is not None:
-            alike = a.value_number.equals_float(threshold).numpy()
-            apart = above[alike] | np.asarray(a.pool[alike] < bound, dtype=bool)
-            decided[alike] = ~apart  # equal value numbers of numbers apart have collided
-        self._all_decided(decided | ~a.used, a.index)
-        return above[a.index]
+    def exceeds(self, a: BallArray, threshold: float) -> BoolArray:
+        above, undecided = comparisons.exceeds(a, threshold)
+        self._check_decided(undecided)
+        return above
 
     def sign(self, a: BallArray) -> Indices:
         above: Indices = self.exceeds(a, 0.0).astype(np.int64)
@@ -222,30 +220,19 @@ class BallArithmetic(Arithmetic[Any]):
         below: Indices = self.exceeds(negative, 0.0).astype(np.int64)
         return above - below
 
-    def first_argmax(self, a: BallArray, valid: Mask) -> Indices:
-        """Entries that overlap are a tie where their value numbers are equal."""
-        first = np.argmax(valid, axis=-1)
-        largest = np.take_along_axis(a.index, first[..., None], -1)[..., 0]
-        for tap in range(a.index.shape[-1]):
-            other = a.index[..., tap]
-            greater = valid[..., tap] & self._compare(np.greater, other, largest, a.pool)
-            largest = np.where(greater, other, largest)
-        alike, below, above = self._order(a, a.index, largest[..., None])
-        decided = (alike ^ below) & ~above
-        self._all_decided((decided | ~valid).all(-1), None)
-        return np.asarray(np.argmax(alike & valid, axis=-1), dtype=np.int64)
+    def first_argmax(self, a: BallArray, valid: BoolArray) -> Indices:
+        """See `Arithmetic`; balls that overlap are a tie where their value numbers are equal."""
+        argmax, undecided = comparisons.first_argmax(a, valid)
+        self._check_decided(undecided)
+        return argmax
 
-    def same(self, a: BallArray, b: BallArray) -> Mask:
-        every, (first, second) = merged([a, b])
-        alike, below, above = self._order(every, first, second)
-        self._all_decided(alike ^ (below | above), None)
-        return alike
+    def same(self, a: BallArray, b: BallArray) -> BoolArray:
+        are_equal, undecided = comparisons.same(a, b)
+        self._check_decided(undecided)
+        return are_equal
 
     def equal(self, a: BallArray, b: BallArray) -> bool:
-        if a.index.shape != b.index.shape:
-            return False
-        every, (first, second) = merged([a, b])
-        return bool(self._compare(np.equal, first, second, every.pool).all())
+        return comparisons.are_identical(a, b)
 
     def error_norms(self, a: BallArray) -> Tensor:
         squares = [float(ball.rad()) ** 2 for ball in a.listed() if ball.rad().is_finite()]
@@ -269,108 +256,28 @@ class BallArithmetic(Arithmetic[Any]):
         with flint_precision(self.bits):
             yield
 
-    def _elementary(self, name: str, function: Callable[[arb], arb], a: BallArray) -> BallArray:
-        result = self._unary(function, a)
-        if a.value_number is None:
-            return result
-        numbers = value_numbers.of_function(name, a.numbers_at(_arguments(a)))
-        return BallArray(result.pool, result.index, _with_exact(behind_zero(numbers), result.pool))
-
-    def _unary(self, function: Callable[[arb], arb], a: BallArray) -> BallArray:
-        arguments = _arguments(a)
-        place = np.zeros(len(a.pool), dtype=np.int64)
-        place[arguments] = np.arange(1, len(arguments) + 1)
+    def _binary(self, function: BinaryFunction, a: BallArray, b: BallArray | float) -> BallArray:
         with self.precision():
-            pool = make_pool(map(function, a.pool[arguments].tolist()), len(arguments))
-        return BallArray(pool, place[a.index])
+            return elementwise.binary(function, a, b)
 
-    def _binary(self, function: Any, a: BallArray, b: BallArray | float) -> BallArray:
-        if not isinstance(b, BallArray):
-            index = np.ones((1,) * a.index.ndim, dtype=np.int64)
-            number = value_numbers.of_float(b).moved(lambda t: t[None])
-            b = BallArray(make_pool([arb(float(b))], 1), index, behind_zero(number))
-        first, second = np.broadcast_arrays(a.index, b.index)
-        flat, other = first.reshape(-1), second.reshape(-1)
-        if is_injective(flat, a) or is_injective(other, b):
-            inverse = np.arange(len(flat))
-        else:  # the same pair gives the same number
-            pairs = flat * len(b.pool) + other
-            pairs, inverse = np.unique(pairs, return_inverse=True)
-            flat, other = np.divmod(pairs, len(b.pool))
-        with self.precision():
-            pool = make_pool(function(a.pool[flat], b.pool[other]), len(flat))
-        numbers = None
-        if a.value_number is not None and b.value_number is not None:
-            numbers = behind_zero(_NUMBERED[function](a, flat, b, other))
-        index = inverse.reshape(-1) + 1
-        if function is np.multiply:  # an exact zero stays the one exact zero
-            vanish = np.flatnonzero((flat == 0) | (other == 0)) + 1
-            gone = np.zeros(len(pool), dtype=bool)
-            gone[vanish] = [ball.is_zero() for ball in pool[vanish]]
-            index[gone[index]] = 0
-        return BallArray(pool, index.reshape(first.shape), numbers)
-
-    def _compare(self, relation: Any, a: Indices, b: Indices, pool: Pool) -> Mask:
-        """Where the relation certainly holds between pool[a] and pool[b]."""
-        result = np.zeros(a.shape, dtype=bool)
-        different = a != b
-        result[different] = relation(pool[a[different]], pool[b[different]])
-        if relation in (np.less_equal, np.equal):
-            result[~different] = True
-        return result
-
-    def _order(self, a: BallArray, first: Indices, second: Indices) -> tuple[Mask, Mask, Mask]:
-        """Where entries of the pool are equal, and where they are certainly below or above.
-
-        One of them is left open where none holds, and two have collided where two do.
-        """
-        first, second = np.broadcast_arrays(first, second)
-        identities = a.identities()
-        alike = identities[first] == identities[second]
-        below = self._compare(np.less, first, second, a.pool)
-        above = self._compare(np.greater, first, second, a.pool)
-        open_ = ~(alike | below | above)
-        alike[open_] = a.pool[first[open_]] == a.pool[second[open_]]  # exact balls
-        return alike, below, above
-
-    def _all_decided(self, decided: Mask, index: Indices | None) -> None:
-        if decided.all():
+    def _check_decided(self, undecided: BoolArray) -> None:
+        if not undecided.any():
             return
-        undecided = ~decided if index is None else ~decided[index]
-        place = tuple(int(i) for i in np.argwhere(undecided)[0])
+        first = tuple(int(i) for i in np.argwhere(undecided)[0])
         raise UndecidedError(
-            f"{int(undecided.sum())} decisions, the first at {place}, are closer than "
+            f"{int(undecided.sum())} decisions, the first at {first}, are closer than "
             f"{self.name} can tell"
         )
 
     def _constant(self, b: BallArray) -> Matrix:
-        """The columns of `b` for Arb; those of the last few arrays are remembered."""
+        """`b` as the right operand of a product; those of the last few arrays are remembered."""
         key = (id(b.pool), b.index.__array_interface__["data"][0], b.index.shape, b.index.strides)
         if key not in self._matrices:
-            self._matrices[key] = (
-                b,
-                distinct_columns(b),
-            )  # holding b keeps its memory from being reused
+            # holding b keeps its memory, and so the key, from being reused
+            self._matrices[key] = b, distinct_columns(b)
             if len(self._matrices) > _REMEMBERED:
                 self._matrices.pop(next(iter(self._matrices)))
         return self._matrices[key][1]
-
-
-def _arguments(a: BallArray) -> Indices:
-    """Which entries of the pool a function is to be applied to."""
-    used = a.used
-    used[0] |= not a.index.all()
-    return np.flatnonzero(used)
-
-
-def _with_exact(numbers: ValueNumbers | None, pool: Pool) -> ValueNumbers | None:
-    """The value numbers of a pool, those of exact balls from their digits."""
-    exact = [i for i, ball in enumerate(pool) if ball.is_exact() and ball.is_finite()]
-    if numbers is None or len(exact) == 1:  # zero alone
-        return numbers
-    own, places = value_numbers.of_dyadics([mantissa(pool[i]) for i in exact]), torch.tensor(exact)
-    pairs = zip(numbers.residues, own.residues, strict=True)
-    return ValueNumbers(tuple(r.index_copy(0, places, o) for r, o in pairs))
 
 
 def log2_upper(number: arb) -> float:

@@ -1,8 +1,7 @@
-"""Arrays of balls: a pool of numbers, and where in it each entry of the array is."""
+"""Arrays of balls: a pool of numbers, and the position in it of each entry of the array."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +9,12 @@ from flint import arb, arb_mat
 from numpy.typing import NDArray
 
 from fperr.exact import value_numbers
-from fperr.exact.arithmetic import Indices, Mask
+from fperr.exact.arithmetic import Indices
 from fperr.exact.value_numbers import Factor, ValueNumbers
 
 Pool = NDArray[np.object_]
 ZERO = arb(0)
-_MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, without a pattern
+_MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: odd, without a pattern
 _SPARSE = 0.3  # share of nonzeros below which a matrix is filled entry by entry
 
 
@@ -24,9 +23,9 @@ class BallArray:
     """An array of balls: `pool[index]`. Entry 0 of every pool is the one exact zero.
 
     Attributes:
-        pool: 1-D, the balls.
-        index: where in the pool each number is; its shape is the array's.
-        value_number: those of the pool; None where nobody asks.
+        pool: Balls, 1-D.
+        index: Positions in the pool, in the shape of the array.
+        value_number: Value numbers of the pool; None where they are not used.
     """
 
     pool: Pool
@@ -34,15 +33,16 @@ class BallArray:
     value_number: ValueNumbers | None = None
 
     @property
-    def used(self) -> Mask:
+    def used(self) -> NDArray[np.bool_]:
         """Which entries of the pool occur."""
         occurs = np.zeros(len(self.pool), dtype=bool)
         occurs[self.index.reshape(-1)] = True
         return occurs
 
-    def listed(self) -> list[Any]:
+    def listed(self) -> list[arb]:
         """The balls, row-major."""
-        return self.pool[self.index.reshape(-1)].tolist()  # type: ignore[no-any-return]
+        balls: list[arb] = self.pool[self.index.reshape(-1)].tolist()
+        return balls
 
     def indexed(self, index: Indices) -> "BallArray":
         """The entries of the pool at `index`, as an array."""
@@ -56,30 +56,30 @@ class BallArray:
         """The value numbers at positions of the pool."""
         if self.value_number is None:
             return None
-        places = torch.from_numpy(np.array(index).reshape(-1))
-        return self.value_number.moved(lambda t: t.index_select(0, places).reshape(index.shape))
+        flat = torch.from_numpy(np.array(index).reshape(-1))
+        return self.value_number.moved(lambda t: t.index_select(0, flat).reshape(index.shape))
 
     def identities(self) -> Indices:
         """(len(pool),): equal integers stand for equal numbers.
 
-        By value numbers; where there are none, only an entry itself and exact balls of the same
-        number are known to be equal.
+        They come from the value numbers. Where there are none, only exact balls of the same number,
+        and an entry and itself, count as equal.
         """
         if self.value_number is not None:
             integers: Indices = self.value_number.identifiers().numpy()
             return integers
-        first: dict[Any, int] = {}
+        first: dict[tuple[int, int] | str | int, int] = {}
         keys = (_exact_number(ball) if ball.is_exact() else id(ball) for ball in self.pool)
         return np.array([first.setdefault(key, len(first)) for key in keys], dtype=np.int64)
 
 
 def _exact_number(exact: arb) -> tuple[int, int] | str:
-    """A key of the ball, which has no radius and may be infinite."""
+    """A key for a ball without a radius, which may be infinite."""
     return mantissa(exact) if exact.is_finite() else str(exact)
 
 
 def mantissa(exact: arb) -> tuple[int, int]:
-    """(m, e) with m * 2**e equal to the ball, which has no radius."""
+    """(m, e) with m * 2**e equal to a ball without a radius."""
     man, exponent = exact.man_exp()
     return int(man), int(exponent)
 
@@ -89,9 +89,9 @@ class Matrix:
     """The right operand of a product.
 
     Attributes:
-        columns: the distinct columns, for Arb.
-        inverse: which of them each column is.
-        factor: their value numbers.
+        columns: Distinct columns, for Arb.
+        inverse: Position of each column among them.
+        factor: Value numbers of the distinct columns.
     """
 
     columns: arb_mat
@@ -112,14 +112,14 @@ def as_matrix(a: BallArray) -> arb_mat:
     rows, columns = a.index.shape
     if np.count_nonzero(a.index) > a.index.size * _SPARSE:
         return arb_mat(rows, columns, a.listed())
-    matrix, places = arb_mat(rows, columns), np.nonzero(a.index)
-    balls = a.pool[a.index[places]].tolist()
-    for row, column, ball in zip(*(p.tolist() for p in places), balls, strict=True):
+    matrix, positions = arb_mat(rows, columns), np.nonzero(a.index)
+    balls = a.pool[a.index[positions]].tolist()
+    for row, column, ball in zip(*(p.tolist() for p in positions), balls, strict=True):
         matrix[row, column] = ball
     return matrix
 
 
-def make_pool(balls: Any, count: int) -> Pool:
+def make_pool(balls: Iterable[arb] | Pool, count: int) -> Pool:
     """A pool of zero and `count` balls."""
     pool = np.empty(count + 1, dtype=object)
     pool[0] = ZERO
@@ -134,12 +134,12 @@ def zeros_first(pool: Pool, index: Indices) -> Indices:
 
 
 def behind_zero(numbers: ValueNumbers | None) -> ValueNumbers | None:
-    """The value numbers of a pool that `make_pool` makes: those of zero, and the given ones."""
+    """The value numbers of a pool that `make_pool` makes: zero's, and then `numbers`."""
     return None if numbers is None else numbers.moved(lambda t: torch.nn.functional.pad(t, (1, 0)))
 
 
 def merged(arrays: Sequence[BallArray]) -> tuple[BallArray, list[Indices]]:
-    """An array over one pool for several arrays, and the index of each of them in that pool."""
+    """An array over the joined pools of the arrays, and the index of each array in that pool."""
     if all(array.pool is arrays[0].pool for array in arrays):
         return arrays[0], [array.index for array in arrays]
     starts = np.cumsum([0] + [len(array.pool) - 1 for array in arrays])
@@ -148,9 +148,12 @@ def merged(arrays: Sequence[BallArray]) -> tuple[BallArray, list[Indices]]:
         np.where(array.index == 0, 0, array.index + start)
         for array, start in zip(arrays, starts, strict=False)
     ]
-    parts = [array.value_number for array in arrays]
-    others = [None if part is None else part.moved(lambda t: t[1:]) for part in parts]
-    numbers = behind_zero(value_numbers.concatenated(others, 0))
+    # each pool begins with the exact zero, which the joined pool has once
+    without_zero = [
+        None if array.value_number is None else array.value_number.moved(lambda t: t[1:])
+        for array in arrays
+    ]
+    numbers = behind_zero(value_numbers.concatenated(without_zero, 0))
     return BallArray(pool, np.arange(len(pool)), numbers), indices
 
 
@@ -160,11 +163,12 @@ def is_injective(broadcast: Indices, array: BallArray) -> bool:
 
 
 def distinct_rows(index: Indices) -> tuple[Indices, Indices]:
-    """Positions of the distinct rows, and for each row which of them it is."""
+    """Positions of the distinct rows, and for each row its position among these."""
+    # a hash for each row: a sum of its entries times pseudorandom weights, modulo 2^64
     weights = (np.arange(1, index.shape[1] + 1).astype(np.uint64) * _MIXER) ** np.uint64(3)
     mixed = index.astype(np.uint64) @ weights
     _, first, inverse = np.unique(mixed, return_index=True, return_inverse=True)
     if not np.array_equal(index[first][inverse], index):  # two rows share a hash
-        everyone = np.arange(len(index))
-        return everyone, everyone
+        every_row = np.arange(len(index))
+        return every_row, every_row
     return first, inverse

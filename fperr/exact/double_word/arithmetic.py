@@ -1,59 +1,51 @@
-"""Pairs of float64 on torch tensors: a whole batch at once, on the CPU or a CUDA device.
+"""Pairs of float64 on torch tensors: all samples of a batch at once, on the CPU or a CUDA device.
 
-Products of matrices and convolutions are sliced (`sliced.py`), everything between them is done in
-pairs with proven error bounds (`words.py`), and a bound on the Euclidean norm of every array's
-error is carried along. Shapes are those of one sample: arrays have a leading dimension of samples
-that the captured graph does not know of.
+Matrix products and convolutions are cut into slices (`ozaki_product`). Everything between them is
+computed in pairs with proved error bounds (`numbers`). Every array carries an upper bound on the
+Euclidean norm of its error. Shapes are those of a single sample: arrays have a leading dimension of
+samples that the captured graph does not know of.
 
-Decisions that the radius leaves open, and that no value number settles, put their sample in doubt:
-its results then mean nothing.
+A comparison is undecided for a sample where the error radius leaves it open and no value number
+settles it. All results of that sample then mean nothing. The arithmetic does not remember such
+samples: it hands them to `on_undecided`, or raises an error.
 """
 
+import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fperr.errors import UndecidedError
 from fperr.exact import index_arrays, value_numbers
 from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, Shape
-from fperr.exact.double_word import comparisons, indexing, products
-from fperr.exact.double_word.elementary import ELEMENTARY, constant_pi
-from fperr.exact.double_word.error_radius import LARGEST, SMALLEST, aligned, checked, crossed
-from fperr.exact.double_word.numbers import (
-    SQUARE,
-    UP,
-    DoubleWords,
-    add,
-    divide,
-    multiply,
-    shortened,
-    spread_of,
-    total,
-)
-from fperr.exact.double_word.ozaki_slices import by_sample, width_of_sum
+from fperr.exact.double_word import comparisons, elementwise, indexing, products
+from fperr.exact.double_word.elementary import constant_pi
+from fperr.exact.double_word.error_radius import LARGEST, aligned
+from fperr.exact.double_word.numbers import SQUARE, UP, DoubleWords, shortened, spread_of, total
+from fperr.exact.double_word.ozaki_slices import width_of_sum
 from fperr.exact.double_word.products import Constant
 from fperr.exact.index_arrays import IndexArray
 
 SMALLEST_BITS, LARGEST_BITS = 32, 106
 
 
-class DoubleWordArithmetic(Arithmetic[Any], Convolving[Any]):
+class DoubleWordArithmetic(Arithmetic[DoubleWords], Convolving[DoubleWords]):
     """Pairs of float64.
 
     Args:
-        bits: accuracy of products, relative to the largest entries: 32 to 106.
-        device: of the tensors.
-        is_control: round every other result to `bits`, too, so that what is computed differs from
-            a run with more bits by what rounding does to the network.
+        bits: Accuracy of products in bits, relative to the largest entries: 32 to 106.
+        device: Device of the tensors.
+        is_control: Whether results of other operations are rounded to `bits`, too. The difference
+            to a run with more bits then shows what rounding does to the network.
 
     Raises:
-        ValueError: other bits.
+        ValueError: `bits` is below 32 or above 106.
     """
 
     def __init__(
@@ -70,42 +62,44 @@ class DoubleWordArithmetic(Arithmetic[Any], Convolving[Any]):
         self.bits = bits
         self.device = torch.device(device)
         self._is_control = is_control
-        self._doubts: list[Tensor] = []
+        self._on_undecided: Callable[[Tensor], None] | None = None
+        # made here, so that the arithmetics that `reporting` makes share the prepared constants
+        self._prepared: dict[tuple[tuple[int, ...], Hashable], tuple[object, object]] = {}
 
     @property
     def name(self) -> str:
         return f"pairs of float64, {self.bits} bits"
 
-    def in_doubt(self, samples: int) -> Tensor:
-        """(samples,): which samples' decisions have been left open since the last call."""
-        found = torch.zeros(samples, dtype=torch.bool, device=self.device)
-        for doubt in self._doubts:
-            found |= doubt
-        self._doubts.clear()
-        return found
+    def reporting(self, on_undecided: Callable[[Tensor], None]) -> "DoubleWordArithmetic":
+        """The same arithmetic, for one run: undecided comparisons raise no error.
 
-    def forget_doubts(self) -> None:
-        """Start anew."""
-        self._doubts.clear()
+        Constants that either of the two prepares serve the other, too.
+
+        Args:
+            on_undecided: Called at every comparison with (samples or 1,) bool, the undecided
+                samples.
+        """
+        arithmetic = copy.copy(self)
+        arithmetic._on_undecided = on_undecided
+        return arithmetic
 
     def from_torch(self, tensor: Tensor) -> DoubleWords:
         return self.from_samples(tensor[None])
 
     def from_samples(self, tensor: Tensor) -> DoubleWords:
-        """An array from the floating-point numbers (samples, *shape), exactly."""
+        """The floating-point numbers (samples, *shape), exactly."""
         high = tensor.detach().to(self.device, torch.float64)
         exact = high.new_zeros(len(high))
         return DoubleWords(high, torch.zeros_like(high), exact, value_numbers.of_floats(high))
 
     def from_index_array(self, a: IndexArray) -> DoubleWords:
         if not isinstance(a, Tensor):
-            plain: DoubleWords = super().from_index_array(a)
-            return plain
-        first, *rest = (self.from_samples(part) for part in index_arrays.float_parts(a))
-        return functools.reduce(self.add, rest, first)
+            return super().from_index_array(a)
+        high_part, *low_part = (self.from_samples(part) for part in index_arrays.float_parts(a))
+        return functools.reduce(self.add, low_part, high_part)
 
     def to_torch(self, a: DoubleWords) -> Tensor:
-        """Of one sample."""
+        """The nearest float64 tensor of the first sample."""
         return (a.high + a.low)[0].cpu()
 
     def to_samples(self, a: DoubleWords) -> Tensor:
@@ -125,7 +119,7 @@ class DoubleWordArithmetic(Arithmetic[Any], Convolving[Any]):
         return bool(((a.high == 0) & exact).any())
 
     def to_scaled(self, a: DoubleWords) -> tuple[Tensor, int]:
-        """Of one sample."""
+        """A float64 tensor and an exponent for the first sample: see `Arithmetic`."""
         values = self.to_torch(a)
         exponent = int(torch.frexp(values.abs().max())[1]) if values.numel() else 0
         return torch.ldexp(values, torch.tensor(-exponent)), exponent
@@ -139,87 +133,41 @@ class DoubleWordArithmetic(Arithmetic[Any], Convolving[Any]):
         return DoubleWords(zero, zero, zero.new_zeros(1), numbers)
 
     def add(self, a: DoubleWords, b: DoubleWords | float) -> DoubleWords:
-        return self._sum(a, self._operand(b), 1)
+        return self._finished(elementwise.combined(a, self._operand(b), 1))
 
     def sub(self, a: DoubleWords, b: DoubleWords | float) -> DoubleWords:
-        return self._sum(a, self._operand(b), -1)
-
-    def _sum(self, a: DoubleWords, b: DoubleWords, sign: int) -> DoubleWords:
-        a, b = aligned(a, b)
-        numbers = value_numbers.total(a.value_number, b.value_number, sign)
-        if sign < 0:
-            b = DoubleWords(-b.high, -b.low, b.radius, None)
-        high, low = add(a, b)
-        radius = high.new_zeros(())
-        for part in (a, b):
-            own = part.radius + 4 * SQUARE * part.norm()
-            radius = radius + own * spread_of(part, tuple(high.shape[1:]))
-        return self._ended(DoubleWords(high, low, (radius * UP).expand(len(high)), numbers))
+        return self._finished(elementwise.combined(a, self._operand(b), -1))
 
     def mul(self, a: DoubleWords, b: DoubleWords | float) -> DoubleWords:
+        # `math.frexp` gives powers of two, and only those, the significand 1/2
         if isinstance(b, int | float) and abs(math.frexp(b)[0]) == 0.5 and abs(b) < LARGEST:
-            return self._times_power_of_two(a, float(b))
-        a, b = aligned(a, self._operand(b))
-        high, low = multiply(a, b)
-        numbers = value_numbers.times(a.value_number, b.value_number)
-        result = DoubleWords(high, low, a.radius, numbers)
-        radius = 12 * SQUARE * result.norm() + crossed(a, b, result.shape)
-        return self._ended(checked(result, radius))
-
-    def _times_power_of_two(self, a: DoubleWords, factor: float) -> DoubleWords:
-        numbers = value_numbers.negative(a.value_number)
-        if factor != -1.0:
-            other = value_numbers.of_float(factor, self.device)
-            numbers = value_numbers.times(a.value_number, other)
-        lost = SMALLEST if abs(factor) < 1 else 0.0
-        return DoubleWords(a.high * factor, a.low * factor, a.radius * abs(factor) + lost, numbers)
+            return elementwise.times_power_of_two(a, float(b))
+        return self._finished(elementwise.product(a, self._operand(b)))
 
     def div(self, a: DoubleWords, b: DoubleWords | float) -> DoubleWords:
-        a, b = aligned(a, self._operand(b))
-        high, low = divide(a, b)
-        numbers = None
-        if a.value_number is not None:
-            numbers = value_numbers.times(a.value_number, value_numbers.inverse(b.value_number))
-        result = DoubleWords(high, low, a.radius, numbers)
-        least = by_sample(b.high).abs().amin(1) / UP - b.radius
-        widened = a.radius * spread_of(a, result.shape)
-        across = b.radius * spread_of(b, result.shape)
-        radius = (widened + result.largest() * across + SMALLEST) / least
-        radius = radius + 24 * SQUARE * result.norm()
-        return self._ended(checked(result, torch.where(least > 0, radius, torch.inf)))
+        return self._finished(elementwise.quotient(a, self._operand(b)))
 
     def rsqrt(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("rsqrt", a)
+        return self._finished(elementwise.elementary("rsqrt", a))
 
     def exp(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("exp", a)
+        return self._finished(elementwise.elementary("exp", a))
 
     def log(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("log", a)
+        return self._finished(elementwise.elementary("log", a))
 
     def tanh(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("tanh", a)
+        return self._finished(elementwise.elementary("tanh", a))
 
     def erf(self, a: DoubleWords) -> DoubleWords:
-        return self._elementary("erf", a)
+        return self._finished(elementwise.elementary("erf", a))
 
     def pi(self) -> DoubleWords:
         pair = torch.tensor([constant_pi()], dtype=torch.float64, device=self.device)
         high, low = pair[:, :1], pair[:, 1:]
         radius = torch.full((1,), 4 * SQUARE, dtype=torch.float64, device=self.device)
-        number = value_numbers.of_name("pi", self.device).moved(lambda t: t[None])
-        return DoubleWords(high, low, radius, number)
-
-    def _elementary(self, name: str, a: DoubleWords) -> DoubleWords:
-        function = ELEMENTARY[name]
-        high, low = function.values(a.high, a.low)
-        result = DoubleWords(high, low, a.radius, value_numbers.of_function(name, a.value_number))
-        flat = by_sample(a.high)
-        # the low words and rounding lie within one part in 2^28 of the arguments
-        slack = flat.abs().amax(1) * (UP - 1) + a.radius
-        slope = function.slope(flat.amin(1) - slack, flat.amax(1) + slack)
-        inherited = torch.where(a.radius > 0, slope * a.radius, 0.0)
-        return self._ended(checked(result, inherited + 4 * SQUARE * result.norm()))
+        numbers = value_numbers.of_name("pi", self.device).moved(lambda t: t[None])
+        return DoubleWords(high, low, radius, numbers)
 
     def matmul(self, a: DoubleWords, b: DoubleWords) -> DoubleWords:
         if b.samples > 1:
@@ -254,16 +202,17 @@ class DoubleWordArithmetic(Arithmetic[Any], Convolving[Any]):
 
     def sum(self, a: DoubleWords, dims: Sequence[int]) -> DoubleWords:
         shape = [1 if d in dims else n for d, n in enumerate(a.shape)]
-        kept = [d for d in range(len(shape)) if d not in dims]
+        remaining = [d for d in range(len(shape)) if d not in dims]
         length = math.prod(a.shape[d] for d in dims)
-        order = [0, *(d + 1 for d in (*kept, *dims))]
+        # samples first, and the dimensions that are summed over last
+        order = [0, *(d + 1 for d in (*remaining, *dims))]
         rows = a.moved(lambda t: t.permute(order).reshape(len(t), -1, length))
         numbers = value_numbers.sum_last(rows.value_number)
         rounding = 4 * SQUARE * math.ceil(math.log2(max(length, 2))) * a.norm()
         radius = (a.radius + rounding) * width_of_sum(length) * UP
         high, low = total(rows.high, rows.low)
-        found = self._ended(DoubleWords(high, low, radius, numbers))
-        return found.moved(lambda t: t.reshape(len(t), *shape))
+        sums = self._finished(DoubleWords(high, low, radius, numbers))
+        return sums.moved(lambda t: t.reshape(len(t), *shape))
 
     def reshape(self, a: DoubleWords, shape: Shape) -> DoubleWords:
         return a.moved(lambda t: t.reshape(len(t), *shape))
@@ -288,26 +237,23 @@ class DoubleWordArithmetic(Arithmetic[Any], Convolving[Any]):
         return indexing.where(mask, *aligned(a, b))
 
     def exceeds(self, a: DoubleWords, threshold: float) -> Tensor:
-        above, doubt = comparisons.exceeds(a, threshold)
-        return self._noted(above, doubt)
+        return self._reported(*comparisons.exceeds(a, threshold))
 
     def sign(self, a: DoubleWords) -> Tensor:
         above = self.exceeds(a, 0.0).to(torch.int64)
         return above - self.exceeds(self.mul(a, -1.0), 0.0).to(torch.int64)
 
     def first_argmax(self, a: DoubleWords, valid: NDArray[np.bool_]) -> Tensor:
-        place, doubt = comparisons.first_argmax(a, valid)
-        return self._noted(place, doubt)
+        return self._reported(*comparisons.first_argmax(a, valid))
 
     def same(self, a: DoubleWords, b: DoubleWords) -> Tensor:
-        alike, doubt = comparisons.same(*aligned(a, b))
-        return self._noted(alike, doubt)
+        return self._reported(*comparisons.same(*aligned(a, b)))
 
     def values(self, a: DoubleWords) -> Indices:
-        """Of one sample."""
+        """An integer for every entry of the first sample: see `Arithmetic`."""
         assert a.value_number is not None
-        found: Indices = a.value_number.identifiers()[0].cpu().numpy()
-        return found
+        identifiers: Indices = a.value_number.identifiers()[0].cpu().numpy()
+        return identifiers
 
     def equal(self, a: DoubleWords, b: DoubleWords) -> bool:
         return (
@@ -317,8 +263,8 @@ class DoubleWordArithmetic(Arithmetic[Any], Convolving[Any]):
             and torch.equal(a.low, b.low)
         )
 
-    def _ended(self, a: DoubleWords) -> DoubleWords:
-        """The result of an operation, in a control run rounded to its bits."""
+    def _finished(self, a: DoubleWords) -> DoubleWords:
+        """The result of an operation, rounded to `bits` in a control run."""
         if not self._is_control:
             return a
         high, low = shortened(a.high, a.low, self.bits)
@@ -330,6 +276,13 @@ class DoubleWordArithmetic(Arithmetic[Any], Convolving[Any]):
             return b
         return self.from_torch(torch.tensor(float(b), dtype=torch.float64))
 
-    def _noted(self, choice: Tensor, doubt: Tensor) -> Tensor:
-        self._doubts.append(by_sample(doubt).any(1))
-        return choice
+    def _reported(self, answer: Tensor, undecided: Tensor) -> Tensor:
+        """The answer of a comparison, once its undecided samples are reported."""
+        samples = comparisons.undecided_samples(undecided)
+        if self._on_undecided is not None:
+            self._on_undecided(samples)
+        elif bool(samples.any()):
+            raise UndecidedError(
+                f"{int(undecided.sum())} decisions are closer than {self.name} can tell"
+            )
+        return answer

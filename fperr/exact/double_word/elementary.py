@@ -11,7 +11,7 @@ from fperr.caller_state import flint_precision
 from fperr.exact.double_word.numbers import UP
 
 _WORKING_BITS = 160
-_BITS_ASKED = 110
+_REQUIRED_BITS = 110  # 4 more than a pair holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class Elementary:
     """A function, and a bound on its derivative between two arguments.
 
     Attributes:
-        function: of a ball.
-        slope: (least argument, largest argument) -> at least |f'| between them.
+        function: The function f of a ball.
+        slope: Upper bound on |f'| between two arguments: (least, largest) -> bound.
     """
 
     function: Callable[[arb], arb]
@@ -31,13 +31,14 @@ class Elementary:
         numbers = zip(high.flatten().tolist(), low.flatten().tolist(), strict=True)
         with flint_precision(_WORKING_BITS):
             pairs = [_pair(self.function(arb(h) + arb(w))) for h, w in numbers]
-        both = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).to(high.device)
-        return both[:, 0].reshape(high.shape), both[:, 1].reshape(high.shape)
+        words = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).to(high.device)
+        return words[:, 0].reshape(high.shape), words[:, 1].reshape(high.shape)
 
 
 def _pair(value: arb) -> tuple[float, float]:
-    exact = value.is_exact() or value.rel_accuracy_bits() >= _BITS_ASKED
-    if not value.is_finite() or not exact:
+    """The pair nearest to a ball's midpoint; NaN where the ball is too wide."""
+    is_accurate = value.is_exact() or value.rel_accuracy_bits() >= _REQUIRED_BITS
+    if not value.is_finite() or not is_accurate:
         return float("nan"), float("nan")
     middle = value.mid()
     high = float(middle)
@@ -51,10 +52,12 @@ def constant_pi() -> tuple[float, float]:
 
 
 def _positive(bound: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A falling bound on the slope of a function of positive numbers."""
     return lambda least, _: torch.where(least > 0, bound(least) * UP, torch.inf)
 
 
 def _constant(bound: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """A bound on the slope that is the same everywhere."""
     return lambda _, largest: torch.full_like(largest, bound)
 
 

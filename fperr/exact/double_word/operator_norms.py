@@ -1,4 +1,4 @@
-"""Upper bounds on what matrices and convolutions do to the Euclidean norm of their input."""
+"""Upper bounds on the operator norms of matrices and convolutions, for Euclidean norms."""
 
 import math
 
@@ -13,7 +13,7 @@ _ROUNDING = 1 + 2.0**-16
 
 
 def spectral_norm(matrix: Tensor) -> float:
-    """At least the largest singular value of a float64 matrix (m, n).
+    """An upper bound on the largest singular value of a float64 matrix (m, n).
 
     The largest eigenvalue of the Gram matrix G is at most |G^16|_F^(1/16).
     """
@@ -34,12 +34,12 @@ def spectral_norm(matrix: Tensor) -> float:
 
 
 def frobenius_norm(matrix: Tensor) -> float:
-    """At least the Frobenius norm: a cheaper bound."""
+    """An upper bound on the Frobenius norm: cheaper than `spectral_norm`, less tight."""
     return float(torch.linalg.vector_norm(matrix)) * _ROUNDING
 
 
 def overlap(kernel: list[int], stride: list[int], dilation: list[int]) -> float:
-    """The square root of how many windows see one entry of the input, at most."""
+    """The square root of an upper bound on the number of windows that contain an input entry."""
     count = 1
     for taps, step, spacing in zip(kernel, stride, dilation, strict=True):
         count *= -(-taps // (step // math.gcd(step, spacing)))
@@ -49,27 +49,27 @@ def overlap(kernel: list[int], stride: list[int], dilation: list[int]) -> float:
 def convolution_norm(
     weight: Tensor, stride: list[int], dilation: list[int], groups: int, *, tight: bool
 ) -> float:
-    """At least the norm of a convolution, and of its transpose, as a map of the whole input.
+    """An upper bound on the operator norm of a convolution, and of its transpose.
 
-    The map is a product of the weight, as a matrix of patches, with the gathering of patches,
-    which repeats each entry at most `overlap`^2 times; or, transposed, the other way round.
+    The convolution gathers patches, which repeats each entry at most `overlap`^2 times, and
+    multiplies them by the weight as a matrix; its transpose takes these two steps in reverse.
 
     Args:
         weight: (out, in / groups, *kernel), float64.
-        stride: one for each spatial dimension.
-        dilation: the same.
-        groups: of channels; the norm is that of the largest group.
-        tight: by singular values instead of Frobenius norms.
+        stride: Stride in each spatial dimension.
+        dilation: Dilation in each spatial dimension.
+        groups: Number of groups of channels; the norm is that of the group with the largest.
+        tight: Whether singular values are used instead of Frobenius norms.
     """
     out, width, *kernel = weight.shape
     norm = spectral_norm if tight else frobenius_norm
-    found = 0.0
-    for part in weight.reshape(groups, out // groups, width, -1):
-        by_patches = norm(part.reshape(out // groups, -1)) * overlap(kernel, stride, dilation)
-        bound = by_patches
+    largest = 0.0
+    for of_group in weight.reshape(groups, out // groups, width, -1):
+        bound = norm(of_group.reshape(out // groups, -1)) * overlap(kernel, stride, dilation)
         if tight:
+            # or multiply each entry by the matrices of all taps first, and then add the shifted
+            # results: a sum of so many vectors is at most sqrt(taps) times as long as all of them
             taps = math.sqrt(math.prod(kernel))
-            by_taps = norm(part.transpose(0, 1).reshape(width, -1)) * taps
-            bound = min(by_patches, by_taps)
-        found = max(found, bound)
-    return found * _ROUNDING
+            bound = min(bound, norm(of_group.transpose(0, 1).reshape(width, -1)) * taps)
+        largest = max(largest, bound)
+    return largest * _ROUNDING

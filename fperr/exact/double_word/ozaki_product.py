@@ -1,7 +1,7 @@
-"""Products of a batch of arrays with a matrix or a convolution, through slices, with error bounds.
+"""Products of a batch of arrays with a matrix or a convolution by slices, with error bounds.
 
-All bounds are on Euclidean norms of single samples: they grow along a network with the norms of
-its layers, much less than bounds on single numbers do.
+All bounds are on the Euclidean norm of a sample's numbers: along a network they grow with the norms
+of its layers, much less than bounds on single numbers do.
 """
 
 import itertools
@@ -30,10 +30,10 @@ from fperr.exact.double_word.ozaki_slices import (
     width_of_sum,
 )
 
-# Offsets below which a product of slices is added with its rounding error kept.
-_KEPT = 52
+# Offset from which on the rounding error of adding a product of slices is not added, too.
+_WITHOUT_ERROR = 52
 _CHECKED_EVERY = 256  # products
-_ABOVE_ZERO = 2.0**-1000  # so that nothing times infinity is infinite
+_ABOVE_ZERO = 2.0**-1000  # takes the place of 0, so that it times infinity is infinite
 Multiply = Callable[[Tensor, Tensor], Tensor]
 NormOf = Callable[[Tensor, bool], float]
 
@@ -43,12 +43,12 @@ class Right:
     """A constant right operand in slices.
 
     Attributes:
-        plan: how both operands are cut.
-        slices: of the operand.
-        along: the dimension along which slices can be joined: its rows or columns are outputs.
-        norm: at least the operator's norm.
-        slice_norms: the same of each slice.
-        left_out: at least the norm of what the slices leave out.
+        plan: How the two operands are cut.
+        slices: Slices of the operand.
+        along: Dimension along which slices can be joined: its rows or columns are outputs.
+        norm: Upper bound on the operator norm.
+        slice_norms: Upper bounds on the operator norm of each slice.
+        left_out: Upper bound on the operator norm of the operand minus its slices.
     """
 
     plan: Plan
@@ -67,7 +67,7 @@ class Right:
         return itertools.count()
 
     def is_to_be_checked(self) -> bool:
-        """Whether a product with it shall be checked: the first one, and now and then."""
+        """Whether the next product is to be checked: the first, and every 256th after it."""
         return next(self._uses) % _CHECKED_EVERY == 0
 
     def first(self, count: int) -> Tensor:
@@ -90,36 +90,42 @@ def prepare_right(
     """Cut a constant right operand.
 
     Args:
-        high: the operand's first words.
-        low: its second words.
-        terms: of the sums that the product takes.
-        bits: accuracy wanted.
-        over: dimensions that are summed over: the largest entry is taken over them.
-        along: a dimension of outputs.
-        norm: at least the operator's norm for such an operand; tight or cheap.
+        high: First words of the operand.
+        low: Second words of the operand.
+        terms: Number of terms of each sum in the product.
+        bits: Accuracy required, relative to the largest entries.
+        over: Dimensions that are summed over: the largest entry is taken over them.
+        along: Dimension of outputs.
+        norm: Upper bound on the operator norm of such an operand; its second argument says whether
+            a tight bound is worth its cost.
 
-    Nothing is known of products with an operand that has entries beyond 2^400, or columns without
-    one above its inverse: its `left_out` is infinite.
+    Products have no error bound (`left_out` is infinite) where entries of the operand exceed 2^400,
+    or where all of those that are summed over are below 2^-400.
 
     Raises:
-        ValueError: sums too long.
+        ValueError: The sums are too long for any slices.
     """
     top = top_exponents(high, over)
     usable = (top.abs() <= EXPONENT_LIMIT) & high.isfinite().all(over, keepdim=True)
-    high, low = (torch.where(usable, part, 0.0) for part in (high, low))
+    high, low = (torch.where(usable, word, 0.0) for word in (high, low))
     top = torch.where(usable, top, 0)
-    chosen = plan(terms, bits_below(high, low, over, bits + 4), bits)
-    slices = cut(high, low, top, chosen.right_width, chosen.right_count)
-    rest, is_exact = high, True
-    for part in slices:
-        rest, error = two_sum(rest, -part)
+    cheapest = plan(terms, bits_below(high, low, over, bits + 4), bits)
+    slices = cut(high, low, top, cheapest.right_width, cheapest.right_count)
+    # the slices are exact if high minus their sum, computed without an error, is -low
+    remainder, is_exact = high, True
+    for of_slice in slices:
+        remainder, error = two_sum(remainder, -of_slice)
         is_exact = is_exact and not bool(error.any())
-    is_exact = is_exact and bool((rest == -low).all())
-    left = left_out(top, chosen.right_width, len(slices)).expand_as(high)
-    whole = norm(high, True) + norm(low, False)
-    norms = [whole + norm(high - slices[0], False), *(norm(part, False) for part in slices[1:])]
-    outside = 0.0 if is_exact else norm(left, False) * UP
-    return Right(chosen, slices, along, whole, norms, outside if bool(usable.all()) else math.inf)
+    is_exact = is_exact and bool((remainder == -low).all())
+    omitted = left_out(top, cheapest.right_width, len(slices)).expand_as(high)
+    operator_norm = norm(high, True) + norm(low, False)
+    # by the triangle inequality, because the norm of the operand is tight
+    first = operator_norm + norm(high - slices[0], False)
+    slice_norms = [first, *(norm(of_slice, False) for of_slice in slices[1:])]
+    omitted_norm = 0.0 if is_exact else norm(omitted, False) * UP
+    if not bool(usable.all()):
+        omitted_norm = math.inf
+    return Right(cheapest, slices, along, operator_norm, slice_norms, omitted_norm)
 
 
 def sliced_product(
@@ -128,92 +134,103 @@ def sliced_product(
     """The product of left operands with a constant, as pairs, and a bound on their error.
 
     Args:
-        high: (samples, ...).
-        low: the second words.
-        right: the constant.
-        multiply: (left slice, joined right slices) -> product, a float64 product without rounding
+        high: First words of the left operands, (samples, ...).
+        low: Second words of the left operands.
+        right: The constant.
+        multiply: Float64 product, (left slice, joined right slices) -> product, without rounding
             where its sums stay below 2^53 units.
-        outputs: the dimension of that product along which it can be split again.
+        outputs: Dimension of that product along which it can be split again.
 
     Returns:
-        High and low words, and for each sample a bound on the norm of the error that the product
-        itself makes; infinite where numbers are too large or too small.
+        High and low words of the product, and (samples,), upper bounds on the norm of the error
+        that the product itself makes; infinite where numbers are too large or too small.
     """
-    chosen, every = right.plan, tuple(range(1, high.ndim))
-    top = top_exponents(high, every)
-    usable = (top.abs() <= EXPONENT_LIMIT) & high.isfinite().all(every, keepdim=True)
+    cuts, dims = right.plan, tuple(range(1, high.ndim))
+    top = top_exponents(high, dims)
+    usable = (top.abs() <= EXPONENT_LIMIT) & high.isfinite().all(dims, keepdim=True)
     if not bool(usable.all()):
-        high, low, top = (torch.where(usable, part, 0) for part in (high, low, top))
+        high, low, top = (torch.where(usable, tensor, 0) for tensor in (high, low, top))
     usable = usable.reshape(-1)
-    parts = cut(high, low, top, chosen.left_width, chosen.left_count)
-    first, last = _summed(parts, right, multiply, outputs)
-    entries = width_of_sum(high[0].numel())
+    slices = cut(high, low, top, cuts.left_width, cuts.left_count)
+    product_high, product_low = _summed(slices, right, multiply, outputs)
+    # the norm of numbers is at most this times the largest of them
+    root_of_entries = width_of_sum(high[0].numel())
     size = euclidean(by_sample(high), 1)
     tops = power_of_two(top).reshape(-1)
-    bound = _error(chosen, right, size, tops, entries)
-    outside = left_out(top, chosen.left_width, chosen.left_count).reshape(-1)
-    bound = bound + outside * entries * right.norm + size.clamp_min(_ABOVE_ZERO) * right.left_out
-    return first, last, torch.where(usable, bound * UP, torch.inf)
+    bound = _error(right, size, tops, root_of_entries)
+    omitted = left_out(top, cuts.left_width, cuts.left_count).reshape(-1)
+    bound = bound + omitted * root_of_entries * right.norm
+    bound = bound + size.clamp_min(_ABOVE_ZERO) * right.left_out
+    return product_high, product_low, torch.where(usable, bound * UP, torch.inf)
 
 
 def _summed(
-    parts: list[Tensor], right: Right, multiply: Multiply, outputs: int
+    left_slices: list[Tensor], right: Right, multiply: Multiply, outputs: int
 ) -> tuple[Tensor, Tensor]:
     """The sum of the products of slices, as pairs.
 
-    Products of falling units are added by Fast2Sum: a sum so far is a multiple of the next
-    product's unit, and that product has 53 bits.
+    A product with a smaller unit than all before it is added by Fast2Sum: the sum so far is a
+    multiple of its unit, and it has 53 bits.
     """
-    chosen, deepest = right.plan, 0
+    cuts, deepest = right.plan, 0
     high: Tensor | None = None
     low: Tensor | None = None
-    rest: Tensor | None = None
-    for i, part in enumerate(parts):
-        count = min(chosen.rights(i), len(right.slices))
+    small: Tensor | None = None  # the sum of the products whose rounding errors do not matter
+    for i, left in enumerate(left_slices):
+        count = min(cuts.right_slices(i), len(right.slices))
         if count == 0:
             break
         if i == 0 and right.is_to_be_checked():
-            spot_check(multiply, part, right.first(count))
-        pieces = multiply(part, right.first(count)).chunk(count, outputs)
-        for j, piece in enumerate(pieces):
-            offset = chosen.offset(i, j)
+            spot_check(multiply, left, right.first(count))
+        products = multiply(left, right.first(count)).chunk(count, outputs)
+        for j, product in enumerate(products):
+            offset = cuts.offset(i, j)
             if high is None:
-                high = piece
-            elif offset >= _KEPT:
-                rest = piece if rest is None else rest + piece
+                high = product
+            elif offset >= _WITHOUT_ERROR:
+                small = product if small is None else small + product
             else:
-                adding = fast_two_sum if offset > deepest else two_sum
-                high, error = adding(high, piece)
+                add = fast_two_sum if offset > deepest else two_sum
+                high, error = add(high, product)
                 low = error if low is None else low.add_(error)
                 deepest = max(deepest, offset)
     assert high is not None
-    if rest is not None:
-        low = rest if low is None else low.add_(rest)
+    if small is not None:
+        low = small if low is None else low.add_(small)
     if low is None:
         return high.contiguous(), torch.zeros_like(high)
     return two_sum(high, low)
 
 
-def _error(chosen: Plan, right: Right, size: Tensor, tops: Tensor, entries: float) -> Tensor:
-    """What dropped products and rounded sums contribute, for each sample.
+def _error(right: Right, size: Tensor, tops: Tensor, root_of_entries: float) -> Tensor:
+    """(samples,): bounds on the error by products that are left out, and by rounded sums.
 
-    With S the sum of the norms of all products, the m that are added with their errors round
-    m^2/2 + m + 1 times by u^2 S; the r others, of norm P together, round r + 1 times by u P.
+    S is the sum of the norms of all products. The m products that are added with their errors round
+    m^2/2 + m + 1 times by u^2 S; the r small ones, with norms that sum to P, r + 1 times by u P.
+
+    Args:
+        right: The constant.
+        size: (samples,): norms of the left operands.
+        tops: (samples,): powers of two above the largest entry of each left operand.
+        root_of_entries: Square root of the number of entries of a left operand, rounded up.
     """
-    dropped, rounded, total = (torch.zeros_like(size) for _ in range(3))
-    kept = others = 0
-    for i in range(chosen.left_count):
-        left = entries * tops * 2.0 ** (-i * chosen.left_width) * 1.25
-        left = left if i else size + entries * tops * 2.0**-chosen.left_width
+    cuts = right.plan
+    omitted, small, total = (torch.zeros_like(size) for _ in range(3))
+    with_error = without_error = 0
+    for i in range(cuts.left_count):
+        # a slice has entries up to 2^(top - i width), and a quarter more: see `_largest_integer`;
+        # the first is the operand but for half a unit of that slice
+        left = root_of_entries * tops * 2.0 ** (-i * cuts.left_width) * 1.25
+        left = left if i else size + root_of_entries * tops * 2.0**-cuts.left_width
         for j, norm in enumerate(right.slice_norms):
             term = left * norm
-            if chosen.offset(i, j) >= chosen.bits:
-                dropped = dropped + term
+            if cuts.offset(i, j) >= cuts.bits:
+                omitted = omitted + term
                 continue
             total = total + term
-            if chosen.offset(i, j) >= _KEPT:
-                rounded, others = rounded + term, others + 1
+            if cuts.offset(i, j) >= _WITHOUT_ERROR:
+                small, without_error = small + term, without_error + 1
             else:
-                kept += 1
-    own = (kept * kept / 2 + kept + 1) * SQUARE * total
-    return dropped + own + (others + 1) * UNIT_ROUNDOFF * rounded
+                with_error += 1
+    of_pairs = (with_error * with_error / 2 + with_error + 1) * SQUARE * total
+    return omitted + of_pairs + (without_error + 1) * UNIT_ROUNDOFF * small

@@ -1,4 +1,4 @@
-"""Matrix products and convolutions of `DoubleWords` through slices."""
+"""Matrix products and convolutions of `DoubleWords` by slices."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +27,8 @@ class Constant:
     """A constant right operand.
 
     Attributes:
-        right: its numbers.
-        factor: its value numbers.
+        right: Its numbers.
+        factor: Its value numbers.
     """
 
     right: Right
@@ -36,10 +36,16 @@ class Constant:
 
 
 def prepared_matrix(b: DoubleWords, bits: int, *, tight: bool) -> Constant:
-    """The matrix b, one for all samples, as a right operand."""
+    """The matrix b, the same for all samples, as a right operand.
 
-    def norm(matrix: Tensor, wanted_tight: bool) -> float:
-        return spectral_norm(matrix) if tight and wanted_tight else frobenius_norm(matrix)
+    Args:
+        b: Matrix (k, n).
+        bits: Accuracy required, relative to the largest entries.
+        tight: Whether a tight bound on its norm is worth its cost.
+    """
+
+    def norm(matrix: Tensor, is_worth: bool) -> float:
+        return spectral_norm(matrix) if tight and is_worth else frobenius_norm(matrix)
 
     terms = b.shape[0]
     right = prepare_right(b.high[0], b.low[0], terms, bits, over=(0,), along=1, norm=norm)
@@ -48,8 +54,8 @@ def prepared_matrix(b: DoubleWords, bits: int, *, tight: bool) -> Constant:
 
 def _factor(constant: DoubleWords, terms: int) -> Factor | None:
     numbers = constant.value_number
-    one = None if numbers is None else numbers.moved(lambda t: t[0])
-    return value_numbers.factor(one, terms)
+    of_sample = None if numbers is None else numbers.moved(lambda t: t[0])
+    return value_numbers.factor(of_sample, terms)
 
 
 def matrix_product(a: DoubleWords, b: DoubleWords, constant: Constant) -> DoubleWords:
@@ -57,20 +63,22 @@ def matrix_product(a: DoubleWords, b: DoubleWords, constant: Constant) -> Double
     right = constant.right
     high, low, error = sliced_product(a.high, a.low, right, torch.matmul, _CHANNELS)
     numbers = value_numbers.product(a.value_number, constant.factor, torch.matmul)
-    across = (a.norm() + a.radius) * b.radius if b.radius.any() else 0.0
-    return DoubleWords(high, low, (a.radius * right.norm + error + across) * UP, numbers)
+    from_right = (a.norm() + a.radius) * b.radius if b.radius.any() else 0.0
+    return DoubleWords(high, low, (a.radius * right.norm + error + from_right) * UP, numbers)
 
 
 def products_by_sample(a: DoubleWords, b: DoubleWords, bits: int) -> DoubleWords:
-    """The products of (m, k) and (k, n), both of them different from sample to sample."""
-    samples = max(a.samples, b.samples)
-    found = []
-    for i in range(samples):
-        one = b.of(i)
-        found.append(matrix_product(a.of(i), one, prepared_matrix(one, bits, tight=False)))
-    parts = [torch.cat([getattr(f, n) for f in found]) for n in ("high", "low", "radius")]
-    numbers = value_numbers.concatenated([f.value_number for f in found], 0)
-    return DoubleWords(parts[0], parts[1], parts[2], numbers)
+    """The products of (m, k) and (k, n), each of which has its own matrices for every sample."""
+    products = []
+    for i in range(max(a.samples, b.samples)):
+        right = b.of(i)
+        products.append(matrix_product(a.of(i), right, prepared_matrix(right, bits, tight=False)))
+    high, low, radius = (
+        torch.cat([getattr(product, name) for product in products])
+        for name in ("high", "low", "radius")
+    )
+    numbers = value_numbers.concatenated([product.value_number for product in products], 0)
+    return DoubleWords(high, low, radius, numbers)
 
 
 def prepared_convolution(
@@ -82,10 +90,11 @@ def prepared_convolution(
     groups = geometry.groups
     taps = torch.Size(kernel).numel()
 
-    def norm(part: Tensor, wanted_tight: bool) -> float:
-        return convolution_norm(part, stride, dilation, groups, tight=wanted_tight)
+    def norm(filters: Tensor, is_worth: bool) -> float:
+        return convolution_norm(filters, stride, dilation, groups, tight=is_worth)
 
     inner = tuple(range(2, 2 + len(kernel)))
+    # the convolution sums over input channels, its transpose over output channels, both over taps
     terms = (out // groups if transposed else width) * taps
     over, along = ((0, *inner), 1) if transposed else ((1, *inner), 0)
     right = prepare_right(
@@ -101,9 +110,9 @@ def correlated(
     rows, _, *size = x.shape
     settings = geometry.over(len(size))
 
-    def run(part: Tensor, filters: Tensor) -> Tensor:
+    def run(left: Tensor, filters: Tensor) -> Tensor:
         y: Tensor = torch.ops.aten.convolution(
-            part.flatten(0, 1), filters, None, *settings, False, [0] * len(size), geometry.groups
+            left.flatten(0, 1), filters, None, *settings, False, [0] * len(size), geometry.groups
         )
         return y.reshape(-1, rows, *y.shape[1:])
 
@@ -117,12 +126,13 @@ def spread(
     geometry: Geometry,
     constant: Constant,
 ) -> DoubleWords:
-    """The transpose of `correlated`: an array of its input's shape (rows, channels, *size)."""
+    """The transpose of `correlated`: an array like its input, of shape (rows, channels, *size)."""
     rows, channels, *size = shape
     settings = geometry.over(len(size))
 
-    def run(part: Tensor, filters: Tensor) -> Tensor:
-        flat = part.flatten(0, 1)
+    def run(left: Tensor, filters: Tensor) -> Tensor:
+        flat = left.flatten(0, 1)
+        # joined slices are filters with so many times the channels
         copies = filters.shape[1] * geometry.groups // channels
         like = flat.new_zeros(1).expand(len(flat), channels * copies, *size)
         x: Tensor = torch.ops.aten.convolution_backward(
@@ -150,22 +160,28 @@ def _convolved(
 def _by_slices(
     run: Callable[[Tensor, Tensor], Tensor], geometry: Geometry, right: Right
 ) -> Multiply:
-    """A convolution without cuDNN, whose algorithms may round; in groups, slices one by one."""
+    """A convolution without cuDNN, whose algorithms may round; of groups, a slice at a time.
 
-    def multiply(part: Tensor, filters: Tensor) -> Tensor:
+    Joined slices of a convolution in groups would mix the groups.
+    """
+
+    def multiply(left: Tensor, filters: Tensor) -> Tensor:
         with _without_cudnn():
             if geometry.groups == 1:
-                return run(part, filters)
+                return run(left, filters)
             width = right.slices[0].shape[right.along]
-            pieces = filters.chunk(filters.shape[right.along] // width, right.along)
-            return torch.cat([run(part, piece.contiguous()) for piece in pieces], _CHANNELS)
+            slices = filters.chunk(filters.shape[right.along] // width, right.along)
+            return torch.cat([run(left, of_slice.contiguous()) for of_slice in slices], _CHANNELS)
 
     return multiply
 
 
 @contextmanager
 def _without_cudnn() -> Iterator[None]:
-    """`torch.backends.cudnn.flags` reads every flag, and some settings of TF32 forbid that."""
+    """Turn cuDNN off.
+
+    `torch.backends.cudnn.flags` would read every flag, which some settings of TF32 forbid.
+    """
     before = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = False
     try:
@@ -177,7 +193,7 @@ def _without_cudnn() -> Iterator[None]:
 def _with_radius(
     x: DoubleWords, weight: DoubleWords, geometry: Geometry, right: Right, product: DoubleWords
 ) -> DoubleWords:
-    """The product with what its operands' radii add to its own error, which it has as a radius."""
+    """The product with the error that its operands' radii cause added to its radius."""
     radius = x.radius * right.norm + product.radius
     if weight.radius.any():
         _, _, *kernel = weight.shape

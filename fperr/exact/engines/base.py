@@ -1,94 +1,79 @@
-"""The exact network at the samples of a batch, by each of the engines."""
+"""The exact network at the samples of a batch: what every engine offers."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fperr.errors import ReferenceNotCertifiedError, UndecidedError
-from fperr.exact.adaptive_precision import (
-    LARGEST_BITS,
-    AdaptivePrecision,
-    log2_relative_radius,
-    losses,
-    midpoints,
-)
-from fperr.exact.arithmetic import Array
+from fperr.errors import ReferenceNotCertifiedError
+from fperr.exact.arithmetic import T
 from fperr.exact.audit.samples import SampleAudit, audit_sample
-from fperr.exact.ball.array import BallArray
 from fperr.exact.branches import Branches, branches_of
-from fperr.exact.engines.jacobian import (
-    Pullbacks,
-    TransposedJacobian,
-    jacobian_of_rows,
-    transposed_jacobian,
-)
-from fperr.exact.engines.vectors import MpVectors, Vectors
-from fperr.exact.error_bound import decide_order
-from fperr.exact.graph import Capture, probe
+from fperr.exact.engines.jacobian import StoredRows, TransposedJacobian
+from fperr.exact.engines.vectors import V, Vectors
+from fperr.exact.graph import probe
 from fperr.exact.interpreter import ForwardRun, Interpreter, SavedValues
 from fperr.exact.singularities import check_regular
 
-Result = TypeVar("Result")
-_LARGEST_RAISE = 8  # a sample whose decisions are undecided at this many times the start is marked
-
 
 @dataclass(frozen=True, slots=True)
-class ExactPoint:
-    """The exact network at one sample.
+class ExactPoint(Generic[T, V]):
+    """The exact network at a single sample.
 
     Attributes:
-        z: the K logits, of mpmath.
-        log2_radius: log2 of a bound on the error of each of them; -inf where it is not looked at.
-        readings: what the backward half uses.
-        map: v -> J^T v.
-        interpreter: what computed it.
-        logits: (1, K) of the interpreter's arithmetic.
-        rows: J (K, entries) of that arithmetic, where all rows were computed.
-        decisions: which way ReLUs and poolings decided.
-        is_proved: its errors are bounds, and not differences between two precisions.
-        audit: what PyTorch in float64 says of the network at this sample.
-        coarser: the same map with fewer bits, where products with too wide a bound are compared.
+        z: K logits, `mpf`.
+        log2_radius: log2 of an upper bound on the error of each logit; -inf where it is not used.
+        saved_values: Values that the backward half uses.
+        map: The map v -> J^T v.
+        interpreter: Interpreter that computed all this.
+        logits: (1, K), an array of the interpreter's arithmetic.
+        rows: J (K, entries), an array of that arithmetic, where all rows were computed.
+        decisions: Branches that ReLUs and poolings took.
+        is_proved: Whether its errors are bounds, and not differences between two precisions.
+        audit: What PyTorch in float64 says of the network at this sample.
+        coarser: The same map with fewer bits, to compare with where the bound on a product is wide.
     """
 
     z: list[Any]
     log2_radius: float
     saved_values: SavedValues
-    map: TransposedJacobian
+    map: TransposedJacobian[V]
     interpreter: Interpreter
-    logits: Array
-    rows: Array | None
+    logits: T
+    rows: T | None
     decisions: tuple[Branches, ...]
     is_proved: bool
     audit: SampleAudit
-    coarser: "CoarserJacobian | None" = None
+    coarser: "CoarserJacobian[V] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
 class NoExactPoint:
-    """A sample at which the exact network could not be had.
+    """A sample at which the exact network could not be computed.
 
     Attributes:
-        fault: why.
+        fault: Error that says why.
     """
 
     fault: ReferenceNotCertifiedError
 
 
-class CoarserJacobian(TransposedJacobian):
-    """A map with fewer bits."""
+class CoarserJacobian(TransposedJacobian[V]):
+    """A map v -> J^T v with fewer bits."""
 
     @property
     @abstractmethod
-    def is_open(self) -> bool:
-        """Whether it left a decision open, so that nothing can be said."""
+    def is_undecided(self) -> bool:
+        """Whether a comparison is undecided at those bits, so that the products mean nothing."""
 
 
-class ExactEngine(ABC):
+class ExactEngine(ABC, Generic[V]):
     """A captured network that is run exactly."""
 
     @abstractmethod
@@ -96,7 +81,7 @@ class ExactEngine(ABC):
         """A batch in pieces that are computed together."""
 
     @abstractmethod
-    def states(self, x: Tensor) -> list[ExactPoint | NoExactPoint]:
+    def states(self, x: Tensor) -> list[ExactPoint[Any, V] | NoExactPoint]:
         """The network at each sample of a piece x.
 
         Raises:
@@ -105,9 +90,14 @@ class ExactEngine(ABC):
 
     @abstractmethod
     def maps(
-        self, states: Sequence[ExactPoint], saved_values: Sequence[SavedValues]
-    ) -> list[TransposedJacobian]:
-        """The maps that other readings define, for the samples that the states belong to."""
+        self, states: Sequence[ExactPoint[Any, V]], saved_values: Sequence[SavedValues]
+    ) -> list[TransposedJacobian[V]]:
+        """The maps v -> J^T v that other saved values define.
+
+        Args:
+            states: States of this engine at the samples.
+            saved_values: Saved values for each of these samples.
+        """
 
     @property
     @abstractmethod
@@ -115,50 +105,70 @@ class ExactEngine(ABC):
         """Name and precision."""
 
 
-class SampleEngine(ExactEngine):
-    """An engine that takes one sample at a time."""
+class SampleEngine(ExactEngine[V], Generic[T, V]):
+    """An engine that takes a single sample at a time.
 
-    def __init__(self, vectors: Vectors, *, by_rows: bool) -> None:
+    Args:
+        vectors: Vectors of the measurement.
+        by_rows: Whether all rows of J are computed.
+    """
+
+    def __init__(self, vectors: Vectors[V], *, by_rows: bool) -> None:
         self._vectors, self._by_rows = vectors, by_rows
 
     @abstractmethod
-    def state(self, x: Tensor) -> ExactPoint:
+    def state(self, x: Tensor) -> ExactPoint[T, V]:
         """The network at x (1, *shape).
 
         Raises:
-            ReferenceNotCertifiedError: it cannot be proved to the digits that were asked for.
+            ReferenceNotCertifiedError: The required digits cannot be proved.
             ContradictedError: PyTorch in float64 computes something else.
         """
+
+    @abstractmethod
+    def _midpoints(self, numbers: T) -> NDArray[np.object_]:
+        """The numbers, or their midpoints, as `mpf`."""
+
+    @abstractmethod
+    def _stored_rows(self, rows: T) -> StoredRows[V]:
+        """The map of the rows (K, entries)."""
+
+    @abstractmethod
+    def _pullbacks(
+        self, interpreter: Interpreter, saved_values: SavedValues
+    ) -> TransposedJacobian[V]:
+        """The map that runs the backward half for each product."""
 
     def pieces(self, samples: int) -> Iterator[slice]:
         """See `ExactEngine`."""
         return (slice(i, i + 1) for i in range(samples))
 
-    def states(self, x: Tensor) -> list[ExactPoint | NoExactPoint]:
+    def states(self, x: Tensor) -> list[ExactPoint[Any, V] | NoExactPoint]:
         """See `ExactEngine`."""
-        return [self.state_if_known(x[i : i + 1]) for i in range(len(x))]
+        return [self.state_if_certified(x[i : i + 1]) for i in range(len(x))]
 
-    def state_if_known(self, x: Tensor) -> ExactPoint | NoExactPoint:
-        """The network at x (1, *shape)."""
+    def state_if_certified(self, x: Tensor) -> ExactPoint[T, V] | NoExactPoint:
+        """The network at x (1, *shape), or why it cannot be certified there."""
         try:
             return self.state(x)
         except ReferenceNotCertifiedError as fault:
             return NoExactPoint(fault)
 
     def maps(
-        self, states: Sequence[ExactPoint], saved_values: Sequence[SavedValues]
-    ) -> list[TransposedJacobian]:
+        self, states: Sequence[ExactPoint[Any, V]], saved_values: Sequence[SavedValues]
+    ) -> list[TransposedJacobian[V]]:
         """See `ExactEngine`."""
         return [
-            transposed_jacobian(
-                state.interpreter, read, self._vectors, by_rows=state.rows is not None
-            )
-            for state, read in zip(states, saved_values, strict=True)
+            self._pullbacks(state.interpreter, saved)
+            if state.rows is None
+            else self._stored_rows(state.interpreter.jacobian(saved))
+            for state, saved in zip(states, saved_values, strict=True)
         ]
 
     def _state(
         self, interpreter: Interpreter, run: ForwardRun, x: Tensor, *, is_proved: bool
-    ) -> ExactPoint:
+    ) -> ExactPoint[T, V]:
+        """The state of a forward run at x (1, *shape), audited at a generic v."""
         A, rows = interpreter.arithmetic, None
         v = probe(x.new_empty(A.shape(run.logits), dtype=torch.float64))
         entering = A.from_torch(v)
@@ -169,15 +179,13 @@ class SampleEngine(ExactEngine):
             gradient = interpreter.products(run.saved_values, entering)
         check_regular(interpreter, run, entering, gradient)
         audit = audit_sample(interpreter, run, x, v, gradient)
-        products = Pullbacks(interpreter, run.saved_values, self._vectors)
-        logits = run.logits
-        if isinstance(logits, BallArray):
-            logits = midpoints(logits, self._vectors.context)
         return ExactPoint(
-            list(logits[0]),
+            list(self._midpoints(run.logits)[0]),
             -math.inf,
             run.saved_values,
-            products if rows is None else jacobian_of_rows(rows, self._vectors),
+            self._pullbacks(interpreter, run.saved_values)
+            if rows is None
+            else self._stored_rows(rows),
             interpreter,
             run.logits,
             rows,
@@ -185,92 +193,3 @@ class SampleEngine(ExactEngine):
             is_proved,
             audit,
         )
-
-
-class MpmathEngine(SampleEngine):
-    """Everything in mpmath, at one precision."""
-
-    def __init__(self, capture: Capture, vectors: MpVectors, *, by_rows: bool) -> None:
-        super().__init__(vectors, by_rows=by_rows)
-        self.interpreter = Interpreter(capture, vectors.arithmetic)
-
-    @property
-    def name(self) -> str:
-        """See `ExactEngine`."""
-        return self.interpreter.arithmetic.name
-
-    def state(self, x: Tensor) -> ExactPoint:
-        """See `SampleEngine`."""
-        try:
-            run = self.interpreter.forward(x)
-            return self._state(self.interpreter, run, x, is_proved=False)
-        except UndecidedError as fault:
-            raise ReferenceNotCertifiedError(str(fault)) from fault
-
-
-class BallEngine(SampleEngine):
-    """Everything in ball arithmetic, at the precision that proves `bits` bits."""
-
-    def __init__(self, capture: Capture, vectors: Vectors, bits: int, *, by_rows: bool) -> None:
-        super().__init__(vectors, by_rows=by_rows)
-        self._certifier = AdaptivePrecision(capture, bits)
-        self._certifier.largest = _LARGEST_RAISE * self._certifier.start
-        self._highest = self._certifier.start
-
-    @property
-    def name(self) -> str:
-        """See `ExactEngine`; the highest precision that a sample has needed."""
-        return f"Arb balls, {self._highest} bits"
-
-    def state(self, x: Tensor) -> ExactPoint:
-        """See `SampleEngine`."""
-        found, bits = self._certifier.raised(
-            lambda interpreter: self._at(interpreter, x), _proved, lambda i: losses(i, x, None)
-        )
-        self._highest = max(self._highest, bits)
-        return found
-
-    def raised(
-        self,
-        x: Tensor,
-        use: Callable[[ExactPoint], Result],
-        proved: Callable[[Result], float],
-        states: dict[int, ExactPoint],
-    ) -> Result:
-        """What is made of the network at x (1, *shape), at a precision that proves enough of it.
-
-        Args:
-            x: one sample.
-            use: makes it.
-            proved: how many bits of it are proved.
-            states: those at x that the caller holds, by their precision; new ones are added.
-
-        Raises:
-            ReferenceNotCertifiedError: too few at the largest precision.
-            ContradictedError: PyTorch in float64 computes something else.
-        """
-
-        def attempt(interpreter: Interpreter) -> Result:
-            bits = interpreter.arithmetic.bits
-            if bits not in states:
-                states[bits] = self._at(interpreter, x)
-            return use(states[bits])
-
-        found, bits = self._certifier.raised(
-            attempt, proved, lambda i: losses(i, x, None), LARGEST_BITS
-        )
-        self._highest = max(self._highest, bits)
-        return found
-
-    def _at(self, interpreter: Interpreter, x: Tensor) -> ExactPoint:
-        run = interpreter.forward(x)
-        decide_order(run.logits)
-        return self._state(interpreter, run, x, is_proved=True)
-
-
-def _proved(state: ExactPoint) -> float:
-    """How many bits of the logits, or of every row, are proved."""
-    if not isinstance(state.rows, BallArray):
-        return -log2_relative_radius(state.logits)
-    rows = [BallArray(state.rows.pool, index[None]) for index in state.rows.index]
-    return -max(map(log2_relative_radius, rows))

@@ -1,4 +1,4 @@
-"""Which exact engine is the cheapest for a network, from short timings on this machine."""
+"""The choice of an exact engine: the cheapest for a network, by short timings on this machine."""
 
 import functools
 import time
@@ -23,12 +23,12 @@ _OPERATIONS_OF_A_MODULE = 6  # forward and backward, with what moves numbers
 
 @dataclass(frozen=True, slots=True)
 class EngineCosts:
-    """What one engine costs.
+    """The costs of one engine.
 
     Attributes:
-        product: seconds for one multiply-add of a matrix product, for one sample.
-        operation: seconds for one operation on a batch, whatever its size.
-        batch: how many samples share that.
+        product: Seconds for a multiply-add of a matrix product, for a single sample.
+        operation: Seconds for an operation on a batch, whatever its size.
+        batch: Number of samples that share an operation.
     """
 
     product: float
@@ -36,14 +36,14 @@ class EngineCosts:
     batch: int
 
     def seconds(self, multiply_adds: int, operations: int, samples: int) -> float:
-        """Of one gradient at one of several samples: a forward run and a pullback."""
+        """Seconds for a gradient (a forward run and a pullback) at one sample of a batch."""
         shared = operations * self.operation / min(self.batch, samples)
         return 2 * multiply_adds * self.product + shared
 
 
 @functools.cache
 def measured_costs(device: str = "cpu") -> dict[str, EngineCosts]:
-    """The rates of the engines on this machine: takes some tenths of a second, once."""
+    """The costs of each engine on this machine, by its name: timed once, in under a second."""
     systems: dict[str, tuple[Arithmetic[Any], int]] = {
         "mpmath": (MpArithmetic(_BITS), 1),
         "ball": (BallArithmetic(_BITS), 1),
@@ -66,12 +66,12 @@ def _rates(A: Arithmetic[Any], batch: int) -> EngineCosts:
 
 def _shortest(run: Callable[[], object]) -> float:
     run()  # prepares constants
-    found = []
+    durations = []
     for _ in range(_REPEATS):
-        started = time.perf_counter()
+        start = time.perf_counter()
         run()
-        found.append(time.perf_counter() - started)
-    return min(found)
+        durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
 def cheapest_engine(
@@ -80,18 +80,18 @@ def cheapest_engine(
     """The engine with the least estimated cost, and the reason in words.
 
     Args:
-        model: the network.
-        multiply_adds: of one forward pass of one sample.
-        samples: how many there are.
-        device: where pairs of float64 would be computed.
-        candidates: the engines to choose from.
+        model: Network.
+        multiply_adds: Number of multiply-adds in a forward pass of a single sample.
+        samples: Number of samples.
+        device: Device of pairs of float64.
+        candidates: Names of the engines to choose from.
     """
     operations = _OPERATIONS_OF_A_MODULE * sum(1 for _ in model.modules())
     rates = measured_costs(device)
     seconds = {name: rates[name].seconds(multiply_adds, operations, samples) for name in candidates}
     best = min(seconds, key=seconds.__getitem__)
-    told = ", ".join(f"{name} {1000 * cost:.2g} ms" for name, cost in seconds.items())
+    estimates = ", ".join(f"{name} {1000 * cost:.2g} ms" for name, cost in seconds.items())
     return best, (
         f"the cheapest by short timings on this machine, for {multiply_adds:,} multiply-adds in "
-        f"a forward pass: {told} a gradient"
+        f"a forward pass: {estimates} a gradient"
     )

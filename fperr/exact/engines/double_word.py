@@ -12,66 +12,63 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fperr.exact import index_arrays
 from fperr.exact.audit.samples import SampleAudit
 from fperr.exact.branches import branches_of
 from fperr.exact.double_word import DoubleWords
-from fperr.exact.double_word.comparisons import order_in_doubt
+from fperr.exact.double_word.comparisons import order_undecided
 from fperr.exact.double_word.numbers import euclidean
 from fperr.exact.double_word_network import BatchedNetwork, BatchRun, of_all, to_mpmath
-from fperr.exact.engines.base import (
-    BallEngine,
-    CoarserJacobian,
-    ExactEngine,
-    ExactPoint,
-    NoExactPoint,
-)
-from fperr.exact.engines.jacobian import DoubleWordRows, Pullbacks, TransposedJacobian
+from fperr.exact.engines.ball import BallEngine
+from fperr.exact.engines.base import CoarserJacobian, ExactEngine, ExactPoint, NoExactPoint
+from fperr.exact.engines.jacobian import DoubleWordPullbacks, DoubleWordRows, TransposedJacobian
+from fperr.exact.engines.samples_of_run import sample_of_run, sample_of_saved, stacked
 from fperr.exact.engines.vectors import DoubleWordVectors, ScaledDoubleWords
 from fperr.exact.entry import LEAST_BOUND
 from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import ForwardRun, SavedValues
 
 _RUNG = 22  # bits below, where a run must agree if the bound proves too few bits
-# Of the rows, whose sum may cancel; and of the logits, beyond: losses amplify their differences.
+# More bits of the rows, whose sum may cancel; and more than that of the logits, as losses amplify
+# their differences.
 _GUARD_BITS, _MORE_OF_LOGITS = 4, 12
 
 
-class CoarserPullbacks(CoarserJacobian):
-    """J^T at one sample with fewer bits, run when it is asked for."""
+class CoarserPullbacks(CoarserJacobian[ScaledDoubleWords]):
+    """J^T at one sample with fewer bits, of which nothing is computed before it is used.
 
-    def __init__(self, network: BatchedNetwork, x: Tensor, vectors: DoubleWordVectors) -> None:
-        self._network, self._x, self._vectors = network, x, vectors
+    Args:
+        network: Network with fewer bits.
+        x: (1, *shape).
+    """
+
+    def __init__(self, network: BatchedNetwork, x: Tensor) -> None:
+        self._network, self._x = network, x
 
     @property
-    def is_open(self) -> bool:
-        """See `CoarserJacobian`."""
-        return self._run[1]
+    def is_undecided(self) -> bool:
+        """See `CoarserJacobian`; of the forward half."""
+        return self._forward[1]
 
     @cached_property
-    def _run(self) -> tuple[SavedValues, bool]:
-        self._network.arithmetic.forget_doubts()
-        saved_values = sample_of(self._network.forward(self._x).run.saved_values, 0)
-        return saved_values, bool(self._network.in_doubt(1))
+    def _forward(self) -> tuple[SavedValues, bool]:
+        forward = self._network.forward(self._x)
+        return sample_of_saved(forward.run.saved_values, 0), bool(forward.undecided)
 
     def product(self, v: ScaledDoubleWords) -> ScaledDoubleWords:
         """See `TransposedJacobian`."""
-        found: ScaledDoubleWords = Pullbacks(
-            self._network.interpreter, self._run[0], self._vectors
-        ).product(v)
-        return found
+        return DoubleWordPullbacks(self._network, self._forward[0]).product(v)
 
 
-class DoubleWordEngine(ExactEngine):
+class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
     """Pairs of float64; balls for samples whose decisions or digits they cannot settle.
 
     Args:
-        capture: the network, for one sample.
-        vectors: of the measurement.
-        bits: correct bits wanted, of logits and rows.
-        working_bits: of the products.
-        balls: for the other samples.
-        by_rows: compute all rows of J.
+        capture: Network, captured for a single sample.
+        vectors: Vectors of the measurement.
+        bits: Correct bits required of logits and rows.
+        working_bits: Accuracy of matrix products in bits.
+        balls: Engine for the other samples.
+        by_rows: Whether all rows of J are computed.
     """
 
     def __init__(
@@ -80,7 +77,7 @@ class DoubleWordEngine(ExactEngine):
         vectors: DoubleWordVectors,
         bits: int,
         working_bits: int,
-        balls: BallEngine,
+        balls: BallEngine[ScaledDoubleWords],
         *,
         by_rows: bool,
     ) -> None:
@@ -94,7 +91,7 @@ class DoubleWordEngine(ExactEngine):
 
     @property
     def name(self) -> str:
-        """See `ExactEngine`; for how many samples there was more to do."""
+        """See `ExactEngine`; with the number of samples that needed more work."""
         name = self._network.arithmetic.name
         if self._by_agreement:
             name += (
@@ -109,31 +106,31 @@ class DoubleWordEngine(ExactEngine):
         """See `ExactEngine`."""
         return self._network.pieces(samples)
 
-    def states(self, x: Tensor) -> list[ExactPoint | NoExactPoint]:
+    def states(self, x: Tensor) -> list[ExactPoint[Any, ScaledDoubleWords] | NoExactPoint]:
         """See `ExactEngine`."""
-        run, logits, rows, doubt = self._run(self._network, x)
-        doubt |= order_in_doubt(logits)
+        forward, logits, rows, undecided = self._run(self._network, x)
+        undecided = undecided | order_undecided(logits)
         errors = [logits, *rows]
-        bounds = _worst(errors)
+        bounds = _log2_errors(errors)
         vacuous = ~(bounds <= LEAST_BOUND + _MORE_OF_LOGITS)
-        doubt |= vacuous  # agreement means nothing there
-        wide = ~doubt & (bounds > self._largest)
+        for_balls = undecided | vacuous  # agreement means nothing there
+        wide = ~for_balls & (bounds > self._largest)
         if wide.any():
-            errors, doubtful = self._by_difference(errors, x, wide)
-            doubt |= doubtful | (wide & (_worst(errors) > self._largest))
+            errors, undecided = self._by_difference(errors, x, wide)
+            for_balls |= undecided | (wide & (_log2_errors(errors) > self._largest))
         logits, *rows = errors
-        audits = self._audits(run, rows, x, ~doubt)
-        doubt |= torch.tensor([audit is None for audit in audits], device=doubt.device)
+        audits = self._audits(forward, rows, x, ~for_balls)
+        for_balls |= torch.tensor([audit is None for audit in audits], device=for_balls.device)
         self._samples += len(x)
-        self._by_balls += int(doubt.sum())
-        self._by_agreement += int((wide & ~doubt).sum())
+        self._by_balls += int(for_balls.sum())
+        self._by_agreement += int((wide & ~for_balls).sum())
         return [
-            self._balls.state_if_known(x[i : i + 1])
+            self._balls.state_if_certified(x[i : i + 1])
             if audit is None
             else self._state(
-                sample_of_run(run, i),
+                sample_of_run(forward.run, i),
                 logits.of(i),
-                [r.of(i) for r in rows],
+                [row.of(i) for row in rows],
                 x[i : i + 1],
                 wide[i],
                 audit,
@@ -142,71 +139,85 @@ class DoubleWordEngine(ExactEngine):
         ]
 
     def _audits(
-        self, run: ForwardRun, rows: list[DoubleWords], x: Tensor, is_known: Tensor
+        self, forward: BatchRun, rows: list[DoubleWords], x: Tensor, is_usable: Tensor
     ) -> list[SampleAudit | None]:
-        """Of the samples whose decisions and digits are settled, for a generic v."""
+        """The audits, for a generic v, of the samples whose decisions and digits are settled."""
         A, network = self._network.arithmetic, self._network
         v = probe(x.new_empty((len(x), self._classes), dtype=torch.float64))
         if rows:
             terms = [A.mul(row, A.from_samples(v[:, k, None])) for k, row in enumerate(rows)]
             gradient = functools.reduce(A.add, terms)
         else:
-            gradient = network.pullback(run.saved_values, A.from_samples(v[:, None]))
+            gradient, undecided = network.pullback(
+                forward.run.saved_values, A.from_samples(v[:, None])
+            )
+            is_usable = is_usable & ~undecided
         gradient = of_all(gradient, len(x))
         # an infinite slope is for the balls to name
-        is_known = is_known & gradient.high.flatten(1).isfinite().all(1)
-        return network.audits(BatchRun(run, len(x)), x, v, gradient, is_known)
+        is_usable = is_usable & gradient.high.flatten(1).isfinite().all(1)
+        return network.audits(forward, x, v, gradient, is_usable)
 
     def maps(
-        self, states: Sequence[ExactPoint], saved_values: Sequence[SavedValues]
-    ) -> list[TransposedJacobian]:
+        self,
+        states: Sequence[ExactPoint[Any, ScaledDoubleWords]],
+        saved_values: Sequence[SavedValues],
+    ) -> list[TransposedJacobian[ScaledDoubleWords]]:
         """See `ExactEngine`."""
-        mine = [i for i, s in enumerate(states) if s.interpreter is self._network.interpreter]
-        found: dict[int, TransposedJacobian] = {}
-        if mine and self._by_rows:
-            rows = self._jacobians(
-                self._network, stacked([saved_values[i] for i in mine]), len(mine)
+        in_pairs = [i for i, s in enumerate(states) if s.interpreter is self._network.interpreter]
+        maps: dict[int, TransposedJacobian[ScaledDoubleWords]] = {}
+        if in_pairs and self._by_rows:
+            rows, _ = self._jacobians(
+                self._network, stacked([saved_values[i] for i in in_pairs]), len(in_pairs)
             )
-            for place, i in enumerate(mine):
-                found[i] = DoubleWordRows(_matrix([r.of(place) for r in rows]), self._vectors)
-        for i in mine if not self._by_rows else ():
-            found[i] = Pullbacks(self._network.interpreter, saved_values[i], self._vectors)
-        for i in set(range(len(states))) - set(mine):
-            found[i] = self._balls.maps([states[i]], [saved_values[i]])[0]
-        return [found[i] for i in range(len(states))]
+            for position, i in enumerate(in_pairs):
+                maps[i] = DoubleWordRows(_matrix([r.of(position) for r in rows]), self._vectors)
+        for i in in_pairs if not self._by_rows else ():
+            maps[i] = DoubleWordPullbacks(self._network, saved_values[i])
+        for i in set(range(len(states))) - set(in_pairs):
+            maps[i] = self._balls.maps([states[i]], [saved_values[i]])[0]
+        return [maps[i] for i in range(len(states))]
 
     def _run(
         self, network: BatchedNetwork, x: Tensor
-    ) -> tuple[ForwardRun, DoubleWords, list[DoubleWords], Tensor]:
-        network.arithmetic.forget_doubts()
-        run = network.forward(x).run
-        rows = self._jacobians(network, run.saved_values, len(x)) if self._by_rows else []
-        return run, of_all(run.logits, len(x)), rows, network.in_doubt(len(x))
+    ) -> tuple[BatchRun, DoubleWords, list[DoubleWords], Tensor]:
+        """The forward run at x, logits, rows of J, and the samples undecided in any of these."""
+        forward = network.forward(x)
+        rows, undecided = list[DoubleWords](), forward.undecided
+        if self._by_rows:
+            rows, undecided_rows = self._jacobians(network, forward.run.saved_values, len(x))
+            undecided = undecided | undecided_rows
+        return forward, of_all(forward.run.logits, len(x)), rows, undecided
 
     def _jacobians(
         self, network: BatchedNetwork, saved_values: SavedValues, samples: int
-    ) -> list[DoubleWords]:
-        """Row k of every sample's Jacobian, (samples, entries), for each k."""
+    ) -> tuple[list[DoubleWords], Tensor]:
+        """Row k of every sample's Jacobian, (samples, entries), for each k; what is undecided."""
         identity = torch.eye(self._classes, dtype=torch.float64)[:, None, None]
-        vectors = (network.arithmetic.from_samples(v) for v in identity)
-        return [of_all(network.pullback(saved_values, v), samples) for v in vectors]
+        products = [
+            network.pullback(saved_values, network.arithmetic.from_samples(v)) for v in identity
+        ]
+        undecided = functools.reduce(torch.logical_or, (mask for _, mask in products))
+        return [of_all(row, samples) for row, _ in products], undecided
 
     def _by_difference(
         self, errors: list[DoubleWords], x: Tensor, wide: Tensor
     ) -> tuple[list[DoubleWords], Tensor]:
-        """The arrays with the distance to the coarser run as their radius, where that is wide."""
-        chosen = torch.nonzero(wide).flatten()
-        _, logits, rows, doubt = self._run(self._coarser, x[chosen])
-        found = []
-        for mine, other in zip(errors, [logits, *rows], strict=True):
-            part = mine.moved(lambda t: t[chosen])
-            apart = self._coarser.arithmetic.sub(replace(part, radius=mine.radius[chosen]), other)
-            radius = mine.radius.clone()
-            radius[chosen] = apart.norm()
-            found.append(replace(mine, radius=radius))
-        doubtful = torch.zeros_like(wide)
-        doubtful[chosen] = doubt
-        return found, doubtful
+        """The arrays, whose radius is the distance to the coarser run where the bound is wide.
+
+        Returns:
+            The arrays, and (samples,) bool, the samples that are undecided in the coarser run.
+        """
+        samples = torch.nonzero(wide).flatten()
+        _, logits, rows, undecided = self._run(self._coarser, x[samples])
+        arrays = []
+        for fine, coarse in zip(errors, [logits, *rows], strict=True):
+            selected = replace(fine.moved(lambda t: t[samples]), radius=fine.radius[samples])
+            radius = fine.radius.clone()
+            radius[samples] = self._coarser.arithmetic.sub(selected, coarse).norm()
+            arrays.append(replace(fine, radius=radius))
+        undecided_of_all = torch.zeros_like(wide)
+        undecided_of_all[samples] = undecided
+        return arrays, undecided_of_all
 
     def _state(
         self,
@@ -216,68 +227,29 @@ class DoubleWordEngine(ExactEngine):
         x: Tensor,
         wide: Tensor,
         audit: SampleAudit,
-    ) -> ExactPoint:
+    ) -> ExactPoint[DoubleWords, ScaledDoubleWords]:
         interpreter = self._network.interpreter
         matrix = _matrix(rows) if rows else None
         radius = float(logits.radius)
-        decisions = branches_of(interpreter.capture, run, interpreter.arithmetic)
-        self._network.arithmetic.forget_doubts()
         return ExactPoint(
-            _one_for_equal(to_mpmath(logits, self._vectors.context), logits),
+            _equal_logits_alike(to_mpmath(logits, self._vectors.context), logits),
             math.log2(radius) if radius else -math.inf,
             run.saved_values,
-            Pullbacks(interpreter, run.saved_values, self._vectors)
+            DoubleWordPullbacks(self._network, run.saved_values)
             if matrix is None
             else DoubleWordRows(matrix, self._vectors),
             interpreter,
             logits,
             matrix,
-            decisions,
+            branches_of(interpreter.capture, run, interpreter.arithmetic),
             not bool(wide),
             audit,
-            None if rows else CoarserPullbacks(self._coarser, x, self._vectors),
+            None if rows else CoarserPullbacks(self._coarser, x),
         )
 
 
-def sample_of_run(run: ForwardRun, sample: int) -> ForwardRun:
-    """One sample of a batch's run: masks and indices become NumPy arrays."""
-    values = {name: sample_of(value, sample) for name, value in run.values.items()}
-    return ForwardRun(sample_of(run.logits, sample), sample_of(run.saved_values, sample), values)
-
-
-def sample_of(value: Any, sample: int) -> Any:
-    """One sample of an array, of a choice, or of several; what has none is left as it is."""
-    if isinstance(value, SavedValues):
-        return SavedValues({key: sample_of(part, sample) for key, part in value.values.items()})
-    if isinstance(value, DoubleWords):
-        return value.of(sample)
-    if isinstance(value, Tensor):
-        return value[sample if len(value) > 1 else 0].cpu().numpy()
-    if isinstance(value, tuple | list):
-        return [sample_of(part, sample) for part in value]
-    return value
-
-
-def stacked(saved_values: Sequence[SavedValues]) -> SavedValues:
-    """The readings of single samples as those of a batch."""
-    first, *others = (r.values for r in saved_values)
-    return SavedValues({key: _joined([first[key], *(o[key] for o in others)]) for key in first})
-
-
-def _joined(values: list[Any]) -> Any:
-    first = values[0]
-    if all(value is first for value in values):
-        return first
-    if isinstance(first, DoubleWords):
-        parts = [torch.cat([getattr(v, n) for v in values]) for n in ("high", "low", "radius")]
-        return DoubleWords(parts[0], parts[1], parts[2], None)
-    if index_arrays.is_index_array(first):
-        return torch.from_numpy(np.stack([np.asarray(v) for v in values]))
-    return [_joined(list(parts)) for parts in zip(*values, strict=True)]
-
-
-def _one_for_equal(numbers: NDArray[np.object_], logits: DoubleWords) -> list[Any]:
-    """The numbers, with the first of those that are equal by construction for all of them."""
+def _equal_logits_alike(numbers: NDArray[np.object_], logits: DoubleWords) -> list[Any]:
+    """The numbers, with the first of those that are equal by construction in place of all."""
     assert logits.value_number is not None
     first: dict[int, Any] = {}
     identifiers = logits.value_number.identifiers().reshape(-1).tolist()
@@ -291,16 +263,17 @@ def _matrix(rows: list[DoubleWords]) -> DoubleWords:
     return DoubleWords(high, low, euclidean(torch.stack([r.radius for r in rows]), 0), None)
 
 
-def _worst(arrays: list[DoubleWords]) -> Tensor:
-    """(samples,): log2 of the rows' relative error in all, or of the logits', if that is larger.
+def _log2_errors(arrays: list[DoubleWords]) -> Tensor:
+    """(samples,): log2 of the relative error of all rows, or of the logits where that is larger.
 
-    The logits' counts as that many bits more.
+    The error of the logits counts as `_MORE_OF_LOGITS` bits larger than it is.
     """
     logits, *rows = arrays
-    present = replace(logits, high=torch.where(logits.high.isneginf(), 0.0, logits.high))
-    found = logits.radius / present.norm() * 2.0**_MORE_OF_LOGITS  # masked classes apart
+    # masked classes, whose logits are minus infinity, do not count
+    unmasked = replace(logits, high=torch.where(logits.high.isneginf(), 0.0, logits.high))
+    error = logits.radius / unmasked.norm() * 2.0**_MORE_OF_LOGITS
     if rows:
         radius = euclidean(torch.stack([r.radius for r in rows]), 0)
         size = torch.linalg.vector_norm(torch.stack([r.norm() for r in rows]), dim=0)
-        found = torch.maximum(found, radius / size)
-    return torch.log2(found.nan_to_num(nan=math.inf, posinf=math.inf))
+        error = torch.maximum(error, radius / size)
+    return torch.log2(error.nan_to_num(nan=math.inf, posinf=math.inf))

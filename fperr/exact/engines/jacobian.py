@@ -1,81 +1,84 @@
-"""J^T of one state of the network at one sample, as rows of J or as products on demand."""
+"""J^T of the network at one sample, by stored rows of J or by a pullback for each product."""
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Generic
 
 import torch
 
 from fperr.exact.adaptive_precision import to_balls
-from fperr.exact.arithmetic import Array
 from fperr.exact.ball.arithmetic import BallArithmetic
-from fperr.exact.double_word import DoubleWordArithmetic, DoubleWords
+from fperr.exact.double_word import DoubleWords
 from fperr.exact.double_word.products import matrix_product, prepared_matrix
+from fperr.exact.double_word_network import BatchedNetwork
 from fperr.exact.engines.vectors import (
     DoubleWordVectors,
     MpVectors,
     ScaledDoubleWords,
-    Vector,
+    V,
     Vectors,
 )
 from fperr.exact.interpreter import Interpreter, SavedValues
+from fperr.exact.mp import MpArray
 
 
-class TransposedJacobian(ABC):
-    """v -> J^T v."""
+class TransposedJacobian(ABC, Generic[V]):
+    """The map v -> J^T v."""
 
     @abstractmethod
-    def product(self, v: Vector) -> Vector:
+    def product(self, v: V) -> V:
         """J^T v, (1, entries), for v (1, K)."""
 
 
-class StoredRows(TransposedJacobian):
-    """All rows of J (K, entries) at hand: worth it where K is small.
+class StoredRows(TransposedJacobian[V]):
+    """All rows of J (K, entries), stored: worth it where K is small.
 
     Attributes:
-        rows: each of them, (1, entries).
+        rows: Rows of J, (1, entries) each.
     """
 
-    rows: list[Vector]
+    rows: Sequence[V]
 
-    def __init__(self, rows: list[Vector], scaler: Vectors) -> None:
-        self.rows, self._scaler = rows, scaler
+    def __init__(self, rows: Sequence[V], vectors: Vectors[V]) -> None:
+        self.rows, self._vectors_of_rows = rows, vectors
 
     @cached_property
     def log2_norms(self) -> list[float]:
         """log2 of the Euclidean norm of each row; -inf for a zero row."""
-        found = []
+        log2_norms = []
         for row in self.rows:
-            values, exponent = self._scaler.to_scaled(row)
+            values, exponent = self._vectors_of_rows.to_scaled(row)
             norm = float(torch.linalg.vector_norm(values))
-            found.append(math.log2(norm) + exponent if norm else -math.inf)
-        return found
+            log2_norms.append(math.log2(norm) + exponent if norm else -math.inf)
+        return log2_norms
 
 
-class MpmathRows(StoredRows):
-    """In mpmath."""
+class MpmathRows(StoredRows[MpArray]):
+    """Rows (K, entries) in mpmath."""
 
-    def __init__(self, rows: Array, vectors: MpVectors) -> None:
+    def __init__(self, rows: MpArray, vectors: MpVectors) -> None:
         super().__init__([rows[k : k + 1] for k in range(len(rows))], vectors)
         self._matrix, self._vectors = rows, vectors
 
-    def product(self, v: Vector) -> Vector:
+    def product(self, v: MpArray) -> MpArray:
         """See `TransposedJacobian`."""
         return self._vectors.arithmetic.matmul(v, self._matrix)
 
 
-class DoubleWordRows(StoredRows):
-    """In pairs of float64."""
+class DoubleWordRows(StoredRows[ScaledDoubleWords]):
+    """Rows (K, entries) of a single sample in pairs of float64."""
 
     def __init__(self, rows: DoubleWords, vectors: DoubleWordVectors) -> None:
-        exact = rows.radius  # of all rows together: a bound for each
-        apart = [
+        # the radius of all rows together bounds the error of each
+        separate = [
             ScaledDoubleWords(
-                DoubleWords(rows.high[:, k : k + 1], rows.low[:, k : k + 1], exact, None), 0
+                DoubleWords(rows.high[:, k : k + 1], rows.low[:, k : k + 1], rows.radius, None), 0
             )
             for k in range(rows.shape[0])
         ]
-        super().__init__(apart, vectors)
+        super().__init__(separate, vectors)
         self._matrix = rows
         self._prepared = prepared_matrix(rows, vectors.arithmetic.bits, tight=False)
 
@@ -84,38 +87,47 @@ class DoubleWordRows(StoredRows):
         return ScaledDoubleWords(matrix_product(v.words, self._matrix, self._prepared), v.exponent)
 
 
-class Pullbacks(TransposedJacobian):
-    """One run of the backward half for each product: worth it where K is large."""
+class MpmathPullbacks(TransposedJacobian[MpArray]):
+    """A run of the backward half in mpmath for each product: worth it where K is large."""
+
+    def __init__(self, interpreter: Interpreter, saved_values: SavedValues) -> None:
+        self._interpreter, self._saved_values = interpreter, saved_values
+
+    def product(self, v: MpArray) -> MpArray:
+        """See `TransposedJacobian`."""
+        gradient: MpArray = self._interpreter.products(self._saved_values, v)
+        return gradient
+
+
+class BallPullbacks(TransposedJacobian[V]):
+    """A run of the backward half in balls for each product, of which the midpoints are taken."""
 
     def __init__(
-        self, interpreter: Interpreter, saved_values: SavedValues, vectors: Vectors
+        self, interpreter: Interpreter, saved_values: SavedValues, vectors: Vectors[V]
     ) -> None:
         self._interpreter, self._saved_values = interpreter, saved_values
         self._vectors = vectors
 
-    def product(self, v: Vector) -> Vector:
+    def product(self, v: V) -> V:
         """See `TransposedJacobian`."""
         A = self._interpreter.arithmetic
-        if isinstance(A, DoubleWordArithmetic):
-            g = self._interpreter.pullback(self._saved_values, v.words)
-            return ScaledDoubleWords(A.reshape(g, (1, self._interpreter.entries)), v.exponent)
-        if isinstance(A, BallArithmetic):
-            v = to_balls(A, self._vectors.numbers(v))
-        return self._vectors.of_engine(self._interpreter.products(self._saved_values, v))
+        assert isinstance(A, BallArithmetic)
+        balls = to_balls(A, self._vectors.numbers(v))
+        return self._vectors.from_balls(self._interpreter.products(self._saved_values, balls))
 
 
-def transposed_jacobian(
-    interpreter: Interpreter, saved_values: SavedValues, vectors: Vectors, *, by_rows: bool
-) -> TransposedJacobian:
-    """The map that the readings define."""
-    if not by_rows:
-        return Pullbacks(interpreter, saved_values, vectors)
-    return jacobian_of_rows(interpreter.jacobian(saved_values), vectors)
+class DoubleWordPullbacks(TransposedJacobian[ScaledDoubleWords]):
+    """A run of the backward half in pairs of float64 for each product, at a single sample.
 
+    Undecided comparisons of the backward half do not depend on v, so they are not looked at again
+    for each product.
+    """
 
-def jacobian_of_rows(rows: Array, vectors: Vectors) -> TransposedJacobian:
-    """The map of the rows (K, entries) of an engine's arithmetic."""
-    if isinstance(vectors, DoubleWordVectors):
-        return DoubleWordRows(vectors.matrix(rows), vectors)
-    assert isinstance(vectors, MpVectors)
-    return MpmathRows(vectors.matrix(rows), vectors)
+    def __init__(self, network: BatchedNetwork, saved_values: SavedValues) -> None:
+        self._network, self._saved_values = network, saved_values
+
+    def product(self, v: ScaledDoubleWords) -> ScaledDoubleWords:
+        """See `TransposedJacobian`."""
+        gradient, _ = self._network.pullback(self._saved_values, v.words)
+        gradient = self._network.arithmetic.reshape(gradient, (1, *gradient.shape))
+        return ScaledDoubleWords(gradient, v.exponent)

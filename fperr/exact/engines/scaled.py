@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fperr.exact.engines.vectors import Vector, Vectors
+from fperr.exact.engines.vectors import V, Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +14,8 @@ class Scaled:
     """A vector `values * 2**exponent`: float64 accuracy, unlimited range.
 
     Attributes:
-        values: float64, 1-D.
-        exponent: an integer.
+        values: Float64 numbers, 1-D.
+        exponent: An integer.
     """
 
     values: Tensor
@@ -28,20 +28,20 @@ class Scaled:
         return math.log2(norm) + self.exponent if norm else -math.inf
 
     def ratio(self, other: "Scaled", order: float = 2) -> float:
-        """The norm of this over the norm of `other`, which is not zero; inf beyond float64."""
-        mine, theirs = (float(torch.linalg.vector_norm(s.values, order)) for s in (self, other))
+        """The norm of this vector over that of `other`, which is not 0; inf beyond float64."""
+        norm, divisor = (float(torch.linalg.vector_norm(s.values, order)) for s in (self, other))
         try:
-            return math.ldexp(mine / theirs, self.exponent - other.exponent)
+            return math.ldexp(norm / divisor, self.exponent - other.exponent)
         except OverflowError:
             return math.inf
 
     def cosine(self, other: "Scaled") -> float:
-        """The cosine of the angle between the two, neither of them zero."""
+        """The cosine of the angle between the two vectors, neither of which is zero."""
         norms = torch.linalg.vector_norm(self.values) * torch.linalg.vector_norm(other.values)
         return float(self.values @ other.values / norms)
 
 
-def scaled(A: Vectors, a: Vector) -> Scaled:
-    """An array of the arithmetic, flattened, as a vector in floating point with an exponent."""
-    values, exponent = A.to_scaled(a)
+def scaled(vectors: Vectors[V], a: V) -> Scaled:
+    """The vector in float64 with an exponent, flattened."""
+    values, exponent = vectors.to_scaled(a)
     return Scaled(values.reshape(-1), exponent)
