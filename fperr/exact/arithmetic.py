@@ -4,7 +4,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,10 +22,6 @@ Indices = NDArray[np.int64]
 Output: TypeAlias = T | IndexArray | None
 # What a node holds: its output, or several of them.
 NodeValue: TypeAlias = Output[T] | tuple[Output[T], ...] | list[Output[T]]
-# Aliases without a type of their own: to go as soon as no module uses them.
-Array = Any
-Mask = Any
-Places = Any
 _REMEMBERED = 256  # results of `prepared`: more than the rearranged weights of a large network
 
 

@@ -37,7 +37,7 @@ class BatchRun:
             nothing.
     """
 
-    run: ForwardRun
+    run: ForwardRun[DoubleWords]
     undecided: Tensor
 
     @property
@@ -99,7 +99,9 @@ class BatchedNetwork:
         samples = self._undecided_constants | self._any_of(undecided)
         return BatchRun(run, samples.expand(len(x)))
 
-    def pullback(self, saved_values: SavedValues, v: DoubleWords) -> tuple[DoubleWords, Tensor]:
+    def pullback(
+        self, saved_values: SavedValues[DoubleWords], v: DoubleWords
+    ) -> tuple[DoubleWords, Tensor]:
         """J^T v, (samples or 1, entries), and (samples or 1,) bool, what is undecided in it.
 
         What the forward half left undecided is not repeated.
@@ -190,7 +192,7 @@ class BatchedNetwork:
             names=range(first, first + len(x)),
         )
 
-    def _for_run(self) -> tuple[Interpreter, list[Tensor]]:
+    def _for_run(self) -> tuple[Interpreter[DoubleWords], list[Tensor]]:
         """An interpreter for a single run, and the list that its undecided samples go to."""
         undecided = list[Tensor]()
         interpreter = copy.copy(self.interpreter)

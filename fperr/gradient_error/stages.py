@@ -51,7 +51,7 @@ class Split:
         signs, computed_signs: Signs -1, 0 or 1 of the components of g and g_hat, however small
             those are.
         error: Error g_hat - g.
-        stages: Vectors by name of `STAGES`; empty if they were not computed.
+        stages: Vectors[Any] by name of `STAGES`; empty if they were not computed.
     """
 
     gradient: Scaled
@@ -92,7 +92,7 @@ def split(
     return replace(compared(A, computed, gradient), stages=stages)
 
 
-def compared(A: Vectors, computed: Vector | None, gradient: Vector) -> Split:
+def compared(A: Vectors[Any], computed: Vector | None, gradient: Vector) -> Split:
     """The error of a computed gradient, without its stages; arguments as for `split`."""
     return Split(
         scaled(A, gradient),
@@ -124,16 +124,16 @@ def shares(errors: Split) -> dict[str, float]:
     return by_stage
 
 
-def product(v: Vector | None, transposed: TransposedJacobian | None) -> Vector | None:
+def product(v: Vector | None, transposed: TransposedJacobian[Any] | None) -> Vector | None:
     """J^T v; None where v or J^T is undefined."""
     return None if v is None or transposed is None else transposed.product(v)
 
 
-def _difference(A: Vectors, a: Vector | None, b: Vector | None) -> Vector | None:
+def _difference(A: Vectors[Any], a: Vector | None, b: Vector | None) -> Vector | None:
     """a - b; None where either is None."""
     return None if a is None or b is None else A.sub(a, b)
 
 
-def _optional(A: Vectors, a: Vector | None) -> Scaled | None:
+def _optional(A: Vectors[Any], a: Vector | None) -> Scaled | None:
     """The vector in float64 with a common exponent; None for None."""
     return None if a is None else scaled(A, a)

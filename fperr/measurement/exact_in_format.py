@@ -10,6 +10,7 @@ from torch import Tensor
 from fperr.exact.branches import Branches, Flips, corresponding, flips, frozen_gradient
 from fperr.exact.engines.base import ExactPoint
 from fperr.exact.engines.jacobian import TransposedJacobian
+from fperr.exact.engines.samples_of_run import sample_of_saved
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import SavedValues
 from fperr.exact.saved_values import FloatRun
@@ -97,9 +98,11 @@ class ExactFormatNetwork:
                     branch_flips = self._flips(sample, saved[i])
                     yield ExactSampleInFormat(states[i].z, states[i].map, maps.get(i), branch_flips)
 
-    def _states(self, x: Tensor, samples: Mapping[int, ExactSample]) -> dict[int, ExactPoint]:
+    def _states(
+        self, x: Tensor, samples: Mapping[int, ExactSample]
+    ) -> dict[int, ExactPoint[Any, Any]]:
         """The cast network at the samples, by index; without those that overflow the format."""
-        states: dict[int, ExactPoint] = {}
+        states: dict[int, ExactPoint[Any, Any]] = {}
         to_compute: list[tuple[int, Tensor]] = []
         for i, sample in samples.items():
             cast = self.network.cast(x[i : i + 1])
@@ -117,14 +120,16 @@ class ExactFormatNetwork:
         return states
 
     def _maps(
-        self, states: Mapping[int, ExactPoint], saved: Mapping[int, SavedValues | None]
-    ) -> dict[int, TransposedJacobian]:
+        self,
+        states: Mapping[int, ExactPoint[Any, Any]],
+        saved: Mapping[int, SavedValues[Any] | None],
+    ) -> dict[int, TransposedJacobian[Any]]:
         """J^T through the values that the run saved, by index.
 
         Where the run saved the same values as the cast network, J^T is the cast network's.
         """
-        maps: dict[int, TransposedJacobian] = {}
-        to_compute: dict[int, SavedValues] = {}
+        maps: dict[int, TransposedJacobian[Any]] = {}
+        to_compute: dict[int, SavedValues[Any]] = {}
         for i, values in saved.items():
             if values is None:
                 continue
@@ -138,7 +143,7 @@ class ExactFormatNetwork:
             maps |= zip(to_compute, computed, strict=True)
         return maps
 
-    def _flips(self, exact: ExactSample, saved: SavedValues | None) -> list[Flips] | None:
+    def _flips(self, exact: ExactSample, saved: SavedValues[Any] | None) -> list[Flips] | None:
         """How the branches of the run differ from the exact network's, by layer."""
         keys = corresponding(exact.state.decisions, self._single)
         return None if keys is None or saved is None else flips(exact.state.decisions, saved, keys)
@@ -163,13 +168,15 @@ class ExactFormatNetwork:
         with self.network.running():
             return frozen_gradient(self.network.capture(x), self.network.cast(x), v, samples)
 
-    def _saved_values(self, run: FloatRun, i: int, state: ExactPoint) -> SavedValues | None:
+    def _saved_values(
+        self, run: FloatRun, i: int, state: ExactPoint[Any, Any]
+    ) -> SavedValues[Any] | None:
         """What sample i of the run saved, in the state's arithmetic; None if it is not finite."""
         value_of_sample = state.interpreter.part
         if not all(bool(value_of_sample(run, name, i).isfinite().all()) for name in run.values):
             return None
         # the interpreter returns a batch of one sample
-        saved: SavedValues = sample_of(state.interpreter.saved_values_of(run, i), 0)
+        saved: SavedValues[Any] = sample_of_saved(state.interpreter.saved_values_of(run, i), 0)
         return saved
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,21 +75,21 @@ class FormatResult:
         c = float(self.float_gradient.scale.c[self.i])
         return not 0 < c < math.inf
 
-    def loss_at_sample(self, A: Vectors) -> LossAtSample | None:
+    def loss_at_sample(self, A: Vectors[Any]) -> LossAtSample | None:
         """The loss with the scale that the format computed; None where that scale is unusable."""
         if self.is_scale_degenerate:
             return None
         c = A.context.mpf(float(self.float_gradient.scale.c[self.i]))
         return LossAtSample(self.loss.kind, self.label, c, self.assignment.targeted, self.y)
 
-    def unscaled(self, A: Vectors, batch: Tensor) -> Vector:
+    def unscaled(self, A: Vectors[Any], batch: Tensor) -> Vector:
         """This sample's row of `batch` (1, entries), with loss scale and averaging divided out."""
         loss_scale, count = self.float_gradient.factor
-        flat = A.from_torch(batch[self.i].reshape(1, -1))
+        flat: Vector = A.from_torch(batch[self.i].reshape(1, -1))
         flat = flat if loss_scale == 1.0 else A.div(flat, loss_scale)
         return flat if count == 1 else A.mul(flat, float(count))
 
-    def unscaled_if_finite(self, A: Vectors, batch: Tensor) -> Vector | None:
+    def unscaled_if_finite(self, A: Vectors[Any], batch: Tensor) -> Vector | None:
         """As `unscaled`; None if an entry is not finite."""
         return self.unscaled(A, batch) if bool(batch[self.i].isfinite().all()) else None
 
@@ -98,7 +99,7 @@ def logit_gradients(
     loss: LossAtSample,
     exact: GradientAtSample,
     cast: ExactSampleInFormat,
-    A: Vectors,
+    A: Vectors[Any],
 ) -> LogitGradients:
     """The logit gradients that separate the stages, all with the same scale c.
 

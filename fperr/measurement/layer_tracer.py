@@ -16,7 +16,6 @@ from fperr.exact.adaptive_precision import (
     losses,
     midpoints,
 )
-from fperr.exact.arithmetic import Array
 from fperr.exact.ball.arithmetic import BallArithmetic
 from fperr.exact.ball.array import BallArray
 from fperr.exact.branches import branches_of, corresponding, flips
@@ -25,7 +24,7 @@ from fperr.exact.engines.vectors import MpVectors
 from fperr.exact.error_bound import decide_order, logit_gradient_balls
 from fperr.exact.graph import Node
 from fperr.exact.interpreter import ForwardRun, Interpreter
-from fperr.exact.mp import MpArithmetic
+from fperr.exact.mp import MpArithmetic, MpArray
 from fperr.exact.saved_values import FloatRun, float_run
 from fperr.losses import Context
 from fperr.measurement.arguments import MeasureRequest
@@ -51,7 +50,7 @@ class LayerStep:
     layer: str
     operation: str
     half: str
-    gradient: Array
+    gradient: MpArray
     flips: int
 
 
@@ -124,7 +123,9 @@ class LayerTracer:
             }
             before = step.gradient
 
-    def _gradient(self, interpreter: Interpreter, run: ForwardRun, bits: list[float]) -> Array:
+    def _gradient(
+        self, interpreter: Interpreter[BallArray], run: ForwardRun[BallArray], bits: list[float]
+    ) -> MpArray:
         """The gradient of the loss, exact after the logits; adds its proved bits to `bits`."""
         A = interpreter.arithmetic
         assert isinstance(A, BallArithmetic)
@@ -142,15 +143,19 @@ class LayerTracer:
             raise ValueError(f"loss {self.loss.name!r} is undefined at this sample: leave it out")
         return self._midpoints(interpreter.products(run.saved_values, v), bits)
 
-    def _midpoints(self, balls: BallArray, bits: list[float]) -> Array:
+    def _midpoints(self, balls: BallArray, bits: list[float]) -> MpArray:
         """The midpoints of a gradient in balls; adds its proved bits to `bits`."""
         bits.append(-log2_relative_radius(balls))
         return midpoints(balls, self.vectors.context)
 
-    def _exact_gradient(self) -> tuple[Array, tuple[Interpreter, ForwardRun]]:
+    def _exact_gradient(
+        self,
+    ) -> tuple[MpArray, tuple[Interpreter[BallArray], ForwardRun[BallArray]]]:
         """The exact gradient, and the run of the exact network that it comes from."""
 
-        def attempt(interpreter: Interpreter) -> tuple[Array, Interpreter, ForwardRun, float]:
+        def attempt(
+            interpreter: Interpreter[BallArray],
+        ) -> tuple[MpArray, Interpreter[BallArray], ForwardRun[BallArray], float]:
             run, bits = interpreter.forward(self.x), list[float]()
             gradient = self._gradient(interpreter, run, bits)
             return gradient, interpreter, run, min(bits)
@@ -160,10 +165,12 @@ class LayerTracer:
         )
         return gradient, (interpreter, run)
 
-    def _steps(self, exact: tuple[Interpreter, ForwardRun]) -> list[LayerStep]:
+    def _steps(
+        self, exact: tuple[Interpreter[BallArray], ForwardRun[BallArray]]
+    ) -> list[LayerStep]:
         """The steps from the exact gradient to the format's, each with `_BITS` proved bits."""
 
-        def attempt(interpreter: Interpreter) -> tuple[list[LayerStep], float]:
+        def attempt(interpreter: Interpreter[BallArray]) -> tuple[list[LayerStep], float]:
             bits: list[float] = []
             return list(self._walk(interpreter, exact, bits)), min(bits)
 
@@ -175,8 +182,8 @@ class LayerTracer:
 
     def _walk(
         self,
-        interpreter: Interpreter,
-        exact: tuple[Interpreter, ForwardRun],
+        interpreter: Interpreter[BallArray],
+        exact: tuple[Interpreter[BallArray], ForwardRun[BallArray]],
         bits: list[float],
     ) -> Iterator[LayerStep]:
         """The steps, at the precision of the interpreter; adds their proved bits to `bits`."""
@@ -206,12 +213,14 @@ class LayerTracer:
         for node in self.capture.backward:
             if self._advance(interpreter, node, replayed):
                 backward_values[node.name] = replayed[node.name]
-                balls = interpreter.products(run.saved_values, v, given=backward_values)
+                balls = interpreter.products(run.saved_values, v, overrides=backward_values)
                 gradient = self._midpoints(balls, bits)
                 yield LayerStep(node.name, _operation(node), "backward", gradient, 0)
             backward_values[node.name] = replayed[node.name]
 
-    def _advance(self, interpreter: Interpreter, node: Node, replayed: dict[str, Any]) -> bool:
+    def _advance(
+        self, interpreter: Interpreter[BallArray], node: Node, replayed: dict[str, Any]
+    ) -> bool:
         """Add the format's value of a node to `replayed`; return whether the node rounded."""
         computed = interpreter.converted(self.run.values[node.name])
         exact = interpreter.applied(node, replayed)
@@ -219,7 +228,9 @@ class LayerTracer:
         return not _equal(computed, exact, interpreter)
 
     def _flips(
-        self, interpreter: Interpreter, exact: tuple[Interpreter, ForwardRun]
+        self,
+        interpreter: Interpreter[BallArray],
+        exact: tuple[Interpreter[BallArray], ForwardRun[BallArray]],
     ) -> dict[str, int]:
         """The number of branches that differ from the exact network's, by layer."""
         branches = branches_of(self.exact_capture, exact[1], exact[0].arithmetic)
@@ -235,7 +246,7 @@ def _operation(node: Node) -> str:
     return str(node.target).removeprefix("aten.").rsplit(".", 1)[0]
 
 
-def _equal(a: Any, b: Any, interpreter: Interpreter) -> bool:
+def _equal(a: Any, b: Any, interpreter: Interpreter[BallArray]) -> bool:
     """Whether a and b hold the same numbers; outputs that one of them lacks count as equal."""
     if isinstance(a, list | tuple):
         return all(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import torch
 
@@ -119,7 +120,7 @@ def jacobian_columns(result: FormatResult, row_log2_norms: list[float], errors: 
     return columns
 
 
-def frozen_columns(result: FormatResult, exact: GradientAtSample, A: Vectors) -> Columns:
+def frozen_columns(result: FormatResult, exact: GradientAtSample, A: Vectors[Any]) -> Columns:
     """The relative error that remains when the format uses the exact network's branches."""
     frozen = None if result.frozen is None else result.unscaled_if_finite(A, result.frozen)
     if frozen is None:
@@ -151,7 +152,7 @@ def certified_columns(
     return {"delta_lo": low, "delta_hi": high, "delta": min(max(delta, low), high)}
 
 
-def logit_columns(result: FormatResult, v: LogitGradients, A: Vectors) -> Columns:
+def logit_columns(result: FormatResult, v: LogitGradients, A: Vectors[Any]) -> Columns:
     """The errors of the logit gradient, at the format's own logits.
 
     `p_underflow_rate` is the share of the classes other than the label with v_i != 0 that the

@@ -86,7 +86,9 @@ class GradientAtSample:
         return before is None or before <= math.log2(unit_roundoff) - _STAGE_BITS
 
 
-def gradient_in_balls(A: Vectors, point: ExactPoint, loss: LossAtSample) -> GradientAtSample:
+def gradient_in_balls(
+    A: Vectors[Any], point: ExactPoint[Any, Any], loss: LossAtSample
+) -> GradientAtSample:
     """The gradient at a point that balls computed, at whatever precision.
 
     Args:
@@ -106,7 +108,7 @@ def gradient_in_balls(A: Vectors, point: ExactPoint, loss: LossAtSample) -> Grad
 
 
 def gradient_in_double_words(
-    A: Vectors, point: ExactPoint, loss: LossAtSample, digits: int
+    A: Vectors[Any], point: ExactPoint[Any, Any], loss: LossAtSample, digits: int
 ) -> GradientAtSample:
     """The gradient at a point that pairs of float64 computed.
 
@@ -141,7 +143,7 @@ def gradient_in_double_words(
     return replace(proved, log2_error=max(v_error, difference), is_proved=False)
 
 
-def product_in_balls(point: ExactPoint, v: BallArray) -> BallArray:
+def product_in_balls(point: ExactPoint[Any, Any], v: BallArray) -> BallArray:
     """J^T v (1, entries), as balls that contain it."""
     if point.rows is not None:
         product: BallArray = point.interpreter.arithmetic.matmul(v, point.rows)
@@ -150,7 +152,7 @@ def product_in_balls(point: ExactPoint, v: BallArray) -> BallArray:
     return product
 
 
-def log2_cancellation(A: Vectors, point: ExactPoint, v: Vector, g: Vector) -> float:
+def log2_cancellation(A: Vectors[Any], point: ExactPoint[Any, Any], v: Vector, g: Vector) -> float:
     """log2 of the error, relative to g, that cancellation of the K rows makes in g = J^T v.
 
     mpmath's control at twice the precision shows what cross-entropy loses; other losses may lose

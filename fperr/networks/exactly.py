@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,10 @@ from fperr.exact.ball.arithmetic import BallArithmetic
 from fperr.exact.double_word import LARGEST_BITS, DoubleWordArithmetic
 from fperr.exact.double_word_network import log2_relative_errors
 from fperr.exact.engines.ball import BallEngine
-from fperr.exact.engines.ball import BallEngine
 from fperr.exact.engines.base import ExactEngine, ExactPoint, NoExactPoint
-from fperr.exact.engines.mpmath import MpmathEngine
 from fperr.exact.engines.double_word import DoubleWordEngine
 from fperr.exact.engines.jacobian import StoredRows
+from fperr.exact.engines.mpmath import MpmathEngine
 from fperr.exact.engines.vectors import DoubleWordVectors, MpVectors, Vector, Vectors
 from fperr.exact.entry import GUARD_BITS, log2_difference
 from fperr.exact.graph import Capture, called_in, probe
@@ -68,11 +68,11 @@ class ExactSample:
         order: Classes by descending logit.
     """
 
-    def __init__(self, network: "ExactNetwork", x: Tensor, state: ExactPoint) -> None:
+    def __init__(self, network: "ExactNetwork", x: Tensor, state: ExactPoint[Any, Any]) -> None:
         self._network, self._x = network, x
         self.state, self.z = state, state.z
         self.order = sorted(range(len(self.z)), key=lambda i: -self.z[i])
-        self._states_in_balls: dict[int, ExactPoint] = {}
+        self._states_in_balls: dict[int, ExactPoint[Any, Any]] = {}
         self._is_hopeless = False  # balls have failed at the largest precision
 
     @cached_property
@@ -215,7 +215,7 @@ class ExactNetwork:
         self.capture: Capture = network.capture(x[:1])
         self.engine = self.engine_for(self.capture)
 
-    def engine_for(self, capture: Capture) -> ExactEngine:
+    def engine_for(self, capture: Capture) -> ExactEngine[Any]:
         """An engine for a capture, of the same kind and precision as this network's."""
         if isinstance(self.vectors, MpVectors) and self._kind == "mpmath":
             return MpmathEngine(capture, self.vectors, by_rows=self.by_rows)
@@ -227,13 +227,13 @@ class ExactNetwork:
             capture, self.vectors, self._bits, working, balls, by_rows=self.by_rows
         )
 
-    def _balls_for(self, capture: Capture) -> BallEngine:
+    def _balls_for(self, capture: Capture) -> BallEngine[Any]:
         """An engine in balls for a capture."""
         bits = self._bits + GUARD_BITS // 2  # the bits of each row: their sum may cancel
         return BallEngine(capture, self.vectors, bits, by_rows=self.by_rows)
 
     @cached_property
-    def balls(self) -> BallEngine:
+    def balls(self) -> BallEngine[Any]:
         """The network in balls, for samples at which the engine proves too little."""
         return self.engine if isinstance(self.engine, BallEngine) else self._balls_for(self.capture)
 
@@ -243,7 +243,7 @@ class ExactNetwork:
         return MpArithmetic(2 * (self._bits + GUARD_BITS))
 
     @cached_property
-    def control(self) -> Interpreter:
+    def control(self) -> Interpreter[Any]:
         """The network at twice the precision."""
         return Interpreter(self.capture, self.control_arithmetic)
 
@@ -278,7 +278,9 @@ class ExactNetwork:
                 advance()
         return samples
 
-    def _sample(self, state: ExactPoint | NoExactPoint, x: Tensor) -> ExactSample | NoExactSample:
+    def _sample(
+        self, state: ExactPoint[Any, Any] | NoExactPoint, x: Tensor
+    ) -> ExactSample | NoExactSample:
         """The sample x (1, *shape), from the state that the engine computed there."""
         if isinstance(state, ExactPoint):
             # a logit of -infinity is a class that the model masks

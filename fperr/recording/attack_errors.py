@@ -1,6 +1,7 @@
 """The errors of the attack's own gradient at a sample, under the names that they deserve."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class AttackGradient:
 
 
 def attack_errors(
-    A: Vectors,
+    A: Vectors[Any],
     digits: int,
     attack: AttackGradient,
     exact: ExactSample | NoExactSample,

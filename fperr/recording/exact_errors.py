@@ -1,6 +1,7 @@
 """The errors of computed gradients beside exact ones, as cells of a table's row."""
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def exact_gradient(exact: ExactSample, loss: LossAtSample | None) -> tuple[Vecto
 
 
 def gradient_errors(
-    A: Vectors,
+    A: Vectors[Any],
     digits: int,
     computed: Tensor | None,
     factor: float,
@@ -62,7 +63,7 @@ def gradient_errors(
 
 
 def logit_gradient_delta(
-    A: Vectors, digits: int, z: Tensor, v: Tensor, factor: float, loss: LossAtSample | None
+    A: Vectors[Any], digits: int, z: Tensor, v: Tensor, factor: float, loss: LossAtSample | None
 ) -> float | None:
     """The relative error of dL/dz beside the exact logit gradient at the same logits.
 
@@ -103,11 +104,12 @@ def logit_gradient_delta(
     return error_metrics(compared(A, without_factor, A.array(exact_numbers)))["delta"]
 
 
-def _divided(A: Vectors, computed: Vector, factor: float) -> Vector:
+def _divided(A: Vectors[Any], computed: Vector, factor: float) -> Vector:
     """The computed vector divided by the factor on its loss."""
     if factor == 1.0:
         return computed
     # 1/batch may not be a number of the format: its inverse is one
     inverse = round(1 / factor)
     is_integer = abs(1 / factor - inverse) < 1e-9 * abs(inverse)
-    return A.mul(computed, float(inverse)) if is_integer else A.div(computed, factor)
+    divided: Vector = A.mul(computed, float(inverse)) if is_integer else A.div(computed, factor)
+    return divided

@@ -1,20 +1,20 @@
 """The numbers of an exact run at a batch of samples, for the branches of the audit."""
 
-from typing import Any
+from typing import Generic, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fperr.exact import index_arrays
-from fperr.exact.arithmetic import Arithmetic, T
+from fperr.exact.arithmetic import Arithmetic, NodeValue, T
 from fperr.exact.audit.float64_branches import ExactNumbers
 from fperr.exact.graph import Node
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.interpreter import ForwardRun, Interpreter
 
 
-class ExactRunNumbers(ExactNumbers):
+class ExactRunNumbers(ExactNumbers, Generic[T]):
     """The numbers of an exact run at a batch of samples.
 
     Args:
@@ -22,11 +22,11 @@ class ExactRunNumbers(ExactNumbers):
         run: Forward run at the samples.
     """
 
-    def __init__(self, interpreter: Interpreter, run: ForwardRun) -> None:
-        self._interpreter, self._values = interpreter, dict(run.values)
+    def __init__(self, interpreter: Interpreter[T], run: ForwardRun[T]) -> None:
+        self._interpreter, self._values = interpreter, dict[str, NodeValue[T]](run.values)
         self._depending_on_v = _descendants_of_v(interpreter)
 
-    def numbers(self, node: Node) -> Any:
+    def numbers(self, node: Node) -> NodeValue[T]:
         """The value of a node; None if it depends on v."""
         if node.name in self._depending_on_v:
             return None
@@ -42,7 +42,7 @@ class ExactRunNumbers(ExactNumbers):
         if a is None:
             return None
         A = self._interpreter.arithmetic
-        numbers = A.take(a, _flat_index(entries))
+        numbers = A.take(cast(T, a), _flat_index(entries))  # a kink is one of numbers
         return _signs(A, numbers, A.add(A.zeros(A.shape(numbers)), float(kink)))
 
     def relations(self, node: Node, entries: Tensor) -> Tensor | None:
@@ -57,8 +57,8 @@ class ExactRunNumbers(ExactNumbers):
             a = self.numbers(argument)
             if a is None:
                 return None
-            a = A.from_index_array(a) if index_arrays.is_index_array(a) else a
-            operands.append(A.take(A.expand(a, shape), _flat_index(entries)))
+            operand = A.from_index_array(a) if index_arrays.is_index_array(a) else cast(T, a)
+            operands.append(A.take(A.expand(operand, shape), _flat_index(entries)))
         first, second = operands
         return _signs(A, first, second)
 
@@ -67,11 +67,12 @@ class ExactRunNumbers(ExactNumbers):
         value = self.numbers(node)
         if value is None:
             return None
-        return with_samples(value[1] if isinstance(value, list | tuple) else value)
+        positions = value[1] if isinstance(value, list | tuple) else value
+        return with_samples(cast(IndexArray, positions))
 
     def are_equal(self, node: Node, first: Tensor, second: Tensor) -> Tensor:
         """See `ExactNumbers`."""
-        A, a = self._interpreter.arithmetic, self.numbers(node)
+        A, a = self._interpreter.arithmetic, cast(T, self.numbers(node))
         numbers = [A.take(a, _index_of_samples(positions)) for positions in (first, second)]
         return with_samples(A.same(*numbers))
 
@@ -102,7 +103,7 @@ def _signs(A: Arithmetic[T], a: T, b: T) -> Tensor:
     return with_samples(A.sign(difference))
 
 
-def _descendants_of_v(interpreter: Interpreter) -> set[str]:
+def _descendants_of_v(interpreter: Interpreter[T]) -> set[str]:
     """The names of the nodes that depend on v."""
     capture = interpreter.capture
     names = {capture.placeholders[1].name}

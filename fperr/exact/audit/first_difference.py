@@ -1,26 +1,27 @@
 """The first operation at which the exact network and PyTorch in float64 differ, in words."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fperr.exact import index_arrays
-from fperr.exact.arithmetic import Arithmetic
+from fperr.exact.arithmetic import Arithmetic, NodeValue, Output, T
 from fperr.exact.audit.exact_run_numbers import with_samples
 from fperr.exact.audit.float64_branches import ExactNumbers
 from fperr.exact.audit.float64_error import error_of_norm, norm
 from fperr.exact.audit.float64_run import Float64Run, float64_run
 from fperr.exact.graph import Node
+from fperr.exact.index_arrays import IndexArray
 from fperr.exact.interpreter import ForwardRun, Interpreter
 
 
 def first_difference(
-    interpreter: Interpreter,
-    run: ForwardRun,
+    interpreter: Interpreter[T],
+    run: ForwardRun[T],
     x: Tensor,
     v: Tensor,
     exact: ExactNumbers,
@@ -38,9 +39,9 @@ def first_difference(
     """
     A, capture = interpreter.arithmetic, interpreter.capture
     float64 = float64_run(capture, x, v, exact, everything=True)
-    values = dict(run.values)
+    values: dict[str, NodeValue[T]] = dict(run.values)
 
-    def observe(node: Node, value: Any) -> None:
+    def observe(node: Node, value: NodeValue[T]) -> None:
         values[node.name] = value
 
     interpreter.pullback(run.saved_values, A.from_samples(v.to(torch.float64)[:, None]), observe)
@@ -54,18 +55,23 @@ def first_difference(
     return "no operation of the graph differs by itself"
 
 
-def _results(float64: Float64Run, node: Node, exact: Any) -> Iterator[tuple[int, Tensor, Any]]:
+def _results(
+    float64: Float64Run, node: Node, exact: NodeValue[T]
+) -> Iterator[tuple[int, Tensor, T | IndexArray]]:
     """The results of a node that both runs have: position, rows in float64, exact numbers."""
     rows = float64.values[node.name]
     if exact is None or rows is None:
         return
-    pairs = [(rows, exact)] if isinstance(rows, Tensor) else zip(rows, exact, strict=True)
+    # a node with several results in float64 has as many in the exact run
+    exact_results = exact if isinstance(exact, tuple | list) else [exact]
+    results = cast(Sequence[Output[T]], exact_results)
+    pairs = zip([rows] if isinstance(rows, Tensor) else rows, results, strict=True)
     for position, (computed, numbers) in enumerate(pairs):
         if computed is not None and numbers is not None:
             yield position, computed if node.name in float64.batched else computed[None], numbers
 
 
-def _numbers(A: Arithmetic[Any], a: Any) -> Tensor:
+def _numbers(A: Arithmetic[T], a: T | IndexArray) -> Tensor:
     """(samples or 1, *shape) of an array, a mask or index array."""
     return with_samples(a) if index_arrays.is_index_array(a) else A.to_samples(a)
 

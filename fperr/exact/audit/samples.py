@@ -47,8 +47,8 @@ class SampleAudit:
 
 
 def audit_sample(
-    interpreter: Interpreter,
-    run: ForwardRun,
+    interpreter: Interpreter[T],
+    run: ForwardRun[T],
     x: Tensor,
     v: Tensor,
     gradient: T,
@@ -94,8 +94,8 @@ def audit_sample(
 
 
 def audit_values(
-    interpreter: Interpreter,
-    run: ForwardRun,
+    interpreter: Interpreter[T],
+    run: ForwardRun[T],
     x: Tensor,
     v: Tensor,
     gradient: tuple[Tensor, Tensor],

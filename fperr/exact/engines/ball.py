@@ -77,7 +77,7 @@ class BallEngine(SampleEngine[BallArray, V], Generic[V]):
             ContradictedError: PyTorch in float64 computes something else.
         """
 
-        def attempt(interpreter: Interpreter) -> Result:
+        def attempt(interpreter: Interpreter[BallArray]) -> Result:
             bits = interpreter.arithmetic.bits
             if bits not in states:
                 states[bits] = self._at(interpreter, x)
@@ -89,7 +89,7 @@ class BallEngine(SampleEngine[BallArray, V], Generic[V]):
         self._highest = max(self._highest, bits)
         return result
 
-    def _at(self, interpreter: Interpreter, x: Tensor) -> ExactPoint[BallArray, V]:
+    def _at(self, interpreter: Interpreter[BallArray], x: Tensor) -> ExactPoint[BallArray, V]:
         run = interpreter.forward(x)
         decide_order(run.logits)
         return self._state(interpreter, run, x, is_proved=True)
@@ -104,7 +104,9 @@ class BallEngine(SampleEngine[BallArray, V], Generic[V]):
         assert isinstance(vectors, MpVectors)
         return cast("StoredRows[V]", MpmathRows(vectors.from_balls(rows), vectors))
 
-    def _pullbacks(self, interpreter: Interpreter, saved_values: SavedValues) -> BallPullbacks[V]:
+    def _pullbacks(
+        self, interpreter: Interpreter[BallArray], saved_values: SavedValues[BallArray]
+    ) -> BallPullbacks[V]:
         return BallPullbacks(interpreter, saved_values, self._vectors)
 
 

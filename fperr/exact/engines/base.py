@@ -31,7 +31,7 @@ class ExactPoint(Generic[T, V]):
         log2_radius: log2 of an upper bound on the error of each logit; -inf where it is not used.
         saved_values: Values that the backward half uses.
         map: The map v -> J^T v.
-        interpreter: Interpreter that computed all this.
+        interpreter: Interpreter[T] that computed all this.
         logits: (1, K), an array of the interpreter's arithmetic.
         rows: J (K, entries), an array of that arithmetic, where all rows were computed.
         decisions: Branches that ReLUs and poolings took.
@@ -42,9 +42,9 @@ class ExactPoint(Generic[T, V]):
 
     z: list[Any]
     log2_radius: float
-    saved_values: SavedValues
+    saved_values: SavedValues[T]
     map: TransposedJacobian[V]
-    interpreter: Interpreter
+    interpreter: Interpreter[T]
     logits: T
     rows: T | None
     decisions: tuple[Branches, ...]
@@ -90,7 +90,7 @@ class ExactEngine(ABC, Generic[V]):
 
     @abstractmethod
     def maps(
-        self, states: Sequence[ExactPoint[Any, V]], saved_values: Sequence[SavedValues]
+        self, states: Sequence[ExactPoint[Any, V]], saved_values: Sequence[SavedValues[Any]]
     ) -> list[TransposedJacobian[V]]:
         """The maps v -> J^T v that other saved values define.
 
@@ -135,7 +135,7 @@ class SampleEngine(ExactEngine[V], Generic[T, V]):
 
     @abstractmethod
     def _pullbacks(
-        self, interpreter: Interpreter, saved_values: SavedValues
+        self, interpreter: Interpreter[T], saved_values: SavedValues[T]
     ) -> TransposedJacobian[V]:
         """The map that runs the backward half for each product."""
 
@@ -155,7 +155,7 @@ class SampleEngine(ExactEngine[V], Generic[T, V]):
             return NoExactPoint(fault)
 
     def maps(
-        self, states: Sequence[ExactPoint[Any, V]], saved_values: Sequence[SavedValues]
+        self, states: Sequence[ExactPoint[Any, V]], saved_values: Sequence[SavedValues[Any]]
     ) -> list[TransposedJacobian[V]]:
         """See `ExactEngine`."""
         return [
@@ -166,7 +166,7 @@ class SampleEngine(ExactEngine[V], Generic[T, V]):
         ]
 
     def _state(
-        self, interpreter: Interpreter, run: ForwardRun, x: Tensor, *, is_proved: bool
+        self, interpreter: Interpreter[T], run: ForwardRun[T], x: Tensor, *, is_proved: bool
     ) -> ExactPoint[T, V]:
         """The state of a forward run at x (1, *shape), audited at a generic v."""
         A, rows = interpreter.arithmetic, None

@@ -50,7 +50,7 @@ class CoarserPullbacks(CoarserJacobian[ScaledDoubleWords]):
         return self._forward[1]
 
     @cached_property
-    def _forward(self) -> tuple[SavedValues, bool]:
+    def _forward(self) -> tuple[SavedValues[DoubleWords], bool]:
         forward = self._network.forward(self._x)
         return sample_of_saved(forward.run.saved_values, 0), bool(forward.undecided)
 
@@ -160,7 +160,7 @@ class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
     def maps(
         self,
         states: Sequence[ExactPoint[Any, ScaledDoubleWords]],
-        saved_values: Sequence[SavedValues],
+        saved_values: Sequence[SavedValues[Any]],
     ) -> list[TransposedJacobian[ScaledDoubleWords]]:
         """See `ExactEngine`."""
         in_pairs = [i for i, s in enumerate(states) if s.interpreter is self._network.interpreter]
@@ -189,7 +189,7 @@ class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
         return forward, of_all(forward.run.logits, len(x)), rows, undecided
 
     def _jacobians(
-        self, network: BatchedNetwork, saved_values: SavedValues, samples: int
+        self, network: BatchedNetwork, saved_values: SavedValues[DoubleWords], samples: int
     ) -> tuple[list[DoubleWords], Tensor]:
         """Row k of every sample's Jacobian, (samples, entries), for each k; what is undecided."""
         identity = torch.eye(self._classes, dtype=torch.float64)[:, None, None]
@@ -221,7 +221,7 @@ class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
 
     def _state(
         self,
-        run: ForwardRun,
+        run: ForwardRun[DoubleWords],
         logits: DoubleWords,
         rows: list[DoubleWords],
         x: Tensor,

@@ -10,6 +10,7 @@ import torch
 
 from fperr.exact.adaptive_precision import to_balls
 from fperr.exact.ball.arithmetic import BallArithmetic
+from fperr.exact.ball.array import BallArray
 from fperr.exact.double_word import DoubleWords
 from fperr.exact.double_word.products import matrix_product, prepared_matrix
 from fperr.exact.double_word_network import BatchedNetwork
@@ -90,20 +91,24 @@ class DoubleWordRows(StoredRows[ScaledDoubleWords]):
 class MpmathPullbacks(TransposedJacobian[MpArray]):
     """A run of the backward half in mpmath for each product: worth it where K is large."""
 
-    def __init__(self, interpreter: Interpreter, saved_values: SavedValues) -> None:
+    def __init__(
+        self, interpreter: Interpreter[MpArray], saved_values: SavedValues[MpArray]
+    ) -> None:
         self._interpreter, self._saved_values = interpreter, saved_values
 
     def product(self, v: MpArray) -> MpArray:
         """See `TransposedJacobian`."""
-        gradient: MpArray = self._interpreter.products(self._saved_values, v)
-        return gradient
+        return self._interpreter.products(self._saved_values, v)
 
 
 class BallPullbacks(TransposedJacobian[V]):
     """A run of the backward half in balls for each product, of which the midpoints are taken."""
 
     def __init__(
-        self, interpreter: Interpreter, saved_values: SavedValues, vectors: Vectors[V]
+        self,
+        interpreter: Interpreter[BallArray],
+        saved_values: SavedValues[BallArray],
+        vectors: Vectors[V],
     ) -> None:
         self._interpreter, self._saved_values = interpreter, saved_values
         self._vectors = vectors
@@ -123,7 +128,7 @@ class DoubleWordPullbacks(TransposedJacobian[ScaledDoubleWords]):
     for each product.
     """
 
-    def __init__(self, network: BatchedNetwork, saved_values: SavedValues) -> None:
+    def __init__(self, network: BatchedNetwork, saved_values: SavedValues[DoubleWords]) -> None:
         self._network, self._saved_values = network, saved_values
 
     def product(self, v: ScaledDoubleWords) -> ScaledDoubleWords:

@@ -46,5 +46,7 @@ class MpmathEngine(SampleEngine[MpArray, MpArray]):
     def _stored_rows(self, rows: MpArray) -> MpmathRows:
         return MpmathRows(rows, self._mp_vectors)
 
-    def _pullbacks(self, interpreter: Interpreter, saved_values: SavedValues) -> MpmathPullbacks:
+    def _pullbacks(
+        self, interpreter: Interpreter[MpArray], saved_values: SavedValues[MpArray]
+    ) -> MpmathPullbacks:
         return MpmathPullbacks(interpreter, saved_values)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from fperr.exact import index_arrays
+from fperr.exact.arithmetic import T
 from fperr.exact.double_word import DoubleWords
 from fperr.exact.interpreter import ForwardRun, SavedValues
 
 
-def sample_of_run(run: ForwardRun, sample: int) -> ForwardRun:
+def sample_of_run(run: ForwardRun[DoubleWords], sample: int) -> ForwardRun[DoubleWords]:
     """One sample of a batch's run: masks and index arrays become NumPy arrays."""
     values = {name: sample_of(value, sample) for name, value in run.values.items()}
     return ForwardRun(
@@ -20,7 +21,7 @@ def sample_of_run(run: ForwardRun, sample: int) -> ForwardRun:
     )
 
 
-def sample_of_saved(saved_values: SavedValues, sample: int) -> SavedValues:
+def sample_of_saved(saved_values: SavedValues[T], sample: int) -> SavedValues[T]:
     """The saved values of one sample of a batch."""
     return SavedValues({key: sample_of(v, sample) for key, v in saved_values.values.items()})
 
@@ -37,7 +38,7 @@ def sample_of(value: Any, sample: int) -> Any:
     return value
 
 
-def stacked(saved_values: Sequence[SavedValues]) -> SavedValues:
+def stacked(saved_values: Sequence[SavedValues[DoubleWords]]) -> SavedValues[DoubleWords]:
     """The saved values of single samples as those of a batch."""
     first, *remaining = (saved.values for saved in saved_values)
     return SavedValues({key: _joined([first[key], *(r[key] for r in remaining)]) for key in first})
