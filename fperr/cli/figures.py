@@ -67,7 +67,7 @@ def figures_command(
     for name in wanted:
         recipe = FIGURES[name]
         used = (chosen or recipe.available) if recipe.networks else []
-        counts = [paper_size(each, recipe.most) if full else number for each in used]
+        counts = [paper_size(each, recipe.max_images) if full else number for each in used]
         keys = list(zip(used, counts, strict=True))
         for key in keys:
             subjects.setdefault(key, Subject(*key))

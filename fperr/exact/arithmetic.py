@@ -42,9 +42,7 @@ class Arithmetic(ABC, Generic[T]):
 
     bits: int
 
-    def prepared(
-        self, sources: tuple[object, ...], layout: Hashable, make: Callable[[], R]
-    ) -> R:
+    def prepared(self, sources: tuple[object, ...], layout: Hashable, make: Callable[[], R]) -> R:
         """`make()`, what is made of the constants `sources`; once for each `layout`."""
         remembered = self.__dict__.setdefault("_prepared", {})
         key = tuple(map(id, sources)), layout
