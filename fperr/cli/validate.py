@@ -33,16 +33,22 @@ def kernels_command(
         raise ValueError(f"--stride must be at least 1, got {stride}: leave it out for all")
     if torch.device(_device_type(device)) == torch.device("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device} needs CUDA, which is not there: use --device cpu")
-    found, ways = sweep(device, stride=stride, progress=True)
+    accuracy_by_format, results = sweep(device, stride=stride, progress=True)
     frame = pd.DataFrame(
-        [(s.path, s.way, f"{s.numbers:,}", f"{s.ulps:.4f}", f"{s.at:.9g}") for s in ways],
+        [
+            (s.function, s.route, f"{s.count:,}", f"{s.ulps:.4f}", f"{s.argument:.9g}")
+            for s in results
+        ],
         columns=["function", "way", "numbers", "largest error, ulps", "at"],
     )
     typer.echo(frame.to_string(index=False))
-    for name, each in found.items():
-        typer.echo(f"{name}: exp {each.exp_ulps:.4f}, log {each.log_ulps:.4f} ulps; {each.source}")
+    for name, accuracy in accuracy_by_format.items():
+        typer.echo(
+            f"{name}: exp {accuracy.exp_ulps:.4f}, log {accuracy.log_ulps:.4f} ulps; "
+            f"{accuracy.source}"
+        )
     if stride == 1:
-        typer.echo(f"Kept: {kernels.keep(found, torch.device(device))}")
+        typer.echo(f"Kept: {kernels.keep(accuracy_by_format, torch.device(device))}")
 
 
 @app.command("bounds")
@@ -70,7 +76,7 @@ def bounds_command(
         cases,
         logits=torch.cat(list(_real_logits())),
         kernel=kernel,
-        computed=partial(logit_gradients.computed, strided=kernel == "cpu_strided"),
+        computed=partial(logit_gradients.pytorch_gradient, strided=kernel == "cpu_strided"),
         seed=seed,
         progress=True,
     )

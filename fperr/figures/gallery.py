@@ -154,9 +154,8 @@ def make(name: str, study: Study, out: Path, command: str, formats: tuple[str, .
         text = recipe.text
         contents |= table.contents(text.cells(frame), text.title, text.note, out / name)
     provenance_file = out / f"{name}.json"
-    storage.remove(
-        provenance_file
-    )  # a kill leaves a picture without provenance, not with another one's
+    # removed first: a kill leaves a picture without provenance, not with another one's
+    storage.remove(provenance_file)
     for path, content in contents.items():
         storage.write(path, content)
     storage.write(provenance_file, (json.dumps(provenance, indent=1) + "\n").encode())

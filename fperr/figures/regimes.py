@@ -18,7 +18,7 @@ from fperr.figures.panels import panels
 from fperr.figures.study import Study
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64, format_named
 from fperr.report.style import colours
-from fperr.validation.logit_gradients import computed
+from fperr.validation.logit_gradients import pytorch_gradient
 from fperr.validation.trial_logits import TrialLogits
 
 _FORMATS = (FLOAT16, FLOAT32, FLOAT64)
@@ -60,7 +60,7 @@ def frame(study: Study) -> pd.DataFrame:
         cases = TrialLogits(
             z, label, c, torch.zeros(len(z), dtype=torch.bool), 1.0, is_shifted=False
         )
-        gradients = computed(cases).double().tolist()
+        gradients = pytorch_gradient(cases).double().tolist()
         bounds = logit_gradient(z, label, c, fmt).tolist()
         truth = [
             _exact_component(*pair) for pair in zip((-z[:, 1]).tolist(), c.tolist(), strict=True)

@@ -37,10 +37,8 @@ def picture(cells: pd.DataFrame, title: str, note: str) -> Figure:
         if not line:
             cell.set_text_props(weight="bold")
     axis.text(0, 1.0, f"{note}\n", size=_SIZE, va="bottom", transform=axis.transAxes)
-    # the note's lines (a line more than it has newlines), the newline after it, at 1.35 letter sizes
-    # a line and 72 points an inch; the axes are as high as the figure
-    # the note's lines (a line more than it has newlines), the newline after it, at 1.35 letter sizes
-    # a line and 72 points an inch; the axes are as high as the figure
+    # the note's lines (one more than it has newlines) and an empty one, at 1.35 letter sizes a line
+    # and 72 points an inch; the axes are as high as the figure
     above = 1.0 + (note.count("\n") + 2) * _SIZE * 1.35 / 72 / figure.get_figheight()
     axis.text(0, above, title, size=_SIZE + 1, weight="bold", va="bottom", transform=axis.transAxes)
     return figure
