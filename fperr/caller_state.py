@@ -18,23 +18,20 @@ style. What reads tables and computes nothing does not wear it.
 
 import functools
 import inspect
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import zip_longest
 from typing import Any, ParamSpec, TypeVar
 
 import flint
 import numpy as np
 import torch
-from numpy.random import mtrand
 from torch import Tensor, nn, overrides
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
-from fperr import pass_origin
+from fperr import global_generators, pass_origin
 from fperr.errors import ModeError
 
 P = ParamSpec("P")
@@ -44,8 +41,6 @@ R = TypeVar("R")
 SWITCH_LOCK = threading.RLock()
 _FLINT_BITS = 53  # as python-flint starts
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
-_OWN_BITS = np.random.MT19937(0)
-_OWN_BITS_STATE = _OWN_BITS.state
 
 
 def in_neutral_state(function: Callable[P, R]) -> Callable[P, R]:
@@ -123,9 +118,9 @@ def neutral_state() -> Iterator[None]:
         stack.enter_context(_float32_as_default())
         stack.enter_context(flint_precision(_FLINT_BITS))
         stack.enter_context(_one_flint_thread())
-        stack.enter_context(pass_origin.our_own())
-        if mtrand.get_bit_generator() is not _OWN_BITS:  # one public function calls another
-            stack.enter_context(_own_generators())
+        stack.enter_context(pass_origin.internal_passes())
+        if not global_generators.are_seeded():  # they are if a public function calls another
+            stack.enter_context(global_generators.seeded())
         yield
 
 
@@ -136,10 +131,10 @@ def _function_modes() -> list[Any]:
 
 def _refuse_modes() -> None:
     """Raise where a mode is active that may change what PyTorch computes."""
-    found = [m for m in _function_modes() if not isinstance(m, DeviceContext)]
-    names = [f"{type(m).__name__} (a TorchFunctionMode)" for m in found]
-    dispatched = _get_current_dispatch_mode_stack()
-    names += [f"{type(m).__name__} (a TorchDispatchMode)" for m in dispatched]
+    function_modes = [m for m in _function_modes() if not isinstance(m, DeviceContext)]
+    names = [f"{type(m).__name__} (a TorchFunctionMode)" for m in function_modes]
+    dispatch_modes = _get_current_dispatch_mode_stack()
+    names += [f"{type(m).__name__} (a TorchDispatchMode)" for m in dispatch_modes]
     if torch._C._functorch.peek_interpreter_stack() is not None:
         names.append("a transform of torch.func, such as vmap or grad")
     try:
@@ -186,37 +181,6 @@ def _one_flint_thread() -> Iterator[None]:
         flint.ctx.threads = before
 
 
-@contextmanager
-def _own_generators() -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's global generators with fixed seeds; afterwards as before."""
-    python, bits = random.getstate(), mtrand.get_bit_generator()
-    numpy, cpu = np.random.get_state(legacy=False), torch.get_rng_state()
-    cuda = [generator.get_state() for generator in _cuda_generators()]
-    try:
-        random.seed(0)
-        _OWN_BITS.state = _OWN_BITS_STATE
-        mtrand.set_bit_generator(_OWN_BITS)
-        torch.default_generator.manual_seed(0)
-        for generator in _cuda_generators():
-            generator.manual_seed(0)
-        yield
-    finally:
-        random.setstate(python)
-        mtrand.set_bit_generator(bits)
-        np.random.set_state(numpy)  # with the normal number that may be waiting
-        torch.set_rng_state(cpu)
-        for generator, state in zip_longest(_cuda_generators(), cuda):
-            if state is None:  # first used inside: what was drawn is taken back
-                generator.manual_seed(generator.initial_seed())
-            else:
-                generator.set_state(state)
-
-
-def _cuda_generators() -> tuple[torch.Generator, ...]:
-    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return torch.cuda.default_generators if is_used else ()
-
-
 def _ordinary(value: Any) -> Any:
     """An argument, copied where it is a tensor that autograd cannot use.
 
@@ -260,48 +224,50 @@ class _DefaultsCheck:
         if not self._is_needed or (dtype == torch.float32 and device is None):
             return
         try:
-            given = self._signature.bind_partial(*args, **kwargs).arguments
+            arguments = self._signature.bind_partial(*args, **kwargs).arguments
         except TypeError:  # the call itself says so
             return
-        model, x = given.get("model"), given.get("x")
+        model, x = arguments.get("model"), arguments.get("x")
         with neutral_state():
-            ours = _outputs(model, x)
+            neutral_outputs = _outputs(model, x)
         with neutral_state(), nullcontext() if device is None else device:
             torch.set_default_dtype(dtype)
-            theirs = _outputs(model, x)
-        if theirs is None or (ours is not None and _are_equal(ours, theirs)):
+            caller_outputs = _outputs(model, x)
+        if caller_outputs is None or (
+            neutral_outputs is not None and _are_equal(neutral_outputs, caller_outputs)
+        ):
             return
-        what = "fails" if ours is None else "gives other numbers"
-        where = "" if device is None else f" on {device}"
+        symptom = "fails" if neutral_outputs is None else "gives other numbers"
+        device_text = "" if device is None else f" on {device}"
         raise ModeError(
             f"expected a model whose forward does not depend on PyTorch's defaults, got one that "
-            f"{what} under float32 on the CPU, where fperr runs it, and the caller has set {dtype}"
-            f"{where}: name dtype= and device= where its forward makes tensors, as in "
+            f"{symptom} under float32 on the CPU, where fperr runs it, and the caller has set {dtype}"
+            f"{device_text}: name dtype= and device= where its forward makes tensors, as in "
             "torch.zeros(3, dtype=x.dtype, device=x.device)"
         )
 
 
 def _default_device() -> torch.device | None:
     """The default device that the caller has set; None: none."""
-    found = [m.device for m in _function_modes() if isinstance(m, DeviceContext)]
-    return found[-1] if found else None
+    devices = [m.device for m in _function_modes() if isinstance(m, DeviceContext)]
+    return devices[-1] if devices else None
 
 
 def _outputs(model: Any, x: Any) -> list[Tensor] | None:
     """What the model returns for the first sample; None where it fails."""
     try:
-        one = torch.as_tensor(x[:1])
-        tensor = next((p for p in model.parameters()), one)
+        first_sample = torch.as_tensor(x[:1])
+        tensor = next((p for p in model.parameters()), first_sample)
         with torch.no_grad():
-            found = model(one.detach().clone().to(tensor.device, tensor.dtype))
+            output = model(first_sample.detach().clone().to(tensor.device, tensor.dtype))
     except Exception:  # the call itself says so
         return None
-    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _are_equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    return len(ours) == len(theirs) and all(
+def _are_equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(
         (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
         and bool(((a == b) | ((a != a) & (b != b))).all())
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(first, second, strict=True)
     )

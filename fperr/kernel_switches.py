@@ -22,20 +22,20 @@ class Switch:
     tf32: Any
 
     @property
-    def _place(self) -> tuple[Any, str]:
+    def _owner_and_attribute(self) -> tuple[Any, str]:
         *path, attribute = self.name.split(".")
         owner: Any = backends
-        for part in path:
-            owner = getattr(owner, part)
+        for component in path:
+            owner = getattr(owner, component)
         return owner, attribute
 
     def get(self) -> Any:
         """Its present value."""
-        return getattr(*self._place)
+        return getattr(*self._owner_and_attribute)
 
     def set(self, value: Any) -> None:
         """Give it a value."""
-        setattr(*self._place, value)
+        setattr(*self._owner_and_attribute, value)
 
 
 # torch 2.9 introduced `fp32_precision`; mixing it with `allow_tf32` raises, so one of them is used
@@ -72,8 +72,8 @@ def controlled(fmt: Format) -> Iterator[dict[str, str]]:
             for switch in _SWITCHES:
                 switch.set(switch.tf32 if fmt == TF32 else switch.ieee)
             with mathematical_attention():
-                found = {switch.name: str(switch.get()) for switch in _SWITCHES}
-                yield found | {"attention": "math"}
+                recorded = {switch.name: str(switch.get()) for switch in _SWITCHES}
+                yield recorded | {"attention": "math"}
         finally:
             for switch, value in before:
                 switch.set(value)

@@ -8,29 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_ARE_OUR_OWN: ContextVar[bool] = ContextVar("passes_are_our_own", default=False)
+_ARE_INTERNAL: ContextVar[bool] = ContextVar("passes_are_our_own", default=False)
 
 
-def are_our_own() -> bool:
+def are_internal() -> bool:
     """Whether the passes of this thread are fperr's own now."""
-    return _ARE_OUR_OWN.get()
+    return _ARE_INTERNAL.get()
 
 
 @contextmanager
-def our_own() -> Iterator[None]:
+def internal_passes() -> Iterator[None]:
     """Inside, passes are fperr's own questions."""
-    token = _ARE_OUR_OWN.set(True)
+    token = _ARE_INTERNAL.set(True)
     try:
         yield
     finally:
-        _ARE_OUR_OWN.reset(token)
+        _ARE_INTERNAL.reset(token)
 
 
 @contextmanager
-def of_an_attack() -> Iterator[None]:
+def attack_passes() -> Iterator[None]:
     """Inside, passes are steps of an attack."""
-    token = _ARE_OUR_OWN.set(False)
+    token = _ARE_INTERNAL.set(False)
     try:
         yield
     finally:
-        _ARE_OUR_OWN.reset(token)
+        _ARE_INTERNAL.reset(token)

@@ -118,12 +118,12 @@ def prepare(folder: Path) -> None:
         ValueError: it cannot be a folder.
         StorageError: nothing can be written in it.
     """
-    made = make(folder)
+    new_folders = make_folder(folder)
     try:
-        probe(folder)
-        remove_leftovers(folder, of_the_living=False)
+        check_writable(folder)
+        remove_leftovers(folder, of_running_too=False)
     except BaseException:
-        remove_empty(made)
+        remove_empty(new_folders)
         raise
 
 
@@ -134,15 +134,15 @@ def prepared(folder: Path) -> Iterator[None]:
     Raises:
         ValueError, StorageError: as `prepare`.
     """
-    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    new_folders = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     prepare(folder)
     try:
         yield
     finally:
-        remove_empty(made)
+        remove_empty(new_folders)
 
 
-def make(folder: Path) -> list[Path]:
+def make_folder(folder: Path) -> list[Path]:
     """Make a folder.
 
     Returns:
@@ -158,7 +158,7 @@ def make(folder: Path) -> list[Path]:
         )
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"{folder} is a file: give a folder")
-    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as fault:
@@ -166,10 +166,10 @@ def make(folder: Path) -> list[Path]:
             f"{folder} cannot be made ({getattr(fault, 'strerror', None) or fault}): give another "
             "folder, or mend that"
         ) from fault
-    return made
+    return missing
 
 
-def probe(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Write a small file and remove it.
 
     Raises:
@@ -190,17 +190,17 @@ def is_leftover(name: str) -> bool:
     return bool(_PARTIAL.fullmatch(name) or _OLDER_PARTIAL.fullmatch(name))
 
 
-def remove_leftovers(folder: Path, *, of_the_living: bool) -> None:
+def remove_leftovers(folder: Path, *, of_running_too: bool) -> None:
     """Temporary files of killed runs; with the lock held, no other run can be writing one."""
     for name in os.listdir(folder):
         match = _PARTIAL.fullmatch(name)
-        is_dead = match is not None and not _lives(int(match[1]))
-        if is_dead or (of_the_living and is_leftover(name)):
+        is_dead = match is not None and not _is_running(int(match[1]))
+        if is_dead or (of_running_too and is_leftover(name)):
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
 
 
-def _lives(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

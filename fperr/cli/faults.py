@@ -34,7 +34,7 @@ ON_COMMAND_LINE = (
     (r"(?<![-\w])(arithmetic|box|method|norm|reference|scenarios|steps|targets)=(?!\S)", r"--\1"),
     (
         r"\b(accept_probabilities|batch_size|loss_scale)\b",
-        lambda found: "--" + found[1].replace("_", "-"),
+        lambda match: "--" + match[1].replace("_", "-"),
     ),
     (
         r"^(radius|steps|restarts|targets|digits|losses|formats|scenarios)(?= (must|is|names) )",

@@ -80,13 +80,13 @@ def bounds_command(
         seed=seed,
         progress=True,
     )
-    found, tight = summary.table(trials), summary.tightness(trials)
-    storage.write(out / "bounds.csv", found.to_csv(index=False).encode())
-    storage.write(out / "tightness.csv", tight.to_csv(index=False).encode())
+    bound_table, tightness = summary.table(trials), summary.tightness(trials)
+    storage.write(out / "bounds.csv", bound_table.to_csv(index=False).encode())
+    storage.write(out / "tightness.csv", tightness.to_csv(index=False).encode())
     storage.write(out / "bounds.png", picture(summary.figure(trials), dpi=150))
-    typer.echo(found.to_string(index=False, float_format="{:.4g}".format))
+    typer.echo(bound_table.to_string(index=False, float_format="{:.4g}".format))
     typer.echo("\nMedian of bound/error, cross-entropy at c = 1 below saturation:\n")
-    typer.echo(tight.to_string(index=False, float_format="{:.3g}".format))
+    typer.echo(tightness.to_string(index=False, float_format="{:.3g}".format))
     typer.echo("")
     for line in summary.sentences(trials):
         typer.echo(line)
@@ -104,16 +104,18 @@ def assumption_command(
     """Is the size of the gradient G(t) times a constant, as maximising G takes for granted?"""
     check_folder(out, overwrite=True)
     with storage.prepared(out):
-        found = {
+        frames_by_network = {
             name: assumption.lengths(
                 zoo.load(name), data.images_named(zoo.entry(name).dataset).first(n).x
             )
             for name in networks
         }
-        storage.write(out / "assumption.png", picture(assumption.figure(found), dpi=150))
-        lines = assumption.summary(found)
-        storage.write(out / "assumption.csv", lines.to_csv(index=False).encode())
-    typer.echo(lines.to_string(index=False, float_format="{:.3g}".format))
+        storage.write(
+            out / "assumption.png", picture(assumption.figure(frames_by_network), dpi=150)
+        )
+        by_network = assumption.summary(frames_by_network)
+        storage.write(out / "assumption.csv", by_network.to_csv(index=False).encode())
+    typer.echo(by_network.to_string(index=False, float_format="{:.3g}".format))
     typer.echo(f"Written: {out / 'assumption.png'}, {out / 'assumption.csv'}")
 
 

@@ -1,156 +1,15 @@
-"""What arguments must be: each kind is checked in one place, and refused in one wording."""
+"""Checks of models and tensors: inputs, logits, class labels."""
 
-import math
-import numbers
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fperr.checks.values import shown
+
 # the formats of inputs that the networks here are run in
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def choice(name: str, value: object, options: Sequence[str]) -> str:
-    """One of the options.
-
-    Raises:
-        TypeError, ValueError: it is not; lists them.
-    """
-    if not isinstance(value, str):
-        raise TypeError(
-            f"{name} must be a name, got {shown(value)}: expected one of {', '.join(options)}"
-        )
-    if value not in options:
-        raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(options)}")
-    return value
-
-
-def text(name: str, value: object) -> str:
-    """A string that is not empty.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, got {shown(value)}: give a name in quotes")
-    if not value.strip():
-        raise ValueError(f"{name} must be a name, got {value!r}: give at least one letter")
-    return value
-
-
-def path(name: str, value: object) -> Path:
-    """The path of a file or folder.
-
-    Raises:
-        TypeError: neither a string nor a path.
-    """
-    if not isinstance(value, str | Path):
-        raise TypeError(f"{name} must be a path, got {shown(value)}: give a str or a pathlib.Path")
-    return Path(value)
-
-
-def flag(name: str, value: object) -> bool:
-    """True or False.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}: give one of the two")
-    return value
-
-
-def optional_flag(name: str, value: object) -> bool | None:
-    """True, False or None.
-
-    Raises:
-        TypeError: it is none of them.
-    """
-    if value is not None and not isinstance(value, bool):
-        raise TypeError(f"{name} must be True, False or None, got {shown(value)}: give one of them")
-    return value
-
-
-def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
-    """An integer within limits; True is none.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
-    limits = f"from {least} on" if most is None else f"from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number {limits}, got {shown(value)}: give an int")
-    number = int(value)
-    if number < least or (most is not None and number > most):
-        raise ValueError(
-            f"{name} must be a whole number {limits}, got {number}: give one within that range"
-        )
-    return number
-
-
-def real_number(
-    name: str, value: object, *, above: float = -math.inf, least: float = -math.inf,
-    below: float = math.inf,
-) -> float:  # fmt: skip
-    """A finite number within limits; True is none.
-
-    Args:
-        name: of the argument.
-        value: what was given.
-        above: smaller than every allowed value.
-        least: the smallest allowed value.
-        below: larger than every allowed value.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {shown(value)}: give a float")
-    number = float(value)
-    if not (above < number < below and number >= least):
-        ends = [
-            f"above {above:g}" if above > -math.inf else "",
-            f"from {least:g} on" if least > -math.inf else "",
-            f"below {below:g}" if below < math.inf else "",
-        ]
-        limits = " and ".join(end for end in ends if end)
-        raise ValueError(
-            f"{name} must be a finite number {limits}".rstrip() + f", got {number!r}: give another"
-        )
-    return number
-
-
-def names(name: str, values: object) -> list[str]:
-    """A sequence of names, which may be empty.
-
-    Raises:
-        TypeError: it is a single string, or holds something else.
-    """
-    if isinstance(values, str):
-        raise TypeError(
-            f"{name} must be a sequence of names, got the string {values!r}: use a list"
-        )
-    if not isinstance(values, Sequence) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{name} must hold names, got {shown(values)}: use a list of strings")
-    return list(values)
-
-
-def distinct_names(name: str, values: object) -> list[str]:
-    """A sequence of different names, at least one.
-
-    Raises:
-        TypeError, ValueError: it is a single string, empty, or names something twice.
-    """
-    listed = names(name, values)
-    if not listed:
-        raise ValueError(f"{name} is empty: name at least one")
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"{name} names something twice: {listed}: name each once")
-    return listed
 
 
 def model(name: str, value: object) -> nn.Module:
@@ -175,7 +34,7 @@ def model(name: str, value: object) -> nn.Module:
             "give model.module"
         )
     plain: nn.Module = getattr(value, "_orig_mod", value)  # where torch.compile's wrapper has it
-    training = [part or "the model" for part, m in plain.named_modules() if m.training]
+    training = [path or "the model" for path, m in plain.named_modules() if m.training]
     if training:
         raise ValueError(
             f"the model must be in evaluation mode, but {', '.join(training[:3])}"
@@ -325,14 +184,6 @@ def check_targets(name: str, targets: Tensor, y: Tensor) -> None:
             f"{name} equals y at sample {sample} (class {int(y[sample])}): "
             "a targeted attack needs a target other than the true label, name another class"
         )
-
-
-def shown(value: object) -> str:
-    """A value in an error: its `repr` where that is short, else its type and shape."""
-    if isinstance(value, Tensor | np.ndarray) and value.ndim:
-        return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    listed = repr(value)
-    return listed if len(listed) <= 60 else f"{type(value).__name__} {listed[:57]}..."
 
 
 def _from_numpy(name: str, value: np.ndarray[Any, Any]) -> Tensor:
