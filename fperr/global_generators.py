@@ -1,4 +1,4 @@
-"""The global random generators of Python, NumPy and PyTorch: seeded inside a block, and put back."""
+"""The global random generators of Python, NumPy and PyTorch: seeded for a block, and put back."""
 
 import random
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.random import mtrand
 
-_BITS = np.random.MT19937(0)  # stands in for NumPy's inside
+_BITS = np.random.MT19937(0)  # replaces NumPy's global bit generator inside the block
 _FRESH_STATE = _BITS.state
 
 
 def are_seeded() -> bool:
-    """Whether the block of `seeded` is at work."""
+    """Whether a block of `seeded` is active."""
     return mtrand.get_bit_generator() is _BITS
 
 
@@ -35,10 +35,10 @@ def seeded() -> Iterator[None]:
     finally:
         random.setstate(python)
         mtrand.set_bit_generator(bits)
-        np.random.set_state(numpy)  # with the normal number that may be waiting
+        np.random.set_state(numpy)  # with its spare normal number, if it has one
         torch.set_rng_state(cpu)
         for generator, state in zip_longest(_cuda_generators(), cuda):
-            if state is None:  # first used inside: what was drawn is taken back
+            if state is None:  # CUDA was first used inside the block: back to the initial seed
                 generator.manual_seed(generator.initial_seed())
             else:
                 generator.set_state(state)

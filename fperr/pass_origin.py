@@ -1,7 +1,7 @@
-"""Whose forward passes of a model are: fperr's own questions, or an attack's steps.
+"""The origin of a model's forward passes: fperr's internal evaluations, or an attack's steps.
 
-The hooks of a recorder see every pass. Inside fperr's public functions they are fperr's own
-(checks, captures, measurements), and no part of an attack, but for the steps of an attack of ours.
+The hooks of a recorder see every pass. Inside fperr's public functions, passes are internal
+(checks, captures, measurements) and no part of an attack, except for the steps of fperr's attacks.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ _ARE_INTERNAL: ContextVar[bool] = ContextVar("passes_are_our_own", default=False
 
 
 def are_internal() -> bool:
-    """Whether the passes of this thread are fperr's own now."""
+    """Whether forward passes in this context are internal to fperr."""
     return _ARE_INTERNAL.get()
 
 
 @contextmanager
 def internal_passes() -> Iterator[None]:
-    """Inside, passes are fperr's own questions."""
+    """Mark the forward passes inside a block as internal to fperr."""
     token = _ARE_INTERNAL.set(True)
     try:
         yield
@@ -28,7 +28,7 @@ def internal_passes() -> Iterator[None]:
 
 @contextmanager
 def attack_passes() -> Iterator[None]:
-    """Inside, passes are steps of an attack."""
+    """Mark the forward passes inside a block as steps of an attack."""
     token = _ARE_INTERNAL.set(False)
     try:
         yield

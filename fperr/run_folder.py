@@ -1,4 +1,4 @@
-"""Folders of runs: settings and numbered pieces, locked, in which a second run goes on."""
+"""Run folders: a locked folder of settings and numbered pieces, in which a later run goes on."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ from fperr.storage import SEAL, is_whole, read, sealed, write
 
 _RESULTS = "results.json"
 _LAYOUT = 1
-_LONGEST_TEXT = 60  # letters of a setting that are shown
+_LONGEST_TEXT = 60  # letters of a setting or of names in a message
 
 
 @contextlib.contextmanager
@@ -30,19 +30,21 @@ def opened(
     overwrite: Sequence[str] | None = None,
     wait: bool = False,
 ) -> Iterator["RunFolder"]:
-    """A run folder, locked until it is left; the kernel unlocks it at a kill.
+    """Open a run folder, and keep it locked inside the block.
+
+    The kernel releases the lock if the process is killed.
 
     Args:
-        folder: new, empty, or of a run of the same kind.
-        about: name of the file with its settings: `attack.json`.
-        remedy: what the caller can do where the folder cannot be used.
-        overwrite: begin anew: names of files and folders of the earlier run to remove; None: go
-            on with it. What else lies in the folder stays.
-        wait: until another run in the folder has ended, instead of refusing.
+        folder: Folder that is new, empty, or of a run of the same kind.
+        settings_file: Name of the file with the settings, e.g. `attack.json`.
+        remedy: Remedy that error messages suggest where the folder cannot be used.
+        overwrite: Names of files and folders of the earlier run to remove, to begin anew; None to
+            go on with that run. Other files in the folder stay.
+        wait: Whether to wait until another run in the folder has ended, instead of refusing.
 
     Raises:
-        ValueError: the folder cannot be made, or holds something else.
-        StorageError: another run is at work in it, or it cannot be written to.
+        ValueError: The folder cannot be made, or holds something else.
+        StorageError: Another run is at work in the folder, or it cannot be written to.
     """
     path = Path(folder)
     new_folders = storage.make_folder(path)
@@ -64,11 +66,11 @@ class RunFolder:
     """A folder of settings and numbered pieces; see `opened`.
 
     Attributes:
-        path: the folder.
-        about: name of the file with the settings.
-        remedy: what to do where it cannot be used.
-        settings: those that it was begun with; None where it is new.
-        kept: inode, size and time of the pieces that were written or read.
+        path: Path of the folder.
+        settings_file: Name of the file with the settings.
+        remedy: Remedy that error messages suggest where the folder cannot be used.
+        settings: Settings with which the run was begun; None if the folder is new.
+        states: Inode, size and time of each piece, as it was written or read.
     """
 
     path: Path
@@ -79,17 +81,17 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """What runs here: `attack`."""
+        """The kind of the run, e.g. `attack`."""
         return Path(self.settings_file).stem
 
     def load(self, *, is_new: bool) -> None:
         """Read the settings.
 
         Args:
-            is_new: what else lies in the folder does no harm.
+            is_new: Whether other files may lie in the folder.
 
         Raises:
-            ValueError: they are damaged, or the folder holds something else.
+            ValueError: The settings are damaged, or the folder holds something else.
         """
         try:
             content = read(self.path / self.settings_file)
@@ -110,22 +112,23 @@ class RunFolder:
             if foreign_files and not is_new:
                 raise ValueError(
                     f"{self.path} is not empty: it holds something else than this {self.kind} "
-                    f"({_short(', '.join(sorted(foreign_files)))}, and no {self.settings_file}): {self.remedy}"
+                    f"({_short(', '.join(sorted(foreign_files)))}, and no {self.settings_file}): "
+                    f"{self.remedy}"
                 )
             return
         stored = _object(content) if is_whole(content) else {}
         if stored.get("layout") != _LAYOUT or not isinstance(stored.get("settings"), dict):
             raise ValueError(
-                f"{self.path / self.settings_file} is damaged (its digest is not that of its content), or "
-                f"another version of fperr wrote it: {self.remedy}, or remove it"
+                f"{self.path / self.settings_file} is damaged (its digest is not that of its "
+                f"content), or another version of fperr wrote it: {self.remedy}, or remove it"
             )
         self.settings = stored["settings"]
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings of a new run, or compare them with those that it was begun with.
+        """Write the settings of a new run, or compare them with those of the run to go on with.
 
         Raises:
-            ValueError: they differ; names what does.
+            ValueError: The settings differ; the message names those that do.
         """
         new_settings: dict[str, Any] = json.loads(json.dumps(settings))
         if self.settings is None:
@@ -141,16 +144,21 @@ class RunFolder:
             )
 
     def stamp(self, name: str) -> str:
-        """What a piece must hold: the place of its digest, of which run it is, and which piece."""
+        """The text that a piece must hold: room for its digest, and the names of run and piece."""
         return f"{SEAL}{self._piece_id(name)}"
 
     def keep(self, name: str, content: bytes) -> None:
-        """Write a piece: a sealed content, which holds its stamp."""
+        """Write a piece.
+
+        Args:
+            name: Name of the piece's file.
+            content: Sealed content, which holds the piece's stamp.
+        """
         write(self.path / name, content)
         self.states[name] = self._state(name)
 
     def piece(self, name: str) -> bytes | None:
-        """A piece as it was written; None where it is missing, or damaged: a warning names it."""
+        """Read a piece; None if it is missing or damaged, and a warning names a damaged one."""
         content = self._content(name)
         if content is None:
             return None
@@ -161,7 +169,7 @@ class RunFolder:
         return content
 
     def distrust(self, name: str) -> None:
-        """Say that a piece is not what it should be."""
+        """Warn that a piece is damaged or of another run."""
         self.states.pop(name, None)
         warnings.warn(
             f"{self.path / name} is damaged, or of another run: it is not used, and computed again",
@@ -170,15 +178,15 @@ class RunFolder:
         )
 
     def drop(self, name: str) -> None:
-        """Remove a piece that another one stands for."""
+        """Remove a piece that another piece replaces."""
         self.states.pop(name, None)
         storage.remove(self.path / name)
 
     def check(self) -> None:
-        """Whether every piece that was written or read is still there.
+        """Check that every piece that was written or read is still there, unchanged.
 
         Raises:
-            StorageError: names those that are not.
+            StorageError: A piece is missing or was changed.
         """
         gone = [name for name, state in self.states.items() if self._state(name) != state]
         if not self._exists(self.settings_file):
@@ -191,7 +199,7 @@ class RunFolder:
             )
 
     def publish(self, name: str, content: bytes) -> None:
-        """Write a result, of which the folder keeps the digest; a changed one is named."""
+        """Write a result, and its digest to the manifest; warn if the old result was changed."""
         manifest = self._content(_RESULTS)
         digests = _object(manifest).get("digests", {}) if manifest and is_whole(manifest) else {}
         if manifest is not None and not digests:
@@ -209,7 +217,10 @@ class RunFolder:
         write(self.path / _RESULTS, sealed(new_manifest.encode()))
 
     def clear(self, names: Sequence[str]) -> None:
-        """Remove settings and results of an earlier run; folders only of one that left settings."""
+        """Remove settings and results of an earlier run.
+
+        Folders are removed only if there are settings: without them they may not be fperr's.
+        """
         has_settings = os.path.lexists(self.path / self.settings_file)
         for name in (*names, _RESULTS, self.settings_file):
             path = self.path / name
@@ -223,9 +234,11 @@ class RunFolder:
         return f" run {_digest(self.settings)} piece {name};"
 
     def _exists(self, name: str) -> bool:
+        """Whether a file of that name is in the folder."""
         return self._state(name) != (0, 0, 0)
 
     def _state(self, name: str) -> tuple[int, int, int]:
+        """Inode, size and time of a file; zeros if it is missing."""
         try:
             status = os.lstat(self.path / name)
         except OSError:
@@ -233,7 +246,7 @@ class RunFolder:
         return status.st_ino, status.st_size, status.st_mtime_ns
 
     def _content(self, name: str) -> bytes | None:
-        """None where it is missing; where it is no file, it is named, too."""
+        """Read a file; None if it is missing, or not a regular file, of which a warning says so."""
         try:
             return read(self.path / name)
         except FileNotFoundError:
@@ -244,16 +257,18 @@ class RunFolder:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Which settings differ, in words; those of a group are called by its name, too."""
+    """Describe the settings that differ; the name of a group precedes those of its settings."""
     old_values, new_values = dict(_flat(old)), dict(_flat(new))
     return [
-        f"{name} {_short(str(old_values.get(name)))} there, {_short(str(new_values.get(name)))} here"
+        f"{name} {_short(str(old_values.get(name)))} there, "
+        f"{_short(str(new_values.get(name)))} here"
         for name in sorted(old_values.keys() | new_values.keys())
         if old_values.get(name) != new_values.get(name)
     ]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of all groups, with the groups' names before theirs."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name} ")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fperr import folder_lock, storage
+from fperr import folder_lock, run_folder, storage
 from fperr.errors import DamagedFileWarning, StorageError
 from fperr.report.file import parquet
 from fperr.run_folder import opened

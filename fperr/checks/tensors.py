@@ -8,16 +8,20 @@ from torch import Tensor, nn
 
 from fperr.checks.values import shown
 
-# the formats of inputs that the networks here are run in
+# the dtypes of inputs in which networks can be run
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def model(name: str, value: object) -> nn.Module:
-    """A module in evaluation mode with finite weights; that inside `torch.compile`'s wrapper.
+    """Check that a value is a module in evaluation mode with finite weights.
+
+    Returns:
+        The module, without the wrapper of `torch.compile`.
 
     Raises:
-        TypeError: not a module, or TorchScript, or in a wrapper that scatters batches.
-        ValueError: training mode, or weights that are not finite, or on device 'meta'.
+        TypeError: The value is no module, or TorchScript, or a wrapper that scatters batches.
+        ValueError: The module is in training mode, or has weights that are not finite, or is on
+            device 'meta'.
     """
     if isinstance(value, torch.jit.ScriptModule):
         raise TypeError(
@@ -33,7 +37,7 @@ def model(name: str, value: object) -> nn.Module:
             f"the model is wrapped in {type(value).__name__}, which scatters batches over devices: "
             "give model.module"
         )
-    plain: nn.Module = getattr(value, "_orig_mod", value)  # where torch.compile's wrapper has it
+    plain: nn.Module = getattr(value, "_orig_mod", value)  # attribute of torch.compile's wrapper
     training = [path or "the model" for path, m in plain.named_modules() if m.training]
     if training:
         raise ValueError(
@@ -55,14 +59,14 @@ def model(name: str, value: object) -> nn.Module:
 
 
 def inputs(name: str, value: object) -> Tensor:
-    """A batch of inputs as a tensor without its history; its memory is the caller's.
+    """Convert a batch of inputs to a tensor without autograd history, which shares its memory.
 
     Args:
-        name: of the argument.
-        value: (n, *shape), a tensor or NumPy array, float16, bfloat16, float32 or float64.
+        name: Name of the argument.
+        value: Tensor or NumPy array (n, *shape), float16, bfloat16, float32 or float64.
 
     Raises:
-        TypeError, ValueError: it is no dense batch of such numbers.
+        TypeError, ValueError: The value is not a dense batch of such numbers.
     """
     if isinstance(value, np.ndarray):
         value = _from_numpy(name, value)
@@ -97,10 +101,10 @@ def inputs(name: str, value: object) -> Tensor:
 
 
 def logits(name: str, value: object) -> Tensor:
-    """Logits (batch, K), K >= 2, of a floating-point dtype.
+    """Check that a value is a tensor of logits (batch, K), K >= 2, of a floating-point dtype.
 
     Raises:
-        TypeError, ValueError: they are not.
+        TypeError, ValueError: The value is not such a tensor.
     """
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -121,16 +125,16 @@ def logits(name: str, value: object) -> Tensor:
 
 
 def class_labels(name: str, value: object, n: int, device: torch.device) -> Tensor:
-    """Class indices (n,) int64 on a device.
+    """Convert class indices to a tensor (n,) int64 on a device.
 
     Args:
-        name: of the argument.
-        value: (n,) integers: a tensor, an array or a sequence.
-        n: how many samples there are.
-        device: where they are needed.
+        name: Name of the argument.
+        value: Tensor, array or sequence of n integers.
+        n: Number of samples.
+        device: Device of the result.
 
     Raises:
-        TypeError, ValueError: they are no integers, or not as many.
+        TypeError, ValueError: The value does not hold integers, or not n of them.
     """
     labels = value
     if not isinstance(labels, Tensor):
@@ -153,15 +157,15 @@ def class_labels(name: str, value: object, n: int, device: torch.device) -> Tens
 
 
 def check_classes(name: str, labels: Tensor, classes: int) -> None:
-    """Refuse labels that are no classes of the model.
+    """Refuse labels that are not classes of the model.
 
     Args:
-        name: of the argument.
-        labels: (n,) int64.
-        classes: K, how many the model has.
+        name: Name of the argument.
+        labels: Labels (n,) int64.
+        classes: Number of classes K of the model.
 
     Raises:
-        ValueError: some are below 0, or K or more.
+        ValueError: A label is below 0, or K or larger.
     """
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes:
@@ -172,10 +176,10 @@ def check_classes(name: str, labels: Tensor, classes: int) -> None:
 
 
 def check_targets(name: str, targets: Tensor, y: Tensor) -> None:
-    """Refuse targets that are the true class; both (n,) int64.
+    """Refuse targets that equal the true class; both are (n,) int64.
 
     Raises:
-        ValueError: one is; names the sample.
+        ValueError: A target equals the true class; the message names the sample.
     """
     equal = torch.nonzero(targets == y)
     if len(equal):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def choice(name: str, value: object, options: Sequence[str]) -> str:
-    """One of the options.
+    """Check that a value is one of the options.
 
     Raises:
-        TypeError, ValueError: it is not; lists them.
+        TypeError, ValueError: The value is not one of the options.
     """
     if not isinstance(value, str):
         raise TypeError(
@@ -25,10 +25,10 @@ def choice(name: str, value: object, options: Sequence[str]) -> str:
 
 
 def text(name: str, value: object) -> str:
-    """A string that is not empty.
+    """Check that a value is a string that is not blank.
 
     Raises:
-        TypeError, ValueError: it is not.
+        TypeError, ValueError: The value is not a string, or blank.
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {shown(value)}: give a name in quotes")
@@ -38,10 +38,10 @@ def text(name: str, value: object) -> str:
 
 
 def path(name: str, value: object) -> Path:
-    """The path of a file or folder.
+    """Convert a string or a path to a path.
 
     Raises:
-        TypeError: neither a string nor a path.
+        TypeError: The value is neither a string nor a path.
     """
     if not isinstance(value, str | Path):
         raise TypeError(f"{name} must be a path, got {shown(value)}: give a str or a pathlib.Path")
@@ -49,10 +49,10 @@ def path(name: str, value: object) -> Path:
 
 
 def flag(name: str, value: object) -> bool:
-    """True or False.
+    """Check that a value is True or False.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: The value is neither.
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {shown(value)}: give one of the two")
@@ -60,10 +60,10 @@ def flag(name: str, value: object) -> bool:
 
 
 def optional_flag(name: str, value: object) -> bool | None:
-    """True, False or None.
+    """Check that a value is True, False or None.
 
     Raises:
-        TypeError: it is none of them.
+        TypeError: The value is none of them.
     """
     if value is not None and not isinstance(value, bool):
         raise TypeError(f"{name} must be True, False or None, got {shown(value)}: give one of them")
@@ -71,10 +71,10 @@ def optional_flag(name: str, value: object) -> bool | None:
 
 
 def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
-    """An integer within limits; True is none.
+    """Check that a value is an integer from `least` to `most`; True and False are refused.
 
     Raises:
-        TypeError, ValueError: it is not.
+        TypeError, ValueError: The value is not an integer, or outside the limits.
     """
     limits = f"from {least} on" if most is None else f"from {least} to {most}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -91,17 +91,17 @@ def real_number(
     name: str, value: object, *, above: float = -math.inf, least: float = -math.inf,
     below: float = math.inf,
 ) -> float:  # fmt: skip
-    """A finite number within limits; True is none.
+    """Check that a value is a finite number within limits; True and False are refused.
 
     Args:
-        name: of the argument.
-        value: what was given.
-        above: smaller than every allowed value.
-        least: the smallest allowed value.
-        below: larger than every allowed value.
+        name: Name of the argument.
+        value: Value of the argument.
+        above: Limit below every allowed value, not allowed itself.
+        least: Smallest allowed value.
+        below: Limit above every allowed value, not allowed itself.
 
     Raises:
-        TypeError, ValueError: it is not.
+        TypeError, ValueError: The value is not a finite number, or outside the limits.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {shown(value)}: give a float")
@@ -120,10 +120,10 @@ def real_number(
 
 
 def names(name: str, values: object) -> list[str]:
-    """A sequence of names, which may be empty.
+    """Check that a value is a sequence of names, which may be empty.
 
     Raises:
-        TypeError: it is a single string, or holds something else.
+        TypeError: The value is a single string, not a sequence, or holds something else.
     """
     if isinstance(values, str):
         raise TypeError(
@@ -135,10 +135,10 @@ def names(name: str, values: object) -> list[str]:
 
 
 def distinct_names(name: str, values: object) -> list[str]:
-    """A sequence of different names, at least one.
+    """Check that a value is a sequence of distinct names that is not empty.
 
     Raises:
-        TypeError, ValueError: it is a single string, empty, or names something twice.
+        TypeError, ValueError: The value is no sequence of names, empty, or repeats a name.
     """
     distinct = names(name, values)
     if not distinct:
@@ -149,7 +149,7 @@ def distinct_names(name: str, values: object) -> list[str]:
 
 
 def shown(value: object) -> str:
-    """A value in an error: its `repr` where that is short, else its type and shape."""
+    """Describe a value in a message: by its `repr` if that is short, else by type and shape."""
     if isinstance(value, Tensor | np.ndarray) and value.ndim:
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
     text = repr(value)

@@ -120,7 +120,11 @@ def assumption_command(
 
 
 def _device_type(device: str) -> str:
-    """`cpu` or `cuda`, which kernels are swept on."""
+    """The type of a device name: `cpu` or `cuda`.
+
+    Raises:
+        ValueError: The device is of another type.
+    """
     kind = device.partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {device!r}: leave it out for the CPU")
@@ -128,6 +132,11 @@ def _device_type(device: str) -> str:
 
 
 def _checked_formats(formats: str) -> list[str]:
+    """Read the option `--formats`.
+
+    Raises:
+        ValueError: A format is unknown, has no bounds, or is named twice.
+    """
     names = [name.strip() for name in formats.split(",")]
     for name in names:
         if format_named(name) == TF32:
@@ -138,7 +147,7 @@ def _checked_formats(formats: str) -> list[str]:
 
 
 def _real_logits() -> Iterator[Tensor]:
-    """Of the packaged networks, and of the published ones where FPERR_DATA holds them."""
+    """Yield logits of the packaged networks, and of published ones if FPERR_DATA holds them."""
     for entry in zoo.REGISTRY.values():
         is_packaged = entry.dataset == "fashion_mnist_1000"
         if entry.dataset == "mnist_test" and os.environ.get("FPERR_DATA"):
