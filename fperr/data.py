@@ -1,4 +1,4 @@
-"""Images with labels: the packaged ones, and those found on this machine by name."""
+"""Labelled images by name: packaged ones, and data sets that are on this machine."""
 
 import gzip
 import hashlib
@@ -43,9 +43,9 @@ class Images:
     """Labelled images.
 
     Attributes:
-        name: what they are, for reports.
-        x: (n, channels, height, width), float32 in [0, 1].
-        y: (n,), int64 class labels.
+        name: Name of the data set, for reports.
+        x: Images (n, channels, height, width), float32 in [0, 1].
+        y: Class labels (n,), int64.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Images:
     y: Tensor
 
     def first(self, n: int) -> "Images":
-        """The first n of them.
+        """The first n images with their labels.
 
         Raises:
-            ValueError: n is below 1 or there are fewer than n images.
+            ValueError: n is below 1, or there are fewer than n images.
         """
         if not 1 <= n <= len(self.x):
             raise ValueError(
@@ -67,7 +67,10 @@ class Images:
 
 
 def digest(*tensors: Tensor) -> str:
-    """SHA-256 of dtypes, shapes and bytes, in order: equal if and only if the tensors are."""
+    """The SHA-256 of the tensors' dtypes, shapes and bytes, in order.
+
+    Two results are equal if and only if the tensors are, collisions of SHA-256 aside.
+    """
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -75,44 +78,54 @@ def digest(*tensors: Tensor) -> str:
     return sha.hexdigest()
 
 
-def fperr_data(relative: str, what: str) -> Path:
-    """The path of `relative` in the folder that the environment variable FPERR_DATA names.
+def fperr_data(relative: str, description: str) -> Path:
+    """The path of a file in the folder that the environment variable FPERR_DATA names.
+
+    Args:
+        relative: Path of the file, relative to that folder.
+        description: Name and origin of the file, for the error's message.
 
     Raises:
-        MissingDataError: the variable is not set or the file is not there; says `what` it is.
+        MissingDataError: The variable is not set, or the file is missing.
     """
     folder = os.environ.get("FPERR_DATA")
     if not folder:
         raise MissingDataError(
-            f"{what} is looked for in the folder named by the environment variable FPERR_DATA, "
-            f"which is not set. Set it to a folder that holds {relative}"
+            f"{description} is looked for in the folder named by the environment variable "
+            f"FPERR_DATA, which is not set. Set it to a folder that holds {relative}"
         )
     path = Path(folder) / relative
     if not path.is_file():
         raise MissingDataError(
-            f"{path} is missing: it should hold {what}. Get it, or set FPERR_DATA to a folder that "
-            f"holds {relative}"
+            f"{path} is missing: it should hold {description}. Get it, or set FPERR_DATA to a "
+            f"folder that holds {relative}"
         )
     return path
 
 
 def _idx(folder: Path, name: str, sha256: str) -> np.ndarray:
-    """The array in `folder/name.gz` (or `folder/name`), an IDX file of unsigned bytes."""
+    """Read `folder/name.gz` or `folder/name`, an IDX file of unsigned bytes.
+
+    Raises:
+        ValueError: The file's SHA-256 is not `sha256`.
+    """
     packed = folder / f"{name}.gz"
     raw = gzip.decompress(packed.read_bytes()) if packed.exists() else (folder / name).read_bytes()
-    found = hashlib.sha256(raw).hexdigest()
-    if found != sha256:
+    actual = hashlib.sha256(raw).hexdigest()
+    if actual != sha256:
         raise ValueError(
-            f"{folder / name}: SHA-256 {found}, expected {sha256}: not the published file. "
+            f"{folder / name}: SHA-256 {actual}, expected {sha256}: not the published file. "
             "Get it again from its source"
         )
+    # IDX: two bytes 0, a byte for the type, a byte for the number of dimensions; then each
+    # dimension as a big-endian 32-bit number; then the entries
     dimensions = raw[3]
     shape = np.frombuffer(raw, ">u4", count=dimensions, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
 def _images(name: str, pixels: np.ndarray, labels: np.ndarray) -> Images:
-    """Grey pixels (n, height, width) of 0..255 as `Images` in [0, 1]: one float32 division each."""
+    """Convert grey pixels (n, height, width) of 0..255 to [0, 1], by a float32 division each."""
     x = torch.from_numpy(pixels.copy()).unsqueeze(1).to(torch.float32) / 255
     return Images(name, x, torch.from_numpy(labels.copy()).to(torch.int64))
 
@@ -127,23 +140,28 @@ def _idx_pair(name: str, folder: Path, stem: str, sha256: dict[str, str], remedy
 
 @in_neutral_state
 def fashion_mnist(split: str = "train", folder: Path | None = None) -> Images:
-    """All of Fashion-MNIST's split `"train"` (60,000 images) or `"t10k"` (10,000 images).
+    """Fashion-MNIST's split `"train"` (60,000 images) or `"t10k"` (10,000 images).
 
     Args:
-        split: which of the two.
-        folder: where the four published files are; the folder of Debian's package by default.
+        split: Name of the split.
+        folder: Folder of the four published files; that of Debian's package by default.
 
     Raises:
-        MissingDataError: the files are not there; names the package.
-        ValueError: a file is not the published one.
+        MissingDataError: A file is missing; the message names the package.
+        ValueError: A file is not the published one.
     """
-    where = folder or FASHION_FOLDER
-    return _idx_pair(f"fashion_mnist_{split}", where, split, FASHION_SHA256, FASHION_REMEDY)
+    source = folder or FASHION_FOLDER
+    return _idx_pair(f"fashion_mnist_{split}", source, split, FASHION_SHA256, FASHION_REMEDY)
 
 
 @in_neutral_state
 def fashion_mnist_1000() -> Images:
-    """The first 1,000 test images of Fashion-MNIST, which are part of this package."""
+    """The first 1,000 test images of Fashion-MNIST, which are part of this package.
+
+    Example:
+        >>> tuple(fashion_mnist_1000().x.shape)
+        (1000, 1, 28, 28)
+    """
     packaged = resources.files("fperr.datasets") / "fashion_mnist_t10k_first1000.npz"
     with packaged.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return _images("fashion_mnist_1000", arrays["images"], arrays["labels"])
@@ -154,7 +172,7 @@ def mnist_test() -> Images:
     """The 10,000 test images of MNIST, from `mnist/` under FPERR_DATA.
 
     Raises:
-        MissingDataError: they are not there.
+        MissingDataError: The files are missing.
     """
     remedy = "MNIST's test files, from yann.lecun.com/exdb/mnist"
     folder = fperr_data("mnist/t10k-images-idx3-ubyte.gz", remedy).parent
@@ -166,15 +184,18 @@ def cifar10_test_800() -> Images:
     """The first 800 test images of CIFAR-10, from `cifar10/` under FPERR_DATA.
 
     Raises:
-        MissingDataError: they are not there.
-        ValueError: the file is another one.
+        MissingDataError: The file is missing.
+        ValueError: The file is not the expected one.
     """
-    what = "the first 800 images of CIFAR-10's test batch, from cs.toronto.edu/~kriz/cifar.html"
-    path = fperr_data("cifar10/cifar10_test_first800.npz", what)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != CIFAR_SHA256:
+    description = (
+        "the first 800 images of CIFAR-10's test batch, from cs.toronto.edu/~kriz/cifar.html"
+    )
+    path = fperr_data("cifar10/cifar10_test_first800.npz", description)
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    if actual != CIFAR_SHA256:
         raise ValueError(
-            f"{path}: SHA-256 {found}, expected {CIFAR_SHA256}: it is not {what}. Get it again"
+            f"{path}: SHA-256 {actual}, expected {CIFAR_SHA256}: it is not {description}. "
+            "Get it again"
         )
     with np.load(path) as arrays:
         pixels, labels = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
@@ -183,11 +204,11 @@ def cifar10_test_800() -> Images:
 
 @in_neutral_state
 def from_npz(path: Path) -> Images:
-    """Images `x` (n, ...) and labels `y` (n,) of a NumPy archive.
+    """Read images `x` (n, ...) and labels `y` (n,) from a NumPy archive.
 
     Raises:
-        MissingDataError: no such file.
-        ValueError: an array is missing or pickled, there is no sample, or x is not float16, float32
+        MissingDataError: The file is missing.
+        ValueError: An array is missing or pickled, there is no sample, or x is not float16, float32
             or float64 in this machine's byte order.
     """
     x, y = _arrays(path, ("x", "y"))
@@ -202,14 +223,19 @@ def from_npz(path: Path) -> Images:
 
 
 def classes_from_npz(path: Path, name: str, n: int) -> Tensor:
-    """The array `name` of a NumPy archive: a class for each of its samples; the first n.
+    """Read the classes of the first n samples from a NumPy archive.
+
+    Args:
+        path: Path of the archive, which holds x, too.
+        name: Name of the array, which holds an integer for each sample of x.
+        n: Number of samples.
 
     Returns:
-        (n,) int64.
+        Classes (n,) int64.
 
     Raises:
-        MissingDataError: no such file.
-        ValueError: no such array, or it holds no integer for each sample of x.
+        MissingDataError: The file is missing.
+        ValueError: The array is missing, or does not hold an integer for each sample of x.
     """
     x, classes = _arrays(path, ("x", name))
     return _classes(path, name, classes, len(x))[:n]
@@ -223,8 +249,8 @@ def _arrays(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
         )
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            held = sorted(archive.files)
-            arrays = [archive[name] for name in names if name in held]
+            names_in_file = sorted(archive.files)
+            arrays = [archive[name] for name in names if name in names_in_file]
     except Exception as fault:  # NumPy and zipfile raise a dozen kinds, MemoryError among them
         reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
         raise ValueError(
@@ -233,14 +259,14 @@ def _arrays(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
         ) from fault
     if len(arrays) < len(names):
         raise ValueError(
-            f"{path}: expected arrays {' and '.join(names)}, got {held}: write it with "
+            f"{path}: expected arrays {' and '.join(names)}, got {names_in_file}: write it with "
             f"np.savez({path.name!r}, {', '.join(f'{name}=...' for name in names)})"
         )
     return arrays
 
 
 def _float_remedy(x: np.ndarray) -> str:
-    """What to do about an array that is not floating point as PyTorch has it."""
+    """The remedy for an array whose dtype is not a floating-point dtype of this machine."""
     if np.issubdtype(x.dtype, np.integer):
         return (
             "expected floating point in the model's domain. Convert it, e.g. "
@@ -274,12 +300,12 @@ def images_named(name: str) -> Images:
     """The data set called `name`, or the one in a file whose name ends in `.npz`.
 
     Raises:
-        ValueError: no such data set; lists the known ones.
-        MissingDataError: it is not on this machine.
+        ValueError: No data set has that name.
+        MissingDataError: The data set is not on this machine.
     """
     if name.endswith(".npz"):
         return from_npz(Path(name))
     if name not in DATASETS:
-        known = ", ".join(DATASETS)
-        raise ValueError(f"unknown data set {name!r}: expected one of {known}, or a .npz file")
+        names = ", ".join(DATASETS)
+        raise ValueError(f"unknown data set {name!r}: expected one of {names}, or a .npz file")
     return DATASETS[name]()

@@ -1,14 +1,14 @@
-"""The errors of fperr: each says what was expected, what was got, and what to do.
+"""The errors of fperr: each message says what was expected, what was got, and what to do.
 
-Faults in arguments are `ValueError` or `TypeError`; these classes are for models and numerics.
+Wrong arguments raise `ValueError` or `TypeError`; these classes are for models, numerics and files.
 """
 
 
 class FperrError(Exception):
-    """Base of every error that fperr defines.
+    """Base class of every error that fperr defines.
 
     Attributes:
-        report: the `Report` of what was finished before, where a measurement was under way.
+        report: Report of the rows that were finished when a measurement failed; None elsewhere.
     """
 
     report: object = None
@@ -19,11 +19,11 @@ class ModelError(FperrError):
 
 
 class ModeError(FperrError):
-    """A mode that the caller has set in PyTorch is in the way; says which."""
+    """A mode that the caller has set in PyTorch may change results; the message names it."""
 
 
 class UnsupportedOperationError(FperrError):
-    """The captured network contains operations that have no exact meaning here; all are listed."""
+    """The network contains operations that no exact engine knows; the message lists them."""
 
 
 class CaptureAuditError(FperrError):
@@ -35,18 +35,18 @@ class StaleCaptureError(FperrError):
 
 
 class ReferenceNotCertifiedError(FperrError):
-    """Two precisions disagree: the reference does not have the digits it was asked for."""
+    """The exact gradient could not be computed to the required digits."""
 
 
 class ContradictedError(FperrError):
-    """PyTorch in float64 computes something else than the exact network: one of them is wrong."""
+    """PyTorch in float64 and the exact network disagree beyond rounding: one of them is wrong."""
 
 
 class SingularGradientError(ReferenceNotCertifiedError):
-    """The gradient is infinite or undefined at a sample: an operation has no slope there.
+    """The gradient is infinite or undefined at a sample, where an operation has no finite slope.
 
     Attributes:
-        sample: which one.
+        sample: Index of the sample.
         operation: ATen name of the operation.
     """
 
@@ -59,32 +59,36 @@ class SingularGradientError(ReferenceNotCertifiedError):
         self.sample, self.operation = sample, operation
 
     def within(self, where: str) -> "SingularGradientError":
-        """The same, with the modules that call the operation: `" in head.norm (Norm)"`."""
+        """The same error, with the modules that call the operation: `" in head.norm (Norm)"`."""
         return SingularGradientError(self.sample, self.operation, where)
 
 
 class UndecidedError(FperrError):
-    """A decision (of a ReLU, of a pooling) lies inside an enclosure."""
+    """An error bound is too wide to decide which branch a ReLU or a pooling takes.
+
+    Attributes:
+        undecided: Description of the comparison.
+    """
 
     def __init__(self, undecided: str, layer: str = "") -> None:
         super().__init__(f"{layer}: {undecided}" if layer else undecided)
         self.undecided = undecided
 
     def at(self, layer: str) -> "UndecidedError":
-        """The same, with the name of the layer."""
+        """The same error, with the name of the layer."""
         return UndecidedError(self.undecided, layer)
 
 
 class MissingDataError(FperrError):
-    """A file asked for by name is not on this machine; says what it is and how to get it."""
+    """A data file is not on this machine; the message says what it is and how to get it."""
 
 
 class StorageError(FperrError):
-    """A file could not be written, a folder is in use, or what was written has gone."""
+    """A file could not be written, a folder is in use, or a written file has disappeared."""
 
 
 class DamagedFileWarning(UserWarning):
-    """A file is not as fperr wrote it: names it, and says that it is computed or written again."""
+    """A file is not as fperr wrote it; it is computed or written again."""
 
 
 class InexactProductError(FperrError):

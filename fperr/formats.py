@@ -10,12 +10,16 @@ class Format:
     """A binary floating-point format: rounding to nearest, ties to even, gradual underflow.
 
     Attributes:
-        name: spelling in tables and on the command line, e.g. `"bfloat16"`.
-        dtype: the torch dtype that stores its numbers.
-        precision: significand bits p, the implicit bit included, of the operands of a product.
-        emin: exponent of the smallest normal binade.
-        emax: exponent of the largest binade.
-        scale_exponent: k of the cap `2**k` on the logit scale c.
+        name: Name in tables and on the command line, e.g. `"bfloat16"`.
+        dtype: Dtype of torch that stores the format's numbers.
+        precision: Significand bits p of the operands of a product, the implicit bit included.
+        emin: Exponent of the smallest normal binade.
+        emax: Exponent of the largest binade.
+        scale_exponent: Exponent k of the cap `2**k` on the logit scale c.
+
+    Example:
+        >>> format_named("float16").unit_roundoff == 2.0**-11
+        True
     """
 
     name: str
@@ -27,27 +31,27 @@ class Format:
 
     @property
     def unit_roundoff(self) -> float:
-        """U = 2**-p: one rounding of a normal number has a relative error of at most u."""
+        """The unit roundoff u = 2**-p: the largest relative error of rounding a normal number."""
         return 2.0**-self.precision
 
     @property
     def storage_unit_roundoff(self) -> float:
-        """The unit roundoff of `dtype`: differs from `unit_roundoff` for TF32 only."""
+        """The unit roundoff of `dtype`; it differs from `unit_roundoff` for TF32 only."""
         return float(torch.finfo(self.dtype).eps) / 2
 
     @property
     def smallest_normal(self) -> float:
-        """2**emin, the smallest positive normal number."""
+        """The smallest positive normal number, 2**emin."""
         return 2.0**self.emin
 
     @property
     def smallest_subnormal(self) -> float:
-        """Eta = 2**(emin - p + 1) of the storage dtype, the smallest positive number."""
+        """The smallest positive number of `dtype`, eta = 2**(emin - p + 1) with its own p."""
         return float(torch.finfo(self.dtype).smallest_normal * torch.finfo(self.dtype).eps)
 
     @property
     def largest(self) -> float:
-        """F, the largest finite number of the storage dtype."""
+        """The largest finite number F of `dtype`."""
         return float(torch.finfo(self.dtype).max)
 
 
@@ -64,7 +68,7 @@ def format_named(name: str) -> Format:
     """The format called `name`.
 
     Raises:
-        ValueError: no such format; lists the known ones.
+        ValueError: No format has that name.
     """
     if name not in FORMATS:
         raise ValueError(f"unknown format {name!r}: expected one of {', '.join(FORMATS)}")
@@ -75,7 +79,7 @@ def of_dtype(dtype: torch.dtype) -> Format:
     """The format that stores `dtype`, e.g. `FLOAT32` for `torch.float32` (never TF32).
 
     Raises:
-        ValueError: `dtype` is none of the four floating-point dtypes.
+        ValueError: `dtype` is not float16, bfloat16, float32 or float64.
     """
     for candidate in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64):
         if candidate.dtype == dtype:

@@ -1,4 +1,4 @@
-"""Every switch of PyTorch that changes the precision of a kernel: set, recorded, restored."""
+"""The switches of PyTorch that change the precision of a kernel: set, recorded, restored."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,27 +15,33 @@ from fperr.formats import TF32, Format
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """An attribute of `torch.backends` and its values for IEEE formats and for TF32."""
+    """A switch of `torch.backends`.
+
+    Attributes:
+        name: Path of the attribute below `torch.backends`, with dots.
+        ieee: Value for the IEEE formats and bfloat16.
+        tf32: Value for TF32.
+    """
 
     name: str
     ieee: Any
     tf32: Any
 
     @property
-    def _place(self) -> tuple[Any, str]:
+    def _owner_and_attribute(self) -> tuple[Any, str]:
         *path, attribute = self.name.split(".")
         owner: Any = backends
-        for part in path:
-            owner = getattr(owner, part)
+        for component in path:
+            owner = getattr(owner, component)
         return owner, attribute
 
     def get(self) -> Any:
-        """Its present value."""
-        return getattr(*self._place)
+        """The present value of the switch."""
+        return getattr(*self._owner_and_attribute)
 
     def set(self, value: Any) -> None:
-        """Give it a value."""
-        setattr(*self._place, value)
+        """Set the switch."""
+        setattr(*self._owner_and_attribute, value)
 
 
 # torch 2.9 introduced `fp32_precision`; mixing it with `allow_tf32` raises, so one of them is used
@@ -61,10 +67,16 @@ _SWITCHES = (
 
 @contextmanager
 def controlled(fmt: Format) -> Iterator[dict[str, str]]:
-    """Set every switch for `fmt`, yield what was set, restore what was there before.
+    """Set every switch for a format inside a block, and restore the switches afterwards.
 
     TF32 is allowed for the format TF32 alone; reduced-precision reductions and the benchmark mode
     of cuDNN are off, deterministic cuDNN kernels on; attention runs in its mathematical form.
+
+    Args:
+        fmt: Format in which the kernels compute.
+
+    Yields:
+        The values of the switches by name, for provenance.
     """
     with SWITCH_LOCK:
         before = [(switch, switch.get()) for switch in _SWITCHES]
@@ -72,8 +84,8 @@ def controlled(fmt: Format) -> Iterator[dict[str, str]]:
             for switch in _SWITCHES:
                 switch.set(switch.tf32 if fmt == TF32 else switch.ieee)
             with mathematical_attention():
-                found = {switch.name: str(switch.get()) for switch in _SWITCHES}
-                yield found | {"attention": "math"}
+                recorded = {switch.name: str(switch.get()) for switch in _SWITCHES}
+                yield recorded | {"attention": "math"}
         finally:
             for switch, value in before:
                 switch.set(value)
@@ -81,7 +93,10 @@ def controlled(fmt: Format) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def mathematical_attention() -> Iterator[None]:
-    """Attention as products and a softmax: no fused kernel, with gradients of its own, is run."""
+    """Run attention as matrix products and a softmax inside a block.
+
+    A fused kernel would have a backward pass of its own, with other roundings.
+    """
     with SWITCH_LOCK:
         before = backends.mha.get_fastpath_enabled()
         try:

@@ -1,36 +1,36 @@
-"""Whose forward passes of a model are: fperr's own questions, or an attack's steps.
+"""The origin of a model's forward passes: fperr's internal evaluations, or an attack's steps.
 
-The hooks of a recorder see every pass. Inside fperr's public functions they are fperr's own
-(checks, captures, measurements), and no part of an attack, but for the steps of an attack of ours.
+The hooks of a recorder see every pass. Inside fperr's public functions, passes are internal
+(checks, captures, measurements) and no part of an attack, except for the steps of fperr's attacks.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_ARE_OUR_OWN: ContextVar[bool] = ContextVar("passes_are_our_own", default=False)
+_ARE_INTERNAL: ContextVar[bool] = ContextVar("passes_are_our_own", default=False)
 
 
-def are_our_own() -> bool:
-    """Whether the passes of this thread are fperr's own now."""
-    return _ARE_OUR_OWN.get()
-
-
-@contextmanager
-def our_own() -> Iterator[None]:
-    """Inside, passes are fperr's own questions."""
-    token = _ARE_OUR_OWN.set(True)
-    try:
-        yield
-    finally:
-        _ARE_OUR_OWN.reset(token)
+def are_internal() -> bool:
+    """Whether forward passes in this context are internal to fperr."""
+    return _ARE_INTERNAL.get()
 
 
 @contextmanager
-def of_an_attack() -> Iterator[None]:
-    """Inside, passes are steps of an attack."""
-    token = _ARE_OUR_OWN.set(False)
+def internal_passes() -> Iterator[None]:
+    """Mark the forward passes inside a block as internal to fperr."""
+    token = _ARE_INTERNAL.set(True)
     try:
         yield
     finally:
-        _ARE_OUR_OWN.reset(token)
+        _ARE_INTERNAL.reset(token)
+
+
+@contextmanager
+def attack_passes() -> Iterator[None]:
+    """Mark the forward passes inside a block as steps of an attack."""
+    token = _ARE_INTERNAL.set(False)
+    try:
+        yield
+    finally:
+        _ARE_INTERNAL.reset(token)

@@ -1,7 +1,6 @@
-"""Folders of runs: settings and numbered pieces, locked, in which a second run goes on."""
+"""Run folders: a locked folder of settings and numbered pieces, in which a later run goes on."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,50 +13,52 @@ from typing import Any
 
 from fperr import storage
 from fperr.errors import DamagedFileWarning, StorageError
+from fperr.folder_lock import LOCK_FILE, locked
 from fperr.storage import SEAL, is_whole, read, sealed, write
 
-_LOCK = ".fperr-lock"
 _RESULTS = "results.json"
 _LAYOUT = 1
-_LONGEST = 60  # letters of a setting that are shown
+_LONGEST_TEXT = 60  # letters of a setting or of names in a message
 
 
 @contextlib.contextmanager
 def opened(
     folder: str | Path,
-    about: str,
+    settings_file: str,
     *,
     remedy: str = "give another folder",
     overwrite: Sequence[str] | None = None,
     wait: bool = False,
 ) -> Iterator["RunFolder"]:
-    """A run folder, locked until it is left; the kernel unlocks it at a kill.
+    """Open a run folder, and keep it locked inside the block.
+
+    The kernel releases the lock if the process is killed.
 
     Args:
-        folder: new, empty, or of a run of the same kind.
-        about: name of the file with its settings: `attack.json`.
-        remedy: what the caller can do where the folder cannot be used.
-        overwrite: begin anew: names of files and folders of the earlier run to remove; None: go
-            on with it. What else lies in the folder stays.
-        wait: until another run in the folder has ended, instead of refusing.
+        folder: Folder that is new, empty, or of a run of the same kind.
+        settings_file: Name of the file with the settings, e.g. `attack.json`.
+        remedy: Remedy that error messages suggest where the folder cannot be used.
+        overwrite: Names of files and folders of the earlier run to remove, to begin anew; None to
+            go on with that run. Other files in the folder stay.
+        wait: Whether to wait until another run in the folder has ended, instead of refusing.
 
     Raises:
-        ValueError: the folder cannot be made, or holds something else.
-        StorageError: another run is at work in it, or it cannot be written to.
+        ValueError: The folder cannot be made, or holds something else.
+        StorageError: Another run is at work in the folder, or it cannot be written to.
     """
     path = Path(folder)
-    made = storage.make(path)
+    new_folders = storage.make_folder(path)
     try:
-        with _locked(path, wait=wait):
-            storage.remove_leftovers(path, of_the_living=True)
-            storage.probe(path)
-            run = RunFolder(path, about, remedy)
+        with locked(path, wait=wait):
+            storage.remove_leftovers(path, of_running_too=True)
+            storage.check_writable(path)
+            run = RunFolder(path, settings_file, remedy)
             if overwrite is not None:
                 run.clear(overwrite)
             run.load(is_new=overwrite is not None)
             yield run
     finally:
-        storage.remove_empty(made)
+        storage.remove_empty(new_folders)
 
 
 @dataclass(slots=True)
@@ -65,74 +66,77 @@ class RunFolder:
     """A folder of settings and numbered pieces; see `opened`.
 
     Attributes:
-        path: the folder.
-        about: name of the file with the settings.
-        remedy: what to do where it cannot be used.
-        settings: those that it was begun with; None where it is new.
-        kept: inode, size and time of the pieces that were written or read.
+        path: Path of the folder.
+        settings_file: Name of the file with the settings.
+        remedy: Remedy that error messages suggest where the folder cannot be used.
+        settings: Settings with which the run was begun; None if the folder is new.
+        states: Inode, size and time of each piece, as it was written or read.
     """
 
     path: Path
-    about: str
+    settings_file: str
     remedy: str
     settings: dict[str, Any] | None = None
-    kept: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    states: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
-        """What runs here: `attack`."""
-        return Path(self.about).stem
+        """The kind of the run, e.g. `attack`."""
+        return Path(self.settings_file).stem
 
     def load(self, *, is_new: bool) -> None:
         """Read the settings.
 
         Args:
-            is_new: what else lies in the folder does no harm.
+            is_new: Whether other files may lie in the folder.
 
         Raises:
-            ValueError: they are damaged, or the folder holds something else.
+            ValueError: The settings are damaged, or the folder holds something else.
         """
         try:
-            content = read(self.path / self.about)
+            content = read(self.path / self.settings_file)
         except FileNotFoundError:
             content = None
         except OSError as fault:  # a symbolic link, a folder
             raise ValueError(
-                f"{self.path / self.about} cannot be read as a file ({fault.strerror}): "
+                f"{self.path / self.settings_file} cannot be read as a file ({fault.strerror}): "
                 f"{self.remedy}, or remove it"
             ) from fault
         if content is None:
-            own = (_LOCK, self.about)
-            others = [
-                n for n in os.listdir(self.path) if n not in own and not storage.is_leftover(n)
+            own_files = (LOCK_FILE, self.settings_file)
+            foreign_files = [
+                n
+                for n in os.listdir(self.path)
+                if n not in own_files and not storage.is_leftover(n)
             ]
-            if others and not is_new:
+            if foreign_files and not is_new:
                 raise ValueError(
                     f"{self.path} is not empty: it holds something else than this {self.kind} "
-                    f"({_short(', '.join(sorted(others)))}, and no {self.about}): {self.remedy}"
+                    f"({_short(', '.join(sorted(foreign_files)))}, and no {self.settings_file}): "
+                    f"{self.remedy}"
                 )
             return
         stored = _object(content) if is_whole(content) else {}
         if stored.get("layout") != _LAYOUT or not isinstance(stored.get("settings"), dict):
             raise ValueError(
-                f"{self.path / self.about} is damaged (its digest is not that of its content), or "
-                f"another version of fperr wrote it: {self.remedy}, or remove it"
+                f"{self.path / self.settings_file} is damaged (its digest is not that of its "
+                f"content), or another version of fperr wrote it: {self.remedy}, or remove it"
             )
         self.settings = stored["settings"]
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings of a new run, or compare them with those that it was begun with.
+        """Write the settings of a new run, or compare them with those of the run to go on with.
 
         Raises:
-            ValueError: they differ; names what does.
+            ValueError: The settings differ; the message names those that do.
         """
-        wanted: dict[str, Any] = json.loads(json.dumps(settings))
+        new_settings: dict[str, Any] = json.loads(json.dumps(settings))
         if self.settings is None:
-            content = {"seal": SEAL, "layout": _LAYOUT, "settings": wanted}
-            write(self.path / self.about, sealed(json.dumps(content, indent=1).encode()))
-            self.settings = wanted
+            content = {"seal": SEAL, "layout": _LAYOUT, "settings": new_settings}
+            write(self.path / self.settings_file, sealed(json.dumps(content, indent=1).encode()))
+            self.settings = new_settings
             return
-        different = differences(self.settings, wanted)
+        different = differences(self.settings, new_settings)
         if different:
             raise ValueError(
                 f"{self.path} holds another {self.kind} ({'; '.join(different)}): {self.remedy}, "
@@ -140,28 +144,33 @@ class RunFolder:
             )
 
     def stamp(self, name: str) -> str:
-        """What a piece must hold: the place of its digest, of which run it is, and which piece."""
-        return f"{SEAL}{self._of(name)}"
+        """The text that a piece must hold: room for its digest, and the names of run and piece."""
+        return f"{SEAL}{self._piece_id(name)}"
 
     def keep(self, name: str, content: bytes) -> None:
-        """Write a piece: a sealed content, which holds its stamp."""
+        """Write a piece.
+
+        Args:
+            name: Name of the piece's file.
+            content: Sealed content, which holds the piece's stamp.
+        """
         write(self.path / name, content)
-        self.kept[name] = self._state(name)
+        self.states[name] = self._state(name)
 
     def piece(self, name: str) -> bytes | None:
-        """A piece as it was written; None where it is missing, or damaged: a warning names it."""
+        """Read a piece; None if it is missing or damaged, and a warning names a damaged one."""
         content = self._content(name)
         if content is None:
             return None
-        if not is_whole(content) or self._of(name).encode() not in content:
+        if not is_whole(content) or self._piece_id(name).encode() not in content:
             self.distrust(name)
             return None
-        self.kept[name] = self._state(name)
+        self.states[name] = self._state(name)
         return content
 
     def distrust(self, name: str) -> None:
-        """Say that a piece is not what it should be."""
-        self.kept.pop(name, None)
+        """Warn that a piece is damaged or of another run."""
+        self.states.pop(name, None)
         warnings.warn(
             f"{self.path / name} is damaged, or of another run: it is not used, and computed again",
             DamagedFileWarning,
@@ -169,19 +178,19 @@ class RunFolder:
         )
 
     def drop(self, name: str) -> None:
-        """Remove a piece that another one stands for."""
-        self.kept.pop(name, None)
+        """Remove a piece that another piece replaces."""
+        self.states.pop(name, None)
         storage.remove(self.path / name)
 
     def check(self) -> None:
-        """Whether every piece that was written or read is still there.
+        """Check that every piece that was written or read is still there, unchanged.
 
         Raises:
-            StorageError: names those that are not.
+            StorageError: A piece is missing or was changed.
         """
-        gone = [name for name, state in self.kept.items() if self._state(name) != state]
-        if not self._is(self.about):
-            gone.append(self.about)
+        gone = [name for name, state in self.states.items() if self._state(name) != state]
+        if not self._exists(self.settings_file):
+            gone.append(self.settings_file)
         if gone:
             raise StorageError(
                 f"{self.path} was changed while this run wrote to it: {_short(', '.join(gone))} "
@@ -190,13 +199,13 @@ class RunFolder:
             )
 
     def publish(self, name: str, content: bytes) -> None:
-        """Write a result, of which the folder keeps the digest; a changed one is named."""
-        listed = self._content(_RESULTS)
-        digests = _object(listed).get("digests", {}) if listed and is_whole(listed) else {}
-        if listed is not None and not digests:
+        """Write a result, and its digest to the manifest; warn if the old result was changed."""
+        manifest = self._content(_RESULTS)
+        digests = _object(manifest).get("digests", {}) if manifest and is_whole(manifest) else {}
+        if manifest is not None and not digests:
             self.distrust(_RESULTS)
-        before = self._content(name) if name in digests else None
-        if before is not None and hashlib.sha256(before).hexdigest() != digests[name]:
+        present = self._content(name) if name in digests else None
+        if present is not None and hashlib.sha256(present).hexdigest() != digests[name]:
             warnings.warn(
                 f"{self.path / name} was changed since it was written: it is written again",
                 DamagedFileWarning,
@@ -204,35 +213,40 @@ class RunFolder:
             )
         write(self.path / name, content)
         digests = {**digests, name: hashlib.sha256(content).hexdigest()}
-        manifest = json.dumps({"seal": SEAL, "digests": digests}, indent=1)
-        write(self.path / _RESULTS, sealed(manifest.encode()))
+        new_manifest = json.dumps({"seal": SEAL, "digests": digests}, indent=1)
+        write(self.path / _RESULTS, sealed(new_manifest.encode()))
 
     def clear(self, names: Sequence[str]) -> None:
-        """Remove settings and results of an earlier run; folders only of one that left settings."""
-        is_own = os.path.lexists(self.path / self.about)
-        for name in (*names, _RESULTS, self.about):
+        """Remove settings and results of an earlier run.
+
+        Folders are removed only if there are settings: without them they may not be fperr's.
+        """
+        has_settings = os.path.lexists(self.path / self.settings_file)
+        for name in (*names, _RESULTS, self.settings_file):
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
-                if is_own:
+                if has_settings:
                     shutil.rmtree(path)
             else:
                 storage.remove(path)
 
-    def _of(self, name: str) -> str:
+    def _piece_id(self, name: str) -> str:
         return f" run {_digest(self.settings)} piece {name};"
 
-    def _is(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
+        """Whether a file of that name is in the folder."""
         return self._state(name) != (0, 0, 0)
 
     def _state(self, name: str) -> tuple[int, int, int]:
+        """Inode, size and time of a file; zeros if it is missing."""
         try:
-            found = os.lstat(self.path / name)
+            status = os.lstat(self.path / name)
         except OSError:
             return 0, 0, 0
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
     def _content(self, name: str) -> bytes | None:
-        """None where it is missing; where it is no file, it is named, too."""
+        """Read a file; None if it is missing, or not a regular file, of which a warning says so."""
         try:
             return read(self.path / name)
         except FileNotFoundError:
@@ -243,25 +257,27 @@ class RunFolder:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Which settings differ, in words; those of a group are called by its name, too."""
-    there, here = dict(_flat(old)), dict(_flat(new))
+    """Describe the settings that differ; the name of a group precedes those of its settings."""
+    old_values, new_values = dict(_flat(old)), dict(_flat(new))
     return [
-        f"{name} {_short(str(there.get(name)))} there, {_short(str(here.get(name)))} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        f"{name} {_short(str(old_values.get(name)))} there, "
+        f"{_short(str(new_values.get(name)))} here"
+        for name in sorted(old_values.keys() | new_values.keys())
+        if old_values.get(name) != new_values.get(name)
     ]
 
 
-def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of all groups, with the groups' names before theirs."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name} ")
+            yield from _flat(value, f"{prefix}{name} ")
         else:
-            yield f"{before}{name}", value
+            yield f"{prefix}{name}", value
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
 
 
 def _digest(settings: object) -> str:
@@ -269,52 +285,5 @@ def _digest(settings: object) -> str:
 
 
 def _object(content: bytes) -> dict[str, Any]:
-    found = json.loads(content)
-    return found if isinstance(found, dict) else {}
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    path = folder / _LOCK
-    handle = _lock(path, wait=wait)
-    while not _is_at(path, handle):  # its last owner removed it in between
-        os.close(handle)
-        handle = _lock(path, wait=wait)
-    try:
-        yield
-    finally:
-        if _is_at(path, handle):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        os.close(handle)
-
-
-def _lock(path: Path, *, wait: bool) -> int:
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as fault:
-        raise StorageError(
-            f"{path} cannot be opened for writing ({fault.strerror}): mend that, or give another "
-            "folder"
-        ) from fault
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError as fault:
-        os.close(handle)
-        raise StorageError(
-            f"another run is at work in {path.parent}: wait until it has ended, or give another "
-            "folder"
-        ) from fault
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
-
-
-def _is_at(path: Path, handle: int) -> bool:
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return False
-    here = os.fstat(handle)
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+    value = json.loads(content)
+    return value if isinstance(value, dict) else {}

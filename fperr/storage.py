@@ -1,9 +1,9 @@
-"""Files that are whole or not there, and that say themselves whether a byte of them has changed.
+"""Files that are written whole or not at all, and that hold their own digest.
 
 A file is written under another name in its folder, flushed to the disk and renamed, so that a kill
-or a full disk leaves the old one or the new one, and never a part. Its digest lies inside it (the
-seal), not beside it: the two cannot fall out of step, and every format that can hold a text can
-hold it. The digest covers every byte of the file, with zeros in its own place.
+or a full disk leaves the old file or the new one, and never a part. The digest (the seal) is inside
+the file, not beside it: the two cannot get out of step, and every format that can hold text can
+hold it. The digest covers every byte of the file, with zeros in place of the digest itself.
 """
 
 import contextlib
@@ -19,17 +19,21 @@ from pathlib import Path
 from fperr.errors import StorageError
 
 _MARK = "fperr-sha256:"
-SEAL = _MARK + 64 * "0"  # what a content must hold, once, to be sealed
+SEAL = _MARK + 64 * "0"  # a content must hold this text exactly once to be sealed
 _SEAL = re.compile(rf"{_MARK}([0-9a-f]{{64}})".encode())
 _PARTIAL = re.compile(r"\.fperr-(\d+)-[0-9a-f]+\.partial")
 _OLDER_PARTIAL = re.compile(r"(attack\.json|trace|\d{6,7})\.partial")  # up to version 0.7
 
 
 def sealed(content: bytes) -> bytes:
-    """The content with its digest in the place of `SEAL`.
+    """The content with its digest in place of `SEAL`.
 
     Raises:
-        ValueError: it does not hold that text exactly once.
+        ValueError: The content does not hold `SEAL` exactly once.
+
+    Example:
+        >>> is_whole(sealed(SEAL.encode() + b" and numbers"))
+        True
     """
     count = content.count(SEAL.encode())
     if count != 1 or len(_SEAL.findall(content)) != 1:
@@ -39,12 +43,12 @@ def sealed(content: bytes) -> bytes:
 
 
 def is_sealed(content: bytes) -> bool:
-    """Whether there is a digest in it at all."""
+    """Whether the content holds a digest, right or wrong."""
     return _SEAL.search(content) is not None
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether a sealed content is as it was: every byte of it."""
+    """Whether the content is sealed, and every byte as it was at that time."""
     seals = _SEAL.findall(content)
     if len(seals) != 1:
         return False
@@ -56,7 +60,7 @@ def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; a symbolic link of that name is replaced, not followed.
 
     Raises:
-        StorageError: the disk is full, the folder has gone, ...; nothing of the content stays.
+        StorageError: The file cannot be written, e.g. to a full disk; no part of it stays.
     """
     temporary = path.with_name(_partial_name())
     try:
@@ -84,7 +88,7 @@ def remove(path: Path) -> None:
     """Remove a file, if it is there; a symbolic link is removed, not followed.
 
     Raises:
-        StorageError: it cannot be removed.
+        StorageError: The file cannot be removed.
     """
     try:
         path.unlink(missing_ok=True)
@@ -95,10 +99,10 @@ def remove(path: Path) -> None:
 
 
 def read(path: Path) -> bytes:
-    """The content of a file that is one.
+    """Read a regular file.
 
     Raises:
-        OSError: it is missing, a symbolic link, or no file.
+        OSError: The file is missing, a symbolic link, or not a regular file.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(handle, "rb") as file:
@@ -108,48 +112,48 @@ def read(path: Path) -> bytes:
 
 
 def prepare(folder: Path) -> None:
-    """Make a folder and write a small file in it, before there is anything to lose.
+    """Make a folder, and check that files can be written to it, before anything is computed.
 
     Args:
-        folder: it may be a symbolic link to a folder, because who names it means what it leads to;
-            what lies in it may not.
+        folder: Path of the folder, or of a symbolic link to it. (The files in it must not be
+            symbolic links.)
 
     Raises:
-        ValueError: it cannot be a folder.
-        StorageError: nothing can be written in it.
+        ValueError: The path cannot be a folder.
+        StorageError: No file can be written to the folder.
     """
-    made = make(folder)
+    new_folders = make_folder(folder)
     try:
-        probe(folder)
-        remove_leftovers(folder, of_the_living=False)
+        check_writable(folder)
+        remove_leftovers(folder, of_running_too=False)
     except BaseException:
-        remove_empty(made)
+        remove_empty(new_folders)
         raise
 
 
 @contextlib.contextmanager
 def prepared(folder: Path) -> Iterator[None]:
-    """The same, and where nothing comes to lie in the folder, it is removed again if it was made.
+    """Prepare a folder for a block, and remove it afterwards if it is new and still empty.
 
     Raises:
-        ValueError, StorageError: as `prepare`.
+        ValueError, StorageError: The folder cannot be used, as in `prepare`.
     """
-    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    new_folders = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     prepare(folder)
     try:
         yield
     finally:
-        remove_empty(made)
+        remove_empty(new_folders)
 
 
-def make(folder: Path) -> list[Path]:
-    """Make a folder.
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and its parents.
 
     Returns:
-        Those that were missing, the innermost first.
+        The folders that were missing, the innermost first.
 
     Raises:
-        ValueError: it cannot be a folder.
+        ValueError: The path cannot be a folder.
     """
     if os.path.islink(folder) and not os.path.exists(folder):
         raise ValueError(
@@ -158,7 +162,7 @@ def make(folder: Path) -> list[Path]:
         )
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"{folder} is a file: give a folder")
-    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as fault:
@@ -166,14 +170,14 @@ def make(folder: Path) -> list[Path]:
             f"{folder} cannot be made ({getattr(fault, 'strerror', None) or fault}): give another "
             "folder, or mend that"
         ) from fault
-    return made
+    return missing
 
 
-def probe(folder: Path) -> None:
-    """Write a small file and remove it.
+def check_writable(folder: Path) -> None:
+    """Check that files can be written to a folder, by writing a small one and removing it.
 
     Raises:
-        StorageError: that does not work.
+        StorageError: The file cannot be written.
     """
     path = folder / _partial_name()
     write(path, b"fperr\n")
@@ -181,26 +185,32 @@ def probe(folder: Path) -> None:
 
 
 def file_name(text: str) -> str:
-    """A text as the name of a file: letters, digits, and a few signs; it leads nowhere else."""
+    """A name for a file, from any text: letters, digits, `_`, `+` and `-`, so no path."""
     return re.sub(r"[^A-Za-z0-9_+-]+", "-", text)[:80].strip("-") or "unnamed"
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of this name is a temporary one: of a killed run, or of one at work."""
+    """Whether a name is that of a temporary file, of a killed run or of one at work."""
     return bool(_PARTIAL.fullmatch(name) or _OLDER_PARTIAL.fullmatch(name))
 
 
-def remove_leftovers(folder: Path, *, of_the_living: bool) -> None:
-    """Temporary files of killed runs; with the lock held, no other run can be writing one."""
+def remove_leftovers(folder: Path, *, of_running_too: bool) -> None:
+    """Remove the temporary files of killed runs.
+
+    Args:
+        folder: Folder of the files.
+        of_running_too: Whether to remove those of running processes, too. The caller must hold the
+            folder's lock: then no run can be writing them.
+    """
     for name in os.listdir(folder):
         match = _PARTIAL.fullmatch(name)
-        is_dead = match is not None and not _lives(int(match[1]))
-        if is_dead or (of_the_living and is_leftover(name)):
+        is_dead = match is not None and not _is_running(int(match[1]))
+        if is_dead or (of_running_too and is_leftover(name)):
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
 
 
-def _lives(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -211,14 +221,14 @@ def _lives(process: int) -> bool:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove those of the folders in which there is nothing."""
+    """Remove the folders that are empty."""
     for folder in folders:
         with contextlib.suppress(OSError):  # something is in it
             folder.rmdir()
 
 
 def _flush_folder(folder: Path) -> None:
-    """Put the new name on the disk, where the file system can do that for folders."""
+    """Flush a folder's list of names to the disk, if the file system can do so."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -18,7 +18,7 @@ from fperr.losses import Context, loss_named
 from fperr.theory import format_aware
 from fperr.theory.scaling import t_star
 from fperr.validation import falsify, logit_gradients, summary
-from fperr.validation.falsification import tried
+from fperr.validation.falsification import trial_columns
 from fperr.validation.hill_climbing import climb
 from fperr.validation.trial_logits import KINDS, TrialLogits, draw
 from tests import kernel_model
@@ -76,7 +76,7 @@ def plain_cases(fmt, K, logits):
 
 def tightness(batches, fmt, kernel):
     """The median of bound/error, of PyTorch's own kernels."""
-    frame = pd.concat([tried(batch, fmt, kernel, DOCUMENTED) for batch in batches])
+    frame = pd.concat([trial_columns(batch, fmt, kernel, DOCUMENTED) for batch in batches])
     table = summary.tightness(frame.assign(format=fmt.name, is_searched=False))
     return table["bound/error"].item()
 
@@ -130,7 +130,7 @@ def test_the_papers_bound_fails_where_cancellation_rules(trials):
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_strided_kernels_have_their_own_bound(name):
     def strided(cases):
-        return logit_gradients.computed(cases, strided=True)
+        return logit_gradients.pytorch_gradient(cases, strided=True)
 
     options = {"accuracy": DOCUMENTED, "computed": strided}
     assert (falsify([name], 3000, kernel="cpu_strided", **options)["ratio"] <= 1).all()
@@ -147,7 +147,7 @@ def test_an_error_planted_beside_the_bound_is_reported_above_it_only(name, facto
 
     def planted(cases):
         wide = replace(cases, z=cases.z.double())
-        v = logit_gradients.computed(wide)
+        v = logit_gradients.pytorch_gradient(wide)
         found = cross_entropy.enclosed(
             cases.z,
             cases.label,
@@ -197,7 +197,7 @@ def test_every_term_of_the_bound_is_needed(term):
     generator = torch.Generator().manual_seed(1)
 
     def ratio(cases, kernel):
-        error, _ = logit_gradients.absolute_error(cases, logit_gradients.computed(cases))
+        error, _ = logit_gradients.absolute_error(cases, logit_gradients.pytorch_gradient(cases))
         bound = cross_entropy.enclosed(
             cases.z, cases.label, cases.c, fmt, kernel=kernel, upstream=cases.upstream,
             accuracy=DOCUMENTED,
@@ -219,7 +219,7 @@ def test_the_logarithm_is_needed():
     for K in range(2, 300):
         z, label = torch.zeros(1, K), torch.tensor([0])
         cases = TrialLogits(z, label, torch.ones(1).double(), torch.tensor([False]), 1.0, False)
-        error, _ = logit_gradients.absolute_error(cases, logit_gradients.computed(cases))
+        error, _ = logit_gradients.absolute_error(cases, logit_gradients.pytorch_gradient(cases))
         assert (error <= bounds.logit_gradient(z, label, accuracy=DOCUMENTED)).all()
         less = bounds.logit_gradient(z, label, accuracy=DOCUMENTED, kernel=without)
         exceeded.append(bool((error > less).any()))
@@ -249,7 +249,7 @@ def test_logits_that_scaling_makes_equal():
     c = c.ravel().double() * 2.0**54
     label = torch.zeros(len(c), dtype=torch.int64)
     cases = TrialLogits(z, label, c, torch.zeros(len(c), dtype=torch.bool), 1.0, is_shifted=False)
-    found = logit_gradients.computed(cases)
+    found = logit_gradients.pytorch_gradient(cases)
     assert (found[:, 1].double().abs() == c / 2).any()
     error, _ = logit_gradients.absolute_error(cases, found)
     assert error.max() >= 2.0**60
@@ -440,7 +440,7 @@ def test_a_stored_sum_that_overflows():
     cases = TrialLogits(
         z, label, torch.ones(1).double(), torch.tensor([False]), 1.0, is_shifted=False
     )
-    error, _ = logit_gradients.absolute_error(cases, logit_gradients.computed(cases))
+    error, _ = logit_gradients.absolute_error(cases, logit_gradients.pytorch_gradient(cases))
     assert (error <= bounds.logit_gradient(z, label, accuracy=DOCUMENTED)).all()
     assert error.max() > 1e-5
 
@@ -458,7 +458,10 @@ def test_flushing_to_zero_is_refused():
 def test_logits_of_others_in_three_dimensions():
     """The strided control really takes another kernel: in float16 it rounds less."""
     cases = draw("normal", 2000, 10, formats.FLOAT16, torch.Generator().manual_seed(0))
-    last, middle = logit_gradients.computed(cases), logit_gradients.computed(cases, strided=True)
+    last, middle = (
+        logit_gradients.pytorch_gradient(cases),
+        logit_gradients.pytorch_gradient(cases, strided=True),
+    )
     assert not torch.equal(last, middle)
     z = cases.z.clone().requires_grad_()
     (direct,) = torch.autograd.grad(F.cross_entropy(z, cases.label, reduction="sum"), z)

@@ -57,7 +57,7 @@ def test_margins(study):
     steps = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) > 2]
     for drawn, (_, rows) in zip(reversed(steps), frame.groupby("network", sort=False), strict=True):
         assert np.allclose(sorted(drawn.get_xdata())[1:], sorted(rows["margin"]), rtol=1e-12)
-    found = [round(margins.lost_from(f), 1) for f in (FLOAT16, FLOAT32, FLOAT64)]
+    found = [round(margins.underflow_margin(f), 1) for f in (FLOAT16, FLOAT32, FLOAT64)]
     assert found == [17.3, 104.0, 745.1]
 
 
@@ -87,7 +87,7 @@ def test_robust_accuracy_by_step_counts_the_start_and_clean_errors(study, monkey
     found = pd.DataFrame(
         {"first_success_step": [0, 1, 2, 4, -1, -1], "is_judged": [True] * 5 + [False]}
     )
-    monkeypatch.setattr(accuracy, "attacked", lambda *_, **__: found)
+    monkeypatch.setattr(accuracy, "attack_outcomes", lambda *_, **__: found)
     frame = accuracy.convergence_frame(Study(study.subjects[:1], study.cache))
     one = frame[frame["loss"] == "ce"]
     assert list(one["step"]) == [0, 1, 2, 3]
@@ -101,7 +101,7 @@ def test_images_that_no_attack_could_judge_are_shown(study, monkeypatch):
         is_judged = [not is_half, True, True, True]
         return pd.DataFrame({"success": [False, False, True, False], "is_judged": is_judged})
 
-    monkeypatch.setattr(accuracy, "attacked", damaged)
+    monkeypatch.setattr(accuracy, "attack_outcomes", damaged)
     frame = accuracy.precision_frame(Study(study.subjects[:1], study.cache))
     rows = frame[frame["loss"] == "ce"].set_index("arithmetic")
     assert rows["robust"].to_dict() == {"float16": 2, "float32": 3, "float64": 3}

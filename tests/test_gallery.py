@@ -106,7 +106,7 @@ def test_regimes(study):
 def test_regimes_truth():
     with mpmath.workprec(300):
         wanted = 3 / (1 + mpmath.exp(mpmath.mpf(2100)))
-        assert abs(regimes._true(700.0, 3.0) / wanted - 1) < mpmath.mpf(2) ** -100
+        assert abs(regimes._exact_component(700.0, 3.0) / wanted - 1) < mpmath.mpf(2) ** -100
 
 
 def test_scale_sweep(study):
@@ -195,7 +195,7 @@ def test_stages(study):
         for column in ("stage", "share"):
             for loss in ("ce", "mifpe"):
                 rows = frame[(frame["network"] == name) & (frame["loss"] == loss)]
-                shown = errors.long(rows, column)
+                shown = errors.long_form(rows, column)
                 check_bars(next(places), shown, "format", "stage", "value", list(STAGES))
     shares = frame[[f"share_{stage}" for stage in ("cast", "forward", "loss", "backward")]]
     assert np.allclose(shares.dropna().sum(axis=1), 1, atol=1e-9)
@@ -203,7 +203,7 @@ def test_stages(study):
 
 def test_bound(study):
     frame, figure = drawn("bound", study)
-    shown = errors.pairs(frame)
+    shown = errors.error_bound_pairs(frame)
     ours = shown[shown["kind"] == "proved"]
     assert len(ours)
     assert (ours["measured"] <= ours["bound"]).all()
@@ -230,7 +230,7 @@ def test_sign_map(study):
     frame, figure = drawn("sign-map", study)
     axes = iter(figure.axes)
     for (name, loss), rows in frame.groupby(["network", "loss"], sort=False):
-        wrong = signs.faults(rows)
+        wrong = signs.sign_errors(rows)
         for values in (rows["pixel"], rows["exact"], rows["computed"], wrong):
             (picture,) = next(axes).get_images()
             assert np.array_equal(np.asarray(picture.get_array()).reshape(-1), values)
@@ -243,7 +243,7 @@ def test_sign_map(study):
             losses=[loss], formats=["float16"],
         )  # fmt: skip
         assert rate == pytest.approx(float(report.frame["sign_error_rate"].iloc[0]), abs=1e-12)
-    assert (signs.faults(frame[frame["loss"] == "ce"]) == 2).any()
+    assert (signs.sign_errors(frame[frame["loss"] == "ce"]) == 2).any()
 
 
 def test_cost(study):
@@ -262,7 +262,7 @@ def test_cost(study):
 
 
 def test_costs_beyond_patience_are_extrapolated_and_say_so(study, monkeypatch, tmp_path):
-    monkeypatch.setattr(cost, "_LONGEST", 1e-9)
+    monkeypatch.setattr(cost, "_PATIENCE", 1e-9)
     frame = cost.frame(Study((), tmp_path))
     for _, rows in frame.groupby("engine"):
         (first, second) = rows.itertuples()
@@ -280,7 +280,7 @@ def test_table1(study, tmp_path):
     frame = table1.frame(study)
     assert (frame["source"] == "published").sum() == len(published.ROWS) == 26
     for name in NAMES:
-        found = attacks.attacked(study, Subject(name, 6), loss="tmifpe")
+        found = attacks.attack_outcomes(study, Subject(name, 6), loss="tmifpe")
         row = frame[frame["row"] == name].iloc[0]
         assert row["tmifpe"] == pytest.approx(100 * (~found["success"]).mean())
         assert row["clean"] == pytest.approx(100 * (found["first_success_step"] != 0).mean())
@@ -389,15 +389,15 @@ def test_other_versions_or_settings_make_another_cache(study, monkeypatch):
 
     once = [(name, 3) for name in NAMES]
     for _ in range(2):
-        study.of_each("errors", compute, 3, radius=0.1)
+        study.for_each_subject("errors", compute, 3, radius=0.1)
     assert calls == once
-    study.of_each("errors", compute, 3, radius=0.2)
+    study.for_each_subject("errors", compute, 3, radius=0.2)
     assert calls == once * 2
     monkeypatch.setitem(study_module.VERSIONS, "sweep", 99)  # another figure's
-    study.of_each("errors", compute, 3, radius=0.1)
+    study.for_each_subject("errors", compute, 3, radius=0.1)
     assert calls == once * 2
     monkeypatch.setitem(study_module.VERSIONS, "errors", 99)
-    study.of_each("errors", compute, 3, radius=0.1)
+    study.for_each_subject("errors", compute, 3, radius=0.1)
     assert calls == once * 3
 
 
@@ -407,7 +407,7 @@ def test_an_attack_is_kept_by_its_own_version(study, monkeypatch):
     options = {"loss": "ce", "radius": 0.1, "steps": 1}
 
     def attack_again():
-        study.attacked(subject, **options)
+        study.attack_outcomes(subject, **options)
         return len(list(folders.glob(f"{subject.name}-ce-*")))
 
     before = attack_again()

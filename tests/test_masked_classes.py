@@ -17,7 +17,7 @@ from fperr.formats import of_dtype
 from fperr.losses import LOSS_NAMES, Context, loss_named
 from fperr.theory import format_aware, scaling
 from fperr.validation import falsify, logit_gradients
-from fperr.validation.trial_logits import KINDS, draw, masked
+from fperr.validation.trial_logits import KINDS, draw, with_absent_classes
 from tests.conftest import normal, seeded, tiny_mlp
 
 INF = math.inf
@@ -293,7 +293,7 @@ def test_the_smallest_number_at_an_absent_class_is_a_violation(name):
     smallest = 2.0**-900 if name == "float64" else formats.format_named(name).smallest_subnormal
 
     def computed(cases):
-        v = logit_gradients.computed(cases)
+        v = logit_gradients.pytorch_gradient(cases)
         return torch.where(cases.z == -INF, smallest, v)
 
     options = {"is_masked": True, "accuracy": DOCUMENTED}
@@ -316,7 +316,7 @@ def test_bounds_are_those_of_the_present_classes(name, kernel):
     fmt, g = formats.format_named(name), torch.Generator().manual_seed(len(name))
     near = 2.0**-40
     for kind in KINDS:
-        cases = masked(draw(kind, 40, 15, fmt, g), g)
+        cases = with_absent_classes(draw(kind, 40, 15, fmt, g), g)
         absent = cases.z == -INF
         options = {"upstream": cases.upstream, "kernel": kernel, "accuracy": DOCUMENTED}
         shifted = {"shifted": cases.is_shifted}

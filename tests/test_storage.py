@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fperr import run_folder, storage
+from fperr import folder_lock, run_folder, storage
 from fperr.errors import DamagedFileWarning, StorageError
 from fperr.report.file import parquet
 from fperr.run_folder import opened
@@ -260,7 +260,7 @@ def test_one_run_at_a_time(tmp_path):
     second.join()
     assert order == ["first", "second"]
     begun(folder)  # the remedy
-    assert not (folder / run_folder._LOCK).exists()
+    assert not (folder / folder_lock.LOCK_FILE).exists()
 
 
 def test_a_killed_run_leaves_no_lock_and_no_leftovers(tmp_path):

@@ -28,14 +28,14 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def test_a_coarse_sweep_stays_within_what_is_documented():
-    found, ways = sweep(stride=STRIDE)
+    found, results = sweep(stride=STRIDE)
     assert 0.5 < found["float32"].exp_ulps <= 1.01
     assert 0.5 < found["float32"].log_ulps <= 1.01
     assert not found["float32"].is_exhaustive
     assert found["float64"].exp_ulps == 1.0
     assert "sample" in found["float64"].source
-    by_way = {w.way for w in ways}
-    assert {"contiguous", "strided", "log_softmax backward, tail", "log_softmax forward"} <= by_way
+    routes = {result.route for result in results}
+    assert {"contiguous", "strided", "log_softmax backward, tail", "log_softmax forward"} <= routes
 
 
 def test_a_worse_exp_is_found(monkeypatch):

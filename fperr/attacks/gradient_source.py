@@ -59,7 +59,7 @@ class FloatSource(GradientSource):
 
     def logits(self, x: Tensor) -> Tensor:
         """See `GradientSource`."""
-        with pass_origin.of_an_attack():
+        with pass_origin.attack_passes():
             return self._network.logits(x)
 
     def running(self) -> AbstractContextManager[object]:
@@ -73,7 +73,7 @@ class FloatSource(GradientSource):
             ModelError: no gradient reaches x, or the model is in training mode now.
         """
         self._network.check_mode()
-        with torch.enable_grad(), pass_origin.of_an_attack():
+        with torch.enable_grad(), pass_origin.attack_passes():
             leaf = self._network.cast(x).detach().requires_grad_()
             logits = self._network.model(leaf)
             if not logits.requires_grad:

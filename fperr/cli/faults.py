@@ -1,4 +1,4 @@
-"""How commands end when something is wrong: one line that says what to do, and an exit code."""
+"""The end of a failed command: one line that says what to do, and an exit code."""
 
 import os
 import re
@@ -15,8 +15,9 @@ from fperr.errors import FperrError
 FAULT, INTERRUPTED = 2, 130
 TRACEBACK = "FPERR_TRACEBACK"
 _PACKAGE = Path(__file__).parent
-_LONGEST = 600  # letters of another library's message
-# how the errors of the Python API name an argument, and what that is on the command line
+_LONGEST = 600  # letters of another library's message that are shown
+# (pattern, replacement): how the errors of the Python API name an argument, and how the command
+# line does. The order matters: a later pattern sees what earlier ones have replaced.
 ON_COMMAND_LINE = (
     (r"move (?:it|it and x|model and x) there(?: with device='cuda')?, or (use|leave)", r"\1"),
     (r"box=\(lowest, highest\)", "--box=LOW,HIGH"),
@@ -34,7 +35,7 @@ ON_COMMAND_LINE = (
     (r"(?<![-\w])(arithmetic|box|method|norm|reference|scenarios|steps|targets)=(?!\S)", r"--\1"),
     (
         r"\b(accept_probabilities|batch_size|loss_scale)\b",
-        lambda found: "--" + found[1].replace("_", "-"),
+        lambda match: "--" + match[1].replace("_", "-"),
     ),
     (
         r"^(radius|steps|restarts|targets|digits|losses|formats|scenarios)(?= (must|is|names) )",
@@ -61,10 +62,10 @@ class Commands(TyperGroup):
 
 
 def ended(fault: Exception) -> int:
-    """Say on standard error what is wrong, in one line; the exit code.
+    """Print a fault to standard error in one line, and return the exit code.
 
     An error of another library is named with the line that raised it. With the environment
-    variable FPERR_TRACEBACK=1, the traceback is shown before.
+    variable FPERR_TRACEBACK=1, the traceback is printed first.
     """
     if os.environ.get(TRACEBACK):
         traceback.print_exception(fault, file=sys.stderr)
@@ -73,7 +74,7 @@ def ended(fault: Exception) -> int:
 
 
 def one_line(fault: Exception) -> str:
-    """What is wrong, in the words of the command line."""
+    """The message of a fault in one line, with arguments named as the commands name them."""
     if isinstance(fault, FperrError) or _is_ours(fault):
         return on_command_line(" ".join(str(fault).split()))
     if isinstance(fault, OSError) and fault.strerror and fault.filename:
@@ -86,14 +87,17 @@ def one_line(fault: Exception) -> str:
 
 
 def on_command_line(text: str) -> str:
-    """A message of the Python API with its arguments called as the commands call them."""
+    """Replace the argument names of the Python API in a message by those of the commands."""
     for pattern, words in ON_COMMAND_LINE:
         text = re.sub(pattern, words, text)
     return text
 
 
 def _is_ours(fault: BaseException) -> bool:
-    """Whether a `raise` of this package raised it: else a line of it may have failed by mistake."""
+    """Whether a `raise` statement of this package raised the fault.
+
+    A fault that another statement of this package raised is a mistake in it.
+    """
     frames = traceback.extract_tb(fault.__traceback__)
     if not frames or _PACKAGE not in Path(frames[-1].filename).parents:
         return False
@@ -101,7 +105,7 @@ def _is_ours(fault: BaseException) -> bool:
 
 
 def _origin(fault: BaseException) -> str:
-    """Which line raised it."""
+    """A description of the line that raised the fault."""
     frames = traceback.extract_tb(fault.__traceback__)
     if not frames:
         return "raised nowhere"

@@ -42,8 +42,8 @@ def figures_command(
     pictures: Annotated[str, typer.Option(help="png, svg, pdf, comma-separated")] = "png",
 ) -> None:
     """Draw the papers' figures and tables from real networks; results are kept and used again."""
-    wanted = list(FIGURES) if "all" in names else list(dict.fromkeys(names))
-    for name in wanted:
+    figure_names = list(FIGURES) if "all" in names else list(dict.fromkeys(names))
+    for name in figure_names:
         if name not in FIGURES:
             raise ValueError(f"unknown figure {name!r}: expected all, {', '.join(FIGURES)}")
     kinds = tuple(kind.strip() for kind in pictures.split(","))
@@ -53,32 +53,36 @@ def figures_command(
         raise ValueError("--full and --n exclude each other: leave one out")
     if n is not None and n < 1:
         raise ValueError(f"--n must be at least 1, got {n}")
-    kept = cache or user_cache_path("fperr") / "figures"
+    cache_folder = cache or user_cache_path("fperr") / "figures"
     check_folder(out, overwrite=True)
-    check_folder(kept, overwrite=True, option="--cache")
-    asked = [] if networks is None else [name.strip() for name in networks.split(",")]
-    chosen = list(dict.fromkeys(zoo.entry(name).name for name in asked))
-    if chosen and not any(FIGURES[name].networks for name in wanted):
-        raise ValueError(f"{', '.join(wanted)} is drawn from no network: leave out --networks")
-    number = _IMAGES if n is None else n
-    size = "--full" if full else f"--n {number}"
+    check_folder(cache_folder, overwrite=True, option="--cache")
+    requested = [] if networks is None else [name.strip() for name in networks.split(",")]
+    selected = list(dict.fromkeys(zoo.entry(name).name for name in requested))
+    if selected and not any(FIGURES[name].networks for name in figure_names):
+        raise ValueError(
+            f"{', '.join(figure_names)} is drawn from no network: leave out --networks"
+        )
+    count = _IMAGES if n is None else n
+    size = "--full" if full else f"--n {count}"
     subjects: dict[tuple[str, int], Subject] = {}  # loaded once for all figures
-    of_figure: dict[str, tuple[Subject, ...]] = {}
-    for name in wanted:
+    subjects_by_figure: dict[str, tuple[Subject, ...]] = {}
+    for name in figure_names:
         recipe = FIGURES[name]
-        used = (chosen or recipe.available) if recipe.networks else []
-        counts = [paper_size(each, recipe.most) if full else number for each in used]
-        keys = list(zip(used, counts, strict=True))
+        network_names = (selected or recipe.available) if recipe.networks else []
+        counts = [
+            paper_size(network, recipe.max_images) if full else count for network in network_names
+        ]
+        keys = list(zip(network_names, counts, strict=True))
         for key in keys:
             subjects.setdefault(key, Subject(*key))
-        of_figure[name] = tuple(subjects[key] for key in keys)
+        subjects_by_figure[name] = tuple(subjects[key] for key in keys)
     for subject in subjects.values():
         _ = subject.images  # raises where there are fewer: before hours of drawing
-    with tqdm(wanted, desc="figures") as bar:
+    with tqdm(figure_names, desc="figures") as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            names_used = ",".join(subject.name for subject in of_figure[name])
-            listed = f" --networks {names_used}" if names_used else ""
-            study = Study(of_figure[name], kept)
-            make(name, study, out, f"fperr figures {name} {size}{listed}", kinds)
-    typer.echo(f"Written: {out}/ " + ", ".join(wanted))
+            names_used = ",".join(subject.name for subject in subjects_by_figure[name])
+            networks_option = f" --networks {names_used}" if names_used else ""
+            study = Study(subjects_by_figure[name], cache_folder)
+            make(name, study, out, f"fperr figures {name} {size}{networks_option}", kinds)
+    typer.echo(f"Written: {out}/ " + ", ".join(figure_names))

@@ -1,4 +1,4 @@
-"""What is typed on the command line, read: numbers, boxes, target classes, names of folders."""
+"""Values of command-line options, read from text: numbers, boxes, target classes, folders."""
 
 import hashlib
 import math
@@ -17,10 +17,14 @@ _WITH_DIGEST = re.compile(r"-[0-9a-f]{8}$")
 
 
 def number(text: str, option: str) -> float:
-    """A finite number as `0.03`, `1e-2` or `8/255`, the same as Python's division.
+    """Read a finite number such as `0.03`, `1e-2` or `8/255`; a fraction is divided in float64.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: The text is not such a number.
+
+    Example:
+        >>> number("8/255", "--radius") == 8 / 255
+        True
     """
     numerator, slash, denominator = text.partition("/")
     try:
@@ -37,10 +41,10 @@ def number(text: str, option: str) -> float:
 
 
 def box(text: str) -> tuple[float, float]:
-    """The ends of the box where inputs live, as `LOW,HIGH`.
+    """Read the lowest and highest value of an input, `LOW,HIGH`.
 
     Raises:
-        ValueError: not two numbers, the smaller one first.
+        ValueError: The text is not two numbers with the smaller one first.
     """
     ends = text.split(",")
     if len(ends) != 2:
@@ -59,26 +63,28 @@ def is_class(text: str) -> bool:
 
 
 def targets(text: str, y: Tensor, classes: int, seed: int, dataset: str | None) -> Tensor:
-    """The class that each image shall be brought to.
+    """Read the target class of each image.
 
     Args:
-        text: a class; `next`, the class after the image's own, and 0 after the last; `random`, one
-            of the other classes; or the name of an array in the data set's .npz file.
-        y: (n,) int64, the images' own classes.
-        classes: K, of the network.
-        seed: of `random`.
-        dataset: what `--data` says.
+        text: Class for all images; or `next` for the class after the true one, and 0 after the
+            last; or `random` for another class at random; or the name of an array in the data set's
+            .npz file.
+        y: True classes of the images, (n,) int64.
+        classes: Number of classes K of the network.
+        seed: Seed of `random`.
+        dataset: Value of the option `--data`.
 
     Returns:
-        (n,) int64; a class given for all may be an image's own.
+        Target classes (n,) int64. A class for all images may be the true class of some of them.
 
     Raises:
-        ValueError: none of them, or no class of the network.
+        ValueError: The text is none of these, or not a class of the network.
     """
     if text == "next":
         return (y + 1) % classes
     if text == "random":
         generator = torch.Generator().manual_seed(seed)
+        # y + 1 + r with r from 0 to K - 2, modulo K, is every class but y
         further = [int(torch.randint(classes - 1, (), generator=generator)) for _ in y]
         return (y + 1 + torch.tensor(further)) % classes
     if is_class(text):
@@ -96,9 +102,10 @@ def targets(text: str, y: Tensor, classes: int, seed: int, dataset: str | None) 
 
 
 def folder_name(name: str) -> str:
-    """A name for a folder: letters, digits, `.`, `_` and `-`; other names give other folders.
+    """A folder's name for a network: letters, digits, `.`, `_` and `-`; different for each name.
 
-    A name that has anything else, or could not be told from one that had, gets a digest.
+    A name with other letters gets a digest of itself as suffix, and so does a name that already
+    ends like such a suffix.
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-.")[:_LONGEST]
     if safe == name and safe and not _WITH_DIGEST.search(safe):

@@ -1,4 +1,4 @@
-"""What a command line works on: a network by name or from a module, and its images."""
+"""The network and images of a command: by name, or from a module and a data file."""
 
 import os
 import re
@@ -18,7 +18,14 @@ LOGITS_HELP = "where the output holds the logits: name, index, or function of th
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A network to measure, and on what."""
+    """A network to measure, and its images.
+
+    Attributes:
+        name: Name of the network, for reports.
+        model: Network as it was built or loaded.
+        logits: Accessor of the logits in the network's output; None if it returns logits.
+        images: Labelled images.
+    """
 
     name: str
     model: nn.Module
@@ -26,7 +33,7 @@ class Subject:
     images: data.Images
 
     def arguments(self, assigned: str | None) -> tuple[nn.Module, Tensor, Tensor | None]:
-        """Model, images, and the labels, unless labels are assigned."""
+        """The model, the images, and the labels, or None if scenarios assign the labels."""
         return self.model, self.images.x, self.images.y if assigned is None else None
 
     @property
@@ -36,17 +43,24 @@ class Subject:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What belongs to this network among the options of `measure`."""
+        """The options of `measure` that depend on the network."""
         return {"name": self.name, "logits": self.logits}
 
 
 def subject_of(
     source: str, checkpoint: Path | None, logits: str | None, dataset: str | None, n: int | None
 ) -> Subject:
-    """The network called `source`, or made by a factory, and the first n images (None: 40).
+    """Load a network and its images.
+
+    Args:
+        source: Name of a network of the zoo, or `path/to/module.py:factory`.
+        checkpoint: File of weights for the factory's network, or None.
+        logits: Value of the option `--logits`, or None.
+        dataset: Name of a data set, a .npz file, or None for the data set of the zoo's network.
+        n: Number of images, the first ones; None for 40.
 
     Raises:
-        ValueError, FperrError: no such network, file or data; says what to do.
+        ValueError, FperrError: Network, file or data set is missing or unusable.
     """
     if source.endswith(".py"):
         raise ValueError(f"{source} names no function: expected e.g. {source}:build")
@@ -71,7 +85,7 @@ def subject_of(
 
 
 def _accessor(logits: str, path: str) -> Accessor | str | int:
-    """What `--logits` says: an index, a function of the module, or a name in the output."""
+    """Read the option `--logits`: an index, a function of the module, or a name in the output."""
     if re.fullmatch(r"-?\d+", logits):
         return int(logits)
     function = getattr(from_file.module(Path(path)), logits, None)
@@ -93,15 +107,15 @@ def _images(name: str, n: int | None) -> data.Images:
 
 
 def check_folder(folder: Path, *, overwrite: bool, option: str = "--out") -> None:
-    """Refuse a folder that cannot be written to, or holds something.
+    """Refuse a folder that cannot be written to, or that is not empty.
 
     Args:
-        folder: to be written to, made where it is missing.
-        overwrite: it may hold something.
-        option: that names it.
+        folder: Folder to write to, which may be missing.
+        overwrite: Whether the folder may hold files.
+        option: Option of the command line that names the folder.
 
     Raises:
-        ValueError: says what to do.
+        ValueError: The folder cannot be used.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give {option} a folder")

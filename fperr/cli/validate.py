@@ -33,16 +33,22 @@ def kernels_command(
         raise ValueError(f"--stride must be at least 1, got {stride}: leave it out for all")
     if torch.device(_device_type(device)) == torch.device("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device} needs CUDA, which is not there: use --device cpu")
-    found, ways = sweep(device, stride=stride, progress=True)
+    accuracy_by_format, results = sweep(device, stride=stride, progress=True)
     frame = pd.DataFrame(
-        [(s.path, s.way, f"{s.numbers:,}", f"{s.ulps:.4f}", f"{s.at:.9g}") for s in ways],
+        [
+            (s.function, s.route, f"{s.count:,}", f"{s.ulps:.4f}", f"{s.argument:.9g}")
+            for s in results
+        ],
         columns=["function", "way", "numbers", "largest error, ulps", "at"],
     )
     typer.echo(frame.to_string(index=False))
-    for name, each in found.items():
-        typer.echo(f"{name}: exp {each.exp_ulps:.4f}, log {each.log_ulps:.4f} ulps; {each.source}")
+    for name, accuracy in accuracy_by_format.items():
+        typer.echo(
+            f"{name}: exp {accuracy.exp_ulps:.4f}, log {accuracy.log_ulps:.4f} ulps; "
+            f"{accuracy.source}"
+        )
     if stride == 1:
-        typer.echo(f"Kept: {kernels.keep(found, torch.device(device))}")
+        typer.echo(f"Kept: {kernels.keep(accuracy_by_format, torch.device(device))}")
 
 
 @app.command("bounds")
@@ -70,17 +76,17 @@ def bounds_command(
         cases,
         logits=torch.cat(list(_real_logits())),
         kernel=kernel,
-        computed=partial(logit_gradients.computed, strided=kernel == "cpu_strided"),
+        computed=partial(logit_gradients.pytorch_gradient, strided=kernel == "cpu_strided"),
         seed=seed,
         progress=True,
     )
-    found, tight = summary.table(trials), summary.tightness(trials)
-    storage.write(out / "bounds.csv", found.to_csv(index=False).encode())
-    storage.write(out / "tightness.csv", tight.to_csv(index=False).encode())
+    bound_table, tightness = summary.table(trials), summary.tightness(trials)
+    storage.write(out / "bounds.csv", bound_table.to_csv(index=False).encode())
+    storage.write(out / "tightness.csv", tightness.to_csv(index=False).encode())
     storage.write(out / "bounds.png", picture(summary.figure(trials), dpi=150))
-    typer.echo(found.to_string(index=False, float_format="{:.4g}".format))
+    typer.echo(bound_table.to_string(index=False, float_format="{:.4g}".format))
     typer.echo("\nMedian of bound/error, cross-entropy at c = 1 below saturation:\n")
-    typer.echo(tight.to_string(index=False, float_format="{:.3g}".format))
+    typer.echo(tightness.to_string(index=False, float_format="{:.3g}".format))
     typer.echo("")
     for line in summary.sentences(trials):
         typer.echo(line)
@@ -98,21 +104,27 @@ def assumption_command(
     """Is the size of the gradient G(t) times a constant, as maximising G takes for granted?"""
     check_folder(out, overwrite=True)
     with storage.prepared(out):
-        found = {
+        frames_by_network = {
             name: assumption.lengths(
                 zoo.load(name), data.images_named(zoo.entry(name).dataset).first(n).x
             )
             for name in networks
         }
-        storage.write(out / "assumption.png", picture(assumption.figure(found), dpi=150))
-        lines = assumption.summary(found)
-        storage.write(out / "assumption.csv", lines.to_csv(index=False).encode())
-    typer.echo(lines.to_string(index=False, float_format="{:.3g}".format))
+        storage.write(
+            out / "assumption.png", picture(assumption.figure(frames_by_network), dpi=150)
+        )
+        by_network = assumption.summary(frames_by_network)
+        storage.write(out / "assumption.csv", by_network.to_csv(index=False).encode())
+    typer.echo(by_network.to_string(index=False, float_format="{:.3g}".format))
     typer.echo(f"Written: {out / 'assumption.png'}, {out / 'assumption.csv'}")
 
 
 def _device_type(device: str) -> str:
-    """`cpu` or `cuda`, which kernels are swept on."""
+    """The type of a device name: `cpu` or `cuda`.
+
+    Raises:
+        ValueError: The device is of another type.
+    """
     kind = device.partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {device!r}: leave it out for the CPU")
@@ -120,6 +132,11 @@ def _device_type(device: str) -> str:
 
 
 def _checked_formats(formats: str) -> list[str]:
+    """Read the option `--formats`.
+
+    Raises:
+        ValueError: A format is unknown, has no bounds, or is named twice.
+    """
     names = [name.strip() for name in formats.split(",")]
     for name in names:
         if format_named(name) == TF32:
@@ -130,7 +147,7 @@ def _checked_formats(formats: str) -> list[str]:
 
 
 def _real_logits() -> Iterator[Tensor]:
-    """Of the packaged networks, and of the published ones where FPERR_DATA holds them."""
+    """Yield logits of the packaged networks, and of published ones if FPERR_DATA holds them."""
     for entry in zoo.REGISTRY.values():
         is_packaged = entry.dataset == "fashion_mnist_1000"
         if entry.dataset == "mnist_test" and os.environ.get("FPERR_DATA"):

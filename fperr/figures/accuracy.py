@@ -1,4 +1,4 @@
-"""What attacks reach: by arithmetic, by step, and how far beyond the border they push."""
+"""Robust accuracy by floating-point format and by step, and the label's margin after attacks."""
 
 import numpy as np
 import pandas as pd
@@ -7,21 +7,21 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, ScalarFormatter
 
-from fperr.figures.attacks import HALF, LOSSES, MORE_LOSSES, STEPS, attacked, withstood
+from fperr.figures.attacks import HALF, LOSSES, MORE_LOSSES, STEPS, attack_outcomes, robust_counts
 from fperr.figures.panels import by_network
 from fperr.figures.study import Study
 from fperr.report.style import CLEAN, colours, dashes, legend, ordered
 from fperr.vocabulary import FormatName
 
 _ARITHMETICS: tuple[FormatName, ...] = ("float16", "float32", "float64")
-_TICKS = [sign * 10.0**k for sign in (-1, 1) for k in (1, 3, 5)] + [0.0]  # of margins
+_MARGIN_TICKS = [sign * 10.0**k for sign in (-1, 1) for k in (1, 3, 5)] + [0.0]
 
 
 def precision_frame(study: Study) -> pd.DataFrame:
-    """Columns network, loss, arithmetic, n, robust, unjudged."""
+    """Count robust images by arithmetic: columns network, loss, arithmetic, n, robust, unjudged."""
     return pd.DataFrame(
         {"network": subject.name, "loss": loss, "arithmetic": arithmetic}
-        | withstood(attacked(study, subject, loss=loss, format=arithmetic))
+        | robust_counts(attack_outcomes(study, subject, loss=loss, format=arithmetic))
         for subject in study.at_most(HALF).subjects
         for loss in LOSSES
         for arithmetic in _ARITHMETICS
@@ -29,10 +29,10 @@ def precision_frame(study: Study) -> pd.DataFrame:
 
 
 def precision(frame: pd.DataFrame) -> Figure:
-    """Robust accuracy by the arithmetic that the attack runs the network in, by network."""
-    figure, parts = by_network(frame)
+    """Draw robust accuracy by the arithmetic in which the attack runs the network."""
+    figure, panel_rows = by_network(frame)
     hues = ordered(frame["loss"])
-    for axis, rows in parts:
+    for axis, rows in panel_rows:
         sns.barplot(
             rows.assign(share=rows["robust"] / rows["n"]),
             x="arithmetic",
@@ -53,25 +53,28 @@ def precision(frame: pd.DataFrame) -> Figure:
 
 
 def convergence_frame(study: Study) -> pd.DataFrame:
-    """Columns network, loss, step, n, robust, unjudged: after that many steps."""
-    parts = []
+    """Count robust images after each step: columns network, loss, step, n, robust, unjudged."""
+    frames = []
     for subject in study.subjects:
         for loss in MORE_LOSSES:
-            frame = attacked(study, subject, loss=loss)
-            first = frame.loc[frame["is_judged"], "first_success_step"].to_numpy()
-            steps = np.arange(STEPS + 1)  # 0: the start; clean errors are 0 in `first`
+            outcome = attack_outcomes(study, subject, loss=loss)
+            first = outcome.loc[outcome["is_judged"], "first_success_step"].to_numpy()
+            # `first` is 0 for an image that is misclassified clean, 1 for one that the start
+            # fools, 1 + i for one that step i fools, -1 for one that withstands. So after step s
+            # (0: the start), those with 0 <= first <= s + 1 have fallen.
+            steps = np.arange(STEPS + 1)
             fallen = ((first[None, :] >= 0) & (first[None, :] <= steps[:, None] + 1)).sum(1)
-            part = pd.DataFrame({"step": steps, "n": len(frame), "robust": len(first) - fallen})
-            unjudged = len(frame) - len(first)
-            parts.append(part.assign(network=subject.name, loss=loss, unjudged=unjudged))
-    return pd.concat(parts, ignore_index=True)
+            curve = pd.DataFrame({"step": steps, "n": len(outcome), "robust": len(first) - fallen})
+            unjudged = len(outcome) - len(first)
+            frames.append(curve.assign(network=subject.name, loss=loss, unjudged=unjudged))
+    return pd.concat(frames, ignore_index=True)
 
 
 def convergence(frame: pd.DataFrame) -> Figure:
-    """Robust accuracy after each step, a panel for each network."""
-    figure, parts = by_network(frame)
+    """Draw robust accuracy after each step, a panel for each network."""
+    figure, panel_rows = by_network(frame)
     hues = ordered(frame["loss"])
-    for axis, rows in parts:
+    for axis, rows in panel_rows:
         sns.lineplot(
             rows.assign(share=rows["robust"] / rows["n"]),
             x="step",
@@ -96,37 +99,40 @@ def convergence(frame: pd.DataFrame) -> Figure:
 
 
 def density_frame(study: Study) -> pd.DataFrame:
-    """Columns network, loss, label_margin (the smallest z_y - max z_i on the way), n.
+    """Collect the smallest margins of the label: columns network, loss, label_margin, n.
 
-    Samples that have succeeded go on.
+    `label_margin` is the smallest z_y - max_{i != y} z_i that the attack met. Samples on which
+    the attack has succeeded are attacked further.
     """
-    parts = []
+    frames = []
     for subject in study.subjects:
         for loss in (CLEAN, "ce", "mifpe"):
             if loss == CLEAN:
                 images, z = subject.images, subject.logits.double()
-                mine = z.gather(1, images.y[:, None])[:, 0]
-                margin = (mine - z.scatter(1, images.y[:, None], -torch.inf).amax(1)).numpy()
+                label_logits = z.gather(1, images.y[:, None])[:, 0]
+                margin = (
+                    label_logits - z.scatter(1, images.y[:, None], -torch.inf).amax(1)
+                ).numpy()
             else:
-                found = attacked(study, subject, loss=loss, freeze=False)
-                margin = found["best_margin"].to_numpy()
-            part = pd.DataFrame({"label_margin": margin, "network": subject.name, "loss": loss})
-            parts.append(part.assign(n=subject.n))
-    return pd.concat(parts, ignore_index=True)
+                outcome = attack_outcomes(study, subject, loss=loss, freeze=False)
+                margin = outcome["best_margin"].to_numpy()
+            margins = pd.DataFrame({"label_margin": margin, "network": subject.name, "loss": loss})
+            frames.append(margins.assign(n=subject.n))
+    return pd.concat(frames, ignore_index=True)
 
 
 def density(frame: pd.DataFrame) -> Figure:
-    """The margin of the label after the attacks; left of 0 they have succeeded."""
-    figure, parts = by_network(frame)
+    """Draw the distribution of the label's margins; left of 0 the attack has succeeded."""
+    figure, panel_rows = by_network(frame)
     hues = list(dict.fromkeys(frame["loss"]))
-    for axis, rows in parts:
+    for axis, rows in panel_rows:
         sns.ecdfplot(
             rows, x="label_margin", hue="loss", hue_order=hues, palette=colours(hues), ax=axis,
             legend=False,
         )  # fmt: skip
         axis.axvline(0, color="black", linewidth=1)
         axis.set_xscale("symlog")
-        axis.xaxis.set_major_locator(FixedLocator(_TICKS))
+        axis.xaxis.set_major_locator(FixedLocator(_MARGIN_TICKS))
         axis.set(xlabel="smallest $z_y - \\max_{i≠y} z_i$ met", ylabel="share of images below")
     legend(figure, hues, "loss")
     figure.suptitle("Margin of the label before and after attacks (PGD, float32)")

@@ -1,4 +1,4 @@
-"""The attacks that figures are drawn from, and what withstands them."""
+"""The attacks that figures are drawn from, and how many images withstand them."""
 
 from typing import Any
 
@@ -14,7 +14,8 @@ MORE_LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe", "cw", "dlr", "gama")
 STEPS = 100
 SEED = 0
 HALF = 300  # images where a half format takes part: on a CPU it takes ten times as long as float32
-# of the balls, by network or data set: where robust accuracy is neither 0 nor that of clean images
+# Radii in the maximum norm, by network or data set. They are such that robust accuracy is neither 0
+# nor that of clean images.
 RADII = {
     "fashion_standard": 0.015,
     "fashion_adversarial": 0.1,
@@ -25,21 +26,21 @@ RADII = {
 
 
 def radius_of(subject: Subject) -> float:
-    """Of the attacks on a network, in the maximum norm.
+    """The radius, in the maximum norm, of the attacks on a network.
 
     Raises:
-        ValueError: none is set for the network or its data.
+        ValueError: No radius is set for the network or its data set.
     """
     dataset = zoo.entry(subject.name).dataset
-    found = RADII.get(subject.name, RADII.get(dataset))
-    if found is None:
+    radius = RADII.get(subject.name, RADII.get(dataset))
+    if radius is None:
         raise ValueError(
             f"no radius is set for {subject.name} or {dataset}: choose another network"
         )
-    return found
+    return radius
 
 
-def attacked(
+def attack_outcomes(
     study: Study,
     subject: Subject,
     *,
@@ -48,34 +49,37 @@ def attacked(
     model: nn.Module | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """An attack's outcome for each image.
+    """Attack a network, and return the outcome for each image.
 
     Args:
-        study: where results are kept.
-        subject: network and images.
-        loss: of the attack.
-        format: Floating-point format of the attack, or `"exact"`.
-        model: attacked instead of the subject's network.
-        options: of `fperr.attack`, other than the standard ones.
+        study: Study whose cache holds the results.
+        subject: Network and images.
+        loss: Name of the loss that the attack maximises.
+        format: Floating-point format in which the attack runs the network, or `"exact"`.
+        model: Network attacked instead of the subject's.
+        options: Options of `fperr.attack` that differ from the standard ones or add to them.
     """
     standard = {"radius": radius_of(subject), "steps": STEPS, "seed": SEED, "method": "pgd"}
     options = {**standard, **options, "loss": loss, "format": format}
-    return study.attacked(subject, model, **options)
+    return study.attack_outcomes(subject, model, **options)
 
 
-def withstood(found: pd.DataFrame) -> dict[str, int]:
-    """How many images there are, how many withstood, and how many could not be judged."""
-    robust = is_robust(found)
-    unjudged = len(found) - int((robust | found["success"]).sum())
-    return {"n": len(found), "robust": int(robust.sum()), "unjudged": unjudged}
+def robust_counts(outcome: pd.DataFrame) -> dict[str, int]:
+    """Count the images, those that withstood, and those that could not be judged."""
+    robust = is_robust(outcome)
+    unjudged = len(outcome) - int((robust | outcome["success"]).sum())
+    return {"n": len(outcome), "robust": int(robust.sum()), "unjudged": unjudged}
 
 
-def is_robust(found: pd.DataFrame) -> pd.Series:
-    """Which images were judged and withstood; another library's frame has but `success`."""
-    withstands = ~found["success"]
-    return withstands & found["is_judged"] if "is_judged" in found else withstands
+def is_robust(outcome: pd.DataFrame) -> pd.Series:
+    """Whether each image was judged and withstood.
+
+    A frame from another library has the column `success` only: there every image was judged.
+    """
+    withstands = ~outcome["success"]
+    return withstands & outcome["is_judged"] if "is_judged" in outcome else withstands
 
 
 def settings_of(study: Study, steps: int) -> dict[str, Any]:
-    """Of PGD and APGD, for provenance."""
+    """The settings of the attacks PGD and APGD, for provenance."""
     return {"steps": steps, "seed": SEED, "radius": {s.name: radius_of(s) for s in study.subjects}}

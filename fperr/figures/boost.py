@@ -1,4 +1,7 @@
-"""What (T-)MIFPE adds to FGSM, PGD, APGD and AutoAttack, and what APGD owes to its values."""
+"""Attacks with another loss inside: (T-)MIFPE in FGSM, PGD, APGD and AutoAttack.
+
+APGD also looks at the values of its loss. A line of the table says how much it owes to them.
+"""
 
 import importlib
 import importlib.util
@@ -13,13 +16,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fperr.figures import table
-from fperr.figures.attacks import SEED, STEPS, attacked, radius_of, withstood
+from fperr.figures.attacks import SEED, STEPS, attack_outcomes, radius_of, robust_counts
 from fperr.figures.study import Study, Subject
 from fperr.losses import Context, loss_named
 
 LIBRARY = "pyautoattack"
-_OTHERS = ["apgd-t", "fab-t", "square"]  # of AutoAttack, besides APGD-CE
-_TARGETS = 9  # of its targeted attacks, as in its standard version
+_FURTHER_ATTACKS = ["apgd-t", "fab-t", "square"]  # the attacks of AutoAttack besides APGD-CE
+_TARGETS = 9  # target classes of its targeted attacks, as in its standard version
 _BATCH = 250
 TITLE = "Robust accuracy in per cent with another loss inside (float32)"
 NOTE = (
@@ -32,30 +35,31 @@ NOTE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of the table.
+class AttackLine:
+    """An attack: a line of the table for each network.
 
     Attributes:
-        name: of the attack.
-        own: loss that it has by itself.
-        options: of `fperr.attack`.
-        is_split: values and gradients may come from different losses.
-        is_own: with other losses it is the line above.
+        name: Name of the attack.
+        default_loss: Loss that the attack has by itself.
+        options: Options of `fperr.attack`.
+        is_split: Whether values and gradients may come from different losses.
+        has_default_only: Whether the line shows the default loss only: with any other loss the
+            attack would be that of the line above.
     """
 
     name: str
-    own: str
+    default_loss: str
     options: dict[str, Any]
     is_split: bool = True
-    is_own: bool = False
+    has_default_only: bool = False
 
 
 LINES = (
-    Line("FGSM", "ce", {"method": "fgsm"}),
-    Line("PGD", "ce", {}),
-    Line("APGD-CE", "ce", {"method": "apgd"}),
-    Line("APGD-DLR", "dlr", {"method": "apgd"}, is_own=True),
-    Line("APGD, without the split", "ce", {"method": "apgd"}, is_split=False),
+    AttackLine("FGSM", "ce", {"method": "fgsm"}),
+    AttackLine("PGD", "ce", {}),
+    AttackLine("APGD-CE", "ce", {"method": "apgd"}),
+    AttackLine("APGD-DLR", "dlr", {"method": "apgd"}, has_default_only=True),
+    AttackLine("APGD, without the split", "ce", {"method": "apgd"}, is_split=False),
 )
 LOSSES = ("own", "mifpe", "tmifpe", "stable_ce")
 
@@ -64,8 +68,8 @@ class Rescaled(nn.Module):
     """A network whose logits are multiplied by (T-)MIFPE's c: its cross-entropy is that loss.
 
     Args:
-        model: to logits.
-        loss: "mifpe" or "tmifpe".
+        model: Network that returns logits.
+        loss: Name of the loss, "mifpe" or "tmifpe".
     """
 
     def __init__(self, model: nn.Module, loss: str) -> None:
@@ -73,52 +77,63 @@ class Rescaled(nn.Module):
         self.model, self.loss = model, loss
 
     def extra_repr(self) -> str:
-        """The loss."""
+        """The name of the loss, as the text of the module shows it."""
         return self.loss
 
     def forward(self, x: Tensor) -> Tensor:
-        """c z, c detached, for the class that leads: attacks that freeze ask for no other."""
+        """The scaled logits c z; c is a constant.
+
+        c is that of the predicted class. Attacks that freeze samples once they have succeeded need
+        no other.
+        """
         z: Tensor = self.model(x)
-        known = z.detach()
+        logits = z.detach()
         return (
-            loss_named(self.loss).scale(known, known.argmax(1), Context()).c[:, None].to(z.dtype)
+            loss_named(self.loss).scale(logits, logits.argmax(1), Context()).c[:, None].to(z.dtype)
             * z
         )
 
 
 def frame(study: Study) -> pd.DataFrame:
-    """Columns network, attack, loss, n, robust (missing where it does not apply)."""
+    """Count robust images by attack and loss: columns network, attack, loss, n, robust.
+
+    `n` and `robust` are missing where the loss does not apply to the attack.
+    """
     rows: list[dict[str, Any]] = []
     for subject in study.subjects:
         for line in LINES:
             for loss in LOSSES:
                 rows.append({"network": subject.name, "attack": line.name, "loss": loss})
-                if line.is_own and loss != "own":
+                if line.has_default_only and loss != "own":
                     continue
                 if line.is_split:
-                    chosen = line.own if loss == "own" else loss
-                    rows[-1] |= withstood(attacked(study, subject, loss=chosen, **line.options))
+                    attack_loss = line.default_loss if loss == "own" else loss
+                    rows[-1] |= robust_counts(
+                        attack_outcomes(study, subject, loss=attack_loss, **line.options)
+                    )
                 elif loss in ("mifpe", "tmifpe"):
                     model = Rescaled(subject.model, loss).eval()
-                    found = attacked(study, subject, model=model, loss="ce", **line.options)
-                    rows[-1] |= withstood(found)
+                    outcome = attack_outcomes(
+                        study, subject, model=model, loss="ce", **line.options
+                    )
+                    rows[-1] |= robust_counts(outcome)
         for loss in LOSSES:
             rows.append({"network": subject.name, "attack": "AutoAttack", "loss": loss})
             if importlib.util.find_spec(LIBRARY):
-                rows[-1] |= withstood(_ensemble(study, subject, loss))
+                rows[-1] |= robust_counts(_ensemble(study, subject, loss))
     return pd.DataFrame(rows)
 
 
 def _ensemble(study: Study, subject: Subject, loss: str) -> pd.DataFrame:
-    """Column success: that of any of AutoAttack's attacks, its APGD-CE with the loss instead."""
-    found = _theirs(study, subject, _OTHERS)
+    """Success of any of AutoAttack's attacks (column success), with `loss` in its APGD-CE."""
+    outcome = _library_outcome(study, subject, _FURTHER_ATTACKS)
     if loss == "own":
-        return found | _theirs(study, subject, ["apgd-ce"])
-    return found | attacked(study, subject, loss=loss, method="apgd")[["success"]]
+        return outcome | _library_outcome(study, subject, ["apgd-ce"])
+    return outcome | attack_outcomes(study, subject, loss=loss, method="apgd")[["success"]]
 
 
-def _theirs(study: Study, subject: Subject, attacks: list[str]) -> pd.DataFrame:
-    """Column success: that of any of the library's attacks, as the network predicts."""
+def _library_outcome(study: Study, subject: Subject, attacks: list[str]) -> pd.DataFrame:
+    """Success of any of the library's attacks (column success), judged by the prediction."""
     radius = radius_of(subject)
 
     def compute() -> pd.DataFrame:
@@ -129,21 +144,21 @@ def _theirs(study: Study, subject: Subject, attacks: list[str]) -> pd.DataFrame:
             attacks=attacks,
         )  # fmt: skip
         ensemble.verbose = False
-        for part in (ensemble.apgd, ensemble.fab):  # as in its standard version
-            part.n_restarts = 1
+        for component in (ensemble.apgd, ensemble.fab):  # as in its standard version
+            component.n_restarts = 1
         ensemble.fab.n_target_classes = ensemble.apgd_targeted.n_target_classes = _TARGETS
         with torch.random.fork_rng(devices=[]):
-            found, _ = ensemble.run_standard_evaluation(images.x, images.y, batch_size=_BATCH)
+            adversarial, _ = ensemble.run_standard_evaluation(images.x, images.y, batch_size=_BATCH)
         with torch.no_grad():
-            predicted = torch.cat([model(x) for x in torch.split(found, _BATCH)]).argmax(1)
+            predicted = torch.cat([model(x) for x in torch.split(adversarial, _BATCH)]).argmax(1)
         return pd.DataFrame({"success": (predicted != images.y).numpy()})
 
-    about = {"attacks": attacks, "radius": radius, "seed": SEED, "library": version(LIBRARY)}
-    return study.cached("autoattack", about, compute, subject)
+    settings = {"attacks": attacks, "radius": radius, "seed": SEED, "library": version(LIBRARY)}
+    return study.cached("autoattack", settings, compute, subject)
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """The text of the cells: one line for each network and attack."""
+    """The cells of the table as text: one line for each network and attack."""
     share = (100 * frame["robust"] / frame["n"]).map(lambda v: "–" if pd.isna(v) else f"{v:.1f}")
     keys = ["network", "attack"]
     wide = frame.assign(share=share).pivot(index=keys, columns="loss", values="share")
@@ -156,5 +171,5 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """As a picture."""
+    """Draw the table as a picture."""
     return table.picture(cells(frame), TITLE, NOTE)

@@ -1,4 +1,4 @@
-"""What exact gradients cost, by engine and size of the network."""
+"""The run time of exact gradients, by engine and size of the network."""
 
 import time
 from collections.abc import Callable
@@ -25,34 +25,36 @@ _ENGINES: dict[_Gradient, tuple[int, str]] = {  # batch, what it is
     "ball": (1, "128 bits"),
     "mpmath": (1, "128 bits, checked at 256"),
 }
-_LONGEST = 2.0  # seconds: an engine's next network, four times as large, is extrapolated
-_PLACES = {"float64": "cw", "double_word": "tmifpe", "ball": "mifpe", "mpmath": "ce"}  # of colours
+_PATIENCE = 2.0  # seconds; after a longer batch, an engine's larger networks are extrapolated
+# the losses whose colours the engines take
+_COLOUR_KEYS = {"float64": "cw", "double_word": "tmifpe", "ball": "mifpe", "mpmath": "ce"}
 _RUNS = 3
 _SEED = 0
 
 
 def frame(study: Study) -> pd.DataFrame:
-    """Columns engine, multiply_adds, seconds (for one gradient of one sample), is_extrapolated.
+    """Time the engines: columns engine, multiply_adds, seconds, is_extrapolated.
 
-    Never from the cache: times belong to a machine and an hour.
+    `seconds` are those of one gradient of one sample. They never come from the cache, because times
+    belong to a machine and an hour.
     """
     del study
     rows: list[tuple[str, int, float, bool]] = []
     for engine, (batch, _) in _ENGINES.items():
-        known: tuple[int, float] | None = None
+        last: tuple[int, float] | None = None
         for width in _WIDTHS:
             model, x = _network(width), torch.rand(batch, 1, 28, 28)
             size = multiply_adds(model, x)
-            if known is not None and known[1] * batch > _LONGEST:
-                rows.append((engine, size, known[1] * size / known[0], True))
+            if last is not None and last[1] * batch > _PATIENCE:
+                rows.append((engine, size, last[1] * size / last[0], True))
                 continue
-            known = size, _seconds(_work(engine, model, x)) / batch
-            rows.append((engine, *known, False))
+            last = size, _seconds(_work(engine, model, x)) / batch
+            rows.append((engine, *last, False))
     return pd.DataFrame(rows, columns=["engine", "multiply_adds", "seconds", "is_extrapolated"])
 
 
 def _network(width: int) -> nn.Module:
-    """Two convolutions of 3x3, strides 2, and two linear layers, random weights."""
+    """A network of random weights: three convolutions of 3x3 and two linear layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         model = nn.Sequential(
@@ -71,13 +73,16 @@ def _network(width: int) -> nn.Module:
 
 
 def multiply_adds(model: nn.Module, x: Tensor) -> int:
-    """Of one forward pass of one sample, as the weights' shapes and the outputs' sizes give it."""
+    """Count the multiply-adds of one forward pass of one sample.
+
+    Each weight of a convolution or linear layer is used once at each position of the output.
+    """
     counts: list[int] = []
 
     def count(module: nn.Module, _inputs: object, output: Tensor) -> None:
         weight = module.get_parameter("weight")
-        places = output[0].numel() // weight.shape[0]
-        counts.append(weight.numel() * places)
+        positions = output[0].numel() // weight.shape[0]  # entries of one output channel
+        counts.append(weight.numel() * positions)
 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(count) for layer in layers]
@@ -89,7 +94,7 @@ def multiply_adds(model: nn.Module, x: Tensor) -> int:
 
 
 def _work(engine: _Gradient, model: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A gradient of a batch, with everything that a caller waits for."""
+    """A function that computes the gradients of a batch, with all that a caller waits for."""
     with torch.no_grad():
         z = model(x)
     v = z.double().softmax(1)
@@ -100,36 +105,44 @@ def _work(engine: _Gradient, model: nn.Module, x: Tensor) -> Callable[[], object
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The shortest run of three, or of as many as there is time for."""
-    found: list[float] = []
-    while len(found) < _RUNS and sum(found) < _LONGEST:
+    """The time of the shortest of up to three runs: fewer once they have taken 2 s together."""
+    durations: list[float] = []
+    while len(durations) < _RUNS and sum(durations) < _PATIENCE:
         started = time.perf_counter()
         work()
-        found.append(time.perf_counter() - started)
-    return min(found)
+        durations.append(time.perf_counter() - started)
+    return min(durations)
 
 
 def cpu() -> str:
-    """What kernels PyTorch chooses on this processor."""
+    """The instruction set that PyTorch's kernels use on this processor."""
     return torch.backends.cpu.get_cpu_capability()
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """Seconds against multiply-adds; hollow and dashed where extrapolated in proportion to size."""
+    """Draw seconds against multiply-adds: hollow and dashed where they are extrapolated."""
     figure, (axis,) = panels([""])
     figure.set_size_inches(7.2, 5.2)
-    palette = colours(list(_PLACES.values()))
+    palette = colours(list(_COLOUR_KEYS.values()))
     for engine, rows in frame.groupby("engine", sort=False):
-        colour = palette[_PLACES[str(engine)]]
+        colour = palette[_COLOUR_KEYS[str(engine)]]
         measured = rows[~rows["is_extrapolated"]]
-        guessed = pd.concat([measured.tail(1), rows[rows["is_extrapolated"]]])
-        batch, what = {str(name): kind for name, kind in _ENGINES.items()}[str(engine)]
-        label = f"{engine}, {what}, batch {batch}"
+        dashed = pd.concat([measured.tail(1), rows[rows["is_extrapolated"]]])
+        batch, description = {str(name): kind for name, kind in _ENGINES.items()}[str(engine)]
+        label = f"{engine}, {description}, batch {batch}"
         axis.plot("multiply_adds", "seconds", "o-", data=measured, color=colour, label=label)
-        if len(guessed) > 1:
-            axis.plot("multiply_adds", "seconds", "--", data=guessed, color=colour, label="")
-            rest = guessed.iloc[1:]
-            axis.plot("multiply_adds", "seconds", "o", data=rest, mec=colour, mfc="white", label="")
+        if len(dashed) > 1:
+            axis.plot("multiply_adds", "seconds", "--", data=dashed, color=colour, label="")
+            extrapolated = dashed.iloc[1:]
+            axis.plot(
+                "multiply_adds",
+                "seconds",
+                "o",
+                data=extrapolated,
+                mec=colour,
+                mfc="white",
+                label="",
+            )
     decades = np.log10(frame["multiply_adds"].agg(["min", "max"]))
     axis.set(
         xscale="log",

@@ -1,4 +1,4 @@
-"""Where the gradient's error arises, and what bounds it: measured on the first images."""
+"""The stages in which the gradient's error arises, and its bounds, on the first images."""
 
 import numpy as np
 import pandas as pd
@@ -13,38 +13,39 @@ from fperr.vocabulary import FormatName
 
 _MEASURED = 40  # images
 _LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
-_SHOWN = ("ce", "mifpe")  # of them, in the figure of the stages
+_STAGE_LOSSES = ("ce", "mifpe")  # those of `_LOSSES` that the figure of the stages shows
 _FORMATS: tuple[FormatName, ...] = ("float16", "float32", "float64")
-_SIZES = (1e-19, 1e2)
+_SIZES = (1e-19, 1e2)  # ends of the axes
 _SHARES = (-0.8, 1.8)
 _LIMITS = (1e-20, 1e8)
-_LARGEST = 1000.0  # log2 of what is kept of a bound
-_KINDS = {"proved": "tmifpe", "papers' u/G": "ce"}  # places in the palette
+_LARGEST = 1000.0  # log2 of a bound is cut there, because 2**1024 is not finite in float64
+_KINDS = {"proved": "tmifpe", "papers' u/G": "ce"}  # bound, and the loss whose colour it takes
 
 
 def frame(study: Study) -> pd.DataFrame:
-    """The rows of `fperr.measure`, labels given, for each network."""
-    return study.of_each("errors", _measured, _MEASURED, losses=_LOSSES, formats=_FORMATS)
+    """Measure the gradients of each network: the rows of `fperr.measure` with the true labels."""
+    return study.for_each_subject("errors", _measured, _MEASURED, losses=_LOSSES, formats=_FORMATS)
 
 
 def _measured(subject: Subject) -> pd.DataFrame:
-    few = subject.images
-    return measure(subject.model, few.x, few.y, losses=_LOSSES, formats=_FORMATS).frame
+    images = subject.images
+    return measure(subject.model, images.x, images.y, losses=_LOSSES, formats=_FORMATS).frame
 
 
 def stages(frame: pd.DataFrame) -> Figure:
-    """A line of panels for each network: sizes of the stages by format, and their signed shares."""
+    """Draw the sizes of the stages by format, and their signed shares of the error."""
     networks = list(dict.fromkeys(frame["network"]))
-    figure, axes = panels([""] * 2 * len(_SHOWN) * len(networks), lines=len(networks))
-    places = iter(axes)
+    figure, axes = panels([""] * 2 * len(_STAGE_LOSSES) * len(networks), lines=len(networks))
+    panel_axes = iter(axes)
     for name in networks:
         rows = frame[frame["network"] == name]
         for column, label in (("stage", "‖stage‖₂ / ‖g‖₂"), ("share", "signed share of the error")):
-            for loss in _SHOWN:
-                axis, is_size = next(places), column == "stage"
+            for loss in _STAGE_LOSSES:
+                axis, is_size = next(panel_axes), column == "stage"
                 sns.barplot(
-                    long(rows[rows["loss"] == loss], column), x="format", y="value", hue="stage",
-                    hue_order=STAGES, palette=colours(STAGES), estimator="median", saturation=1,
+                    long_form(rows[rows["loss"] == loss], column), x="format", y="value",
+                    hue="stage", hue_order=STAGES, palette=colours(STAGES), estimator="median",
+                    saturation=1,
                     legend=False,
                     errorbar=("pi", 50), err_kws={"linewidth": 0.8}, ax=axis,
                 )  # fmt: skip
@@ -60,29 +61,30 @@ def stages(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def long(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A row for each sample, format and stage; a stage that is exactly 0 at the scale's end.
+def long_form(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Turn the stages' columns into rows: one for each sample, format and stage.
 
     Args:
-        rows: of one network and loss.
-        column: "stage", sizes relative to the gradient, or "share", signed parts of the error.
+        rows: Rows of one network and loss.
+        column: Prefix of the columns: "stage" for sizes relative to the gradient, which are raised
+            to the lower end of the axis, or "share" for signed parts of the error.
     """
     names = {f"{column}_{stage}": stage for stage in STAGES}
-    found = rows.melt(["sample", "format"], list(names), "stage", "value")
+    stage_values = rows.melt(["sample", "format"], list(names), "stage", "value")
     if column == "stage":
-        found["value"] = found["value"].clip(lower=_SIZES[0])
-    return found.assign(stage=found["stage"].map(names)).dropna(subset="value")
+        stage_values["value"] = stage_values["value"].clip(lower=_SIZES[0])
+    return stage_values.assign(stage=stage_values["stage"].map(names)).dropna(subset="value")
 
 
 def bound(frame: pd.DataFrame) -> Figure:
-    """Measured against bound at the logits, a panel for each format: ours and the papers'."""
-    shown = pairs(frame)
-    formats = list(dict.fromkeys(shown["format"]))
+    """Draw measured errors of the logit gradient against their bounds, a panel for each format."""
+    points = error_bound_pairs(frame)
+    formats = list(dict.fromkeys(points["format"]))
     figure, axes = panels(formats, lines=1)
     palette = colours(list(_KINDS.values()))
-    hues = {kind: palette[place] for kind, place in _KINDS.items()}
+    hues = {kind: palette[colour_key] for kind, colour_key in _KINDS.items()}
     for axis, name in zip(axes, formats, strict=True):
-        rows = shown[shown["format"] == name]
+        rows = points[points["format"] == name]
         sns.scatterplot(
             rows.assign(**{c: rows[c].clip(*_LIMITS) for c in ("bound", "measured")}),
             x="bound", y="measured", hue="kind", hue_order=list(hues), palette=hues,
@@ -92,8 +94,8 @@ def bound(frame: pd.DataFrame) -> Figure:
         axis.plot(_LIMITS, _LIMITS, color="black", linewidth=1)
         axis.set(xscale="log", yscale="log", xlim=_LIMITS, ylim=_LIMITS)
         above = rows.assign(above=rows["measured"] > rows["bound"]).groupby("kind")["above"]
-        found = ", ".join(f"{kind} {int(a.sum())} of {len(a)}" for kind, a in above)
-        axis.set_title(f"{name}\nabove the bound: {found}", fontsize="small")
+        counts = ", ".join(f"{kind} {int(a.sum())} of {len(a)}" for kind, a in above)
+        axis.set_title(f"{name}\nabove the bound: {counts}", fontsize="small")
         axis.set(
             xlabel="bound (beyond the scale: at its end)",
             ylabel="measured ‖v̂ − v‖₁ / ‖v‖₁ (0: at the end)",
@@ -104,10 +106,13 @@ def bound(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns network, loss, format, kind, measured, bound; rows where both are defined."""
+def error_bound_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Pair measured errors with bounds: columns network, loss, format, kind, measured, bound.
+
+    Rows where one of the two is undefined are left out.
+    """
     papers = np.exp2(frame["log2_delta_sup_logit"].clip(upper=_LARGEST))
-    about = frame[["network", "loss", "format"]].assign(measured=frame["logit_delta"])
+    measured = frame[["network", "loss", "format"]].assign(measured=frame["logit_delta"])
     bounds = frame["logit_delta_bound"], papers
-    parts = [about.assign(kind=k, bound=b) for k, b in zip(_KINDS, bounds, strict=True)]
-    return pd.concat(parts, ignore_index=True).dropna()
+    frames = [measured.assign(kind=k, bound=b) for k, b in zip(_KINDS, bounds, strict=True)]
+    return pd.concat(frames, ignore_index=True).dropna()

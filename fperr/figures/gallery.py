@@ -1,4 +1,4 @@
-"""The figures by name: each a frame, which takes the time, and a drawing of it."""
+"""The figures by name: each computes a frame, which takes the time, and draws it."""
 
 import json
 import os
@@ -33,18 +33,19 @@ from fperr.report.style import picture
 DPI = 150
 _FASHION = "fashion_adversarial", "fashion_standard", "fashion_saturated"
 _LEVELSETS, _FASTAT, _CERTIFIED = "mnist_levelsets_eps0.4", "mnist_fastat_pgd", "mnist_wong_kolter"
-_ATTACKED = (*_FASHION, _FASTAT, _LEVELSETS)  # of each kind of margins; some images withstand
-_SIX = (*_ATTACKED, _CERTIFIED)
+# networks of every kind of margins, on which some images withstand attacks
+_ATTACKED = (*_FASHION, _FASTAT, _LEVELSETS)
+_ALL_KINDS = (*_ATTACKED, _CERTIFIED)
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """What a table is besides a picture.
+class TableText:
+    """The text of a figure that is a table.
 
     Attributes:
-        cells: the text of its cells.
-        title: a line.
-        note: lines.
+        cells: Function that turns the frame into the cells' text.
+        title: Title, a single line.
+        note: Lines below the title.
     """
 
     cells: Callable[[pd.DataFrame], pd.DataFrame]
@@ -54,27 +55,27 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A figure.
+    """How a figure is made.
 
     Attributes:
-        frame: computes what is drawn.
-        draw: draws it.
-        networks: names of those that it is drawn from, if no others are asked for.
-        text: of a table.
-        most: images of each network at full size; None: all that there are.
-        steps: of its attacks.
+        frame: Function that computes the frame.
+        draw: Function that draws the frame.
+        networks: Names of the networks, unless the caller names others.
+        text: Text of the table; None for a figure that is no table.
+        max_images: Largest number of images of each network at full size; None for no limit.
+        steps: Number of steps of the attacks.
     """
 
     frame: Callable[[Study], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Figure]
     networks: tuple[str, ...] = ()
-    text: Text | None = None
-    most: int | None = 1000
+    text: TableText | None = None
+    max_images: int | None = 1000
     steps: int = attacks.STEPS
 
     @property
     def available(self) -> list[str]:
-        """Its networks; those of MNIST only where FPERR_DATA is set."""
+        """The figure's networks; those of MNIST only where FPERR_DATA is set."""
         has_data = bool(os.environ.get("FPERR_DATA"))
         return [name for name in self.networks if has_data or _is_packaged(name)]
 
@@ -82,7 +83,7 @@ class Recipe:
 FIGURES = {
     "theory": Recipe(theory.frame, theory.draw),
     "regimes": Recipe(regimes.frame, regimes.draw),
-    "margins": Recipe(margins.frame, margins.draw, _SIX, most=None),
+    "margins": Recipe(margins.frame, margins.draw, _ALL_KINDS, max_images=None),
     "density": Recipe(accuracy.density_frame, accuracy.density, _ATTACKED),
     "scale-sweep": Recipe(sweep.frame, sweep.draw, _ATTACKED, steps=sweep.STEPS),
     "precision": Recipe(accuracy.precision_frame, accuracy.precision, _ATTACKED),
@@ -93,18 +94,18 @@ FIGURES = {
         table1.frame,
         table1.draw,
         tuple(e.name for e in zoo.REGISTRY.values() if e.dataset in (PACKAGED, "mnist_test")),
-        Text(table1.cells, table1.TITLE, table1.NOTE),
-        most=None,
+        TableText(table1.cells, table1.TITLE, table1.NOTE),
+        max_images=None,
     ),
     "boost": Recipe(
         boost.frame,
         boost.draw,
         (*_FASHION, _LEVELSETS),
-        Text(boost.cells, boost.TITLE, boost.NOTE),
+        TableText(boost.cells, boost.TITLE, boost.NOTE),
     ),
     "stages": Recipe(errors.frame, errors.stages, (*_FASHION[1:], _LEVELSETS)),
     "layers": Recipe(layers.frame, layers.plot, (_FASHION[1], _LEVELSETS)),
-    "bound": Recipe(errors.frame, errors.bound, _SIX),
+    "bound": Recipe(errors.frame, errors.bound, _ALL_KINDS),
     "sign-map": Recipe(signs.frame, signs.draw, (_FASHION[1], _LEVELSETS)),
     "cost": Recipe(cost.frame, cost.draw),
 }
@@ -114,18 +115,18 @@ def make(name: str, study: Study, out: Path, command: str, formats: tuple[str, .
     """Draw a figure and write it, with its provenance.
 
     Args:
-        name: of `FIGURES`.
-        study: what it is drawn from.
-        out: folder.
-        command: that makes it again.
-        formats: of the picture: png, svg, pdf.
+        name: Key of `FIGURES`.
+        study: Networks and images, and the cache of results.
+        out: Folder to write to.
+        command: Command line that makes the figure again.
+        formats: File formats of the picture: png, svg, pdf.
 
     Returns:
-        The files.
+        The files written.
 
     Raises:
-        ValueError: no such figure, lists the known ones; or `out` cannot be a folder.
-        StorageError: a file cannot be written.
+        ValueError: No figure has that name, or `out` cannot be a folder.
+        StorageError: A file cannot be written.
     """
     if name not in FIGURES:
         raise ValueError(f"unknown figure {name!r}: expected one of {', '.join(FIGURES)}")
@@ -133,33 +134,36 @@ def make(name: str, study: Study, out: Path, command: str, formats: tuple[str, .
     storage.prepare(out)
     frame = recipe.frame(study)
     figure = recipe.draw(frame)
-    about = {
+    provenance = {
         "command": command,
         "images": images_in(frame),
-        "networks": study.about,
+        "networks": study.provenance,
         "attacks": attacks.settings_of(study, recipe.steps),
         "threads": torch.get_num_threads(),
         "cpu": cost.cpu(),
         "versions": versions(),
     }
-    cut = None if recipe.text is None else "tight"
+    bounding_box = None if recipe.text is None else "tight"
     contents = {
-        out / f"{name}.{extension}": picture(figure, format=extension, dpi=DPI, bbox_inches=cut)
+        out / f"{name}.{extension}": picture(
+            figure, format=extension, dpi=DPI, bbox_inches=bounding_box
+        )
         for extension in formats
     }
     if recipe.text is not None:
         text = recipe.text
         contents |= table.contents(text.cells(frame), text.title, text.note, out / name)
-    provenance = out / f"{name}.json"
-    storage.remove(provenance)  # a kill leaves a picture without provenance, not with another one's
+    provenance_file = out / f"{name}.json"
+    # removed first: a kill leaves a picture without provenance, not with another one's
+    storage.remove(provenance_file)
     for path, content in contents.items():
         storage.write(path, content)
-    storage.write(provenance, (json.dumps(about, indent=1) + "\n").encode())
-    return [provenance, *contents]
+    storage.write(provenance_file, (json.dumps(provenance, indent=1) + "\n").encode())
+    return [provenance_file, *contents]
 
 
 def images_in(frame: pd.DataFrame) -> dict[str, int]:
-    """How many images of each network a frame was made from."""
+    """Count the images of each network from which a frame was made."""
     if "network" not in frame or not {"n", "sample"} & set(frame):
         return {}
     groups = frame.groupby("network", sort=False)

@@ -1,4 +1,4 @@
-"""Along which operations of a network the gradient loses its bits."""
+"""Bits of the gradient that each operation of a network loses."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,19 +11,19 @@ from fperr.vocabulary import FormatName
 _TRACED = 8  # images
 _LOSS = "tmifpe"
 _FORMATS: tuple[FormatName, ...] = ("float16", "float32")
-_ACROSS = len(_FORMATS)
+_COLUMNS = len(_FORMATS)
 
 
 def frame(study: Study) -> pd.DataFrame:
-    """The rows of `fperr.trace_layers`, with the columns network and format."""
-    return study.of_each("layers", _traced, _TRACED, loss=_LOSS, formats=_FORMATS)
+    """Trace the layers of each network: the rows of `fperr.trace_layers`, network and format."""
+    return study.for_each_subject("layers", _traced, _TRACED, loss=_LOSS, formats=_FORMATS)
 
 
 def _traced(subject: Subject) -> pd.DataFrame:
-    few = subject.images
+    images = subject.images
     return pd.concat(
         [
-            trace_layers(subject.model, few.x, few.y, loss=_LOSS, format=name).frame.assign(
+            trace_layers(subject.model, images.x, images.y, loss=_LOSS, format=name).frame.assign(
                 format=name
             )
             for name in _FORMATS
@@ -33,13 +33,16 @@ def _traced(subject: Subject) -> pd.DataFrame:
 
 
 def plot(frame: pd.DataFrame) -> Figure:
-    """For each network and format bits left, above what each operation adds."""
+    """Draw the bits left after each operation, and below them the error that it adds."""
     groups = list(frame.groupby(["network", "format"], sort=False))
-    lines = len(groups) // _ACROSS
-    figure = Figure(figsize=(5.4 * _ACROSS, 5.8 * lines + 0.4), layout="constrained")
-    axes = figure.subplots(2 * lines, _ACROSS, squeeze=False)
-    for place, ((network, name), rows) in enumerate(groups):
-        line, column = 2 * (place // _ACROSS), place % _ACROSS
+    lines = len(groups) // _COLUMNS
+    figure = Figure(figsize=(5.4 * _COLUMNS, 5.8 * lines + 0.4), layout="constrained")
+    axes = figure.subplots(2 * lines, _COLUMNS, squeeze=False)
+    for index, ((network, name), rows) in enumerate(groups):
+        line, column = (
+            2 * (index // _COLUMNS),
+            index % _COLUMNS,
+        )  # bits above, errors below
         above, below = axes[line][column], axes[line + 1][column]
         report = LayerReport(rows.drop(columns=["network", "format"]), _LOSS, name)
         draw(report.summary(), above, below)

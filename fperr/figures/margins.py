@@ -1,4 +1,4 @@
-"""How far the logits lie apart, and from where on a format loses cross-entropy's gradient."""
+"""Margins of the logits, and the margin beyond which a format loses cross-entropy's gradient."""
 
 import math
 
@@ -11,12 +11,12 @@ from fperr.formats import FLOAT16, FLOAT32, FLOAT64, Format
 from fperr.theory.scaling import margin
 
 _FORMATS = (FLOAT16, FLOAT32, FLOAT64)
-_SMALLEST = 1e-2  # smaller margins, ties among them, are drawn there
+_SMALLEST = 1e-2  # smaller margins, those of ties too, are drawn at this one
 
 
 def frame(study: Study) -> pd.DataFrame:
-    """Columns network, sample, margin."""
-    parts = [
+    """Compute the margins: columns network, sample, margin."""
+    frames = [
         pd.DataFrame(
             {
                 "network": subject.name,
@@ -26,16 +26,19 @@ def frame(study: Study) -> pd.DataFrame:
         )
         for subject in study.subjects
     ]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(frames, ignore_index=True)
 
 
-def lost_from(fmt: Format) -> float:
-    """Lambda = -ln(eta/2): from this margin on, exp(-margin) is 0 in the format."""
+def underflow_margin(fmt: Format) -> float:
+    """The smallest margin whose exp(-margin) is 0 in the format: lambda = -ln(eta/2).
+
+    eta is the smallest positive number of the format.
+    """
     return -math.log(fmt.smallest_subnormal) + math.log(2)
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """The distribution of the margins, a line for each network, and lambda of each format."""
+    """Draw the distribution of the margins of each network, and lambda of each format."""
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axis = figure.subplots()
     sns.ecdfplot(
@@ -47,9 +50,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax=axis,
     )
     for fmt in _FORMATS:
-        axis.axvline(lost_from(fmt), color="black", linewidth=1, linestyle="--")
-        text = f"{fmt.name}: {lost_from(fmt):.0f}"
-        axis.text(lost_from(fmt), 1.01, text, rotation=35, fontsize="small", va="bottom")
+        axis.axvline(underflow_margin(fmt), color="black", linewidth=1, linestyle="--")
+        text = f"{fmt.name}: {underflow_margin(fmt):.0f}"
+        axis.text(underflow_margin(fmt), 1.01, text, rotation=35, fontsize="small", va="bottom")
         axis.axvline(-math.log(fmt.unit_roundoff), color="black", linewidth=1, linestyle=":")
     axis.set(
         xlabel="margin Δ = $z_{π_1} − z_{π_2}$\n(from the dashed line, λ, exp(−Δ) is 0 in the "

@@ -7,23 +7,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_ACROSS = 3
-_WIDTH, _HEIGHT, _BESIDE = 3.5, 3.2, 1.5  # inches; beside: the legend
+_COLUMNS = 3
+_WIDTH, _HEIGHT, _LEGEND_WIDTH = 3.5, 3.2, 1.5  # inches
 
 
 def panels(names: Sequence[str], *, lines: int | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure with as many panels as names, each with its name.
+    """Make a figure with a titled panel for each name.
 
     Args:
-        names: titles.
-        lines: rows of panels, filled from the left; None: as many as rows of three take.
+        names: Titles of the panels.
+        lines: Number of rows, filled from the left; None for rows of three.
     """
     count = max(1, len(names))
-    high = math.ceil(count / _ACROSS) if lines is None else lines
-    wide = math.ceil(count / high)
-    size = _WIDTH * wide + _BESIDE, _HEIGHT * high + 0.5
+    rows = math.ceil(count / _COLUMNS) if lines is None else lines
+    columns = math.ceil(count / rows)
+    size = _WIDTH * columns + _LEGEND_WIDTH, _HEIGHT * rows + 0.5
     figure = Figure(figsize=size, layout="constrained")
-    axes = list(figure.subplots(high, wide, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[len(names) :]:
         axis.remove()
     for axis, name in zip(axes, names, strict=False):
@@ -33,9 +33,10 @@ def panels(names: Sequence[str], *, lines: int | None = None) -> tuple[Figure, l
 
 
 def by_network(frame: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A panel for each network and its rows; the title says how many images (column `n`).
+    """Make a panel for each network, and pair it with the network's rows.
 
-    And where some of them could not be judged by an attack (column `unjudged`), how many at most.
+    The title says how many images there are (column `n`) and, where an attack could not judge some
+    of them, how many those are in the row with the most (column `unjudged`).
     """
     groups = [(str(name), rows) for name, rows in frame.groupby("network", sort=False)]
     titles = [f"{name}, {rows['n'].max()} images{_unjudged(rows)}" for name, rows in groups]
@@ -44,5 +45,5 @@ def by_network(frame: pd.DataFrame) -> tuple[Figure, list[tuple[Axes, pd.DataFra
 
 
 def _unjudged(rows: pd.DataFrame) -> str:
-    most = int(rows["unjudged"].max()) if "unjudged" in rows else 0
-    return f"\n(up to {most} not judged)" if most else ""
+    largest = int(rows["unjudged"].max()) if "unjudged" in rows else 0
+    return f"\n(up to {largest} not judged)" if largest else ""

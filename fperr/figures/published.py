@@ -1,7 +1,7 @@
-"""The papers' table of robust accuracies: every row, and where its network is to be had.
+"""The published table of robust accuracies, with the source of each row's network.
 
-Yu and Xu, CVPR 2023, their main table: PGD with 100 steps and one start, in per cent. The table of
-arXiv 2507.22428 has no numbers that are public in a form to be copied from.
+The numbers are those of Yu and Xu, CVPR 2023, main table: PGD with 100 steps and one start, in per
+cent. The numbers of the table in arXiv 2507.22428 are not public in a form that can be copied.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ _ROBUSTBENCH = "RobustBench, cifar10, Linf: "
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the table.
+class PublishedRow:
+    """A row of the published table.
 
     Attributes:
-        defence: as the paper calls it.
-        architecture: the same.
-        dataset: "MNIST", linf 0.3, or "CIFAR-10", linf 8/255.
-        accuracies: per cent, in the order of `COLUMNS`.
-        source: where the network is to be had.
-        network: its name in the zoo; None: not there.
-        remark: how far the zoo's network is the paper's.
+        defence: Name of the defence, as the paper has it.
+        architecture: Name of the architecture, as the paper has it.
+        dataset: Data set, "MNIST" (attacked at linf 0.3) or "CIFAR-10" (at linf 8/255).
+        accuracies: Accuracies in per cent, in the order of `COLUMNS`.
+        source: Where the network can be had.
+        network: Name of the network in the zoo; None if it is not there.
+        remark: How the zoo's network differs from the paper's.
     """
 
     defence: str
@@ -40,12 +40,12 @@ def _mnist(
     source: str,
     network: str | None = None,
     remark: str = "",
-) -> Row:
-    return Row(defence, architecture, "MNIST", accuracies, source, network, remark)
+) -> PublishedRow:
+    return PublishedRow(defence, architecture, "MNIST", accuracies, source, network, remark)
 
 
-def _cifar(defence: str, architecture: str, model: str, *accuracies: float) -> Row:
-    return Row(defence, architecture, "CIFAR-10", accuracies, _ROBUSTBENCH + model)
+def _cifar(defence: str, architecture: str, model: str, *accuracies: float) -> PublishedRow:
+    return PublishedRow(defence, architecture, "CIFAR-10", accuracies, _ROBUSTBENCH + model)
 
 
 _MMA = "github.com/BorealisAI/mma_training"
@@ -147,7 +147,7 @@ ROWS = (
         "Robustness library", "RN-50", "Engstrom2019Robustness",
         87.03, 51.56, 52.07, 52.81, 50.04, 49.84,
     ),
-    Row(
+    PublishedRow(
         "Neural level sets ‡", "RN-18", "CIFAR-10", (81.30, 79.12, 40.07, 45.10, 79.69, 40.06),
         "github.com/matanatz/ControllingNeuralLevelsets",
     ),

@@ -1,4 +1,4 @@
-"""An image, the signs of its exact gradient, those that a format computes, and the wrong ones."""
+"""Maps of the signs of a gradient: exact, computed in a format, and where the two differ."""
 
 from typing import Any
 
@@ -15,24 +15,24 @@ from fperr.figures.study import Study, Subject
 
 _LOSSES = ("ce", "mifpe")
 _FORMAT = "float16"
-_SEARCHED = 100  # images at most, for the first that is classified correctly
+_SEARCHED = 100  # images among which the first that is classified correctly is looked for
 _SIGNS = ListedColormap(["#0173b2", "#f0f0f0", "#de8f05"])  # -1, 0, 1
 _WRONG = ListedColormap(["#f0f0f0", "#d55e00", "#7f7f7f"])  # right, flipped, computed as 0
 
 
 def frame(study: Study) -> pd.DataFrame:
-    """Columns network, sample, loss, row, column, pixel, exact, computed (signs)."""
-    return study.of_each("sign-map", _signs, _SEARCHED, losses=_LOSSES, format=_FORMAT)
+    """Compute the signs: columns network, sample, loss, row, column, pixel, exact, computed."""
+    return study.for_each_subject("sign-map", _signs, _SEARCHED, losses=_LOSSES, format=_FORMAT)
 
 
 def _signs(subject: Subject) -> pd.DataFrame:
-    """Of the first image that is classified correctly.
+    """Compute the signs of the first image that is classified correctly.
 
     Raises:
-        ValueError: images of several channels.
+        ValueError: The images have several channels.
     """
-    right = subject.logits.argmax(1) == subject.images.y
-    sample = int(right.int().argmax())
+    is_correct = subject.logits.argmax(1) == subject.images.y
+    sample = int(is_correct.int().argmax())
     x, y = subject.images.x[sample : sample + 1], subject.images.y[sample : sample + 1]
     if x.shape[1] != 1:
         raise ValueError(
@@ -40,7 +40,7 @@ def _signs(subject: Subject) -> pd.DataFrame:
             "choose another network"
         )
     rows, columns = np.indices(x.shape[-2:])
-    parts = []
+    frames = []
     for loss in _LOSSES:
         exact, computed = (
             gradient(subject, x, y, loss=loss, format=name)[0, 0].sign().numpy()
@@ -48,38 +48,38 @@ def _signs(subject: Subject) -> pd.DataFrame:
         )
         flat = {"row": rows, "column": columns, "pixel": x[0, 0].numpy()}
         flat |= {"exact": exact, "computed": computed}
-        part = pd.DataFrame({name: values.reshape(-1) for name, values in flat.items()})
-        parts.append(part.assign(sample=sample, loss=loss))
-    return pd.concat(parts, ignore_index=True)
+        pixels = pd.DataFrame({name: values.reshape(-1) for name, values in flat.items()})
+        frames.append(pixels.assign(sample=sample, loss=loss))
+    return pd.concat(frames, ignore_index=True)
 
 
 def gradient(subject: Subject, x: Tensor, y: Tensor, **options: Any) -> Tensor:
-    """The one that the first step of an attack from x takes; its size is without meaning."""
-    found: list[Tensor] = []
+    """The gradient that the first step of an attack from x takes, up to a positive factor."""
+    gradients: list[Tensor] = []
     attack(
         subject.model, x, y, radius=1 / 255, steps=1, random_start=False, freeze=False,
-        on_step=lambda _i, _x, _z, g: found.append(g.detach().clone()), **options,
+        on_step=lambda _i, _x, _z, g: gradients.append(g.detach().clone()), **options,
     )  # fmt: skip
-    return torch.stack(found)[0]
+    return torch.stack(gradients)[0]
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """A line for each network and loss: the image, both signs, and what is wrong."""
+    """Draw a line for each network and loss: the image, both signs, and where they differ."""
     groups = list(frame.groupby(["network", "loss"], sort=False))
     figure = Figure(figsize=(8.6, 2.25 * len(groups) + 0.9), layout="constrained")
     axes = figure.subplots(len(groups), 4, squeeze=False)
     for line, ((network, loss), rows) in zip(axes, groups, strict=True):
-        wrong = faults(rows)
+        wrong = sign_errors(rows)
         pictures = rows["pixel"], rows["exact"], rows["computed"], wrong
         maps: tuple[Any, ...] = "gray", _SIGNS, _SIGNS, _WRONG
         ranges = (0, 1), (-1, 1), (-1, 1), (0, 2)
         for axis, values, colours, (low, high) in zip(line, pictures, maps, ranges, strict=True):
             axis.imshow(picture(rows, values), cmap=colours, vmin=low, vmax=high)
-            _bare(axis)
-        known = int((rows["exact"] != 0).sum())
+            _hide_ticks(axis)
+        nonzero = int((rows["exact"] != 0).sum())
         line[0].set_ylabel(f"{network}\nimage {rows['sample'].iloc[0]}, {loss}", fontsize="small")
         line[3].set_xlabel(
-            f"{int((wrong == 1).sum())} flipped, {int((wrong == 2).sum())} zero of {known}",
+            f"{int((wrong == 1).sum())} flipped, {int((wrong == 2).sum())} zero of {nonzero}",
             fontsize="small",
         )
     for axis, title in zip(
@@ -96,19 +96,22 @@ def draw(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def faults(rows: pd.DataFrame) -> "pd.Series[int]":
-    """0: right, or the exact gradient is 0 there; 1: flipped; 2: computed as 0."""
-    known = rows["exact"] != 0
-    zero, flipped = known & (rows["computed"] == 0), known & (rows["computed"] == -rows["exact"])
-    return flipped.astype(int) + 2 * zero.astype(int)
+def sign_errors(rows: pd.DataFrame) -> "pd.Series[int]":
+    """Class of each sign: 0 right, or the exact gradient is 0 there; 1 flipped; 2 computed as 0."""
+    is_nonzero = rows["exact"] != 0
+    is_lost, is_flipped = (
+        is_nonzero & (rows["computed"] == 0),
+        is_nonzero & (rows["computed"] == -rows["exact"]),
+    )
+    return is_flipped.astype(int) + 2 * is_lost.astype(int)
 
 
 def picture(rows: pd.DataFrame, values: "pd.Series[Any]") -> np.ndarray:
-    """The values as an image."""
-    table = rows.assign(shown=values).pivot(index="row", columns="column", values="shown")
+    """Arrange the values as an image, by the columns `row` and `column`."""
+    table = rows.assign(value=values).pivot(index="row", columns="column", values="value")
     return np.asarray(table)
 
 
-def _bare(axis: Axes) -> None:
+def _hide_ticks(axis: Axes) -> None:
     axis.set_xticks([])
     axis.set_yticks([])

@@ -1,4 +1,4 @@
-"""What figures are drawn from: networks, images, and results that are computed once."""
+"""The networks and images that figures are drawn from, and a cache of results."""
 
 import hashlib
 import io
@@ -44,8 +44,8 @@ class Subject:
     """A network of the zoo and its first n images.
 
     Attributes:
-        name: of the network.
-        n: how many images.
+        name: Name of the network.
+        n: Number of images.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Subject:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network."""
+        """The trained network."""
         return zoo.load(self.name)
 
     @cached_property
     def images(self) -> data.Images:
-        """The images and labels; beyond the packaged thousand those of Debian's package."""
+        """The images and labels: packaged, or Debian's if more than the packaged 1,000."""
         dataset = zoo.entry(self.name).dataset
         if dataset == PACKAGED and self.n > _PACKAGED_IMAGES:
             return data.fashion_mnist("t10k").first(self.n)
@@ -66,7 +66,7 @@ class Subject:
 
     @cached_property
     def logits(self) -> Tensor:
-        """(n, K) of the images, float32."""
+        """The logits (n, K) of the images, float32."""
         with torch.no_grad():
             return torch.cat([self.model(x) for x in torch.split(self.images.x, _BATCH)])
 
@@ -76,24 +76,24 @@ class Subject:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Of weights, images and labels."""
+        """SHA-256 of the weights, and of images and labels."""
         weights = data.digest(*self.model.state_dict().values())
         return {"model": weights, "images": data.digest(self.images.x, self.images.y)}
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Number of images and digests, for provenance."""
+    def provenance(self) -> dict[str, Any]:
+        """The number of images and the digests."""
         return {"n": self.n, **self.digests}
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a run of `fperr figures` works on.
+    """The networks, images and cached results of a run of `fperr figures`.
 
     Attributes:
-        subjects: networks and images.
-        cache: folder of results; one is used if network, images, settings and versions are those
-            that it was computed with.
+        subjects: Networks and images.
+        cache: Folder of results. A result is used again if network, images, settings and versions
+            are those with which it was computed.
     """
 
     subjects: tuple[Subject, ...]
@@ -104,9 +104,9 @@ class Study:
         return replace(self, subjects=tuple(s.at_most(n) for s in self.subjects))
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Names, numbers of images and digests, for provenance."""
-        return {s.name: s.about for s in self.subjects}
+    def provenance(self) -> dict[str, Any]:
+        """The number of images and the digests, by network."""
+        return {s.name: s.provenance for s in self.subjects}
 
     def cached(
         self,
@@ -115,20 +115,20 @@ class Study:
         compute: Callable[[], pd.DataFrame],
         subject: Subject | None = None,
     ) -> pd.DataFrame:
-        """The frame that `compute` returns, from the cache where it holds it.
+        """The frame that `compute` returns, from the cache if it is there.
 
         Args:
-            name: The result's key in `VERSIONS`.
-            settings: What it depends on, besides networks and code.
-            compute: finds it.
-            subject: the only one that it depends on; None: on all of them.
+            name: Key of the result in `VERSIONS`.
+            settings: Settings on which the result depends, besides networks and code.
+            compute: Function that computes the frame.
+            subject: Subject on which the result depends; None for all of them.
         """
-        known = self.about if subject is None else {subject.name: subject.about}
-        key = {"name": name, "settings": settings, "versions": _versions_for(name), **known}
+        networks = self.provenance if subject is None else {subject.name: subject.provenance}
+        key = {"name": name, "settings": settings, "versions": _versions_for(name), **networks}
         path = self.cache / f"{name}-{_digest(key)}.parquet"
-        kept = _kept(path, key)
-        if kept is not None:
-            return kept
+        cached = _read_cached(path, key)
+        if cached is not None:
+            return cached
         storage.prepare(self.cache)
         frame = compute()
         table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -136,59 +136,68 @@ class Study:
         storage.write(path, content)
         return pq.read_table(io.BytesIO(content)).to_pandas()
 
-    def of_each(
-        self, name: str, compute: Callable[[Subject], pd.DataFrame], most: int, **settings: Any
+    def for_each_subject(
+        self,
+        name: str,
+        compute: Callable[[Subject], pd.DataFrame],
+        max_images: int,
+        **settings: Any,
     ) -> pd.DataFrame:
-        """What is found for each subject, of which at most so many images are used; cached.
+        """Compute a frame for each subject, or take it from the cache, and join them.
+
+        The column `network` of the result names the subject.
 
         Args:
-            name: The result's key in `VERSIONS`.
-            compute: finds it.
-            most: images.
-            settings: what it depends on, besides network and code.
+            name: Key of the result in `VERSIONS`.
+            compute: Function that computes the frame of a subject.
+            max_images: Largest number of images of each subject.
+            settings: Settings on which the result depends, besides network and code.
         """
-        few = [subject.at_most(most) for subject in self.subjects]
-        parts = [
-            self.cached(name, settings, partial(compute, one), one).assign(network=one.name)
-            for one in few
+        subjects = [subject.at_most(max_images) for subject in self.subjects]
+        frames = [
+            self.cached(name, settings, partial(compute, subject), subject).assign(
+                network=subject.name
+            )
+            for subject in subjects
         ]
-        return pd.concat(parts, ignore_index=True)
+        return pd.concat(frames, ignore_index=True)
 
-    def attacked(
+    def attack_outcomes(
         self, subject: Subject, model: nn.Module | None = None, **options: Any
     ) -> pd.DataFrame:
-        """The outcome of `fperr.attack` on a subject; batches that were finished are kept.
+        """The outcome of `fperr.attack` on a subject; finished batches are cached.
 
         Args:
-            subject: network and images.
-            model: made of the network and attacked in its place; its text tells it from others.
-            options: of `fperr.attack`.
+            subject: Network and images.
+            model: Network attacked in place of the subject's, and made from it. Its `str` is part
+                of the cache's key, and must tell it from others.
+            options: Options of `fperr.attack`.
         """
         key = {**subject.digests, **options, "versions": _versions_for("attack")}
         if model is not None:
             key["text"] = str(model)
         folder = self.cache / "attacks" / f"{subject.name}-{options['loss']}-{_digest(key)}"
         images = subject.images
-        attacked = model or subject.model
+        network = model or subject.model
         with warnings.catch_warnings():  # the frame holds the counts, and the figures show them
             warnings.simplefilter("ignore", AttackWarning)
-            return attack_in_batches(attacked, images.x, images.y, folder, wait=True, **options)
+            return attack_in_batches(network, images.x, images.y, folder, wait=True, **options)
 
 
-def paper_size(name: str, most: int | None) -> int:
-    """How many images a network is attacked on at full size.
+def paper_size(name: str, max_images: int | None) -> int:
+    """The number of images on which a network is attacked at full size.
 
-    All 10,000 for the small ones (of Fashion-MNIST, where Debian's package is installed), 2,000
-    where an attack takes ten times as long; `most` at most.
+    It is 10,000 for small networks (of Fashion-MNIST, if Debian's package is installed), and 2,000
+    for networks on which an attack takes ten times as long; not more than `max_images`.
     """
     entry = zoo.entry(name)
     if entry.dataset == PACKAGED:
-        found = 10_000 if data.FASHION_FOLDER.is_dir() else _PACKAGED_IMAGES
+        size = 10_000 if data.FASHION_FOLDER.is_dir() else _PACKAGED_IMAGES
     elif entry.dataset == "mnist_test":
-        found = 10_000 if entry.architecture is conv_small else 2_000
+        size = 10_000 if entry.architecture is conv_small else 2_000
     else:
-        found = len(data.images_named(entry.dataset).x)
-    return found if most is None else min(found, most)
+        size = len(data.images_named(entry.dataset).x)
+    return size if max_images is None else min(size, max_images)
 
 
 def versions() -> dict[str, str]:
@@ -198,7 +207,10 @@ def versions() -> dict[str, str]:
 
 
 def _versions_for(result: str) -> dict[str, object]:
-    """What a kept result depends on, besides settings and networks: not on all of fperr's code."""
+    """The versions that a cached result depends on: its own, and those of the libraries.
+
+    fperr's own version is left out: it changes far more often than the results do.
+    """
     libraries = {name: number for name, number in versions().items() if name != "fperr"}
     return {"result": VERSIONS[result], **libraries}
 
@@ -207,8 +219,8 @@ def _digest(key: object) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _kept(path: Path, key: dict[str, Any]) -> pd.DataFrame | None:
-    """A frame of the cache; None where there is none, or not that one: a warning names it."""
+def _read_cached(path: Path, key: dict[str, Any]) -> pd.DataFrame | None:
+    """Read a frame of the cache; None if it is missing, or damaged, which a warning says."""
     try:
         content = storage.read(path)
     except FileNotFoundError:

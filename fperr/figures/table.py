@@ -6,49 +6,52 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-_SIZE = 8  # points
-_LINE = 0.19  # inches: height of a line of cells
-_LETTER, _GAP = 0.066, 3  # inches: more than the mean width; letters between columns
+_SIZE = 8  # of the letters, in points
+_LINE = 0.19  # height of a line of cells, in inches
+_LETTER = 0.066  # width of a letter in inches: more than the mean
+_GAP = 3  # letters between columns
 _SYMBOLS = {"ℓ∞": r"$\ell_\infty$", "÷": r"$\div$", "−": "$-$"}
 
 
 def picture(cells: pd.DataFrame, title: str, note: str) -> Figure:
-    """The cells below title and note; to be saved with `bbox_inches="tight"`.
+    """Draw the cells below title and note; to be saved with `bbox_inches="tight"`.
 
     Args:
-        cells: text.
-        title: a line.
-        note: lines.
+        cells: Text of the cells.
+        title: Title, a single line.
+        note: Lines between title and cells.
     """
     letters = [max(map(len, [str(name), *cells[name]])) + _GAP for name in cells]
     figure = Figure(figsize=(_LETTER * sum(letters), _LINE * (len(cells) + 1)))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
-    drawn = axis.table(
+    axis_table = axis.table(
         cells.to_numpy().tolist(), colLabels=list(cells.columns), loc="upper left",
         cellLoc="left", colLoc="left", edges="horizontal", bbox=Bbox.unit(),
     )  # fmt: skip
-    drawn.auto_set_font_size(False)
-    drawn.set_fontsize(_SIZE)
-    drawn.auto_set_column_width(list(range(len(cells.columns))))
-    for (line, _), cell in drawn.get_celld().items():
+    axis_table.auto_set_font_size(False)
+    axis_table.set_fontsize(_SIZE)
+    axis_table.auto_set_column_width(list(range(len(cells.columns))))
+    for (line, _), cell in axis_table.get_celld().items():
         cell.set_edgecolor("0.8" if line else "black")
         if not line:
             cell.set_text_props(weight="bold")
     axis.text(0, 1.0, f"{note}\n", size=_SIZE, va="bottom", transform=axis.transAxes)
+    # the note's lines (one more than it has newlines) and an empty one, at 1.35 letter sizes a line
+    # and 72 points an inch; the axes are as high as the figure
     above = 1.0 + (note.count("\n") + 2) * _SIZE * 1.35 / 72 / figure.get_figheight()
     axis.text(0, above, title, size=_SIZE + 1, weight="bold", va="bottom", transform=axis.transAxes)
     return figure
 
 
 def contents(cells: pd.DataFrame, title: str, note: str, path: Path) -> dict[Path, bytes]:
-    """Markdown and LaTeX (booktabs): the contents by path of their files.
+    """The table as Markdown and as LaTeX (booktabs): contents of the files, by path.
 
     Args:
-        cells: as for `picture`.
-        title: the same.
-        note: the same.
-        path: without an ending.
+        cells: Text of the cells.
+        title: Title, a single line.
+        note: Lines below the title.
+        path: Path of the files without their suffix.
     """
     markdown, latex = path.with_suffix(".md"), path.with_suffix(".tex")
     table = cells.to_markdown(index=False, disable_numparse=True)

@@ -1,4 +1,4 @@
-"""The papers' table of robust accuracies, drawn again: ours and theirs, every row of theirs."""
+"""The published table of robust accuracies, with fperr's numbers below the published ones."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from fperr import zoo
 from fperr.figures import published, table
-from fperr.figures.attacks import STEPS, attacked, is_robust, radius_of, withstood
+from fperr.figures.attacks import STEPS, attack_outcomes, is_robust, radius_of, robust_counts
 from fperr.figures.study import Study, Subject
 
 LOSSES = ("ce", "cw", "dlr", "gama", "mifpe", "tmifpe", "stable_ce")
@@ -39,44 +39,52 @@ _DATASETS = {
 
 
 def frame(study: Study) -> pd.DataFrame:
-    """Columns row, data, source, n, where, and an accuracy for each of `NAMES` (or NaN)."""
-    ours = {subject.name: _ours(study, subject) for subject in study.subjects}
+    """Attack the networks, and put their accuracies below the published ones.
+
+    Columns row, data, source, n, where, and an accuracy in per cent, or NaN, for each of `NAMES`.
+    """
+    rows_by_network = {subject.name: _network_row(study, subject) for subject in study.subjects}
     rows: list[dict[str, Any]] = []
-    for each in published.ROWS:
-        numbers = dict(zip(published.COLUMNS, each.accuracies, strict=True))
-        label = f"{each.defence}, {each.architecture}"
-        theirs = {"row": label, "data": each.dataset, "source": "published", "where": each.source}
-        rows.append(theirs | numbers)
-        if each.network in ours:
-            rows.append(ours.pop(each.network) | {"where": each.remark})
+    for row in published.ROWS:
+        numbers = dict(zip(published.COLUMNS, row.accuracies, strict=True))
+        label = f"{row.defence}, {row.architecture}"
+        published_row = {
+            "row": label,
+            "data": row.dataset,
+            "source": "published",
+            "where": row.source,
+        }
+        rows.append(published_row | numbers)
+        if row.network in rows_by_network:
+            rows.append(rows_by_network.pop(row.network) | {"where": row.remark})
     columns = ["row", "data", "source", "n", *NAMES, "where"]
-    return pd.DataFrame([*rows, *ours.values()]).reindex(columns=columns)
+    return pd.DataFrame([*rows, *rows_by_network.values()]).reindex(columns=columns)
 
 
-def _ours(study: Study, subject: Subject) -> dict[str, Any]:
-    """A line: what withstands each of the losses, in per cent."""
-    found = {loss: attacked(study, subject, loss=loss) for loss in LOSSES}
-    clean = found[LOSSES[0]]["is_clean_correct"]
-    shares = {loss: 100 * is_robust(part).mean() for loss, part in found.items()}
+def _network_row(study: Study, subject: Subject) -> dict[str, Any]:
+    """The row of a network: robust accuracy under each of the losses, in per cent."""
+    outcomes = {loss: attack_outcomes(study, subject, loss=loss) for loss in LOSSES}
+    clean = outcomes[LOSSES[0]]["is_clean_correct"]
+    shares = {loss: 100 * is_robust(outcome).mean() for loss, outcome in outcomes.items()}
     entry = zoo.entry(subject.name)
     dataset = _DATASETS.get(entry.dataset, entry.dataset)
-    about = {"row": subject.name, "data": f"{dataset}, ℓ∞ {radius_of(subject):.3g}"}
-    unjudged = max(withstood(part)["unjudged"] for part in found.values())
-    about["data"] += f" ({unjudged} not judged)" if unjudged else ""
-    about |= {"source": "fperr", "where": entry.source}
-    return about | {"n": subject.n, "clean": 100 * clean.mean()} | shares
+    line = {"row": subject.name, "data": f"{dataset}, ℓ∞ {radius_of(subject):.3g}"}
+    unjudged = max(robust_counts(outcome)["unjudged"] for outcome in outcomes.values())
+    line["data"] += f" ({unjudged} not judged)" if unjudged else ""
+    line |= {"source": "fperr", "where": entry.source}
+    return line | {"n": subject.n, "clean": 100 * clean.mean()} | shares
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """The text of the cells."""
-    shown = pd.DataFrame({"defence or network": frame["row"], "data": frame["data"]})
+    """The cells of the table as text."""
+    text = pd.DataFrame({"defence or network": frame["row"], "data": frame["data"]})
     images = frame["n"].map(lambda n: "" if pd.isna(n) else f", {int(n):,} images")
-    shown["from"] = frame["source"] + images
+    text["from"] = frame["source"] + images
     for column, name in NAMES.items():
-        shown[name] = frame[column].map(lambda value: "" if pd.isna(value) else f"{value:.2f}")
-    return shown.assign(**{"network": frame["where"]})
+        text[name] = frame[column].map(lambda value: "" if pd.isna(value) else f"{value:.2f}")
+    return text.assign(**{"network": frame["where"]})
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """As a picture."""
+    """Draw the table as a picture."""
     return table.picture(cells(frame), TITLE, NOTE)

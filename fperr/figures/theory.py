@@ -1,4 +1,4 @@
-"""G(t) and the papers' bound: the curves of arXiv 2507.22428, Fig. 1, and a case it misses."""
+"""G(t) and the papers' bound: the curves of arXiv 2507.22428, Fig. 1, and a case with two peaks."""
 
 import math
 
@@ -14,7 +14,7 @@ from fperr.theory.scenarios import SCENARIOS
 
 _POINTS = 400
 _T_RANGE = 1e-2, 30.0
-# gaps to the largest logit, in units of the margin
+# by case: z_pi1 - z_i of the other classes, in units of the margin
 CASES = {
     "10 classes": [1.0, 1.2, 1.5, 1.8, 2.2, 2.6, 3.0, 3.5, 4.0],
     "1,000 classes, two peaks": [1.0] + [100.0] * 998,
@@ -22,26 +22,30 @@ CASES = {
 
 
 def frame(study: Study) -> pd.DataFrame:
-    """Columns case, label_leads, t, G (in units of 1/Delta), delta_sup (float32), t_star."""
+    """Compute the curves: columns case, label_leads, t, G, delta_sup, t_star.
+
+    G is in units of 1/Delta; `delta_sup` is the papers' bound u/G for float32. `t_star` is NaN
+    where the label does not lead, because G has no maximum there.
+    """
     del study
     low, high = (math.log10(t) for t in _T_RANGE)
     t = torch.logspace(low, high, _POINTS, dtype=torch.float64)
-    parts = []
+    frames = []
     for name, gaps in CASES.items():
         z = -torch.tensor([[0.0, *gaps]], dtype=torch.float64)  # Delta = 1: c = t
         best = float(t_star(z))
         for label, leads in ((0, True), (1, False)):
             labels = torch.full((_POINTS,), label)
-            log2 = log2_G(z.expand(_POINTS, -1), labels, t)
-            part = pd.DataFrame({"t": t.numpy(), "G": (2.0**log2).numpy()})
-            part["delta_sup"] = FLOAT32.unit_roundoff / part["G"]
-            part = part.assign(case=name, label_leads=leads, t_star=best if leads else math.nan)
-            parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+            log2_size = log2_G(z.expand(_POINTS, -1), labels, t)
+            curve = pd.DataFrame({"t": t.numpy(), "G": (2.0**log2_size).numpy()})
+            curve["delta_sup"] = FLOAT32.unit_roundoff / curve["G"]
+            curve = curve.assign(case=name, label_leads=leads, t_star=best if leads else math.nan)
+            frames.append(curve)
+    return pd.concat(frames, ignore_index=True)
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """One column for each case: G above, the bound below; t* marked where there is one."""
+    """Draw a column for each case: G above, the bound below, and a dotted line at t*."""
     names, palette = list(dict.fromkeys(frame["case"])), sns.color_palette("colorblind")
     figure = Figure(figsize=(4.2 * len(names), 5.6), layout="constrained")
     grid = figure.subplots(2, len(names), sharex=True, squeeze=False)
@@ -52,9 +56,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         ):
             axis = grid[line][column]
             for leads, style in ((True, "-"), (False, "--")):
-                part = rows[rows["label_leads"] == leads]
+                curve = rows[rows["label_leads"] == leads]
                 colour = palette[0 if leads else 1]
-                axis.plot(part["t"], part[value], style, color=colour, label=_scenarios(leads))
+                axis.plot(curve["t"], curve[value], style, color=colour, label=_scenarios(leads))
             best = rows["t_star"].max()
             axis.axvline(best, color="black", linewidth=1, linestyle=":")
             axis.set(xscale="log", yscale="log")

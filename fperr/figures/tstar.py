@@ -1,11 +1,11 @@
-"""T-MIFPE along an attack, and what it costs to take one scenario for another."""
+"""T-MIFPE along an attack, and robust accuracy if it takes one scenario for another."""
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from fperr.attacks import attack
-from fperr.figures.attacks import HALF, RADII, STEPS, attacked, is_robust, radius_of
+from fperr.figures.attacks import HALF, RADII, STEPS, attack_outcomes, is_robust, radius_of
 from fperr.figures.panels import panels
 from fperr.figures.study import Study, Subject
 from fperr.recording import record
@@ -13,7 +13,7 @@ from fperr.report.style import colours, dashes, legend, ordered
 from fperr.vocabulary import FormatName, ScenarioName
 
 _TRACED = 32  # images of a recorded attack
-_COMPARED, _EVERY = 8, 10  # of them with exact gradients, at every tenth step
+_COMPARED, _EVERY = 8, 10  # images compared with exact gradients, at every tenth step
 _FORMATS: tuple[FormatName, ...] = ("float16", "float32")
 _QUARTILES = ("pi", 50)  # seaborn's name of the range between the quartiles
 _ERRORS = (1e-9, 1e1)
@@ -25,11 +25,11 @@ FORCED: dict[str, ScenarioName | None] = {
 
 
 def trace_frame(study: Study) -> pd.DataFrame:
-    """Columns network, step, sample, quantity, hue, value.
+    """Record an attack on each network: columns network, step, sample, quantity, hue, value.
 
-    Quantities: t_star, margin, successful (0 or 1), and delta, whose hue is loss and format.
+    Quantities are t_star, margin, successful (0 or 1), and delta, whose hue is loss and format.
     """
-    return study.of_each(
+    return study.for_each_subject(
         "tstar-trace", _traced, _TRACED, steps=STEPS, every=_EVERY, compared=_COMPARED,
         formats=_FORMATS, radii=RADII,
     )  # fmt: skip
@@ -46,35 +46,39 @@ def _traced(subject: Subject) -> pd.DataFrame:
     steps = trace.steps(["step", "sample", "scenario", "t_star", "margin"])
     steps["successful"] = steps["scenario"].eq("untargeted_successful").astype("float64")
     steps["t_star"] = steps["t_star"].where(steps["successful"] == 0)  # T is another one there
-    long = steps.melt(["step", "sample"], ["t_star", "margin", "successful"], "quantity", "value")
+    step_values = steps.melt(
+        ["step", "sample"], ["t_star", "margin", "successful"], "quantity", "value"
+    )
     errors = trace.errors(["step", "sample", "loss", "format", "is_own", "delta"])
     errors = errors[~errors["is_own"]].rename(columns={"delta": "value"})
     hue = errors["loss"].astype(str) + ", " + errors["format"].astype(str)
     errors = errors.assign(quantity="delta", hue=hue)[
         ["step", "sample", "quantity", "hue", "value"]
     ]
-    return pd.concat([long.assign(hue=""), errors], ignore_index=True)
+    return pd.concat([step_values.assign(hue=""), errors], ignore_index=True)
 
 
 def trace(frame: pd.DataFrame) -> Figure:
-    """A line of panels for each network: t*, margin, successes, errors with T = 1 and t*."""
+    """Draw t*, margin, successes, and errors with T = 1 and t*, a line for each network."""
     networks = list(dict.fromkeys(frame["network"]))
     figure, axes = panels([""] * 4 * len(networks), lines=len(networks))
     palette = colours(["mifpe", "tmifpe"])
     for line, name in enumerate(networks):
         rows = frame[frame["network"] == name]
-        parts = {str(quantity): part for quantity, part in rows.groupby("quantity")}
+        rows_by_quantity = {
+            str(quantity): quantity_rows for quantity, quantity_rows in rows.groupby("quantity")
+        }
         best, margin, success, error = axes[4 * line : 4 * line + 4]
         for axis, quantity in ((best, "t_star"), (margin, "margin")):
             sns.lineplot(
-                parts[quantity].dropna(subset="value"), x="step", y="value", estimator="median",
-                errorbar=_QUARTILES, color=palette["tmifpe"], ax=axis,
+                rows_by_quantity[quantity].dropna(subset="value"), x="step", y="value",
+                estimator="median", errorbar=_QUARTILES, color=palette["tmifpe"], ax=axis,
             )  # fmt: skip
         sns.lineplot(
-            parts["successful"], x="step", y="value", estimator="mean", errorbar=None,
+            rows_by_quantity["successful"], x="step", y="value", estimator="mean", errorbar=None,
             color=palette["tmifpe"], ax=success,
         )  # fmt: skip
-        errors = parts["delta"].dropna(subset="value")
+        errors = rows_by_quantity["delta"].dropna(subset="value")
         hues = list(dict.fromkeys(errors["hue"]))
         sns.lineplot(
             errors.assign(value=errors["value"].clip(lower=_ERRORS[0])), x="step", y="value",
@@ -83,7 +87,7 @@ def trace(frame: pd.DataFrame) -> Figure:
             estimator="median", errorbar=_QUARTILES, ax=error,
         )  # fmt: skip
         error.legend(fontsize="x-small", title=None)
-        count = parts["margin"]["sample"].nunique()
+        count = rows_by_quantity["margin"]["sample"].nunique()
         best.set(
             ylabel="t* (images not yet fooled)", title=f"{name}, {count} images", ylim=(0, None)
         )
@@ -99,29 +103,33 @@ def trace(frame: pd.DataFrame) -> Figure:
 
 
 def phase_frame(study: Study) -> pd.DataFrame:
-    """Columns network, scenario, arithmetic, n, robust, best_margin (the median)."""
+    """Attack with the scenario forced, and count robust images.
+
+    Columns network, scenario, arithmetic, n, robust, best_margin (the median over the images of the
+    smallest margin of the label).
+    """
     rows = []
     for subject in study.at_most(HALF).subjects:
         for name, forced in FORCED.items():
             for arithmetic in _FORMATS:
-                found = attacked(
+                outcome = attack_outcomes(
                     study, subject, loss="tmifpe", format=arithmetic, scenario=forced,
                     freeze=False,
                 )  # fmt: skip
-                robust, margin = int(is_robust(found).sum()), found["best_margin"].median()
-                rows.append((subject.name, name, arithmetic, len(found), robust, margin))
+                robust, margin = int(is_robust(outcome).sum()), outcome["best_margin"].median()
+                rows.append((subject.name, name, arithmetic, len(outcome), robust, margin))
     columns = ["network", "scenario", "arithmetic", "n", "robust", "best_margin"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def phase(frame: pd.DataFrame) -> Figure:
-    """Above robust accuracy, below how far attacks push, by the scenario that T is chosen for."""
+    """Draw robust accuracy, and below it the label's margin, by the scenario that T assumes."""
     networks = list(dict.fromkeys(frame["network"]))
     figure, axes = panels([""] * 2 * len(networks), lines=2)
     hues = ordered(frame["arithmetic"])
-    shown = frame.assign(share=frame["robust"] / frame["n"])
+    shares = frame.assign(share=frame["robust"] / frame["n"])
     for column, name in enumerate(networks):
-        rows = shown[shown["network"] == name]
+        rows = shares[shares["network"] == name]
         above, below = axes[column], axes[len(networks) + column]
         for axis, value in ((above, "share"), (below, "best_margin")):
             sns.barplot(

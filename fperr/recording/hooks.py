@@ -129,7 +129,7 @@ def hooks_on(
     modules = tuple(model.modules())
 
     def is_recorded() -> bool:
-        is_ours = threading.get_ident() == owner and not pass_origin.are_our_own()
+        is_ours = threading.get_ident() == owner and not pass_origin.are_internal()
         return is_ours and not is_over
 
     # plain functions: a copy of the model, made by somebody inside, keeps reporting here

@@ -1,1 +1,1 @@
-"""Everything that is a function of the logits alone: scenarios, scales, losses."""
+"""Functions of the logits alone: scenarios, optimal temperatures, and the scale of a loss."""

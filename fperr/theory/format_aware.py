@@ -1,6 +1,6 @@
-"""The T that minimises a model of the whole error in a format, not its underflow part alone.
+"""The T that minimises a model of the whole error in a format, not of its underflow alone.
 
-To first order, with l the class that the loss uses, p = softmax(c z)_l and G = c (1 - p), the
+Let l be the class that the loss uses, p = softmax(c z)_l and G = c (1 - p). To first order, the
 relative error of the logit gradient of scaled cross-entropy, and what the backward pass loses to
 underflow, are modelled by
 
@@ -8,10 +8,12 @@ underflow, are modelled by
 
     A(t) = u_w (K + 1 + log S) + u_s (1 + log S + |log p|)
 
-with u_w of the format computed in, u_s of a half format that the kernel's sum, logarithm and
-output are stored in (else 0), R = max |z| and a the loss scale: the leading terms of the bound
-`fperr.bounds.logit_gradient`, no bound themselves. t* minimises the last term only. K and R are
-those of the classes present, by sample: a logit of -inf is an absent class.
+where u is the unit roundoff of the logits' format, u_w that of the format of the computation, and
+u_s that of the half format in which the kernel stores its sum, logarithm and output (0 if it is
+none); R = max |z|, a is the loss scale, eta the format's smallest positive number, and C the loss
+of the backward pass in units of eta. These are the leading terms of the bound
+`fperr.bounds.logit_gradient`, and no bound themselves. t* minimises the last term only. K and R are
+those of the classes present in a sample: a logit of -inf is an absent class.
 """
 
 import math
@@ -23,22 +25,23 @@ from fperr.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 from fperr.theory.scaling import margin, present_classes, saturation
 
 SMALLEST_T = 1e-2  # below, the gradient is the mean over all classes, to 1 %
-_POINTS = 48
-_REFINEMENTS = 2
+_POINTS = 48  # of a grid in log t
+_REFINEMENTS = 2  # grids: the second spans the neighbours of the first one's best point
 
 
 def relative_error_model(
     log_t: Tensor, logits: Tensor, label: Tensor, fmt: Format, units: float, loss_scale: float
 ) -> Tensor:
-    """r(t), (batch, points) float64.
+    """The modelled relative error r(t), (batch, points) float64.
 
     Args:
-        log_t: (batch, points).
-        logits: (batch, K).
-        label: (batch,).
-        fmt: of the logits.
-        units: C, what the backward pass loses, relative to the gradient of G = 1, in units of eta.
-        loss_scale: a.
+        log_t: Natural logarithms of t, (batch, points).
+        logits: Logits (batch, K).
+        label: Classes that the loss uses, (batch,).
+        fmt: Format of the logits.
+        units: Loss C of the backward pass to underflow, relative to the gradient of G = 1, in units
+            of eta.
+        loss_scale: Factor a on the loss.
     """
     z = logits.detach().to(torch.float64)
     top = z.topk(2, dim=1).values
@@ -46,14 +49,14 @@ def relative_error_model(
     c = log_t.exp() / delta
     s = c[:, :, None] * (z - top[:, :1])[:, None, :]
     log_S = s.logsumexp(2)
-    mine = label[:, None, None].expand(-1, s.shape[1], 1)
-    log_p = s.gather(2, mine)[:, :, 0] - log_S
-    log_rest = s.scatter(2, mine, -math.inf).logsumexp(2) - log_S
+    label_index = label[:, None, None].expand(-1, s.shape[1], 1)
+    log_p = s.gather(2, label_index)[:, :, 0] - log_S
+    log_rest = s.scatter(2, label_index, -math.inf).logsumexp(2) - log_S
     is_half = fmt in (FLOAT16, BFLOAT16)
-    worked = (FLOAT32 if is_half else fmt).storage_unit_roundoff
-    stored = fmt.storage_unit_roundoff if is_half else 0.0
+    computing_roundoff = (FLOAT32 if is_half else fmt).storage_unit_roundoff
+    storing_roundoff = fmt.storage_unit_roundoff if is_half else 0.0
     terms = present_classes(z)[:, None].to(torch.float64) + 1
-    A = worked * (terms + log_S) + stored * (1 + log_S - log_p)
+    A = computing_roundoff * (terms + log_S) + storing_roundoff * (1 + log_S - log_p)
     reach = z.nan_to_num(neginf=0.0).abs().amax(1, keepdim=True)
     scaling = 2 * fmt.storage_unit_roundoff * c * reach
     lost = units * fmt.smallest_subnormal / loss_scale / c
@@ -63,9 +66,10 @@ def relative_error_model(
 def format_aware_T(  # noqa: N802
     logits: Tensor, label: Tensor, fmt: Format, units: float = 1.0, loss_scale: float = 1.0
 ) -> Tensor:
-    """The minimiser (batch,) float64 of r between 0.01 and the saturation, to 1 % of itself.
+    """The t (batch,) float64 between 0.01 and the saturation that minimises the modelled error.
 
-    NaN where fewer than two classes are present. Arguments are those of `relative_error_model`.
+    Its relative accuracy is 1 %. It is NaN where fewer than two classes are present. The arguments
+    are those of `relative_error_model`.
     """
     smallest = math.log(SMALLEST_T)
     largest = _log_saturation(logits, fmt)
@@ -82,10 +86,13 @@ def format_aware_T(  # noqa: N802
 
 
 def _log_saturation(logits: Tensor, fmt: Format) -> Tensor:
-    """The logarithm (batch, 1) of the T beyond which nothing changes, of 3 classes for 2."""
+    """The logarithm (batch, 1) of the saturation T_sat, beyond which nothing changes.
+
+    Two classes are given the saturation of three.
+    """
     K = logits.shape[1]
-    whole = saturation(max(K, 3), fmt.storage_unit_roundoff)
+    all_present = saturation(max(K, 3), fmt.storage_unit_roundoff)
     present = present_classes(logits)[:, None].clamp_min(3)
     fewer = ((present - 1).to(torch.float64) / fmt.storage_unit_roundoff).log().log()
     # math's logarithm and torch's may differ in the last place
-    return torch.where(present < K, fewer, math.log(whole))
+    return torch.where(present < K, fewer, math.log(all_present))

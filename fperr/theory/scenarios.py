@@ -8,12 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One of the four situations in which an attack takes a gradient.
+    """A situation in which an attack takes a gradient: one of four.
 
     Attributes:
-        name: e.g. `"untargeted_unsuccessful"`.
-        targeted: the loss uses a target class y_t instead of the label y.
-        label_leads: the class that the loss uses is the prediction (y = pi_1 or y_t = pi_1).
+        name: Name, e.g. `"untargeted_unsuccessful"`.
+        targeted: Whether the loss uses a target class y_t instead of the label y.
+        label_leads: Whether the class that the loss uses is the prediction (y = pi_1 or
+            y_t = pi_1).
     """
 
     name: str
@@ -48,10 +49,14 @@ SCENARIOS = {
 
 
 def ranked(logits: Tensor) -> Tensor:
-    """The classes (batch, K), int64, by descending logit; ties keep the lower index first.
+    """The classes (batch, K), int64, by descending logit; of equal logits, the lower index first.
 
     Args:
-        logits: (batch, K), any floating-point dtype.
+        logits: Logits (batch, K) of any floating-point dtype.
+
+    Example:
+        >>> ranked(torch.tensor([[1.0, 3.0, 1.0]]))
+        tensor([[1, 0, 2]])
     """
     return torch.sort(logits.detach(), dim=1, descending=True, stable=True).indices
 
@@ -60,8 +65,8 @@ def assigned_label(order: Tensor, scenario: Scenario) -> Tensor:
     """The label or target (batch,) that puts every sample into `scenario`: pi_1 or pi_2.
 
     Args:
-        order: (batch, K), from `ranked`.
-        scenario: where the samples shall be.
+        order: Classes (batch, K) by descending logit, from `ranked`.
+        scenario: Scenario that every sample shall be in.
     """
     return order[:, 0 if scenario.label_leads else 1]
 
@@ -70,9 +75,9 @@ def classify(order: Tensor, label: Tensor, *, targeted: bool) -> list[Scenario]:
     """The scenario of each sample.
 
     Args:
-        order: (batch, K), from `ranked`.
-        label: (batch,), y of an untargeted or y_t of a targeted attack.
-        targeted: which of the two `label` is.
+        order: Classes (batch, K) by descending logit, from `ranked`.
+        label: Labels y of an untargeted attack or targets y_t of a targeted one, (batch,).
+        targeted: Whether `label` holds targets.
     """
     leads = (order[:, 0] == label).tolist()
     by_lead = {s.label_leads: s for s in SCENARIOS.values() if s.targeted == targeted}

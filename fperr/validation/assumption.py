@@ -1,8 +1,9 @@
-"""The assumption behind maximising G: that |g(t)| is G(t) times a constant of the sample.
+"""A test of the assumption behind maximising G: |g(t)| is G(t) times a constant of the sample.
 
-With g = c sum_i p_i grad(z_i - z_l), |g| is proportional to G = c (1 - p_l) if the gradients of the
-logit differences have one length and one direction, or if only one class counts. At a fixed input
-they do not depend on t at all; whether they are alike across i is a question to the network.
+Because g = c sum_i p_i grad(z_i - z_l), |g| is proportional to G = c (1 - p_l) if the gradients of
+the logit differences all have the same length and direction, or if a single class dominates. At a
+fixed input these gradients do not depend on t. Whether they are alike for all i depends on the
+network, and is measured here.
 """
 
 import math
@@ -20,23 +21,25 @@ from fperr.theory.scaling import log2_G, margin, t_star
 from fperr.theory.scenarios import ranked
 
 _LARGEST_T = 30.0
-_POINTS = 60
+_POINTS = 60  # values of T, from 0.01 on, equidistant in log T
 
 
 @in_neutral_state
 def lengths(model: nn.Module, x: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Lengths of the gradients of logit differences, and of g(t), for samples that are not ties.
+    """Measure the gradients of the logit differences, and the size of g(t), in float64.
 
-    In float64; l = pi_1, the untargeted attack that has not succeeded.
+    The class l of the loss is the prediction pi_1: the scenario of an untargeted attack that has
+    not succeeded. Samples whose two largest logits are equal are left out.
 
     Args:
-        model: in evaluation mode, of any floating-point dtype; left as it is.
-        x: (batch, *shape).
+        model: Network in evaluation mode, of any floating-point dtype. It is not changed.
+        x: Inputs (batch, *shape).
 
     Returns:
-        By sample and rank i = 2 ... K: `length`, |grad(z_i - z_pi1)| over its mean across i, and
-        `cosine` of the angle with that of rank 2. By sample and T: `ratio`, |g(T)|/G(T) over its
-        value at t*, and `log2_G` over its maximum.
+        Two frames. The first has a row for each sample and rank i = 2 ... K: `length` is
+        |grad(z_i - z_pi1)| divided by its mean over i, and `cosine` is that of the angle between
+        this gradient and the one of rank 2. The second has a row for each sample and T: `ratio` is
+        |g(T)|/G(T) divided by its value at t*, and `log2_G` is log2(G(T)/G(t*)).
     """
     state = {name: tensor.double() for name, tensor in model.state_dict().items()}
     by_rank, by_T = [], []
@@ -64,7 +67,7 @@ def lengths(model: nn.Module, x: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
             )
         )
         T = torch.logspace(-2, math.log10(_LARGEST_T), _POINTS, dtype=torch.float64)
-        c = torch.cat([T, t_star(z)]) / delta
+        c = torch.cat([T, t_star(z)]) / delta  # the last point is t*
         label = order[:1].expand(len(c))
         p = (c[:, None] * (z - z.amax())).softmax(1)[:, order]
         size = log2_G(z.expand(len(c), -1), label, c)
@@ -83,17 +86,22 @@ def lengths(model: nn.Module, x: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.concat(by_rank, ignore_index=True), pd.concat(by_T, ignore_index=True)
 
 
-def summary(found: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFrame:
-    """For each network: how unlike the lengths are, and how far |g|/G moves with T.
+def summary(frames_by_network: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFrame:
+    """Summarise, for each network, how unlike the lengths are, and how |g|/G varies with T.
 
-    Columns: quartiles of the length of rank 3 and beyond over the mean; the median over samples of
-    the largest over the smallest length; the median cosine; and the medians over samples of
-    |g|/G at T = 0.1, 4 and 16 over that at t*.
+    Args:
+        frames_by_network: The two frames that `lengths` returns, by name of the network.
+
+    Returns:
+        A row for each network, with the columns `longest/shortest` (median over the samples of the
+        largest length divided by the smallest), `cosine` (median, from rank 3 on) and, for T = 0.1,
+        4 and 16, the median over the samples of |g|/G at T divided by |g|/G at t*.
     """
     lines = []
-    for name, (by_rank, by_T) in found.items():
+    for name, (by_rank, by_T) in frames_by_network.items():
         spread = by_rank.groupby("sample")["length"].agg(lambda v: v.max() / v.min())
-        at = {
+        # for each T, the rows of the grid point nearest to it: as many as there are samples
+        ratio_by_T = {
             f"|g|/G at T = {T:g}": by_T.iloc[(by_T["T"] - T).abs().argsort(kind="stable")][
                 : by_T["sample"].nunique()
             ]["ratio"].median()
@@ -104,22 +112,26 @@ def summary(found: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFr
                 "network": name,
                 "longest/shortest": spread.median(),
                 "cosine": by_rank.loc[by_rank["rank"] > 2, "cosine"].median(),
-                **at,
+                **ratio_by_T,
             }
         )
     return pd.DataFrame(lines)
 
 
 @in_neutral_state
-def figure(found: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
-    """Left: lengths by rank; right: |g(T)|/G(T) over T, median and quartiles."""
+def figure(frames_by_network: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
+    """Draw the lengths by rank on the left, and |g(T)|/G(T) against T on the right."""
     plot = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = plot.subplots(1, 2)
-    palette = dict(zip(found, sns.color_palette("colorblind", len(found)), strict=True))
-    ranks = pd.concat([r.assign(network=n) for n, (r, _) in found.items()], ignore_index=True)
+    palette = dict(
+        zip(frames_by_network, sns.color_palette("colorblind", len(frames_by_network)), strict=True)
+    )
+    ranks = pd.concat(
+        [r.assign(network=n) for n, (r, _) in frames_by_network.items()], ignore_index=True
+    )
     sns.pointplot(
         ranks, x="rank", y="length", hue="network", palette=palette, estimator="median",
-        errorbar=("pi", 50), dodge=0.5 if len(found) > 1 else False, linestyle="none",
+        errorbar=("pi", 50), dodge=0.5 if len(frames_by_network) > 1 else False, linestyle="none",
         markersize=4, err_kws={"linewidth": 1.5}, legend=False, ax=left,
     )  # fmt: skip
     left.axhline(1.0, color="black", linewidth=1)
@@ -129,7 +141,7 @@ def figure(found: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
         ylabel="‖∇(z_i − z_π1)‖₂ over its mean across i,\nmedian and quartiles over images",
     )
     left.set_ylim(bottom=0)
-    for name, (_, by_T) in found.items():
+    for name, (_, by_T) in frames_by_network.items():
         quartiles = by_T.groupby("T")["ratio"].quantile([0.25, 0.5, 0.75]).unstack()
         T = quartiles.index.to_numpy(dtype=np.float64)
         right.plot(T, quartiles[0.5], color=palette[name], label=name)

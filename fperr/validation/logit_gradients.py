@@ -1,4 +1,4 @@
-"""Logit gradients: what PyTorch computes, and what is true."""
+"""Logit gradients of cross-entropy as PyTorch computes them, and their errors."""
 
 import math
 
@@ -9,15 +9,16 @@ from torch.nn.functional import cross_entropy
 from fperr.exact.double_word import DoubleWordArithmetic, DoubleWords
 from fperr.validation.trial_logits import TrialLogits
 
-_INNER = 17  # more than a vector of float32 holds
+_TRAILING = 17  # entries after the classes: a vector of 16 float32, and one more
 
 
-def computed(cases: TrialLogits, *, strided: bool = False) -> Tensor:
-    """v_hat (batch, K) in the format, of PyTorch's own kernels.
+def pytorch_gradient(cases: TrialLogits, *, strided: bool = False) -> Tensor:
+    """The logit gradient v_hat (batch, K) in the format, from PyTorch's own kernels.
 
     Args:
-        cases: the logits and the rest.
-        strided: with the classes in the middle of three dimensions.
+        cases: Logits, labels and scales.
+        strided: Whether the classes are the middle one of three dimensions, which takes another
+            kernel.
     """
     z = cases.z.clone().requires_grad_()
     x = z - z.detach().amax(1, keepdim=True) if cases.is_shifted else z
@@ -26,8 +27,8 @@ def computed(cases: TrialLogits, *, strided: bool = False) -> Tensor:
     sign = torch.where(cases.targeted, -1.0, 1.0).to(z.dtype)
     if strided:
         loss = cross_entropy(
-            x[:, :, None].expand(-1, -1, _INNER),
-            cases.label[:, None].expand(-1, _INNER),
+            x[:, :, None].expand(-1, -1, _TRAILING),
+            cases.label[:, None].expand(-1, _TRAILING),
             reduction="none",
         )[:, 0]
     else:
@@ -36,37 +37,42 @@ def computed(cases: TrialLogits, *, strided: bool = False) -> Tensor:
     return gradient
 
 
-def absolute_error(cases: TrialLogits, found: Tensor) -> tuple[Tensor, Tensor]:
-    """|v_hat - v| and |v|, (batch, K) float64, the former less what the truth may be off.
+def absolute_error(cases: TrialLogits, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower bounds on the error |v_hat - v|, and |v|: both (batch, K) float64.
 
-    In pairs of float64 for float64 (100 bits), in float64 for the narrower formats (44 bits).
-    v is 0 of an absent class (-inf).
+    v is computed in double-word arithmetic for float64, and in float64 for narrower formats. What
+    it may be off (a relative 2^-95 or 2^-44) is subtracted from the error, so that no exceeded
+    bound is an artefact. At an absent class (-inf), v is 0.
     """
     sign = torch.where(cases.targeted, -1.0, 1.0)[:, None]
-    mine = torch.zeros_like(found, dtype=torch.bool).scatter(1, cases.label[:, None], value=True)
+    is_label = torch.zeros_like(gradient, dtype=torch.bool).scatter(
+        1, cases.label[:, None], value=True
+    )
     factor = abs(cases.upstream) * cases.c[:, None]
     is_absent = cases.z == -math.inf
     top = cases.z.amax(1, keepdim=True)
     wide = torch.where(is_absent, top, cases.z).to(torch.float64)
-    if found.dtype == torch.float64:
-        size, low = _in_pairs(wide, cases.c[:, None], abs(cases.upstream), mine, is_absent)
+    if gradient.dtype == torch.float64:
+        magnitude, low = _double_word_magnitude(
+            wide, cases.c[:, None], abs(cases.upstream), is_label, is_absent
+        )
         accuracy, lost = 2.0**-95, 2.0**-1000  # low words of tiny numbers underflow
     else:
         e = (cases.c[:, None] * (wide - wide.amax(1, keepdim=True))).exp()
         e = e.masked_fill(is_absent, 0.0)
         p = e / e.sum(1, keepdim=True)
-        others = torch.where(mine, 0.0, p).sum(1, keepdim=True)
-        size, low = factor * torch.where(mine, others, p), torch.zeros_like(p)
+        off_label = torch.where(is_label, 0.0, p).sum(1, keepdim=True)
+        magnitude, low = factor * torch.where(is_label, off_label, p), torch.zeros_like(p)
         accuracy, lost = 2.0**-44, 0.0
-    direction = torch.where(mine, -1.0, 1.0) * sign
-    apart = (found.to(torch.float64) - direction * size) - direction * low
-    return (apart.abs() - accuracy * size - lost * factor).clamp_min(0.0), size
+    direction = torch.where(is_label, -1.0, 1.0) * sign
+    difference = (gradient.to(torch.float64) - direction * magnitude) - direction * low
+    return (difference.abs() - accuracy * magnitude - lost * factor).clamp_min(0.0), magnitude
 
 
-def _in_pairs(
-    z: Tensor, c: Tensor, upstream: float, mine: Tensor, is_absent: Tensor
+def _double_word_magnitude(
+    z: Tensor, c: Tensor, upstream: float, is_label: Tensor, is_absent: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """|v| as a pair: high and low words; numbers below 2^-960 are good to 2^-1020 only."""
+    """The high and low words of |v|; numbers below 2^-960 have an absolute error of 2^-1020."""
     A = DoubleWordArithmetic()
     top = z.amax(1, keepdim=True)
 
@@ -74,16 +80,27 @@ def _in_pairs(
         return A.from_samples(t)
 
     s = A.mul(A.sub(row(z), row(top)), row(c.expand_as(z)))
-    kept = (s.high > -700.0) & ~is_absent
-    e = A.exp(DoubleWords(s.high.clamp_min(-700.0), torch.where(kept, s.low, 0.0), s.radius, None))
-    e = DoubleWords(torch.where(kept, e.high, 0.0), torch.where(kept, e.low, 0.0), e.radius, None)
+    is_representable = (s.high > -700.0) & ~is_absent
+    e = A.exp(
+        DoubleWords(
+            s.high.clamp_min(-700.0), torch.where(is_representable, s.low, 0.0), s.radius, None
+        )
+    )
+    e = DoubleWords(
+        torch.where(is_representable, e.high, 0.0),
+        torch.where(is_representable, e.low, 0.0),
+        e.radius,
+        None,
+    )
     total = A.sum(e, [0])
-    others = A.sum(
-        DoubleWords(torch.where(mine, 0.0, e.high), torch.where(mine, 0.0, e.low), e.radius, None),
+    off_label = A.sum(
+        DoubleWords(
+            torch.where(is_label, 0.0, e.high), torch.where(is_label, 0.0, e.low), e.radius, None
+        ),
         [0],
     )
-    high = torch.where(mine, others.high, e.high)
-    low = torch.where(mine, others.low, e.low)
+    high = torch.where(is_label, off_label.high, e.high)
+    low = torch.where(is_label, off_label.low, e.low)
     p = A.div(
         DoubleWords(high, low, e.radius, None),
         DoubleWords(total.high, total.low, total.radius, None),

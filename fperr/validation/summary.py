@@ -1,4 +1,4 @@
-"""What attempts to refute the bounds came to: a table, sentences, a figure."""
+"""The outcome of attempts to refute the bounds: a table, sentences, a figure."""
 
 import pandas as pd
 import seaborn as sns
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from fperr.caller_state import in_neutral_state
 
-# Columns of the trials: measured over bound
+# columns of the trials that hold error/bound, and how the table calls the bounds
 BOUNDS = {
     "ratio": "proved, by component",
     "normwise": "proved, Euclidean norm",
@@ -17,41 +17,48 @@ BOUNDS = {
 
 
 def table(trials: pd.DataFrame) -> pd.DataFrame:
-    """For each bound, format and scenario: cases, violations, largest and median measured/bound.
+    """Summarise the trials by bound, format and scenario.
 
     Args:
-        trials: from `falsify`.
+        trials: Result of `falsify`.
 
     Returns:
         Columns `bound`, `format`, `scenario`, `cases`, `violations`, `share` (of violations),
-        `largest`, `median`; for the proved one `capped` (share of bounds at their cap) and
-        `useless` (share of bounds above the gradient itself), too. Medians leave the search out.
+        `largest` and `median` (of error/bound). For the proved bound also `capped` (share of bounds
+        that are their cap) and `useless` (share of bounds that reach the gradient's length).
+        Medians leave the search out.
     """
     keys = ["format", "scenario"]
     groups = trials.groupby(keys, observed=True)
     drawn = trials[~trials["is_searched"]].groupby(keys, observed=True)
-    parts = []
+    frames = []
     for column, name in BOUNDS.items():
-        part = groups[column].agg(
+        columns = groups[column].agg(
             cases="size",
             violations=lambda r: int((r > 1).sum()),
             share=lambda r: float((r > 1).mean()),
             largest="max",
         )
-        part.insert(0, "bound", name)
-        part["median"] = drawn[column].median()
+        columns.insert(0, "bound", name)
+        columns["median"] = drawn[column].median()
         if column == "ratio":
-            part["capped"] = groups["is_capped"].mean()
-            part["useless"] = groups["relative_bound"].agg(lambda r: float((r >= 1).mean()))
-        parts.append(part.reset_index())
-    found = pd.concat(parts, ignore_index=True)
-    return found[["bound", *(name for name in found.columns if name != "bound")]]
+            columns["capped"] = groups["is_capped"].mean()
+            columns["useless"] = groups["relative_bound"].agg(lambda r: float((r >= 1).mean()))
+        frames.append(columns.reset_index())
+    joined = pd.concat(frames, ignore_index=True)
+    return joined[["bound", *(name for name in joined.columns if name != "bound")]]
 
 
 def tightness(trials: pd.DataFrame) -> pd.DataFrame:
-    """Median of bound/error, normwise, for plain cross-entropy below saturation.
+    """Summarise, by format and K, how tight the proved bound is for plain cross-entropy.
 
-    Saturation: the bound reaches the length of the gradient itself.
+    Args:
+        trials: Result of `falsify`.
+
+    Returns:
+        Columns `format`, `K`, `bound/error` (median, normwise, below saturation), `saturated` and
+        `capped` (shares of the cases). A case is saturated if its bound reaches the length of the
+        gradient itself.
     """
     plain = trials[trials["is_plain"] & ~trials["is_searched"]]
     groups = plain.groupby(["format", "K"], observed=True)
@@ -67,7 +74,7 @@ def tightness(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentences(trials: pd.DataFrame) -> list[str]:
-    """The result in words."""
+    """Describe the result in sentences."""
     violations, worst = int((trials["ratio"] > 1).sum()), trials["ratio"].max()
     searched = int(trials["is_searched"].sum())
     lines = [
@@ -88,9 +95,9 @@ def sentences(trials: pd.DataFrame) -> list[str]:
 
 @in_neutral_state
 def figure(trials: pd.DataFrame) -> Figure:
-    """How far below the bounds the errors lie: ours on the left, the papers' on the right."""
-    shown = trials.sample(min(len(trials), 200_000), random_state=0)
-    order = [name for name in dict.fromkeys(trials["format"]) if name in set(shown["format"])]
+    """Draw the distribution of error/bound: the proved bound left, the papers' bound right."""
+    sample = trials.sample(min(len(trials), 200_000), random_state=0)
+    order = [name for name in dict.fromkeys(trials["format"]) if name in set(sample["format"])]
     plot = Figure(figsize=(10.5, 4.2), layout="constrained")
     left, right = plot.subplots(1, 2, sharey=True)
     palette = sns.color_palette("colorblind", len(order))
@@ -98,10 +105,10 @@ def figure(trials: pd.DataFrame) -> Figure:
         (left, "normwise", "proved bound"),
         (right, "paper_u", "papers' bound u/G"),
     ):
-        values = shown[[column, "format"]].copy()
-        values[column] = values[column].clip(1e-6, 1e6)
+        clipped = sample[[column, "format"]].copy()
+        clipped[column] = clipped[column].clip(1e-6, 1e6)
         sns.ecdfplot(
-            values, x=column, hue="format", hue_order=order, palette=palette,
+            clipped, x=column, hue="format", hue_order=order, palette=palette,
             log_scale=True, legend=axis is right, ax=axis,
         )  # fmt: skip
         above = (trials[column] > 1).mean()

@@ -1,4 +1,4 @@
-"""Small trained networks by name."""
+"""The zoo: small trained networks by name."""
 
 from fperr.zoo.registry import REGISTRY, Entry, card, entry, load
 

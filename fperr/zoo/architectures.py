@@ -1,11 +1,11 @@
-"""The small networks of the zoo, as plain `nn.Sequential`s: images in, logits out."""
+"""Architectures of the zoo's small networks: `nn.Sequential`s from images to logits."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std for each channel of images (batch, channels, height, width)."""
+    """Normalise images (batch, channels, height, width): (x - mean) / std for each channel."""
 
     mean: Tensor
     std: Tensor
@@ -16,7 +16,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The images, normalised."""
+        """The normalised images."""
         return (x - self.mean) / self.std
 
 
@@ -24,8 +24,8 @@ def conv_small(channels: int = 1, size: int = 28) -> nn.Sequential:
     """ConvSmall of Wong and Kolter: 0.6 million multiply-adds for 1x28x28 images, 10 classes.
 
     Args:
-        channels: image channels.
-        size: image height and width in pixels, a multiple of 4.
+        channels: Number of image channels.
+        size: Height and width of the images in pixels, a multiple of 4.
     """
     return nn.Sequential(
         nn.Conv2d(channels, 16, 4, stride=2, padding=1),

@@ -1,4 +1,4 @@
-"""Trained networks by name: the packaged one, and published checkpoints found in FPERR_DATA."""
+"""Trained networks by name: packaged ones, and published checkpoints in the folder FPERR_DATA."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ from fperr.zoo.architectures import conv_small, conv_small_cifar, lenet5, small_
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A trained network that can be had by name.
+    """A trained network of the zoo.
 
     Attributes:
-        name: its name here.
-        architecture: builds the untrained network.
-        dataset: name of the data set it is measured on.
-        source: where the weights come from.
-        checkpoint: path below FPERR_DATA, or None for a packaged safetensors file.
-        sha256: digest of the checkpoint file; None for a packaged one.
-        keys: where in the checkpoint the weights are, from the outside in.
+        name: Name of the network.
+        architecture: Function that builds the untrained network.
+        dataset: Name of the data set on which the network is measured.
+        source: Origin of the weights, for reports.
+        checkpoint: Path below FPERR_DATA; None for a packaged safetensors file.
+        sha256: SHA-256 of the checkpoint file; None for a packaged one.
+        keys: Keys that lead to the weights inside the checkpoint, the outermost first.
     """
 
     name: str
@@ -127,10 +127,10 @@ REGISTRY = {entry.name: entry for entry in _ENTRIES}
 
 
 def entry(name: str) -> Entry:
-    """The entry called `name`.
+    """The zoo's entry for the network called `name`.
 
     Raises:
-        ValueError: no such entry; lists the known ones.
+        ValueError: The zoo has no network of that name.
     """
     if name not in REGISTRY:
         raise ValueError(f"unknown network {name!r}: expected one of {', '.join(REGISTRY)}")
@@ -142,47 +142,51 @@ def load(name: str) -> nn.Module:
     """The trained network called `name`, in evaluation mode.
 
     Raises:
-        ValueError: no such entry, or the checkpoint is not the published file.
-        MissingDataError: its checkpoint is not on this machine; says what it is and its source.
+        ValueError: The zoo has no network of that name, or the checkpoint is not the published
+            file.
+        MissingDataError: The checkpoint is not on this machine; the message names its source.
     """
-    found = entry(name)
-    model = found.architecture()
-    if found.checkpoint is None:
+    network = entry(name)
+    model = network.architecture()
+    if network.checkpoint is None:
         with resources.as_file(_weights(f"{name}.safetensors")) as path:
             model.load_state_dict(load_file(path))
     else:
-        fill_in_order(model, _checkpoint(found).values())
+        fill_in_order(model, _checkpoint(network).values())
     return model.eval()
 
 
 def card(name: str) -> dict[str, Any]:
-    """The card of a packaged network: clean accuracy, margin quantiles, how it was trained.
+    """The model card of a packaged network: clean accuracy, margin quantiles, training recipe.
 
     Raises:
-        ValueError: no such entry, or it is not a packaged one.
+        ValueError: The zoo has no network of that name, or it is not packaged.
     """
-    found = entry(name)
-    if found.checkpoint is not None:
-        raise ValueError(f"{name} is not packaged and has no card; its source: {found.source}")
+    network = entry(name)
+    if network.checkpoint is not None:
+        raise ValueError(f"{name} is not packaged and has no card; its source: {network.source}")
     content: dict[str, Any] = json.loads(_weights(f"{name}.json").read_text())
     return content
 
 
 def fill_in_order(model: nn.Module, tensors: Iterable[Tensor]) -> None:
-    """Copy `tensors` into the parameters of `model`, in order: files name their layers differently.
+    """Copy `tensors` into the parameters of `model`, in order.
+
+    Names are not compared, because published files name their layers differently.
 
     Raises:
-        ValueError: number or shapes do not fit; nothing is copied then.
+        ValueError: Number or shapes differ from those of the parameters; nothing is copied then.
     """
-    given, parameters = list(tensors), list(model.parameters())
-    expected = [tuple(p.shape) for p in parameters]
-    got = [tuple(t.shape) for t in given]
-    if expected != got:
+    values, parameters = list(tensors), list(model.parameters())
+    expected_shapes = [tuple(p.shape) for p in parameters]
+    shapes = [tuple(t.shape) for t in values]
+    if expected_shapes != shapes:
         raise ValueError(
-            f"the checkpoint's tensors do not fit the network: expected {expected}, got {got}"
+            f"the checkpoint's tensors do not fit the network: expected {expected_shapes}, "
+            f"got {shapes}"
         )
     with torch.no_grad():
-        for parameter, tensor in zip(parameters, given, strict=True):
+        for parameter, tensor in zip(parameters, values, strict=True):
             parameter.copy_(tensor)
 
 
@@ -190,17 +194,18 @@ def _weights(file: str) -> Any:
     return resources.files("fperr.zoo") / "weights" / file
 
 
-def _checkpoint(found: Entry) -> dict[str, Tensor]:
-    assert found.checkpoint is not None
-    what = f"the checkpoint of {found.name}, from {found.source}"
-    path: Path = data.fperr_data(found.checkpoint, what)
+def _checkpoint(network: Entry) -> dict[str, Tensor]:
+    assert network.checkpoint is not None
+    description = f"the checkpoint of {network.name}, from {network.source}"
+    path: Path = data.fperr_data(network.checkpoint, description)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    if sha256 != found.sha256:
+    if sha256 != network.sha256:
         raise ValueError(
-            f"{path}: SHA-256 {sha256}, expected {found.sha256}: it is not {what}. Get it again"
+            f"{path}: SHA-256 {sha256}, expected {network.sha256}: it is not {description}. "
+            "Get it again"
         )
     weights: Any = torch.load(path, map_location="cpu", weights_only=True)
-    for key in found.keys:
+    for key in network.keys:
         weights = weights[key]
     content: dict[str, Tensor] = weights
     return content

@@ -21,16 +21,17 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a network is trained: Adam, one-cycle learning rate, no augmentation.
+    """A recipe for training with Adam, a one-cycle learning rate and no augmentation.
 
     Attributes:
-        objective: `"cross_entropy"`, or `"margin"`: the hinge max(0, wanted_margin - margin).
-        epochs: passes over the training images.
-        batch_size: images in a step.
-        peak_learning_rate: of the one-cycle schedule.
-        seed: of the initial weights, the order of the images and the random starts.
-        radius: l-infinity radius of the PGD attack that the images are moved by; 0 for none.
-        wanted_margin: of the margin objective.
+        objective: Objective `"cross_entropy"`, or `"margin"`: the hinge
+            max(0, wanted_margin - margin).
+        epochs: Number of passes over the training images.
+        batch_size: Number of images in a step.
+        peak_learning_rate: Largest learning rate of the one-cycle schedule.
+        seed: Seed of the initial weights, the order of the images and the random starts.
+        radius: Radius, in the maximum norm, of the PGD attack on the training images; 0 for none.
+        wanted_margin: Margin from which on the margin objective is 0.
     """
 
     objective: Literal["cross_entropy", "margin"]
@@ -51,7 +52,7 @@ PGD_STEPS = 10
 
 
 def train(name: str, images: Images, recipe: Recipe) -> nn.Module:
-    """The network `name`, trained on `images`; a function of its arguments and the torch build."""
+    """Train the network `name` on `images`; arguments and torch's build determine the result."""
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
@@ -62,8 +63,8 @@ def train(name: str, images: Images, recipe: Recipe) -> nn.Module:
         optimiser, recipe.peak_learning_rate, total_steps=recipe.epochs * steps
     )
     for _ in trange(recipe.epochs, desc=name, unit="epoch"):
-        for chosen in torch.randperm(len(images.x), generator=generator).split(recipe.batch_size):
-            x, y = images.x[chosen], images.y[chosen]
+        for batch in torch.randperm(len(images.x), generator=generator).split(recipe.batch_size):
+            x, y = images.x[batch], images.y[batch]
             if recipe.radius:
                 x = attacked(model, x, y, recipe.radius, generator)
             optimiser.zero_grad()
@@ -74,18 +75,18 @@ def train(name: str, images: Images, recipe: Recipe) -> nn.Module:
 
 
 def objective(logits: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
-    """What is minimised, averaged over the batch."""
+    """The objective to minimise, averaged over the batch."""
     if recipe.objective == "cross_entropy":
         return cross_entropy(logits, y)
-    mine = logits.gather(1, y[:, None]).squeeze(1)
+    label_logits = logits.gather(1, y[:, None]).squeeze(1)
     best_other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return (recipe.wanted_margin - (mine - best_other)).clamp(min=0).mean()
+    return (recipe.wanted_margin - (label_logits - best_other)).clamp(min=0).mean()
 
 
 def attacked(
     model: nn.Module, x: Tensor, y: Tensor, radius: float, generator: torch.Generator
 ) -> Tensor:
-    """Images in [0, 1] within `radius` of x, by PGD on cross-entropy from a random start."""
+    """Attack x with PGD on cross-entropy from a random start: images in [0, 1] within `radius`."""
     start = torch.rand(x.shape, generator=generator) * 2 - 1
     moved = (x + radius * start).clamp(0, 1)
     for _ in range(PGD_STEPS):
@@ -103,7 +104,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def describe(model: nn.Module, images: Images) -> dict[str, object]:
-    """Clean accuracy in percent, and quantiles of the logit margin, on `images`."""
+    """Describe a network for its card: clean accuracy in per cent, quantiles of the margin."""
     logits = logits_of(model, images.x)
     top = logits.topk(2).values.double()
     quantiles = torch.tensor([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0], dtype=torch.float64)
@@ -120,7 +121,7 @@ def describe(model: nn.Module, images: Images) -> dict[str, object]:
 
 
 def main() -> None:
-    """Train one network, write its weights and its card beside this file."""
+    """Train a network, and write its weights and its card."""
     parser = argparse.ArgumentParser(prog="python -m fperr.zoo.train", description=__doc__)
     parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--data", type=Path, help="folder of the four Fashion-MNIST files")
