@@ -14,7 +14,7 @@ from fperr.errors import FperrError
 
 FAULT, INTERRUPTED = 2, 130
 TRACEBACK = "FPERR_TRACEBACK"
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 _LONGEST = 600  # letters of another library's message that are shown
 # (pattern, replacement): how the errors of the Python API name an argument, and how the command
 # line does. The order matters: a later pattern sees what earlier ones have replaced.
