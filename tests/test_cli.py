@@ -191,7 +191,7 @@ def test_what_was_finished_is_written(monkeypatch, tmp_path, capsys):
         raise fault
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(app, "measure", failing)
+    monkeypatch.setattr("fperr.cli.measure.measure", failing)
     monkeypatch.setattr(sys, "argv", ["fperr", "measure", "fashion_standard", "--n", "1"])
     with pytest.raises(SystemExit) as end:
         app.main()

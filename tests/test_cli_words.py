@@ -98,7 +98,7 @@ def main_with(monkeypatch, fault, *arguments):
     def raising():
         raise fault
 
-    monkeypatch.setattr(app.zoo, "REGISTRY", type("R", (), {"values": staticmethod(raising)})())
+    monkeypatch.setattr("fperr.zoo.REGISTRY", type("R", (), {"values": staticmethod(raising)})())
     monkeypatch.setattr(sys, "argv", ["fperr", "zoo", *arguments])
     with pytest.raises(SystemExit) as end:
         app.main()
