@@ -30,9 +30,9 @@ ON_COMMAND_LINE = (
     (r"logits=", "--logits "),
     (r"accept_probabilities=True", "--accept-probabilities"),
     (r"certify=True", "--certify"),
-    (r"(reference|scenarios|method|arithmetic)=['\"]?([\w:]+)['\"]?", r"--\1 \2"),
+    (r"(engine|scenarios|method|format)=['\"]?([\w:]+)['\"]?", r"--\1 \2"),
     (r"radius=(\S+)", r"--radius \1"),
-    (r"(?<![-\w])(arithmetic|box|method|norm|reference|scenarios|steps|targets)=(?!\S)", r"--\1"),
+    (r"(?<![-\w])(box|engine|format|method|norm|scenarios|steps|targets)=(?!\S)", r"--\1"),
     (
         r"\b(accept_probabilities|batch_size|loss_scale)\b",
         lambda match: "--" + match[1].replace("_", "-"),

@@ -227,10 +227,11 @@ def _write(report: Report, run: RunFolder) -> None:
     run.publish("relative_error.png", picture(report.plot.relative_error(), dpi=150))
     run.publish("report.html", report.to_html().encode())
     for network, provenance in report.provenance.items():
-        if provenance.get("samples_read_back"):
+        read, samples = provenance.get("samples_read_back"), provenance["inputs"]["samples"]
+        if read:
             typer.echo(
-                f"{network}: {provenance['samples_read_back']} of {provenance['inputs']['samples']} images "
-                f"were measured before, and read from {run.path / _ROWS}"
+                f"{network}: {read} of {samples} images were measured before, and read from "
+                f"{run.path / _ROWS}"
             )
     names = ("measurements.parquet", "relative_error.png", "report.html")
     typer.echo("Written: " + ", ".join(str(run.path / name) for name in names) + "\n")
