@@ -15,7 +15,7 @@ import fperr.cli.app
 from fperr.measurement import estimate
 from fperr.networks import from_file
 from tests.conftest import normal, seeded, tiny_mlp
-from tests.test_cli import run
+from tests.commands import run
 
 README = Path(__file__).parent.parent / "README.md"
 ONE = {"losses": ["mifpe"], "formats": ["float32"], "scenarios": ["untargeted_unsuccessful"]}
