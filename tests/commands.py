@@ -30,8 +30,11 @@ def called(arguments, folder, environment, streams, largest_file):
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["fperr", *arguments]
-    from fperr.cli import app  # noqa: PLC0415 - the server has imported it
+    import torch  # noqa: PLC0415 - the server has imported both
 
+    from fperr.cli import app  # noqa: PLC0415
+
+    torch.seed()  # of its own, as in a new process
     app.main()
 
 
