@@ -78,7 +78,9 @@ def test_mpmath_lies_in_the_balls(name):
         assert not meets(balls, wrong, wrong)
 
 
-@pytest.mark.parametrize("name", ["mnist_lenet5_advtrained", "mnist_fastat_pgd"])
+@pytest.mark.parametrize(
+    "name", ["mnist_fastat_pgd", pytest.param("mnist_lenet5_advtrained", marks=pytest.mark.slow)]
+)
 def test_mpmath_lies_in_the_balls_of_trained_networks(fperr_data, name):
     x = data.mnist_test().first(1).x
     assert agree(zoo.load(name), x) == [True] * 3

@@ -9,7 +9,7 @@ import torch
 
 import fperr
 from fperr import data, exact, zoo
-from tests.test_cli import run
+from tests.commands import run
 
 
 @pytest.fixture(scope="module")

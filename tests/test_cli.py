@@ -1,5 +1,3 @@
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -11,22 +9,11 @@ import fperr
 from fperr import data
 from fperr.attacks import attack_in_batches
 from fperr.cli import app
-
-
-def run(*arguments, cwd=None, **environment):
-    variables = {k: v for k, v in os.environ.items() if k != "FPERR_DATA"} | environment
-    return subprocess.run(
-        [sys.executable, "-m", "fperr.cli", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=variables,
-        check=False,
-    )
+from tests.commands import run, started
 
 
 def test_the_main_job(tmp_path):
-    done = run("measure", "fashion_standard", "--n", "1", "--scenarios", "all", cwd=tmp_path)
+    done = started("measure", "fashion_standard", "--n", "1", "--scenarios", "all", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for text in ("untargeted_unsuccessful", "tmifpe in float16", "In short: ", "100%"):
         assert text in done.stdout + done.stderr

@@ -11,7 +11,7 @@ from fperr.figures.gallery import images_in
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64
 from fperr.report.style import colours, ordered
 from fperr.theory.scaling import largest_t_star
-from tests.test_cli import run
+from tests.commands import run
 from tests.test_gallery import check_bars
 
 

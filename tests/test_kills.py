@@ -2,9 +2,7 @@
 
 import os
 import random
-import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from fperr import data, zoo
 from fperr.attacks import attack_in_batches
 from fperr.cli import app
 from fperr.errors import DamagedFileWarning, StorageError
+from tests.commands import Command
 
 MEASURE = ["measure", "fashion_standard", "fashion_saturated", "--n", "2", "--losses", "ce"]
 MEASURE += ["--formats", "float32", "--engine", "double_word", "--out", "out"]
@@ -28,10 +27,7 @@ ATTACK += ["--steps", "20", "--out", "out"]
 
 def start(arguments, folder, **options):
     """The command, at work."""
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "fperr.cli", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes, **options)
+    return Command(arguments, folder, **options)
 
 
 def end(process):
@@ -152,10 +148,7 @@ def test_two_at_once_end_with_one_result_and_one_refusal(arguments, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "limit"), [(MEASURE, 60_000), (ATTACK, 10_000)])
 def test_a_full_disk_leaves_no_cut_file(arguments, limit, tmp_path):
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    code, _, error = end(start(arguments, tmp_path, preexec_fn=limited))
+    code, _, error = end(start(arguments, tmp_path, largest_file=limit))
     assert code == 2
     assert "Traceback" not in error
     assert "bytes): File too large. What was written before is whole: make room" in error

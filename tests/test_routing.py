@@ -119,25 +119,32 @@ def test_frozen_routing_with_other_activations():
     assert frame.loc[flipped, "delta"].median() > frame.loc[flipped, "delta_frozen"].median()
 
 
-def test_products_give_the_report_that_rows_give():
-    model, x = build("vit_sdpa"), torch.rand(2, 3, 8, 8)
+@pytest.mark.parametrize(
+    ("engine", "network"),
+    [
+        *(("double_word", "vit_sdpa"), ("ball", "lenet"), ("mpmath", "lenet")),
+        pytest.param("ball", "vit_sdpa", marks=pytest.mark.slow),
+        pytest.param("mpmath", "vit_sdpa", marks=pytest.mark.slow),
+    ],
+)
+def test_products_give_the_report_that_rows_give(engine, network):
+    model, x = build(network), torch.rand(2, 3, 8, 8)
     options = {"losses": ["ce", "tmifpe", "dlr"], "formats": ["float16", "float64"]}
-    for engine in exact.ENGINES:
-        rows, products = (
-            fperr.measure(model, x, jacobian=mode, engine=engine, **options).frame
-            for mode in ("rows", "products")
-        )
-        for name in rows.columns:
-            if name == "stage_loss_bound":  # it takes the rows' norms
-                assert products[name].isna().all()
-            elif rows[name].dtype != "float64":
-                assert rows[name].equals(products[name]), name
-            elif name != "log2_reference_error":
-                # stages that are differences of nearly equal vectors at 50 digits (30 in pairs),
-                # and row norms of float64: 1e-12 covers 4 classes and 14 layers of roundings
-                least = 1e-28 if engine == "double_word" else 1e-40
-                close = np.isclose(rows[name], products[name], 1e-12, least, equal_nan=True)
-                assert close.all(), name
+    rows, products = (
+        fperr.measure(model, x, jacobian=mode, engine=engine, **options).frame
+        for mode in ("rows", "products")
+    )
+    for name in rows.columns:
+        if name == "stage_loss_bound":  # it takes the rows' norms
+            assert products[name].isna().all()
+        elif rows[name].dtype != "float64":
+            assert rows[name].equals(products[name]), name
+        elif name != "log2_reference_error":
+            # stages that are differences of nearly equal vectors at 50 digits (30 in pairs),
+            # and row norms of float64: 1e-12 covers 4 classes and 14 layers of roundings
+            least = 1e-28 if engine == "double_word" else 1e-40
+            close = np.isclose(rows[name], products[name], 1e-12, least, equal_nan=True)
+            assert close.all(), name
 
 
 def test_large_numbers_of_classes_take_products():
@@ -320,14 +327,16 @@ def test_products_with_a_cast_inside_the_network():
 
 
 def test_the_trace_ends_at_the_error_that_measure_finds():
-    for name in ("lenet", "vit_by_hand"):
-        model, x = build(name), torch.rand(2, 3, 8, 8)
+    losses = ["ce", "mifpe", "stable_ce"]
+    for name, samples in (("lenet", 2), ("vit_by_hand", 1)):
+        model, x = build(name), torch.rand(samples, 3, 8, 8)
         y = model(x).argmax(1)
-        for loss in ("ce", "mifpe", "stable_ce"):
+        measured = fperr.measure(
+            model, x, y, losses=losses, formats=["float64"], batch_size=1, progress=False
+        ).frame
+        for loss in losses:
             trace = fperr.trace_layers(model, x, y, loss=loss, format="float64").frame
-            one = fperr.measure(
-                model, x, y, losses=[loss], formats=["float64"], batch_size=1, progress=False
-            ).frame
+            one = measured[measured["loss"] == loss]
             last = trace.groupby("sample")["delta_so_far"].last()
             assert np.allclose(last, one["delta"], rtol=1e-10, atol=0)
 

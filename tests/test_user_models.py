@@ -14,8 +14,8 @@ import fperr
 import fperr.cli.app
 from fperr.measurement import estimate
 from fperr.networks import from_file
+from tests.commands import run
 from tests.conftest import normal, seeded, tiny_mlp
-from tests.test_cli import run
 
 README = Path(__file__).parent.parent / "README.md"
 ONE = {"losses": ["mifpe"], "formats": ["float32"], "scenarios": ["untargeted_unsuccessful"]}
