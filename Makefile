@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
-DOORS := tests/test_cli.py tests/test_cli_bad_calls.py tests/test_cli_words.py \
-    tests/test_checkpoints.py tests/test_user_models.py tests/test_bad_input.py \
-    tests/test_measure.py tests/test_attacks.py
+DOORS := tests/cli/test_commands.py tests/cli/test_bad_calls.py tests/cli/test_words.py \
+    tests/networks/test_checkpoints.py tests/networks/test_user_models.py \
+    tests/networks/test_bad_input.py tests/measurement/test_measure.py tests/attacks/test_attacks.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # a process for each core, each with one thread: kernels on small tensors gain nothing from more
@@ -40,17 +40,17 @@ notebooks: .venv/test.stamp
 	$(BIN)/jupyter execute notebooks/*.ipynb
 
 bench: .venv/test.stamp
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.benchmarks.bench
 
 bench-attack: .venv/test.stamp
 	MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 \
-	    $(BIN)/python -m tests.bench_attack
+	    $(BIN)/python -m tests.benchmarks.bench_attack
 
 robust-accuracy: .venv/test.stamp
-	$(BIN)/python -m tests.robust_accuracy
+	$(BIN)/python -m tests.benchmarks.robust_accuracy
 
 bench-exact: .venv/test.stamp
-	$(BIN)/python -m tests.bench_exact
+	$(BIN)/python -m tests.benchmarks.bench_exact
 
 .venv/core.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

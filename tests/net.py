@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import fperr
 from fperr import bounds, exact, zoo
-from tests.networks import build
+from tests.makers.networks import build
 
 ENGINES = "mpmath", "ball", "double_word"
 FORMATS = "float16", "bfloat16", "float32", "float64"

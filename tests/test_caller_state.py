@@ -23,7 +23,7 @@ import fperr
 from fperr import attacks, bounds, exact, validation
 from fperr.caller_state import SWITCH_LOCK, in_neutral_state, neutral_outside_yield
 from fperr.errors import InexactProductError, ModeError, ModelError
-from tests.caller_states import (
+from tests.makers.caller_states import (
     EQUAL,
     HEAVY,
     LIGHT,

@@ -10,7 +10,7 @@ import fperr
 from fperr import measure, vocabulary
 from fperr.cli import app
 from fperr.measurement import estimate
-from tests.test_capture import normal, tiny_mlp
+from tests.exact.test_capture import normal, tiny_mlp
 
 MODEL, X, Y = tiny_mlp(), normal(2, 6), torch.tensor([0, 1])
 Z = normal(2, 4)
