@@ -144,10 +144,10 @@ def checked_request(
     half = all(f in (FLOAT16, BFLOAT16) for f in formats_)
     checks.choice("engine", engine, ("auto", *ENGINES))
     digits = _check_digits(digits, engine, half=half)
-    engine_, why = _checked_engine(engine, usable, inputs, digits, certify=certify)
+    chosen_engine, reason = _checked_engine(engine, usable, inputs, digits, certify=certify)
     if digits is None:
         word_digits = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
-        digits = word_digits if engine_ == "double_word" else DIGITS
+        digits = word_digits if chosen_engine == "double_word" else DIGITS
     checks.choice("jacobian", jacobian, ("auto", "rows", "products"))
     if jacobian == "auto":
         labellings = 1 if chosen is None else len({s.label_leads for s in chosen})
@@ -163,8 +163,8 @@ def checked_request(
         losses_,
         formats_,
         chosen,
-        engine,
-        why,
+        chosen_engine,
+        reason,
         digits,
         certify,
         jacobian,
@@ -195,12 +195,11 @@ def _check_digits(digits: int | None, engine: EngineChoice, *, half: bool) -> in
 
 
 def _checked_engine(
-    reference: str, model: nn.Module, x: Tensor, digits: int | None, *, certify: bool
+    engine: EngineChoice, model: nn.Module, x: Tensor, digits: int | None, *, certify: bool
 ) -> tuple[str, str]:
-    """The engine and why it was chosen."""
-    engine = reference
+    """The engine, and the reason for which it is taken."""
     if certify and engine in ("mpmath", "double_word"):
-        raise ValueError(f"certify=True needs the balls: leave it out, or reference={engine!r}")
+        raise ValueError(f"certify=True needs the balls: leave it out, or engine={engine!r}")
     if engine != "auto":
         return engine, "asked for"
     if certify:

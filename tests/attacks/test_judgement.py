@@ -276,7 +276,7 @@ def test_a_radius_that_reaches_everything_is_questioned():
 
 
 def test_tf32_exists_on_cuda_alone():
-    with pytest.raises(ValueError, match="arithmetic 'tf32' exists on CUDA devices only"):
+    with pytest.raises(ValueError, match="format 'tf32' exists on CUDA devices only"):
         attacked(zoo.load("fashion_standard"), format="tf32")
 
 

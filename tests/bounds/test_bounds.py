@@ -210,7 +210,7 @@ def test_every_term_of_the_bound_is_needed(term):
 
     start = cases_for(term, fmt, generator)
     best = ratio(start, less).argsort(descending=True)[:400]
-    start = start.of(best)
+    start = start.select(best)
     found = climb(start, lambda c: ratio(c, less), fmt, 200, generator)
     assert ratio(found, less).max() > 1
     assert ratio(found, whole).max() <= 1
@@ -269,9 +269,9 @@ def test_rounding_half_an_ulp():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"z": normal(2, 3)[0]}, r"z must be \(batch, K\)"),
-        ({"label": torch.tensor([0, 3])}, "from 0 to 2, got values from 0 to 3"),
-        ({"label": torch.tensor([0, 1], dtype=torch.int32)}, "int64"),
+        ({"logits": normal(2, 3)[0]}, r"logits must be \(batch, K\)"),
+        ({"labels": torch.tensor([0, 3])}, "from 0 to 2, got values from 0 to 3"),
+        ({"labels": torch.tensor([0, 1], dtype=torch.int32)}, "int64"),
         ({"c": 0.1}, "round it first"),
         ({"c": torch.ones(3)}, "number or"),
         ({"c": math.inf}, "finite"),
@@ -279,14 +279,14 @@ def test_rounding_half_an_ulp():
         ({"upstream": 0.0}, "other than 0"),
         ({"upstream": 2.0**100, "c": 2.0**60}, "overflows"),
         ({"c": -1.0}, "positive"),
-        ({"format": "float16"}, "round it first"),
-        ({"z": torch.full((2, 3), math.nan)}, "finite"),
+        ({"format": "float16"}, "round them first"),
+        ({"logits": torch.full((2, 3), math.nan)}, "finite"),
         ({"c": 2.0**126}, "quarter"),
         ({"kernel": "gpu"}, "cpu, cpu_strided, cuda"),
     ],
 )
 def test_bad_input_says_what_to_do(change, match):
-    arguments = {"z": normal(2, 3), "label": torch.tensor([0, 1]), "c": 1.0, **change}
+    arguments = {"logits": normal(2, 3), "labels": torch.tensor([0, 1]), "c": 1.0, **change}
     with pytest.raises(ValueError, match=match):
         bounds.logit_gradient(**arguments)
 

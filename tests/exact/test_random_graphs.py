@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fperr import exact
 from fperr.errors import ReferenceNotCertifiedError
+from tests.makers.digits import digits_of
 
 WIDTH, CLASSES = 4, 3
 CHUNKS, EXAMPLES, SLOW_EXAMPLES = 10, 20, 60
@@ -155,8 +156,8 @@ def check(steps, numbers, seed):
     except ReferenceNotCertifiedError:
         return False  # equal by no rule of arithmetic, or a gradient that is 0 by none
     assert -balls.log2_error >= 250
-    pairs = exact.gradient(model, x, v, engine="double_word", digits=BITS)
-    found = exact.gradient(model, x, v, engine="mpmath", digits=BITS)
+    pairs = exact.gradient(model, x, v, engine="double_word", digits=digits_of(BITS))
+    found = exact.gradient(model, x, v, engine="mpmath", digits=digits_of(BITS))
     for other in (pairs, found):
         claimed = WIDE.mpf(2) ** other.log2_error if math.isfinite(other.log2_error) else 0
         # a logarithm near 100 in float64 is off by 2^-46, and mpmath's claim is a difference to a

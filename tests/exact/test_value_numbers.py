@@ -21,6 +21,7 @@ from fperr.exact.error_bound import decide_order
 from fperr.exact.stacked import StackedArithmetic
 from fperr.exact.value_numbers import LONGEST_SUM, PRIMES
 from tests.conftest import normal, seeded
+from tests.makers.digits import digits_of
 
 BITS = 64
 NUMBERED = ("ball", "double_word")  # the engines that have value numbers
@@ -283,7 +284,7 @@ def background(count, seed):
 def test_filters_that_sum_to_zero_vanish_on_a_constant_patch(engine, seed):
     model = zero_sums(seed)
     x, v = background(3, seed), normal(3, 3).double()
-    found = exact.gradient(model, x, v, engine=engine, digits=BITS)
+    found = exact.gradient(model, x, v, engine=engine, digits=digits_of(BITS))
     assert "balls" not in found.engine or engine == "ball"
     leaf = x.clone().requires_grad_()
     y = F.conv2d((leaf - 0.1307) / 0.3081, model.weight)
@@ -295,7 +296,7 @@ def test_filters_that_sum_to_zero_vanish_on_a_constant_patch(engine, seed):
     # negative control: a filter that does not quite sum to zero is not taken for one that does
     with torch.no_grad():
         model.weight[0, 0, 0, 0] += 2.0**-40
-    changed = exact.gradient(model, x, v, engine=engine, digits=BITS).to_torch()
+    changed = exact.gradient(model, x, v, engine=engine, digits=digits_of(BITS)).to_torch()
     assert float((changed - found.to_torch()).norm()) > 1e-6
 
 
@@ -319,7 +320,7 @@ def test_layer_norm_of_constant_rows_is_zero(engine):
     normalised = model.norm(leaf / 3)
     is_active = (normalised.detach() > 1e-9).double()
     (wanted,) = torch.autograd.grad(model.last((normalised * is_active).flatten(1)), leaf, v)
-    found = exact.gradient(model, x, v, engine=engine, digits=BITS)
+    found = exact.gradient(model, x, v, engine=engine, digits=digits_of(BITS))
     assert "balls" not in found.engine or engine == "ball"
     assert not found.to_torch()[:, 1].any()
     assert float((found.to_torch() - wanted).norm() / wanted.norm()) < 1e-12
@@ -335,7 +336,7 @@ def reordered(x):
 def test_the_order_of_sums_does_not_matter(engine):
     model, x, v = nn.Sequential().eval(), normal(2, 6).double(), normal(2, 6, seed=5).double()
     model.forward = lambda t: t + torch.relu(reordered(t))
-    found = exact.gradient(model, x, v, engine=engine, digits=BITS)
+    found = exact.gradient(model, x, v, engine=engine, digits=digits_of(BITS))
     assert "balls" not in found.engine or engine == "ball"
     assert torch.equal(found.to_torch(), v)
 
@@ -346,7 +347,7 @@ def test_without_value_numbers_nothing_decides(monkeypatch):
     monkeypatch.setattr(value_numbers, "total", lambda *_: None)
     for engine in NUMBERED:
         with pytest.raises(ReferenceNotCertifiedError, match="closer than"):
-            exact.gradient(model, x, v, engine=engine, digits=BITS, largest_digits=91)
+            exact.gradient(model, x, v, engine=engine, digits=digits_of(BITS), largest_digits=91)
 
 
 def test_a_collision_of_balls_apart_is_noticed():

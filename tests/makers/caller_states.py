@@ -383,12 +383,11 @@ def drawings(made: Spent) -> dict[str, Door]:
     """What draws and sums up: of a report, of layers and of a trace."""
     bound = {
         f"{type(plots).__name__}.{name}": getattr(plots, name)
-        for plots in (made.report.plot, made.trace.plot)
+        for plots in (made.report.plot, made.trace.plot, made.layers.plot)
         for name, _ in inspect.getmembers(type(plots), inspect.isfunction)
         if not name.startswith("_")
     }
     bound |= {
-        "LayerReport.plot": made.layers.plot,
         "Report.to_html": made.report.to_html,
         "Report.summary": made.report.summary,
         "Report.routing": made.report.routing,

@@ -115,7 +115,7 @@ def test_engines_go_on_with_the_same_bits(engine, tmp_path, monkeypatch):
 
 def test_the_engine_of_the_first_run_is_used_again(tmp_path, monkeypatch):
     for number, engine in enumerate(("ball", "double_word")):
-        monkeypatch.setattr(arguments, "cheapest", lambda *_, e=engine: (e, f"{e} is quick"))
+        monkeypatch.setattr(arguments, "cheapest_engine", lambda *_, e=engine: (e, f"{e} is quick"))
         report = measured(tmp_path / "same", engine="auto")
         about = report.provenance["Sequential"]["reference"]
         assert about["engine"].startswith("Arb balls")

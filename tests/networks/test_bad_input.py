@@ -118,7 +118,7 @@ CASES = {
         tiny_mlp(),
         X,
         {"engine": "arb"},
-        "unknown reference 'arb': expected one of auto",
+        "unknown engine 'arb': expected one of auto",
     ),
     "digits": (tiny_mlp(), X, {"digits": 15}, "digits must be at least 20"),
     "reduction": (

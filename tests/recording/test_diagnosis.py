@@ -25,12 +25,12 @@ def with_batch_norm():
     return seeded(nn.Sequential(*body))
 
 
-def diagnosed(model, y, attack, **settings):
+def diagnosed(model, y, attack, x=None, **settings):
     """The trace of an attack, whose warnings are its diagnosis."""
     settings = {**LITTLE, "samples": 3, **settings}
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        with fperr.record(model, None, y, **settings) as trace:
+        with fperr.record(model, x, y, **settings) as trace:
             attack()
     said = [str(one.message) for one in heard if one.category is UserWarning]
     assert said == trace.diagnosis() == trace.about["diagnosis"]
@@ -197,17 +197,17 @@ def test_models_that_are_no_function_of_one_sample(is_given, model, match):
 @pytest.mark.parametrize("head", [nn.Softmax(1), nn.LogSoftmax(1)])
 def test_probabilities(is_given, head):
     model, x, y = nn.Sequential(tiny_mlp(), head).eval(), uniform(5, 6), torch.arange(5) % 4
-    given = {"x": x if is_given else None, "samples": 0}
+    clean = x if is_given else None
 
     def attack(**settings):
-        with fperr.record(model, None, y, **given, **settings) as trace:
+        with fperr.record(model, clean, y, samples=0, **settings) as trace:
             descent(model, x, y, lambda z, y: -z.gather(1, y[:, None]).sum(), steps=1)
         return trace
 
     with pytest.raises(ValueError, match=r"leave out its .*accept_probabilities=True"):
         attack()
     assert attack(accept_probabilities=True).gradients == 1  # the remedy
-    with fperr.record(model[0], None, y, **given) as trace:  # and the other one
+    with fperr.record(model[0], clean, y, samples=0) as trace:  # and the other one
         descent(model[0], x, y, steps=1)
     assert trace.gradients == 1
 
@@ -307,14 +307,14 @@ def test_logits_inside_of_an_output(wrap, logits, read, is_given):
     def attack(loss=F.cross_entropy):
         descent(model, x, y, lambda out, y: loss(read(out), y), steps=2)
 
-    given = {"x": x if is_given else None}
-    trace = diagnosed(model, y, attack, logits=logits, **given)
+    clean = x if is_given else None
+    trace = diagnosed(model, y, attack, x=clean, logits=logits)
     assert trace.diagnosis() == []
     assert set(trace.steps()["loss"]) == {"ce"}
     own = trace.errors()[lambda e: e["is_own"]]
     assert own["is_rerun_equal"].all()
     assert (own["delta"] < 1e-4).all()
-    with pytest.raises(ValueError, match="logits="), fperr.record(model, None, y, **given):
+    with pytest.raises(ValueError, match="logits="), fperr.record(model, clean, y):
         attack()
 
 

@@ -130,7 +130,7 @@ def test_parts_of_a_batch_need_the_inputs(fashion):
     images = fashion.first(6)
     model = zoo.load("fashion_adversarial")
     with (
-        pytest.raises(ValueError, match=r"record\(model, y, x=x\)"),
+        pytest.raises(ValueError, match=r"record\(model, x, y\)"),
         fperr.record(model, None, images.y, samples=0),
     ):
         descent(model, images.x[:3], images.y[:3])
@@ -305,7 +305,7 @@ def test_a_trace_survives_a_kill(tmp_path):
         from tests.attacks.test_attacks import uniform
         trace_files._SECONDS = 0.0
         model, x, y = tiny_mlp().eval(), uniform(5, 6), torch.arange(5) % 4
-        with fperr.record(model, y, out=sys.argv[1], every=2, formats=["float32"]):
+        with fperr.record(model, None, y, out=sys.argv[1], every=2, formats=["float32"]):
             for i in range(7):
                 if i == 6:
                     model(x)  # what came before is written when the model is called again
@@ -490,7 +490,8 @@ def test_nothing_recorded_is_said():
     ],
 )
 def test_bad_input_says_what_to_do(change, match):
-    request = {"model": tiny_mlp().eval(), "y": torch.zeros(2, dtype=torch.int64)} | change
+    request = {"model": tiny_mlp().eval(), "x": None, "y": torch.zeros(2, dtype=torch.int64)}
+    request |= change
     with pytest.raises((ValueError, TypeError), match=match), fperr.record(**request):
         pass
 

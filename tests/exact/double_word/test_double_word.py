@@ -22,6 +22,7 @@ from fperr.exact.double_word_network import BatchedNetwork, log2_relative_errors
 from fperr.exact.engines.vectors import DoubleWordVectors, MpVectors
 from fperr.exact.mp import MpArithmetic
 from tests.conftest import normal, seeded
+from tests.makers.digits import digits_of
 from tests.makers.networks import NETWORKS, SIDE, build
 
 WIDE = mpmath.MPContext()
@@ -76,7 +77,7 @@ def test_words_meet_the_balls(name):
     x = images(2)
     capture, classes = captured(name, x)
     v = normal(2, classes, seed=7).double()
-    balls = exact.gradient(build(name), x, v, digits=BALL_BITS)
+    balls = exact.gradient(build(name), x, v, digits=digits_of(BALL_BITS))
     certifier = exact.adaptive_precision.AdaptivePrecision(capture, BALL_BITS)
     for bits, digits in ((106, 25), (63, 14)):
         network = BatchedNetwork(capture, bits)
@@ -119,7 +120,7 @@ def enclosed_by_balls(name, bits):
     x = images(2)
     capture, classes = captured(name, x)
     v = normal(2, classes, seed=7).double()
-    balls = exact.gradient(build(name), x, v, digits=BALL_BITS)
+    balls = exact.gradient(build(name), x, v, digits=digits_of(BALL_BITS))
     product, _ = BatchedNetwork(capture, bits).gradient(x, v)
     return all(
         distance(to_mpmath(product.of(i), WIDE), balls.midpoint[i])
@@ -471,7 +472,7 @@ def test_words_meet_the_balls_on_cuda(name):
     x, cuda = images(3), torch.device("cuda")
     with torch.no_grad():
         v = normal(3, build(name)(x).shape[1], seed=7).double()
-    balls = exact.gradient(build(name), x, v, digits=BALL_BITS)
+    balls = exact.gradient(build(name), x, v, digits=digits_of(BALL_BITS))
     model = build(name).to(cuda)
     product, undecided = BatchedNetwork(exact.capture(model, x[:1].to(cuda)), device=cuda).gradient(
         x.to(cuda), v.to(cuda)

@@ -13,6 +13,7 @@ from fperr.exact.double_word import DoubleWordArithmetic
 from fperr.exact.double_word.numbers import DoubleWords, euclidean, shortened
 from fperr.exact.double_word_network import BatchedNetwork, to_mpmath
 from tests.conftest import normal, seeded
+from tests.makers.digits import digits_of
 
 WIDE = mpmath.MPContext()
 WIDE.prec = 400
@@ -86,7 +87,7 @@ def test_the_error_claimed_is_not_exceeded(name, bits):
     function, layers, features, handed_on = NETWORKS[name]
     model = seeded(Applied(function, features, **layers())).double()
     x, v = normal(2, 6, seed=3).double(), normal(2, 3, seed=4).double()
-    found = exact.gradient(model, x, v, engine="double_word", digits=bits)
+    found = exact.gradient(model, x, v, engine="double_word", digits=digits_of(bits))
     balls = exact.gradient(model, x, v, digits=49)
     for mine, truth in zip(found.midpoint, balls.midpoint, strict=True):
         apart, size = (WIDE.sqrt(WIDE.fsum(t**2 for t in a.ravel())) for a in (mine - truth, truth))
