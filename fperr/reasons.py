@@ -159,7 +159,7 @@ _RULES = (
     _Rule(
         r"the reference is certain to \d+ of \d+ digits",
         "the reference is certain to fewer digits than were asked for",
-        "try another reference of 'ball', 'mpmath' and 'double_word', which lose digits at "
+        "try another engine of 'ball', 'mpmath' and 'double_word', which lose digits at "
         "different places",
     ),
     _Rule(

@@ -372,6 +372,7 @@ def test_paper_sizes():
 
 def test_where_a_half_format_takes_part_all_take_the_same_images(study, monkeypatch):
     one = Study(study.subjects[:1], study.cache)
+    monkeypatch.setattr(sweep, "_MEASURED", 4)
     for module, frame in (
         (accuracy, accuracy.precision_frame),
         (tstar, tstar.phase_frame),
