@@ -15,8 +15,9 @@ demo: .venv/core.stamp
 	$(BIN)/fperr measure fashion_adversarial fashion_standard fashion_saturated \
 	    --n 100 --scenarios all --out out/demo --overwrite
 
+# COVERAGE="--cov --cov-report=term:skip-covered": what .ci/run asks for; it costs half as much time again
 test: .venv/test.stamp
-	$(PARALLEL) -m "not slow" --durations=25
+	$(PARALLEL) -m "not slow" --durations=25 $(COVERAGE)
 
 test-slow: .venv/test.stamp
 	$(PARALLEL) -m slow --durations=0
