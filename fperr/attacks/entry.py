@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fperr.attacks.arguments import check_options, checked_request, forced
+from fperr.attacks.arguments import check_options, checked_request, loss_in_scenario
 from fperr.attacks.goal import Goal
 from fperr.attacks.outcome import Outcome
 from fperr.attacks.pgd import AttackRun, OnStep, StepPlan, run_apgd, run_pgd
@@ -203,7 +203,7 @@ def attack(
         UnjudgedWarning: samples could not be judged.
         NoGradientWarning: samples never had a gradient that is finite and not zero.
     """
-    loss = forced(loss, scenario)
+    loss = loss_in_scenario(loss, scenario)
     flags = {"random_start": random_start, "freeze": freeze}
     check_options(
         radius, method, norm, steps, seed, restarts, schedule, step_size, momentum, flags,

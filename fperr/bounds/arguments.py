@@ -55,7 +55,7 @@ def check_labels(z: Tensor, label: Tensor, name: str = "labels", logits: str = "
         checks.check_classes(name, label, z.shape[1])
 
 
-def checked(
+def checked_arguments(
     z: Tensor, label: Tensor, c: Tensor | float, upstream: float, format: Format | str | None
 ) -> tuple[Format, Tensor, Tensor]:
     """The format, c as (batch, 1) float64, and z without a graph.
@@ -66,11 +66,11 @@ def checked(
     """
     check_labels(z, label)
     stored = of_dtype(z.dtype)
-    asked = None if format is None else format_of(format)
-    if asked is not None and asked.dtype != z.dtype:
+    requested = None if format is None else format_of(format)
+    if requested is not None and requested.dtype != z.dtype:
         raise ValueError(
-            f"format {asked.name} stores {asked.dtype}, but logits are {z.dtype}: round them "
-            f"first, as in logits.to({asked.dtype})"
+            f"format {requested.name} stores {requested.dtype}, but logits are {z.dtype}: round "
+            f"them first, as in logits.to({requested.dtype})"
         )
     if not keeps_subnormals(z.device):
         raise ValueError(

@@ -44,11 +44,11 @@ def backward_units(model: nn.Module, x: Tensor, format: Format | str = "float16"
     model = copy.deepcopy(model).double()
     absolute = copy.deepcopy(model)
     owners = [m for m in absolute.modules() if list(m.parameters(recurse=False))]
-    others = {type(m).__name__ for m in owners if not isinstance(m, (*_LAYERS, *_NORMS))}
-    if others or not any(isinstance(m, _LAYERS) for m in owners):
+    unsupported_types = {type(m).__name__ for m in owners if not isinstance(m, (*_LAYERS, *_NORMS))}
+    if unsupported_types or not any(isinstance(m, _LAYERS) for m in owners):
         raise ModelError(
             "the backward pass of convolutions, linear layers and batch norms can be followed, got "
-            f"parameters of {', '.join(sorted(others)) or 'none of them'}"
+            f"parameters of {', '.join(sorted(unsupported_types)) or 'none of them'}"
         )
     adds_once = format_of(format) in (FLOAT16, BFLOAT16)
     for layer in owners:

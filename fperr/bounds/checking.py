@@ -78,25 +78,27 @@ def check(
         raise ValueError(f"logits overflow {fmt.name}: mask with -inf, or choose a wider format")
     bound = cross_entropy.enclosed(z, labels, 1.0, fmt, kernel=kernel)
     context = Context(targeted)
-    found = _computed(z, labels, targeted=targeted, strided=kernel == "cpu_strided")
-    mine = torch.zeros_like(found, dtype=torch.bool).scatter(1, labels[:, None], value=True)
-    direction = torch.where(mine, -1.0, 1.0) * (-1.0 if targeted else 1.0)
+    computed = _computed(z, labels, targeted=targeted, strided=kernel == "cpu_strided")
+    is_label = torch.zeros_like(computed, dtype=torch.bool).scatter(1, labels[:, None], value=True)
+    direction = torch.where(is_label, -1.0, 1.0) * (-1.0 if targeted else 1.0)
     size = bound.exact.sum(1)
-    is_dead = ~found.any(1)
-    apart = (found.to(torch.float64) - direction * bound.exact).abs().sum(1)
-    apart = (apart - _OWN_ERROR * size).clamp_min(0.0)
+    is_dead = ~computed.any(1)
+    difference = (computed.to(torch.float64) - direction * bound.exact).abs().sum(1)
+    difference = (difference - _OWN_ERROR * size).clamp_min(0.0)
     # below float64's range the true gradient is still not zero: the softmax of finite logits
-    unknown = torch.where(is_dead, 1.0, torch.inf)
-    error = torch.where((size > 0) & ~is_dead, apart / size, unknown)
+    undecided_error = torch.where(is_dead, 1.0, torch.inf)
+    error = torch.where((size > 0) & ~is_dead, difference / size, undecided_error)
     limits = torch.where(size > 0, bound.error.sum(1) / size, torch.inf)
     is_defined = (z.gather(1, labels[:, None])[:, 0] > -math.inf) & (present_classes(z) > 1)
     error, limits = (number.where(is_defined, math.nan) for number in (error, limits))
-    others = [(name, _limit(name, z, labels, fmt, kernel, context)) for name in alternatives]
+    limits_by_loss = [
+        (name, _limit(name, z, labels, fmt, kernel, context)) for name in alternatives
+    ]
     status, instead = [], []
     for i in range(len(z)):
         state = _status(is_dead[i], error[i] > largest_error, limits[i] > largest_error)
         status.append(state if is_defined[i] else "undefined")
-        better = [name for name, limit in others if bool(limit[i] <= largest_error)]
+        better = [name for name, limit in limits_by_loss if bool(limit[i] <= largest_error)]
         needed = status[-1] not in ("fine", "undefined")
         instead.append((better[0] if better else "a wider format") if needed else None)
     return pd.DataFrame(
@@ -116,9 +118,9 @@ def check(
 def _computed(z: Tensor, labels: Tensor, *, targeted: bool, strided: bool) -> Tensor:
     """PyTorch's gradient of cross-entropy, with the classes last or in the middle."""
     leaf = z.clone().requires_grad_()
-    shown = leaf[:, :, None].expand(-1, -1, 2) if strided else leaf
+    laid_out = leaf[:, :, None].expand(-1, -1, 2) if strided else leaf
     losses = cross_entropy_of(
-        shown, labels[:, None].expand(-1, 2) if strided else labels, reduction="none"
+        laid_out, labels[:, None].expand(-1, 2) if strided else labels, reduction="none"
     )
     total = losses[:, 0].sum() if strided else losses.sum()
     (gradient,) = torch.autograd.grad(-total if targeted else total, leaf)
@@ -139,10 +141,10 @@ def _limit(
     """A bound (batch,) on |v_hat - v|_1 / |v|_1 of that loss."""
     loss = loss_named(name)
     if loss.kind == "stable_ce":
-        found: Bound = stable.enclosed(z, labels, fmt, kernel=kernel)
+        bound: Bound = stable.enclosed(z, labels, fmt, kernel=kernel)
     elif loss.kind == "cross_entropy":
         c = loss.scale(z, labels, context).c.to(torch.float64)
-        found = cross_entropy.enclosed(z, labels, c, fmt, kernel=kernel, shifted=loss.is_shifted)
+        bound = cross_entropy.enclosed(z, labels, c, fmt, kernel=kernel, shifted=loss.is_shifted)
     else:
         raise ValueError(f"no bound is known for loss {name!r}: leave it out of the alternatives")
-    return found.error.sum(1) / found.exact.sum(1)
+    return bound.error.sum(1) / bound.exact.sum(1)

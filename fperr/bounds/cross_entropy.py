@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fperr.bounds import kernels
-from fperr.bounds.arguments import checked
+from fperr.bounds.arguments import checked_arguments
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.bounds.roundings import UNIT, UP, half_ulp
 from fperr.bounds.steps import exponential_error, shifted_logits, sum_of_exponentials
@@ -106,12 +106,12 @@ def enclosed(
     accuracy: Accuracy | None = None,
 ) -> Bound:
     """`logit_gradient` with |v| and where the bound is at its cap."""
-    stored, c, z = checked(z, label, c, upstream, format)
+    stored, c, z = checked_arguments(z, label, c, upstream, format)
     k, a = kernels.kernel_named(kernel), abs(upstream)
     worked = kernels.working_format(stored)
-    known = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
+    function_accuracy = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
     is_half = worked != stored
-    mine, is_absent = label[:, None], z == -math.inf
+    label_index, is_absent = label[:, None], z == -math.inf
 
     def worked_ulp(size: Tensor) -> Tensor:
         return half_ulp(size, worked, underflow=k.underflow)
@@ -120,7 +120,7 @@ def enclosed(
         return half_ulp(size, stored, underflow=k.underflow)
 
     d = shifted_logits(z, c, stored, k, is_shifted=shifted)
-    e, _, S, S_error = sum_of_exponentials(d, worked, k, known)
+    e, _, S, S_error = sum_of_exponentials(d, worked, k, function_accuracy)
     log_S = e.scatter(1, d.top, 0.0).sum(1, keepdim=True).log1p()
     if is_half:
         S_error = S_error + k.store_sum * stored_ulp(S + S_error)
@@ -129,7 +129,7 @@ def enclosed(
     relative = S_error / S
     l_error = torch.where(relative < 1, -torch.log1p(-relative.clamp(max=1 - UNIT)), torch.inf)
     present = present_classes(z)[:, None]
-    by_number = [known.log_of(number) for number in present[:, 0].tolist()]
+    by_number = [function_accuracy.log_of(number) for number in present[:, 0].tolist()]
     log_ulps = torch.tensor(by_number, dtype=torch.float64, device=z.device)[:, None]
     l_error = l_error + 2 * k.log * log_ulps * worked_ulp(log_S + l_error)
     if is_half:
@@ -143,25 +143,27 @@ def enclosed(
         o_error = o_error + k.store_output * stored_ulp(size + o_error)
     p = e / S
     p_error = exponential_error(p, d.exact - log_S, o_error)
-    p_error = p_error + 2 * k.exp * known.exp_ulps * worked_ulp(p + p_error)
+    p_error = p_error + 2 * k.exp * function_accuracy.exp_ulps * worked_ulp(p + p_error)
     p_error = p_error.masked_fill(is_absent, 0.0)
-    rest = p.scatter(1, mine, 0.0).sum(1, keepdim=True)  # 1 - p_label without cancellation
-    largest = torch.maximum(p, 1 - p).scatter(1, mine, torch.maximum(p.gather(1, mine), rest))
+    # 1 - p_label, without cancellation
+    complement = p.scatter(1, label_index, 0.0).sum(1, keepdim=True)
+    largest_at_label = torch.maximum(p.gather(1, label_index), complement)
+    largest = torch.maximum(p, 1 - p).scatter(1, label_index, largest_at_label)
     is_capped = p_error > largest  # p_hat lies between 0 and 1
     p_error = torch.minimum(p_error, largest)
-    g = a * p.scatter(1, mine, rest)
+    g = a * p.scatter(1, label_index, complement)
     error = a * p_error
     if a != 1.0:
         error = error + k.product * worked_ulp(a * (p + p_error))
     subtracted = k.subtract * worked_ulp(g + error)
     is_exact = a * p - error >= a / 2  # Sterbenz
-    is_mine = torch.zeros_like(is_exact).scatter(1, mine, value=True)
-    error = error + torch.where(is_mine & ~is_exact, subtracted, 0.0)
+    is_label = torch.zeros_like(is_exact).scatter(1, label_index, value=True)
+    error = error + torch.where(is_label & ~is_exact, subtracted, 0.0)
     if is_half:
         error = error + k.store_gradient * stored_ulp(g + error)
     v = c * g
     error = c * error
     error = error + torch.where(c == 1, 0.0, k.rescale * stored_ulp(v + error))
-    is_alone = (present == 1) & ~is_absent.gather(1, mine)  # p = 1 and p - 1 = 0, exactly
-    error = error.masked_fill((is_absent & ~is_mine) | is_alone, 0.0)
+    is_alone = (present == 1) & ~is_absent.gather(1, label_index)  # p = 1 and p - 1 = 0, exactly
+    error = error.masked_fill((is_absent & ~is_label) | is_alone, 0.0)
     return Bound((error * UP).masked_fill(present == 0, math.nan), v, is_capped)

@@ -137,11 +137,11 @@ def accuracy(fmt: Format, device: torch.device) -> Accuracy:
             stacklevel=2,
         )
         return DOCUMENTED
-    kept = json.loads(content)
-    return Accuracy(**kept[working_format(fmt).name])
+    certificate = json.loads(content)
+    return Accuracy(**certificate[working_format(fmt).name])
 
 
-def keep(found: dict[str, Accuracy], device: torch.device) -> Path:
+def keep(accuracy_by_format: dict[str, Accuracy], device: torch.device) -> Path:
     """Store what a sweep found, by format: for `accuracy`, until torch or the device changes.
 
     Raises:
@@ -150,6 +150,7 @@ def keep(found: dict[str, Accuracy], device: torch.device) -> Path:
     """
     file = certificate_file(device)
     storage.prepare(file.parent)
-    content = {name: asdict(each) for name, each in found.items()} | {"seal": storage.SEAL}
+    tables = {name: asdict(accuracy) for name, accuracy in accuracy_by_format.items()}
+    content = tables | {"seal": storage.SEAL}
     storage.write(file, storage.sealed(json.dumps(content, indent=1).encode()))
     return file

@@ -34,7 +34,7 @@ def known_rounding(rounded: Tensor, exact: Tensor, fmt: Format) -> Tensor:
         exact: float64, the exact result, or its float64 rounding.
         fmt: the format. In float64 itself the error is only bounded.
     """
-    found = rounded.to(torch.float64)
+    computed = rounded.to(torch.float64)
     if fmt.storage_unit_roundoff > UNIT:
-        return (found - exact).abs() + UNIT * exact.abs()
-    return torch.where(found == 0, 0.0, half_ulp(exact.abs(), fmt))
+        return (computed - exact).abs() + UNIT * exact.abs()
+    return torch.where(computed == 0, 0.0, half_ulp(exact.abs(), fmt))

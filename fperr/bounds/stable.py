@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fperr.bounds import kernels
-from fperr.bounds.arguments import checked, format_of
+from fperr.bounds.arguments import checked_arguments, format_of
 from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.bounds.roundings import UP, half_ulp
@@ -66,16 +66,16 @@ def enclosed(
     accuracy: Accuracy | None = None,
 ) -> Bound:
     """`stable_ce_logit_gradient` with |v|."""
-    stored, one, z = checked(z, label, 1.0, upstream, format)
+    stored, unit_scale, z = checked_arguments(z, label, 1.0, upstream, format)
     k, a = kernels.kernel_named(kernel), abs(upstream)
     worked = kernels.working_format(stored)
-    known = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
-    others = torch.arange(z.shape[1], device=z.device).expand_as(z)
-    others = others[others != label[:, None]].reshape(len(z), -1)
-    rest = z.gather(1, others)
-    present = present_classes(rest)[:, None]
-    d = shifted_logits(rest, one, stored, k)
-    e, e_error, S, S_error = sum_of_exponentials(d, worked, k, known)
+    function_accuracy = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
+    other_classes = torch.arange(z.shape[1], device=z.device).expand_as(z)
+    other_classes = other_classes[other_classes != label[:, None]].reshape(len(z), -1)
+    other_logits = z.gather(1, other_classes)
+    present = present_classes(other_logits)[:, None]
+    d = shifted_logits(other_logits, unit_scale, stored, k)
+    e, e_error, S, S_error = sum_of_exponentials(d, worked, k, function_accuracy)
     p = e / S
     least = S - S_error
     error = torch.where(least > 0, (e_error + p * S_error) / least, torch.inf)
@@ -87,11 +87,11 @@ def enclosed(
     if a != 1.0:
         error = error + half_ulp(a * p + error, stored)
     # of one other class p is 1, a quotient of equal numbers; without any, v is 0
-    error = error.masked_fill((rest == -math.inf) | (present < 2), 0.0)
-    spread = torch.zeros_like(z, dtype=torch.float64)
-    whole = torch.full_like(spread, a).scatter(1, others, a * p).masked_fill(present == 0, 0.0)
+    error = error.masked_fill((other_logits == -math.inf) | (present < 2), 0.0)
+    zeros = torch.zeros_like(z, dtype=torch.float64)
+    size = torch.full_like(zeros, a).scatter(1, other_classes, a * p).masked_fill(present == 0, 0.0)
     return Bound(
-        spread.scatter(1, others, error * UP), whole, torch.zeros_like(z, dtype=torch.bool)
+        zeros.scatter(1, other_classes, error * UP), size, torch.zeros_like(z, dtype=torch.bool)
     )
 
 
@@ -113,8 +113,8 @@ def stable_ce_relative_error(
     fmt = format_of(format)
     worked = kernels.working_format(fmt)
     u = worked.storage_unit_roundoff
-    known = kernels.DOCUMENTED if accuracy is None else accuracy
-    first = u * (2 * math.log(max(K - 1, 2)) + K + 4 + 6 * 2 * known.exp_ulps)
+    function_accuracy = kernels.DOCUMENTED if accuracy is None else accuracy
+    first = u * (2 * math.log(max(K - 1, 2)) + K + 4 + 6 * 2 * function_accuracy.exp_ulps)
     if first > 0.5:
         raise ValueError(f"{K} classes are too many for {fmt.name}")
     stored = fmt.storage_unit_roundoff if worked != fmt else 0.0

@@ -66,7 +66,7 @@ def shifted_logits(
 
 
 def sum_of_exponentials(
-    d: Shifted, worked: Format, k: Kernel, known: Accuracy
+    d: Shifted, worked: Format, k: Kernel, accuracy: Accuracy
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """e^d and S = sum e^d, each with a bound on the error.
 
@@ -79,15 +79,16 @@ def sum_of_exponentials(
     classes = present_classes(d.exact)[:, None].to(torch.float64)
     e = d.exact.exp()
     error = exponential_error(e, d.exact, d.error)
-    error = error + 2 * k.exp * known.exp_ulps * half_ulp(e + error, worked, underflow=k.underflow)
+    exp_rounding = half_ulp(e + error, worked, underflow=k.underflow)
+    error = error + 2 * k.exp * accuracy.exp_ulps * exp_rounding
     error = torch.where((d.exact == 0) | (d.exact == -math.inf), 0.0, error)  # exp(0) = 1
     grown = 1 + 2 * classes * worked.unit_roundoff
     largest = (e + error) * grown
-    others = largest.scatter(1, d.top, 0.0)
+    not_largest = largest.scatter(1, d.top, 0.0)
     total = largest.sum(1, keepdim=True) * grown
     spacing = half_ulp(total, worked)
-    inner = half_ulp(others.sum(1, keepdim=True) * grown, worked)
-    onto_top = torch.minimum(others, spacing).sum(1, keepdim=True)
+    inner = half_ulp(not_largest.sum(1, keepdim=True) * grown, worked)
+    onto_top = torch.minimum(not_largest, spacing).sum(1, keepdim=True)
     among = (classes - 2).clamp_min(0)
     added = torch.minimum((classes - 1) * spacing, onto_top + among * inner)
     below_ties = torch.where(d.exact == 0, 0.0, largest).sum(1, keepdim=True) * grown

@@ -71,20 +71,20 @@ def attack_command(
     model, images = subject.usable, subject.images
     inputs = images.x.to(device_and_dtype(model)[1])
     classes = number_of_classes(model, inputs, accept_probabilities=accept_probabilities)
-    wanted = None
-    kept = list(range(len(images.x)))
+    target_labels = None
+    sample_numbers = list(range(len(images.x)))
     if targets is not None:
-        wanted = options.targets(targets, images.y, classes, seed, dataset)
+        target_labels = options.targets(targets, images.y, classes, seed, dataset)
         if options.is_class(targets):
-            images, wanted, kept = _of_other_classes(images, wanted)
+            images, target_labels, sample_numbers = _of_other_classes(images, target_labels)
     layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
     counts = [0, 0]  # robust samples, and all so far
     with tqdm(total=len(images.x), desc="attack", bar_format=layout) as bar:
 
-        def advance(found: AttackResult) -> None:
-            counts[0] += found.outcome.robust
-            counts[1] += found.outcome.samples
-            bar.update(found.outcome.samples)
+        def advance(result: AttackResult) -> None:
+            counts[0] += result.outcome.robust
+            counts[1] += result.outcome.samples
+            bar.update(result.outcome.samples)
             bar.set_postfix_str(f"{counts[0]} of {counts[1]} withstand")
 
         with warnings.catch_warnings():  # said below, with the rest
@@ -101,14 +101,14 @@ def attack_command(
                 method=method,
                 norm=norm,
                 steps=steps,
-                targets=wanted,
+                targets=target_labels,
                 format=format,
                 restarts=restarts,
                 seed=seed,
                 box=ends,
                 accept_probabilities=accept_probabilities,
             )
-    frame["sample"] = [kept[sample] for sample in frame["sample"]]
+    frame["sample"] = [sample_numbers[sample] for sample in frame["sample"]]
     with opened(folder, SETTINGS_FILE, wait=True) as run:
         run.publish("attack.parquet", frame.to_parquet(index=False))
     effort = "" if method == "fgsm" else f", {steps} steps"
@@ -125,18 +125,18 @@ def attack_command(
 def _of_other_classes(images: Images, targets: Tensor) -> tuple[Images, Tensor, list[int]]:
     """The images whose class is not the target, said where some are, and their numbers."""
     is_other = images.y != targets
-    kept = [int(sample) for sample in is_other.nonzero()]
-    if not kept:
+    sample_numbers = [int(sample) for sample in is_other.nonzero()]
+    if not sample_numbers:
         raise ValueError(
             f"--targets {int(targets[0])} is the class of all {len(targets)} images: give another"
         )
-    if len(kept) < len(targets):
+    if len(sample_numbers) < len(targets):
         typer.echo(
-            f"{len(targets) - len(kept)} of {len(targets)} images are of class {int(targets[0])}, "
-            "which is no target for them: they are left out"
+            f"{len(targets) - len(sample_numbers)} of {len(targets)} images are of class "
+            f"{int(targets[0])}, which is no target for them: they are left out"
         )
-    rest = Images(images.name, images.x[is_other], images.y[is_other])
-    return rest, targets[is_other], kept
+    other_images = Images(images.name, images.x[is_other], images.y[is_other])
+    return other_images, targets[is_other], sample_numbers
 
 
 def _described(outcome: Outcome, at_once: int, how: str, targets: str | None) -> str:

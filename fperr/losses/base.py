@@ -104,11 +104,11 @@ class Loss:
     def scale(self, logits: Tensor, label: Tensor, context: Context) -> Scale:
         """The scale it puts on `logits` (batch, K): c = 1 and T = Delta for plain cross-entropy."""
         if not self.is_scaled:
-            one = torch.ones(len(logits), dtype=logits.dtype, device=logits.device)
-            return Scale(margin(logits), one, torch.zeros_like(one, dtype=torch.bool))
+            unit_scale = torch.ones(len(logits), dtype=logits.dtype, device=logits.device)
+            return Scale(margin(logits), unit_scale, torch.zeros_like(unit_scale, dtype=torch.bool))
         fmt = of_dtype(logits.dtype)
-        wanted = self.temperature(logits, label, fmt, context.loss_scale)
-        return scale(logits, wanted, fmt, context.loss_scale)
+        T = self.temperature(logits, label, fmt, context.loss_scale)
+        return scale(logits, T, fmt, context.loss_scale)
 
     def temperature(
         self, logits: Tensor, label: Tensor, fmt: Format, loss_scale: float = 1.0

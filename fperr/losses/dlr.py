@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from fperr.losses.base import Context, Loss
-from fperr.losses.classes import first_but, gather
+from fperr.losses.classes import first_except, gather
 from fperr.theory.scenarios import ranked
 
 
@@ -18,7 +18,7 @@ def logit_ratio(loss: Loss, logits: Tensor, label: Tensor, context: Context) -> 
     order = ranked(logits)
     top = [gather(logits, index) for index in order[:, :4].unbind(1)]
     if not context.targeted:
-        best = gather(logits, first_but(order, label))
+        best = gather(logits, first_except(order, label))
         return (best - gather(logits, label)) / _unless_absent(top[2], top[0] - top[2])
     if context.y is None:
         raise ValueError("targeted 'dlr' needs the true label: give y as well as target")

@@ -16,12 +16,12 @@ def stable_cross_entropy(loss: Loss, logits: Tensor, label: Tensor, context: Con
     v is a shifted softmax over the other classes: its relative error is O(K u) for every margin.
     """
     del loss
-    others = logits.detach().scatter(1, label[:, None], -math.inf)
-    rest = _no_plus_infinity(others.logsumexp(1, keepdim=True))
-    v = others.softmax(1).scatter_(1, label[:, None], -1.0)  # shifted by the best other class
-    v.masked_fill_(rest == -math.inf, 0.0)
+    other_logits = logits.detach().scatter(1, label[:, None], -math.inf)
+    log_sum = _no_plus_infinity(other_logits.logsumexp(1, keepdim=True))
+    v = other_logits.softmax(1).scatter_(1, label[:, None], -1.0)  # shifted by the best other class
+    v.masked_fill_(log_sum == -math.inf, 0.0)
     label_logit = _no_plus_infinity(gather(logits.detach(), label))
-    values: Tensor = _WithGradient.apply(logits, rest[:, 0] - label_logit, v)  # type: ignore[no-untyped-call]
+    values: Tensor = _WithGradient.apply(logits, log_sum[:, 0] - label_logit, v)  # type: ignore[no-untyped-call]
     return -values if context.targeted else values
 
 

@@ -115,17 +115,17 @@ def checked_request(
     classes = number_of_classes(usable, inputs, accept_probabilities=accept_probabilities)
     n = len(inputs)
     y_, targets_ = (
-        None if given is None else checks.class_labels(argument, given, n, where)
-        for argument, given in (("y", y), ("targets", targets))
+        None if values is None else checks.class_labels(argument, values, n, where)
+        for argument, values in (("y", y), ("targets", targets))
     )
     for argument, labels in (("y", y_), ("targets", targets_)):
         if labels is not None:
             checks.check_classes(argument, labels, classes)
     if y_ is not None and targets_ is not None:
         checks.check_targets("targets", targets_, y_)
-    chosen = _checked_scenarios(scenarios, y_ is not None, targets_ is not None)
+    scenarios_ = _checked_scenarios(scenarios, y_ is not None, targets_ is not None)
     losses_ = tuple(loss_named(name) for name in checks.distinct_names("losses", losses))
-    _check_class_counts(losses_, chosen, targets_ is not None, y_ is not None, classes)
+    _check_class_counts(losses_, scenarios_, targets_ is not None, y_ is not None, classes)
     formats_ = tuple(format_named(name) for name in checks.distinct_names("formats", formats))
     if TF32 in formats_ and where.type != "cuda":
         raise ValueError(
@@ -150,7 +150,7 @@ def checked_request(
         digits = word_digits if chosen_engine == "double_word" else DIGITS
     checks.choice("jacobian", jacobian, ("auto", "rows", "products"))
     if jacobian == "auto":
-        labellings = 1 if chosen is None else len({s.label_leads for s in chosen})
+        labellings = 1 if scenarios_ is None else len({s.label_leads for s in scenarios_})
         products = labellings * len(losses_) * len(formats_)
         most_rows = max(products, 2 * labellings * len(losses_))
         jacobian = "rows" if classes <= most_rows else "products"
@@ -162,7 +162,7 @@ def checked_request(
         targets_,
         losses_,
         formats_,
-        chosen,
+        scenarios_,
         chosen_engine,
         reason,
         digits,
@@ -223,17 +223,17 @@ def _warn_of_range(x: Tensor) -> None:
 def _checked_scenarios(
     scenarios: str | Sequence[str] | None, has_y: bool, has_targets: bool
 ) -> tuple[Scenario, ...] | None:
-    given = "y" if has_y else "targets" if has_targets else None
+    labels_argument = "y" if has_y else "targets" if has_targets else None
     if scenarios is None:
-        scenarios = "observed" if given else "all"
+        scenarios = "observed" if labels_argument else "all"
     if scenarios == "observed":
-        if given is None:
+        if labels_argument is None:
             raise ValueError("scenarios='observed' needs y or targets: give one, or use 'all'")
         return None
-    if given is not None:
+    if labels_argument is not None:
         raise ValueError(
-            f"scenarios={scenarios!r} assigns the labels, but {given} is given too: "
-            f"leave {given} out, or use scenarios='observed'"
+            f"scenarios={scenarios!r} assigns the labels, but {labels_argument} is given too: "
+            f"leave {labels_argument} out, or use scenarios='observed'"
         )
     if scenarios == "all":
         return tuple(SCENARIOS.values())

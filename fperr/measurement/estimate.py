@@ -98,12 +98,12 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
 def _calibrate(lab: MeasurementRun, job: MeasureRequest) -> tuple[float, float, float]:
     """Seconds of the exact network at a sample, of one more product, and of a row beside them."""
     finite = job.x.flatten(1).isfinite().all(1).nonzero().flatten()
-    several = _PIECE if job.engine == "double_word" else 1
-    chosen = job.x[finite[:several]] if len(finite) else job.x[:1]
-    lab.reference.samples(chosen[:1], lambda: None)  # prepares the weights
+    piece = _PIECE if job.engine == "double_word" else 1
+    inputs = job.x[finite[:piece]] if len(finite) else job.x[:1]
+    lab.reference.samples(inputs[:1], lambda: None)  # prepares the weights
     started = time.perf_counter()
-    sample = lab.reference.samples(chosen, lambda: None)[0]
-    state = (time.perf_counter() - started) / len(chosen)
+    sample = lab.reference.samples(inputs, lambda: None)[0]
+    state = (time.perf_counter() - started) / len(inputs)
     if isinstance(sample, NoExactSample):
         return state, 0.0, 0.0
     A, numbers = lab.reference.vectors, [lab.reference.vectors.context.one] * job.classes

@@ -41,10 +41,10 @@ def checked_labels(
         TypeError, ValueError: one of them, or x, is not usable.
     """
     where, _ = device_and_dtype(model)
-    for name, given in (("y", y), ("targets", targets), ("x", x)):
-        if not isinstance(given, Tensor) and (given is not None or name == "y"):
+    for name, value in (("y", y), ("targets", targets), ("x", x)):
+        if not isinstance(value, Tensor) and (value is not None or name == "y"):
             raise TypeError(
-                f"{name} must be a tensor, got {checks.shown(given)}: give torch.tensor(...)"
+                f"{name} must be a tensor, got {checks.shown(value)}: give torch.tensor(...)"
             )
     for name, labels in (("y", y), ("targets", targets)):
         if labels is not None and (labels.ndim != 1 or labels.dtype != torch.int64):
@@ -87,15 +87,15 @@ def checked_numbers(every: int, samples: int | Sequence[int], digits: int, count
     try:
         if isinstance(samples, bool):
             raise TypeError
-        wanted = range(min(samples, count)) if isinstance(samples, int) else samples
-        if any(isinstance(i, bool) for i in wanted):
+        numbers = range(min(samples, count)) if isinstance(samples, int) else samples
+        if any(isinstance(i, bool) for i in numbers):
             raise TypeError
-        chosen = list(dict.fromkeys(operator.index(i) for i in wanted))
+        compared = list(dict.fromkeys(operator.index(i) for i in numbers))
     except TypeError:
         raise TypeError(f"samples must be a number or a list of them, got {samples!r}") from None
-    if any(not 0 <= i < count for i in chosen) or (isinstance(samples, int) and samples < 0):
+    if any(not 0 <= i < count for i in compared) or (isinstance(samples, int) and samples < 0):
         raise ValueError(f"samples must be between 0 and {count - 1}, or a number, got {samples}")
-    return chosen
+    return compared
 
 
 def checked_names(name: str, values: object) -> list[str]:
