@@ -1,4 +1,4 @@
-"""What `attack` was asked to do, checked: a fault raises at once and says what to do."""
+"""Checked arguments of `attack`: a fault raises at once and says what to do."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def loss_in_scenario(loss: str, scenario: str | None) -> str:
-    """The name of the loss with its scenario; a fixed T is the same in every one.
+    """The name of the loss with its scenario; a loss with a fixed T is the same in all of them.
 
     Raises:
         ValueError: the loss has no scenarios, or none of that name.
@@ -45,12 +45,12 @@ class AttackRequest:
     """A checked attack.
 
     Attributes:
-        loss: what is ascended.
-        source: of gradients.
-        x: (batch, *shape), the inputs.
-        y: (batch,) int64, the true labels, on the device of x.
-        targets: (batch,) int64, or None.
-        clean: (batch, K), the logits at x in the arithmetic of the attack.
+        loss: Loss that is ascended.
+        source: Source of gradients.
+        x: Clean inputs (batch, *shape).
+        y: True labels (batch,), int64, on the device of x.
+        targets: Target classes (batch,), int64, or None.
+        clean: Logits at x (batch, K), in the arithmetic of the attack.
     """
 
     loss: Loss
@@ -72,7 +72,7 @@ def checked_request(
     logits: Accessor | str | int | None,
     accept_probabilities: bool,
 ) -> AttackRequest:
-    """What is attacked, with which loss, in which arithmetic.
+    """Check model, inputs, labels, loss and arithmetic of an attack.
 
     Raises:
         TypeError, ValueError: an argument is not usable.
@@ -161,10 +161,10 @@ def _check_present(name: str, labels: Tensor, clean: Tensor, model: nn.Module, x
 
 
 def check_radius(radius: float, norm: str, box: tuple[float, float], x: Tensor) -> None:
-    """Refuse a ball that holds more than the box around every point of it: an eight for 8/255.
+    """Refuse a ball that contains the whole box, whatever its centre: 8 was given for 8/255.
 
     Raises:
-        ValueError: says what may be meant.
+        ValueError: the radius is too large; says what may be meant.
     """
     width = box[1] - box[0]
     diameter = width * (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
@@ -194,7 +194,7 @@ def check_options(
     on_step: object,
     x: object,
 ) -> None:
-    """How the attack goes; what is wrong here is told before the model is run.
+    """Check the options of an attack, and that x is in the box, before the model is run.
 
     Raises:
         TypeError, ValueError: an option is not usable, or x is outside the box.

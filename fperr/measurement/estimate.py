@@ -1,4 +1,4 @@
-"""What a measurement would compute, how long it would take and how large it would get."""
+"""A forecast of a measurement: its rows, its duration and its memory."""
 
 import inspect
 import time
@@ -15,23 +15,27 @@ from fperr.measurement.entry import measure
 from fperr.measurement.run import MeasurementRun
 from fperr.networks.exactly import NoExactSample
 
-# An mpf: the object, its tuple, exponent, bit count, mantissa, and its place in an array; and once
-# more the mantissa, aligned, for products. Python's and gmpy2's own sizes, at up to 512 bits.
+# An mpf: the object, its tuple, exponent, bit count, mantissa, and its pointer in an array; and
+# once more the mantissa, aligned, for products. Sizes of Python's and gmpy2's objects, at up to 512
+# bits.
 _BYTES_PER_NUMBER = {"mpmath": 400, "ball": 400, "double_word": 64}
 _PIECE = 8  # samples
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A forecast.
+    """A forecast of a measurement.
 
     Attributes:
-        name: the network.
-        samples, rows: how many there will be.
-        classes: K.
-        networks: exact networks to be held: the model's own and one for each narrower format.
-        seconds: of computing, from one forward run and one pullback; within a factor of 2 or so.
-        bytes: largest memory of the exact side, from the sizes of its arrays.
+        name: Name of the network.
+        samples: Number of samples.
+        rows: Number of rows of the report.
+        classes: Number of classes K.
+        networks: Number of exact networks that are held: the model's own and one for each narrower
+            format.
+        seconds: Seconds of computing, extrapolated from one forward run and one pullback; within a
+            factor of 2 or so.
+        bytes: Largest memory of the exact arithmetic in bytes, from the sizes of its arrays.
     """
 
     name: str
@@ -57,7 +61,22 @@ class Estimate:
 def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Estimate:
     """Forecast `fperr.measure(model, x, y, **options)`, from a short calibration on one sample.
 
-    Everything is checked as `measure` would check it, and raises as it would.
+    Args:
+        model: Model, as for `measure`.
+        x: Inputs (n, *shape), as for `measure`.
+        y: True labels (n,), as for `measure`.
+        options: Options of `measure`.
+
+    Raises:
+        TypeError, ValueError, FperrError: as `fperr.measure`, which checks the same arguments.
+
+    Example:
+        >>> import torch
+        >>> from fperr.measurement import estimate
+        >>> x, y = torch.rand(2, 6), torch.tensor([0, 1])
+        >>> forecast = estimate(torch.nn.Linear(6, 3).eval(), x, y, engine="ball", losses=["ce"])
+        >>> forecast.rows  # 2 samples, 1 loss, 3 formats
+        6
     """
     request = inspect.signature(measure).bind(model, x, y, **options)
     request.apply_defaults()
@@ -96,7 +115,11 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
 
 
 def _calibrate(lab: MeasurementRun, job: MeasureRequest) -> tuple[float, float, float]:
-    """Seconds of the exact network at a sample, of one more product, and of a row beside them."""
+    """Time the exact network at a sample, one more product, and the row of a report beside them.
+
+    Returns:
+        Seconds of each of the three.
+    """
     finite = job.x.flatten(1).isfinite().all(1).nonzero().flatten()
     piece = _PIECE if job.engine == "double_word" else 1
     inputs = job.x[finite[:piece]] if len(finite) else job.x[:1]
@@ -122,7 +145,7 @@ def _calibrate(lab: MeasurementRun, job: MeasureRequest) -> tuple[float, float, 
 
 
 def _numbers(lab: MeasurementRun, job: MeasureRequest, narrow: int) -> float:
-    """How many exact numbers are held at once."""
+    """The number of exact numbers that are held at once."""
     capture = lab.reference.capture
     weights = sum(t.numel() for t in capture.constants().values())
     activations = sum(int(np.prod(shape)) for shape in capture.shapes.values())

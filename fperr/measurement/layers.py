@@ -44,21 +44,39 @@ def trace_layers(
     size 1). The cost is about one exact gradient for each operation that rounds.
 
     Args:
-        model: (batch, *shape) -> logits (batch, K), in evaluation mode.
-        x: (n, *shape).
-        y: (n,) true labels; without y and target, the class that the model predicts.
-        targets: (n,) target classes: a targeted loss.
-        loss: name of a loss.
-        format: name of a format.
-        logits: where the logits are in what the model returns: a name, an index or a function.
-        accept_probabilities: trace a model that returns probabilities.
-        progress: show a progress bar; None: only where standard error is a terminal.
+        model: Module in evaluation mode that maps (batch, *shape) to logits (batch, K).
+        x: Inputs (n, *shape), finite, cast to the model's dtype.
+        y: True labels (n,). Without y and targets, the classes that the model predicts.
+        targets: Target classes (n,). If they are given, the loss is targeted.
+        loss: Name of a loss; `fperr.measure` lists them.
+        format: Name of a format.
+        logits: Position of the logits in what the model returns: a name, an index or a function.
+            None: the model returns logits.
+        accept_probabilities: Whether to trace a model that returns probabilities; otherwise it is
+            refused.
+        progress: Whether to show a progress bar. None: only if standard error is a terminal.
 
     Returns:
-        A row for each sample and operation.
+        The report, with a row for each sample and operation.
 
     Raises:
-        TypeError, ValueError, FperrError: as `fperr.measure`.
+        TypeError, ValueError, FperrError: as `fperr.measure`; also ValueError if x is not finite.
+
+    Warns:
+        UserWarning: a sample overflows in the format, and is left out.
+
+    Example:
+        The input's cast is traced first; then the forward half, the loss and the backward half.
+
+        >>> import fperr
+        >>> from fperr import data, zoo
+        >>> images = data.fashion_mnist_1000().first(1)
+        >>> report = fperr.trace_layers(
+        ...     zoo.load("fashion_standard"), images.x, images.y,
+        ...     loss="mifpe", format="float16", progress=False,
+        ... )
+        >>> report.frame["half"].unique().tolist()
+        ['cast', 'forward', 'loss', 'backward']
     """
     checks.optional_flag("progress", progress)
     assigned = None if y is not None or targets is not None else ["untargeted_unsuccessful"]
