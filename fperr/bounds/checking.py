@@ -1,4 +1,4 @@
-"""For logits without a network: is the cross-entropy gradient there any good?"""
+"""A check of logits without a network: is the cross-entropy gradient there of any use?"""
 
 import math
 from collections.abc import Sequence
@@ -34,32 +34,52 @@ def check(
     largest_error: float = 0.1,
     alternatives: Sequence[str] = ALTERNATIVES,
 ) -> pd.DataFrame:
-    """Which samples have a dead or misdirected cross-entropy gradient, and what to use instead.
+    """Tell which samples have a dead or misdirected cross-entropy gradient, and what to use then.
 
-    PyTorch's gradient with respect to the logits, in the format, is compared with the true one at
-    the same (rounded) logits. The network's own part of the error is for `fperr.measure` to see.
+    PyTorch's gradient with respect to the logits, computed in the format, is compared with the true
+    gradient at the same (rounded) logits. Errors that arise inside a network are not seen here;
+    `fperr.measure` measures them.
 
     Args:
-        logits: (batch, K), any floating-point dtype; rounded to the format; -inf where a class is
-            absent.
-        labels: (batch,) int64: true labels, or targets.
-        format: name or `Format`.
-        targeted: the labels are targets.
-        kernel: whose model the bounds use, see `logit_gradient`.
-        largest_error: relative error from which a gradient counts as misdirected.
-        alternatives: losses to look at, in the order of preference.
+        logits: Logits (batch, K), any floating-point dtype; rounded to the format. -inf means that
+            a class is absent.
+        labels: True labels or targets (batch,), int64.
+        format: Name of a format, or a `Format`.
+        targeted: Whether the labels are targets.
+        kernel: Kernel whose roundings the bounds assume, see `logit_gradient`.
+        largest_error: Relative error from which a gradient counts as misdirected.
+        alternatives: Names of losses that may be used instead, the preferred one first.
 
     Returns:
-        One row a sample: `sample`, `scenario`, `margin`, `log2_G` (the size of the gradient is 2
-        G), `status`, `relative_error` (|v_hat - v|_1 / |v|_1, measured, less the 2^-44 that the
-        truth in float64 may be off), `bound` (proved, on it), `use_instead`: the first alternative
-        whose bound is below `largest_error`, or the format to leave; None where the gradient is
-        fine. `status` is `"fine"`, `"at risk"` (measured fine, but the bound allows more than
-        `largest_error`), `"misdirected"`, `"dead"` (exactly zero), or `"undefined"`: the label is
-        an absent class, whose loss is infinite, or no other class is present; errors are NaN then.
+        A data frame with one row a sample:
+
+        - `sample`, `scenario`, `margin`;
+        - `log2_G`: the size of the gradient is 2 G;
+        - `status`: `"fine"`; `"at risk"` (measured fine, but the bound allows more than
+          `largest_error`); `"misdirected"`; `"dead"` (exactly zero); or `"undefined"`, with NaN for
+          errors: the label is an absent class, whose loss is infinite, or no other class is
+          present;
+        - `relative_error`: |v_hat - v|_1 / |v|_1, measured, less the 2^-44 by which the truth in
+          float64 may be off;
+        - `bound`: a proved upper bound on that error;
+        - `use_instead`: the first alternative whose bound is below `largest_error`, or the advice
+          to take a wider format; missing if the gradient is fine.
 
     Raises:
-        ValueError: shapes, labels or numbers that do not fit; logits that overflow the format.
+        TypeError, ValueError: shapes, labels or numbers that do not fit; logits that overflow the
+            format; an alternative without a bound.
+
+    Example:
+        With a margin of 29, the gradient is exactly zero in float16.
+
+        >>> import torch
+        >>> from fperr import bounds
+        >>> logits = torch.tensor([[1.0, 0.5, 0.0], [30.0, 1.0, 0.0]])
+        >>> table = bounds.check(logits, torch.tensor([0, 0]), "float16")
+        >>> table["status"].tolist()
+        ['fine', 'dead']
+        >>> table["use_instead"][1]
+        'mifpe'
     """
     fmt = format_of(format)
     check_labels(logits, labels, "labels", "logits")

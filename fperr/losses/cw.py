@@ -9,7 +9,7 @@ from fperr.losses.classes import gather
 
 
 def margin_loss(loss: Loss, logits: Tensor, label: Tensor, context: Context) -> Tensor:
-    """max_{i != l} z_i - z_l; without another class -inf, a constant."""
+    """max_{i != l} z_i - z_l; -inf, a constant, without another class."""
     del loss
     other_logits = logits.detach().scatter(1, label[:, None], -math.inf)
     best, index = other_logits.max(1)  # the lower index of a tie

@@ -10,9 +10,9 @@ from fperr.theory.scenarios import ranked
 
 
 def logit_ratio(loss: Loss, logits: Tensor, label: Tensor, context: Context) -> Tensor:
-    """DLR (Croce and Hein 2020); not a number, and so marked, where its denominator is 0.
+    """DLR (Croce and Hein 2020): NaN if its denominator is 0, or if a class in it is absent.
 
-    Neither where a class of the denominator is absent: it would be infinite, and the gradient 0.
+    With an absent class in it, the denominator would be infinite, and the gradient 0.
     """
     del loss
     order = ranked(logits)

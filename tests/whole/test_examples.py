@@ -2,9 +2,7 @@
 
 import doctest
 import inspect
-from collections.abc import Iterator
 
-import matplotlib.pyplot as plt
 import pytest
 
 import fperr
@@ -15,6 +13,7 @@ DOCUMENTED = {  # public name -> object, beside the functions of the three `__al
     "fperr.AttackResult": fperr.AttackResult,
     "fperr.Report.summary": fperr.Report.summary,
     "fperr.Thresholds": fperr.Thresholds,
+    "fperr.losses.Loss": losses.Loss,
     "fperr.losses.loss_named": losses.loss_named,
     "fperr.measurement.estimate": measurement.estimate,
     "fperr.shares.wilson_interval": shares.wilson_interval,
@@ -38,12 +37,6 @@ def failures(test: doctest.DocTest) -> tuple[int, str]:
     printed: list[str] = []
     result = doctest.DocTestRunner(optionflags=FLAGS).run(test, out=printed.append)
     return result.failed, "".join(printed)
-
-
-@pytest.fixture(autouse=True)
-def no_open_figures() -> Iterator[None]:
-    yield
-    assert not plt.get_fignums()
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
