@@ -1,7 +1,13 @@
-"""The examples in the docstrings of public functions and classes run, and print what they show."""
+"""The examples in docstrings run and print what they show; every public function has one."""
 
+import ast
 import doctest
+import importlib
 import inspect
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -57,6 +63,34 @@ def test_every_public_function_is_among_them():
     } <= set(DOCUMENTED)  # fmt: skip
 
 
+def modules() -> list[ModuleType]:
+    names = [module.name for module in pkgutil.walk_packages(fperr.__path__, "fperr.")]
+    return [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+
+
+def examples_in(module: ModuleType) -> list[doctest.DocTest]:
+    """The examples of all functions and classes of a module, private ones too."""
+    return [test for test in doctest.DocTestFinder().find(module) if test.examples]
+
+
+def docstrings_with_examples(module: ModuleType) -> int:
+    """The number of docstrings with examples in the module's source."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = ast.walk(ast.parse(Path(str(module.__file__)).read_text()))
+    return sum(">>> " in (ast.get_docstring(n) or "") for n in nodes if isinstance(n, kinds))
+
+
+def test_all_other_examples_of_the_package_run():
+    run_above = {inspect.getdoc(documented) for documented in DOCUMENTED.values()}
+    for module in modules():
+        tests = examples_in(module)
+        assert len(tests) == docstrings_with_examples(module), module.__name__
+        for test in tests:
+            if inspect.cleandoc(test.docstring) not in run_above:
+                count, printed = failures(test)
+                assert not count, printed
+
+
 def wrong(count: int) -> int:
     """A function whose example shows a wrong result.
 
@@ -84,3 +118,5 @@ def test_wrong_examples_are_noticed():
     assert "Expected:" in failures(examples_of("wrong", wrong))[1]
     assert failures(examples_of("failing", failing))[0] == 1
     assert not examples_of("silent", silent).examples
+    names = {test.name.split(".")[-1] for test in examples_in(sys.modules[__name__])}
+    assert names == {"wrong", "failing"}
