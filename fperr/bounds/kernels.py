@@ -35,7 +35,8 @@ class Kernel:
         subtract: Roundings of p - 1.
         store_gradient: Roundings of p or p - 1 to a half format.
         rescale: Roundings of v = c (p - 1) (in the storage format, after the kernel).
-        underflow: Factor on the error of numbers below the smallest subnormal number.
+        underflow: Factor on half the smallest subnormal number, the least rounding error that is
+            assumed.
     """
 
     name: str

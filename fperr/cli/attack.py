@@ -20,50 +20,64 @@ from fperr.run_folder import opened
 
 def attack_command(
     network: Annotated[
-        str, typer.Argument(help="a name that `fperr zoo` lists, or path/to/module.py:factory")
+        str, typer.Argument(help="name that `fperr zoo` lists, or path/to/module.py:factory")
     ],
     radius: Annotated[
         str,
-        typer.Option(help="of the ball around each image, e.g. 0.03 or 8/255", metavar="NUMBER"),
+        typer.Option(
+            help="radius of the ball around each image, e.g. 0.03 or 8/255", metavar="NUMBER"
+        ),
     ],
     loss: Annotated[str, typer.Option(help="name of the loss that is ascended")] = "tmifpe",
-    n: Annotated[int, typer.Option(help="the first n images")] = 100,
-    method: Annotated[str, typer.Option(help="pgd, apgd or fgsm")] = "pgd",
-    norm: Annotated[str, typer.Option(help="linf or l2")] = "linf",
-    steps: Annotated[int, typer.Option(help="gradients in each run")] = 100,
+    n: Annotated[int, typer.Option(help="number of images, the first of the data set")] = 100,
+    method: Annotated[str, typer.Option(help="method: pgd, apgd or fgsm")] = "pgd",
+    norm: Annotated[str, typer.Option(help="norm of the ball: linf or l2")] = "linf",
+    steps: Annotated[int, typer.Option(help="number of gradients in each run")] = 100,
     format: Annotated[
-        str, typer.Option(help="of network and gradient: float16 to float64, tf32, or exact")
+        str,
+        typer.Option(
+            help="format of network and gradient: float16, bfloat16, tf32, float32, float64, or "
+            "exact"
+        ),
     ] = "float32",
     arithmetic: Annotated[str | None, typer.Option(hidden=True, callback=options.renamed)] = None,
-    restarts: Annotated[int, typer.Option(help="runs from other starts")] = 1,
-    seed: Annotated[int, typer.Option(help="of the starts")] = 0,
+    restarts: Annotated[int, typer.Option(help="number of runs, each from another start")] = 1,
+    seed: Annotated[int, typer.Option(help="seed of the random starting points")] = 0,
     dataset: Annotated[
         str | None,
         typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
+        Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
     ] = None,
     logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
     accept_probabilities: Annotated[
         bool, typer.Option("--accept-probabilities", help="attack a model that ends in softmax")
     ] = False,
     box: Annotated[
-        str, typer.Option(help="where inputs live, e.g. --box=-0.81,2.02", metavar="LOW,HIGH")
+        str,
+        typer.Option(
+            help="lowest and highest value of an input, e.g. --box=-0.81,2.02", metavar="LOW,HIGH"
+        ),
     ] = "0,1",
     targets: Annotated[
         str | None,
         typer.Option(
-            help="reach a class (images of it are left out), next (the class after an image's "
-            "own), random, or those in an array of the .npz, by name"
+            help="classes to reach: a class (its own images are left out), next (the class after "
+            "an image's own), random, or the name of an array of classes in the .npz"
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="images at once; each batch is written")] = 250,
+    batch_size: Annotated[
+        int, typer.Option(help="number of images at once; each batch is written")
+    ] = 250,
     out: Annotated[
-        Path | None, typer.Option(help="folder; the same command goes on [out/NAME-LOSS]")
+        Path | None,
+        typer.Option(
+            help="folder to write to; the same command continues in it; by default out/NAME-LOSS"
+        ),
     ] = None,
 ) -> None:
-    """Attack a network on real images; written as it goes, resumed if it is cut off."""
+    """Attack a network on real images. Each batch is written; the same command continues it."""
     size, ends = options.number(radius, "--radius"), options.box(box)
     del arithmetic
     subject = subject_of(network, checkpoint, logits, dataset, n)
@@ -123,7 +137,11 @@ def attack_command(
 
 
 def _of_other_classes(images: Images, targets: Tensor) -> tuple[Images, Tensor, list[int]]:
-    """The images whose class is not the target, said where some are, and their numbers."""
+    """Leave out the images of the target class, and say how many.
+
+    Returns:
+        The other images, their targets, and their numbers in the data set.
+    """
     is_other = images.y != targets
     sample_numbers = [int(sample) for sample in is_other.nonzero()]
     if not sample_numbers:

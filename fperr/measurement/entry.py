@@ -136,8 +136,8 @@ def measure(
         {'ce': 2, 'mifpe': 0}
     """
     checks.optional_flag("progress", progress)
-    with folder_of(out) as run:
-        job = checked_request(
+    with folder_of(out) as run_folder:
+        request = checked_request(
             model=model,
             x=x,
             y=y,
@@ -145,7 +145,7 @@ def measure(
             losses=losses,
             formats=formats,
             scenarios=scenarios,
-            engine=engine_of(run, engine),
+            engine=engine_of(run_folder, engine),
             digits=digits,
             certify=certify,
             jacobian=jacobian,
@@ -158,8 +158,8 @@ def measure(
             accept_probabilities=accept_probabilities,
             name=name,
         )
-        lab = MeasurementRun(as_first_chosen(job, run, engine))
-        report = _measured(lab, rows_of(lab, run, engine), progress)
+        run = MeasurementRun(as_first_chosen(request, run_folder, engine))
+        report = _measured(run, rows_of(run, run_folder, engine), progress)
     sentence = unmeasured_sentence(report.frame, with_results=False)
     if sentence is not None:
         warnings.warn(sentence, UnmeasuredWarning, stacklevel=3)

@@ -80,7 +80,7 @@ def trace_layers(
     """
     checks.optional_flag("progress", progress)
     assigned = None if y is not None or targets is not None else ["untargeted_unsuccessful"]
-    job = checked_request(
+    request = checked_request(
         model=model,
         x=x,
         y=y,
@@ -91,16 +91,16 @@ def trace_layers(
         logits=logits,
         accept_probabilities=accept_probabilities,
     )
-    broken = (~job.x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    broken = (~request.x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if broken:
         raise ValueError(f"x is not finite at samples {broken}: leave them out")
-    unrounded = FormatNetwork(job.model, of_dtype(job.x.dtype), autocast=False)
-    check_function_of_sample(unrounded, job.x)
-    network = FormatNetwork(job.model, job.formats[0], autocast=False)
+    unrounded = FormatNetwork(request.model, of_dtype(request.x.dtype), autocast=False)
+    check_function_of_sample(unrounded, request.x)
+    network = FormatNetwork(request.model, request.formats[0], autocast=False)
     rows: list[dict[str, object]] = []
     hidden = None if progress is None else not progress
-    for sample in tqdm(range(len(job.x)), desc="layers", unit="sample", disable=hidden):
-        tracer = LayerTracer(job, unrounded, network, sample)
+    for sample in tqdm(range(len(request.x)), desc="layers", unit="sample", disable=hidden):
+        tracer = LayerTracer(request, unrounded, network, sample)
         if tracer.is_finite:
             rows += [{"sample": sample, **r} for r in tracer.rows()]
         else:
@@ -109,4 +109,4 @@ def trace_layers(
                 "left out",
                 stacklevel=3,
             )
-    return LayerReport.from_rows(rows, job.losses[0].name, job.formats[0].name)
+    return LayerReport.from_rows(rows, request.losses[0].name, request.formats[0].name)
