@@ -1,4 +1,4 @@
-"""Shares of samples, and how far they are known."""
+"""Shares of samples, and their confidence intervals."""
 
 import math
 from statistics import NormalDist
@@ -9,18 +9,21 @@ CONFIDENCE = 0.95
 def wilson_interval(count: int, samples: int) -> tuple[float, float]:
     """Wilson's score interval for a share, at 95 % confidence.
 
-    Unlike the usual p +- 1.96 sqrt(p (1 - p)/n) it stays within [0, 1] and has a width at 0 and at
-    1. Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927), 209.
+    Unlike the usual p +- 1.96 sqrt(p (1 - p)/n) it stays within [0, 1], and its width is not zero
+    at the shares 0 and 1. Source: E. B. Wilson, Journal of the American Statistical Association 22
+    (1927), 209.
 
     Args:
-        count: Samples that count.
-        samples: All samples, 1 or more.
+        count: Number of samples that count.
+        samples: Number of all samples, 1 or more.
 
     Returns:
-        The lower and the upper end.
+        The lower and the upper end of the interval.
 
-    >>> wilson_interval(84, 100)
-    (0.755..., 0.899...)
+    Example:
+        >>> from fperr.shares import wilson_interval
+        >>> wilson_interval(84, 100)
+        (0.755..., 0.899...)
     """
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     share, spread = count / samples, z * z / samples

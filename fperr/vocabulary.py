@@ -1,9 +1,9 @@
-"""The words of the public functions: names chosen from a list, and what arguments were called once.
+"""The words of the public functions: names to choose from, and today's names of renamed arguments.
 
 Every public function uses the same word for the same thing: `targets` for classes to reach,
 `format` or `formats` for floating-point formats, `engine` for what computes exact gradients,
 `digits` for correct decimal digits, and `model, x, y` in this order. A spelling of earlier versions
-raises an error that names the one of today.
+raises an error that names today's.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,12 +44,12 @@ RENAMED_CHOICES = {"multiword": "double_word"}
 def refuse_old_spelling(
     function: Callable[..., Any], arguments: tuple[object, ...], options: Mapping[str, object]
 ) -> None:
-    """Refuse a call that is spelled as in an earlier version, and name today's spelling.
+    """Refuse a call in the spelling of an earlier version, and name today's spelling.
 
     Args:
-        function: A public function.
-        arguments: Its positional arguments.
-        options: Its keyword arguments.
+        function: Public function.
+        arguments: Positional arguments of the call.
+        options: Keyword arguments of the call.
 
     Raises:
         TypeError: An argument has its old name, or `record` gets y before x.

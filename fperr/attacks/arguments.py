@@ -1,4 +1,4 @@
-"""What `attack` was asked to do, checked: a fault raises at once and says what to do."""
+"""Checked arguments of `attack`: a fault raises at once and says what to do."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
-def forced(loss: str, scenario: str | None) -> str:
-    """The name of the loss with its scenario; a fixed T is the same in every one.
+def loss_in_scenario(loss: str, scenario: str | None) -> str:
+    """The name of the loss with its scenario; a loss with a fixed T is the same in all of them.
 
     Raises:
         ValueError: the loss has no scenarios, or none of that name.
@@ -45,12 +45,12 @@ class AttackRequest:
     """A checked attack.
 
     Attributes:
-        loss: what is ascended.
-        source: of gradients.
-        x: (batch, *shape), the inputs.
-        y: (batch,) int64, the true labels, on the device of x.
-        targets: (batch,) int64, or None.
-        clean: (batch, K), the logits at x in the arithmetic of the attack.
+        loss: Loss that is ascended.
+        source: Source of gradients.
+        x: Clean inputs (batch, *shape).
+        y: True labels (batch,), int64, on the device of x.
+        targets: Target classes (batch,), int64, or None.
+        clean: Logits at x (batch, K), in the arithmetic of the attack.
     """
 
     loss: Loss
@@ -72,7 +72,7 @@ def checked_request(
     logits: Accessor | str | int | None,
     accept_probabilities: bool,
 ) -> AttackRequest:
-    """What is attacked, with which loss, in which arithmetic.
+    """Check model, inputs, labels, loss and arithmetic of an attack.
 
     Raises:
         TypeError, ValueError: an argument is not usable.
@@ -92,22 +92,24 @@ def checked_request(
             "model and x there, or use format='float32'"
         )
     labels = checks.class_labels("y", y, len(inputs), device)
-    wanted = (
+    target_labels = (
         None if targets is None else checks.class_labels("targets", targets, len(inputs), device)
     )
-    if chosen_loss.forced is not None and chosen_loss.forced.targeted != (wanted is not None):
-        kind = "untargeted" if wanted is None else "targeted"
-        remedy = "give targets=" if wanted is None else "leave targets= out"
+    if chosen_loss.forced is not None and chosen_loss.forced.targeted != (
+        target_labels is not None
+    ):
+        kind = "untargeted" if target_labels is None else "targeted"
+        remedy = "give targets=" if target_labels is None else "leave targets= out"
         raise ValueError(
             f"scenario {chosen_loss.forced.name!r} is none of {kind} attacks: {remedy}, or name "
             "another scenario"
         )
     classes = check_model(usable, inputs.to(dtype), accept_probabilities=accept_probabilities)
     checks.check_classes("y", labels, classes)
-    if wanted is not None:
-        checks.check_classes("targets", wanted, classes)
-        checks.check_targets("targets", wanted, labels)
-    needed = chosen_loss.smallest_K(targeted=wanted is not None)
+    if target_labels is not None:
+        checks.check_classes("targets", target_labels, classes)
+        checks.check_targets("targets", target_labels, labels)
+    needed = chosen_loss.smallest_K(targeted=target_labels is not None)
     if classes < needed:
         raise ValueError(
             f"loss {loss!r} needs at least {needed} classes, the model has {classes}: choose "
@@ -116,15 +118,15 @@ def checked_request(
     source = _source(usable, inputs, dtype, chosen_loss, format)
     clean = source.logits(inputs)
     _check_present("y", labels, clean, usable, inputs)
-    if wanted is not None:
-        _check_present("targets", wanted, clean, usable, inputs)
+    if target_labels is not None:
+        _check_present("targets", target_labels, clean, usable, inputs)
     present = int(present_classes(clean).max())
     if needed > 2 and present < needed and bool(clean.isfinite().any()):
         raise ValueError(
             f"loss {loss!r} needs at least {needed} classes whose logits are not -inf, the model "
             f"has {present}: choose another loss"
         )
-    return AttackRequest(chosen_loss, source, inputs, labels, wanted, clean)
+    return AttackRequest(chosen_loss, source, inputs, labels, target_labels, clean)
 
 
 def _source(
@@ -147,8 +149,8 @@ def _check_present(name: str, labels: Tensor, clean: Tensor, model: nn.Module, x
     samples = torch.nonzero(clean.gather(1, labels[:, None])[:, 0] == -math.inf)[:, 0]
     if len(samples) and clean.dtype == torch.float16:  # a number that overflowed is no absent class
         wider = FloatSource(model, formats.FLOAT32).logits(x.detach()[samples])
-        own = wider.gather(1, labels[samples, None])[:, 0]
-        samples = samples[own == -math.inf]
+        label_logits = wider.gather(1, labels[samples, None])[:, 0]
+        samples = samples[label_logits == -math.inf]
     if len(samples):
         first = int(samples[0])
         raise ValueError(
@@ -159,19 +161,19 @@ def _check_present(name: str, labels: Tensor, clean: Tensor, model: nn.Module, x
 
 
 def check_radius(radius: float, norm: str, box: tuple[float, float], x: Tensor) -> None:
-    """Refuse a ball that holds more than the box around every point of it: an eight for 8/255.
+    """Refuse a ball that contains the whole box, whatever its centre: 8 was given for 8/255.
 
     Raises:
-        ValueError: says what may be meant.
+        ValueError: the radius is too large; says what may be meant.
     """
     width = box[1] - box[0]
-    apart = width * (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
-    if radius <= apart * (1 + 2.0**-40):  # the square root and the product are rounded
+    diameter = width * (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
+    if radius <= diameter * (1 + 2.0**-40):  # the square root and the product are rounded
         return
-    meant = f" Did you mean radius={radius:g}/255?" if radius / 255 < apart else ""
+    suggestion = f" Did you mean radius={radius:g}/255?" if radius / 255 < diameter else ""
     raise ValueError(
-        f"radius must be at most {apart:g}, by which the points of box {box} are apart in {norm}, "
-        f"got {radius!r}.{meant} If x lives in another box, give box=(lowest, highest)"
+        f"radius must be at most {diameter:g}, by which the points of box {box} are apart in "
+        f"{norm}, got {radius!r}.{suggestion} If x lives in another box, give box=(lowest, highest)"
     )
 
 
@@ -192,7 +194,7 @@ def check_options(
     on_step: object,
     x: object,
 ) -> None:
-    """How the attack goes; what is wrong here is told before the model is run.
+    """Check the options of an attack, and that x is in the box, before the model is run.
 
     Raises:
         TypeError, ValueError: an option is not usable, or x is outside the box.
@@ -222,9 +224,11 @@ def check_options(
     inputs = checks.inputs("x", x)
     if not bool(((inputs >= low) & (inputs <= high)).all()):
         broken = int(inputs.isnan().sum())
-        seen = f"{broken} NaN" if broken else f"{float(inputs.min())!r} to {float(inputs.max())!r}"
+        contents = (
+            f"{broken} NaN" if broken else f"{float(inputs.min())!r} to {float(inputs.max())!r}"
+        )
         raise ValueError(
-            f"x must lie in the box {(low, high)}, got {seen}: "
+            f"x must lie in the box {(low, high)}, got {contents}: "
             + ("leave those samples out" if broken else "scale it, or give box=(lowest, highest)")
         )
     check_radius(radius, norm, (low, high), inputs)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fperr.attacks.arguments import check_options, checked_request, forced
+from fperr.attacks.arguments import check_options, checked_request, loss_in_scenario
 from fperr.attacks.goal import Goal
 from fperr.attacks.outcome import Outcome
 from fperr.attacks.pgd import AttackRun, OnStep, StepPlan, run_apgd, run_pgd
@@ -28,11 +28,11 @@ _MOMENTUM = 0.25  # of the MIFPE papers' code
 
 @dataclass(frozen=True, slots=True)
 class AttackSettings:
-    """What an attack was: as much of it as names its result.
+    """The settings of an attack that name its result.
 
     Attributes:
-        method, loss, format, norm, radius: as given to `attack`.
-        is_targeted: Success is the prediction of a target class.
+        method, loss, format, norm, radius: Arguments of `attack`.
+        is_targeted: Whether success is the prediction of a target class.
     """
 
     method: str
@@ -48,37 +48,52 @@ class AttackSettings:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AttackResult:
-    """What an attack found.
+    """The points that an attack reached, and whether they are adversarial.
 
     It prints as one line: how many samples withstand, their share with Wilson's 95 % interval, and
     which attack it was.
 
     Attributes:
-        adversarial: (batch, *shape): the first point that reached the goal; where none did, the
-            one that came nearest.
-        best: (batch, *shape): the point with the smallest margin; another one only with
-            freeze=False, after success.
-        success: (batch,) bool, clean errors included, as the network predicts in the arithmetic
-            of the attack (`"exact"`: in the input's format), and predicts again at `adversarial`.
-        first_success_step: (batch,) int64: 0 the clean input, 1 the start, 1 + i after step i; -1
-            never.
-        best_margin: (batch,) float64: the smallest of z_y - max_{i != y} z_i (targeted: of
-            max_{i != t} z_i - z_t) that was seen.
-        is_finite: (batch,) bool: all logits and gradients were; a gradient that was not counts
-            as 0, and logits that are not are no success. A logit of -inf is an absent class and
-            does no harm, unless it is the label's, or no other class is present.
-        is_judged: (batch,) bool: the attack succeeded, or all logits that it met were finite. Where
-            not, NaN or overflowing logits hide what the network predicts, or a second prediction
-            at `adversarial` is another one: such a sample is neither fooled nor robust.
-        is_clean_correct: (batch,) bool: the prediction at the clean input is y; not where its
-            logits are not finite.
-        gradient_steps: (batch,) int64: how many gradients were taken before the first success.
-        zero_gradient_steps: (batch,) int64: how many of them were exactly zero: the attack had no
-            direction there.
-        broken_gradient_steps: (batch,) int64: how many of them were not finite.
-        excess_ulps: (batch,) float64: by how many ulps (2^-52 of the radius) `adversarial` lies
-            outside the ball: never above 0 with the exact projection.
-        settings: which attack it was; None where a result was put together by hand.
+        adversarial: First points (batch, *shape) that reached the goal; for a sample that never
+            did, the point with the smallest margin.
+        best: Points (batch, *shape) with the smallest margin. They differ from `adversarial` only
+            with freeze=False, after success.
+        success: Whether the goal was reached, (batch,) bool, clean errors included: the network
+            predicts so in the arithmetic of the attack (`"exact"`: in the input's format), and
+            predicts so again at `adversarial`.
+        first_success_step: Step of the first success, (batch,) int64: 0 for the clean input, 1 for
+            the start, 1 + i after step i, and -1 for never.
+        best_margin: Smallest margin met, (batch,) float64: z_y - max_{i != y} z_i, or for targeted
+            attacks max_{i != t} z_i - z_t.
+        is_finite: Whether all logits and gradients were finite, (batch,) bool. A gradient that is
+            not finite counts as 0, and logits that are not finite are no success. A logit of -inf
+            is an absent class and does no harm, unless it is the label's, or no other class is
+            present.
+        is_judged: Whether the sample was judged, (batch,) bool: the attack succeeded, or all logits
+            that it met were finite. Otherwise NaN or overflowing logits hide what the network
+            predicts, or a second prediction at `adversarial` differs from the first: such a sample
+            is neither fooled nor robust.
+        is_clean_correct: Whether the prediction at the clean input is y, (batch,) bool; false if
+            the logits are not finite there.
+        gradient_steps: Number of gradients taken before the first success, (batch,) int64.
+        zero_gradient_steps: Number of those gradients that were exactly zero, (batch,) int64: the
+            attack had no direction there.
+        broken_gradient_steps: Number of those gradients that were not finite, (batch,) int64.
+        excess_ulps: Distance of `adversarial` beyond the ball's surface, (batch,) float64, in ulps
+            (2^-52 of the radius); negative inside, and never above 0 with the exact projection.
+        settings: Settings of the attack; None if the result was put together by hand.
+
+    Example:
+        >>> import fperr
+        >>> from fperr import data, zoo
+        >>> images = data.fashion_mnist_1000().first(2)
+        >>> result = fperr.attack(
+        ...     zoo.load("fashion_standard"), images.x, images.y, radius=0.1, steps=10
+        ... )
+        >>> result
+        AttackResult(0 of 2 withstand, 0.0 % [0.0, 65.8], pgd/tmifpe/float32, linf 0.1)
+        >>> result.outcome.fooled
+        2
     """
 
     adversarial: Tensor
@@ -156,54 +171,79 @@ def attack(
     accept_probabilities: bool = False,
     on_step: OnStep | None = None,
 ) -> AttackResult:
-    """Attack every sample, in one batch.
+    """Search for adversarial points near every sample, by gradient ascent on a loss, in one batch.
 
-    The default is the recipe of the MIFPE papers' code: a random start on the ball's surface,
-    steps of 2 radius cos(pi i / 2N), momentum 0.25; samples that have succeeded stay put.
+    The default is the recipe of the MIFPE papers' code: a random start on the ball's surface, steps
+    of 2 radius cos(pi i / 2N), i = 0, ..., N - 1, and momentum 0.25. Samples that have succeeded
+    are not moved any more.
 
     Args:
-        model: x to logits (batch, K), in evaluation mode; any device. A class whose logit is -inf
-            is absent, as if the model had no such output; it is neither a label nor a target.
-        x: (batch, *shape), float16 to float64, within the box. Points stay in its format.
-        y: (batch,) int64, the true labels.
-        radius: of the ball; at most what the points of the box are apart in the norm.
-        method: `"pgd"`, `"fgsm"` (one step of size radius from x, no random start) or `"apgd"`.
-        loss: a name of the registry, ascended; `fperr.measure` lists them.
+        model: Module in evaluation mode that maps (batch, *shape) to logits (batch, K), on any
+            device. A class whose logit is -inf is absent, as if the model had no such output; it is
+            neither a label nor a target.
+        x: Clean inputs (batch, *shape), float16 to float64, within the box. Points of the attack
+            have the same dtype.
+        y: True labels (batch,), int64.
+        radius: Radius of the ball around each clean input, in the norm and in the units of x; no
+            larger than the largest distance of two points of the box.
+        method: `"pgd"`, `"fgsm"` (one step of size radius from x, without a random start) or
+            `"apgd"`.
+        loss: Name of the loss that is ascended; `fperr.measure` lists them.
         norm: `"linf"` or `"l2"`.
-        steps: gradients in each run.
-        targets: (batch,) int64: classes to reach; success then is the prediction of the target.
+        steps: Number of gradients in each run.
+        targets: Target classes (batch,), int64. If they are given, success is the prediction of the
+            target.
         format: Floating-point format of network and gradient, `"float16"`, `"bfloat16"`, `"tf32"`,
             `"float32"` or `"float64"` (the network is cast), or `"exact"`: exact gradients.
-        scenario: forced on T-MIFPE, which otherwise sees in the logits whether an attack has
-            succeeded: what a misdetected phase costs. Makes no difference to MIFPE's fixed T.
-        seed: of the starts. A sample's start depends on its numbers, not on its neighbours.
-        restarts: runs from other starts.
-        schedule: `"cosine"`, `"linear"` or `"constant"` step sizes; APGD halves them instead.
-        step_size: the first one; None: 2 radius.
-        momentum: weight m of the last move, and 1 - m of the step: 0.25 is the alpha = 0.75 of
-            Croce and Hein.
-        random_start: else from x.
-        freeze: samples that have succeeded stay where they are.
-        reduction: how a batch's losses are put together before differentiation.
-        projection: `"exact"`: no point is outside, in exact arithmetic; `"library"`: the usual
-            clamps, which may leave the ball by a rounding.
-        box: where inputs live.
-        logits: where the logits are in what the model returns: a name (a key or an attribute), an
-            index, or a function.
-        accept_probabilities: do not refuse a model that returns probabilities.
-        on_step: called with the step's number, and copies of points, logits and gradients, at every
-            step.
+        scenario: Name of a scenario that T-MIFPE assumes throughout. By default it sees in the
+            logits whether the attack has succeeded, and chooses T accordingly; with this argument
+            one can measure what a wrong assumption costs. MIFPE has a fixed T, the same in every
+            scenario.
+        seed: Seed of the random starting points. Each start depends only on that sample's values,
+            not on the batch.
+        restarts: Number of runs, each from another start.
+        schedule: `"cosine"`, `"linear"` or `"constant"` step sizes. APGD halves them instead.
+        step_size: Size of the first step, in the units of the radius; by default 2 radius.
+        momentum: Weight m of the last move, from 0 to below 1; the step's weight is 1 - m. 0.25 is
+            the alpha = 0.75 of Croce and Hein.
+        random_start: Whether runs start at random points; otherwise at x.
+        freeze: Whether samples that have succeeded are not moved any more.
+        reduction: `"sum"` or `"mean"`: how the losses of the batch are combined before they are
+            differentiated.
+        projection: `"exact"`: no point is outside the ball, in exact arithmetic. `"library"`: the
+            usual clamps, which may leave the ball by a rounding.
+        box: Smallest and largest value of an input.
+        logits: Position of the logits in what the model returns: a name (a key or an attribute), an
+            index, or a function. None: the model returns logits.
+        accept_probabilities: Whether to attack a model that returns probabilities; otherwise it is
+            refused.
+        on_step: Function called at every step with the step's number, and with copies of the
+            points, logits and gradients.
+
+    Returns:
+        The points reached, and counts by sample.
 
     Raises:
-        ValueError, TypeError: an argument is wrong; says what to do.
-        ModelError: the model is random, depends on its batch, is switched to training mode along
-            the way, or no gradient reaches x.
+        ValueError, TypeError: An argument is wrong; says what to do.
+        ModelError: The model is random, depends on its batch, is switched to training mode during
+            the attack, or no gradient reaches x.
 
     Warns:
-        UnjudgedWarning: samples could not be judged.
-        NoGradientWarning: samples never had a gradient that is finite and not zero.
+        UnjudgedWarning: Samples could not be judged.
+        NoGradientWarning: Samples never had a gradient that is finite and not zero.
+
+    Example:
+        >>> import fperr
+        >>> from fperr import data, zoo
+        >>> images = data.fashion_mnist_1000().first(2)
+        >>> model = zoo.load("fashion_standard")
+        >>> result = fperr.attack(model, images.x, images.y, radius=0.1, steps=10, format="float16")
+        >>> result.success
+        tensor([True, True])
+        >>> bool(((result.adversarial - images.x).abs() <= 0.1).all())
+        True
     """
-    loss = forced(loss, scenario)
+    loss = loss_in_scenario(loss, scenario)
     flags = {"random_start": random_start, "freeze": freeze}
     check_options(
         radius, method, norm, steps, seed, restarts, schedule, step_size, momentum, flags,

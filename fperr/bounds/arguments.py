@@ -1,4 +1,4 @@
-"""What a bound is asked about, checked: a fault raises at once and says what to do."""
+"""Checked arguments of the bounds: a fault raises at once and says what to do."""
 
 import math
 
@@ -11,7 +11,7 @@ from fperr.kernel_switches import keeps_subnormals
 
 
 def format_of(format: Format | str) -> Format:
-    """The format called so, or itself.
+    """The format of that name, or the `Format` itself.
 
     Raises:
         TypeError: neither a name nor a `Format`.
@@ -27,17 +27,17 @@ def format_of(format: Format | str) -> Format:
 
 
 def check_labels(z: Tensor, label: Tensor, name: str = "labels", logits: str = "logits") -> None:
-    """Raise unless z is (batch, K), K >= 2, and label (batch,) int64 in range.
+    """Raise unless z is (batch, K), K >= 2, and label is (batch,) int64 in range.
 
     Args:
-        z: the logits.
-        label: one class each.
-        name: of the labels, for the error.
-        logits: the name of z.
+        z: Logits (batch, K).
+        label: Classes (batch,).
+        name: Name of the labels in errors.
+        logits: Name of z in errors.
 
     Raises:
-        TypeError: no tensors.
-        ValueError: other shapes, dtypes or numbers.
+        TypeError: z or label is no tensor.
+        ValueError: a shape, a dtype or a number does not fit.
     """
     checks.logits(logits, z)
     if not isinstance(label, Tensor):
@@ -55,22 +55,25 @@ def check_labels(z: Tensor, label: Tensor, name: str = "labels", logits: str = "
         checks.check_classes(name, label, z.shape[1])
 
 
-def checked(
+def checked_arguments(
     z: Tensor, label: Tensor, c: Tensor | float, upstream: float, format: Format | str | None
 ) -> tuple[Format, Tensor, Tensor]:
-    """The format, c as (batch, 1) float64, and z without a graph.
+    """Check the arguments that all bounds on logit gradients share.
+
+    Returns:
+        The format that stores the logits, c as (batch, 1) float64, and z without a graph.
 
     Raises:
-        TypeError: wrong types.
-        ValueError: they do not fit together, or subnormal numbers are flushed to zero.
+        TypeError: a type is wrong.
+        ValueError: the arguments do not fit together, or subnormal numbers are flushed to zero.
     """
     check_labels(z, label)
     stored = of_dtype(z.dtype)
-    asked = None if format is None else format_of(format)
-    if asked is not None and asked.dtype != z.dtype:
+    requested = None if format is None else format_of(format)
+    if requested is not None and requested.dtype != z.dtype:
         raise ValueError(
-            f"format {asked.name} stores {asked.dtype}, but logits are {z.dtype}: round them "
-            f"first, as in logits.to({asked.dtype})"
+            f"format {requested.name} stores {requested.dtype}, but logits are {z.dtype}: round "
+            f"them first, as in logits.to({requested.dtype})"
         )
     if not keeps_subnormals(z.device):
         raise ValueError(

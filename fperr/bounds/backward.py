@@ -1,8 +1,9 @@
 """What underflow in the backward pass can cost: C, in units of eta.
 
-Each rounding of the backward half to a number below the smallest normal one is off by up to eta/2,
-and so it reaches the input through the rest of the network. With absolute weights and the masks of
-the forward pass, one vector-Jacobian product adds up the worst case of all of them.
+eta is the smallest subnormal number of the format. A result of the backward half that is below the
+smallest normal number is rounded by up to eta/2, and this error reaches the input through the other
+layers. With absolute weights and the masks of the forward pass, one vector-Jacobian product adds up
+the worst case of all such roundings.
 """
 
 import copy
@@ -25,30 +26,46 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @in_neutral_state
 def backward_units(model: nn.Module, x: Tensor, format: Format | str = "float16") -> Tensor:
-    """C (batch,): underflow costs the input gradient at most C eta / G of its length.
+    """Estimate how much underflow in the backward pass can change the input gradient.
 
-    Counted are the backward halves of convolutions, linear layers and batch norms: one rounding for
-    each result in the half formats, which add in float32, and one for each product in the others;
-    the signs are the worst, the masks those of the forward pass at x. What ReLUs and max-poolings
-    do is exact; divisions of average poolings are left out. Relative to the gradient of MIFPE,
-    whose length over its own G stands for every T. Computed in float64.
+    The results C (batch,) say that underflow changes the input gradient by at most C eta / G of its
+    length, with eta the smallest subnormal number of the format and G the size of the logit
+    gradient, |v|_1 / 2.
+
+    The roundings of the backward halves of convolutions, linear layers and batch norms are counted:
+    one for each result in the half formats, which add in float32, and one for each product in the
+    other formats. Their signs are taken as the worst possible, and the masks of ReLUs and
+    max-poolings are those of the forward pass at x. ReLUs and max-poolings themselves are exact;
+    divisions of average poolings are left out. C is relative to the gradient of MIFPE, whose length
+    divided by its G stands for every T. All computation is in float64.
 
     Args:
-        model: made of modules; in evaluation mode.
-        x: (batch, *shape).
-        format: in which the backward pass underflows.
+        model: Module in evaluation mode whose parameters all belong to convolutions, linear layers
+            and batch norms.
+        x: Inputs (batch, *shape).
+        format: Format in which the backward pass underflows, a name or a `Format`.
+
+    Returns:
+        C (batch,), float64.
 
     Raises:
         ModelError: parameters belong to other modules, or there are none.
+
+    Example:
+        >>> from fperr import bounds, data, zoo
+        >>> images = data.fashion_mnist_1000().first(2)
+        >>> units = bounds.backward_units(zoo.load("fashion_standard"), images.x, "float16")
+        >>> units.shape, bool((units > 1).all())
+        (torch.Size([2]), True)
     """
     model = copy.deepcopy(model).double()
     absolute = copy.deepcopy(model)
     owners = [m for m in absolute.modules() if list(m.parameters(recurse=False))]
-    others = {type(m).__name__ for m in owners if not isinstance(m, (*_LAYERS, *_NORMS))}
-    if others or not any(isinstance(m, _LAYERS) for m in owners):
+    unsupported_types = {type(m).__name__ for m in owners if not isinstance(m, (*_LAYERS, *_NORMS))}
+    if unsupported_types or not any(isinstance(m, _LAYERS) for m in owners):
         raise ModelError(
             "the backward pass of convolutions, linear layers and batch norms can be followed, got "
-            f"parameters of {', '.join(sorted(others)) or 'none of them'}"
+            f"parameters of {', '.join(sorted(unsupported_types)) or 'none of them'}"
         )
     adds_once = format_of(format) in (FLOAT16, BFLOAT16)
     for layer in owners:
@@ -68,14 +85,14 @@ def backward_units(model: nn.Module, x: Tensor, format: Format | str = "float16"
 
 
 def _products(layer: nn.Module) -> int:
-    """How many products one number of the gradient of the layer's input is the sum of, at most."""
+    """The largest number of products that are summed to a gradient with respect to the input."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.numel() // weight.shape[1]
 
 
 class _AddUnits(torch.autograd.Function):
-    """The identity, whose backward half is off by so many units in each number."""
+    """The identity, whose backward half adds a number of units to each gradient."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, units: int) -> Tensor:
@@ -88,7 +105,10 @@ class _AddUnits(torch.autograd.Function):
 
 
 def _with_absolute_backward(layer: nn.Module, units: int) -> Callable[[Tensor], Tensor]:
-    """The layer's own values, the derivative of the layer with absolute weights, and some units."""
+    """A forward function with the layer's values, and the derivative of its absolute weights.
+
+    Its backward half also adds `units` to each number of the gradient.
+    """
     run = type(layer).forward
     absolute = copy.deepcopy(layer)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""For logits without a network: is the cross-entropy gradient there any good?"""
+"""A check of logits without a network: is the cross-entropy gradient there of any use?"""
 
 import math
 from collections.abc import Sequence
@@ -34,32 +34,52 @@ def check(
     largest_error: float = 0.1,
     alternatives: Sequence[str] = ALTERNATIVES,
 ) -> pd.DataFrame:
-    """Which samples have a dead or misdirected cross-entropy gradient, and what to use instead.
+    """Tell which samples have a dead or misdirected cross-entropy gradient, and what to use then.
 
-    PyTorch's gradient with respect to the logits, in the format, is compared with the true one at
-    the same (rounded) logits. The network's own part of the error is for `fperr.measure` to see.
+    PyTorch's gradient with respect to the logits, computed in the format, is compared with the true
+    gradient at the same (rounded) logits. Errors that arise inside a network are not seen here;
+    `fperr.measure` measures them.
 
     Args:
-        logits: (batch, K), any floating-point dtype; rounded to the format; -inf where a class is
-            absent.
-        labels: (batch,) int64: true labels, or targets.
-        format: name or `Format`.
-        targeted: the labels are targets.
-        kernel: whose model the bounds use, see `logit_gradient`.
-        largest_error: relative error from which a gradient counts as misdirected.
-        alternatives: losses to look at, in the order of preference.
+        logits: Logits (batch, K), any floating-point dtype; rounded to the format. -inf means that
+            a class is absent.
+        labels: True labels or targets (batch,), int64.
+        format: Name of a format, or a `Format`.
+        targeted: Whether the labels are targets.
+        kernel: Kernel whose roundings the bounds assume, see `logit_gradient`.
+        largest_error: Relative error from which a gradient counts as misdirected.
+        alternatives: Names of losses that may be used instead, the preferred one first.
 
     Returns:
-        One row a sample: `sample`, `scenario`, `margin`, `log2_G` (the size of the gradient is 2
-        G), `status`, `relative_error` (|v_hat - v|_1 / |v|_1, measured, less the 2^-44 that the
-        truth in float64 may be off), `bound` (proved, on it), `use_instead`: the first alternative
-        whose bound is below `largest_error`, or the format to leave; None where the gradient is
-        fine. `status` is `"fine"`, `"at risk"` (measured fine, but the bound allows more than
-        `largest_error`), `"misdirected"`, `"dead"` (exactly zero), or `"undefined"`: the label is
-        an absent class, whose loss is infinite, or no other class is present; errors are NaN then.
+        A data frame with one row a sample:
+
+        - `sample`, `scenario`, `margin`;
+        - `log2_G`: the size of the gradient is 2 G;
+        - `status`: `"fine"`; `"at risk"` (measured fine, but the bound allows more than
+          `largest_error`); `"misdirected"`; `"dead"` (exactly zero); or `"undefined"`, with NaN for
+          errors: the label is an absent class, whose loss is infinite, or no other class is
+          present;
+        - `relative_error`: |v_hat - v|_1 / |v|_1, measured, less the 2^-44 by which the truth in
+          float64 may be off;
+        - `bound`: a proved upper bound on that error;
+        - `use_instead`: the first alternative whose bound is below `largest_error`, or the advice
+          to take a wider format; missing if the gradient is fine.
 
     Raises:
-        ValueError: shapes, labels or numbers that do not fit; logits that overflow the format.
+        TypeError, ValueError: shapes, labels or numbers that do not fit; logits that overflow the
+            format; an alternative without a bound.
+
+    Example:
+        With a margin of 29, the gradient is exactly zero in float16.
+
+        >>> import torch
+        >>> from fperr import bounds
+        >>> logits = torch.tensor([[1.0, 0.5, 0.0], [30.0, 1.0, 0.0]])
+        >>> table = bounds.check(logits, torch.tensor([0, 0]), "float16")
+        >>> table["status"].tolist()
+        ['fine', 'dead']
+        >>> table["use_instead"][1]
+        'mifpe'
     """
     fmt = format_of(format)
     check_labels(logits, labels, "labels", "logits")
@@ -78,25 +98,27 @@ def check(
         raise ValueError(f"logits overflow {fmt.name}: mask with -inf, or choose a wider format")
     bound = cross_entropy.enclosed(z, labels, 1.0, fmt, kernel=kernel)
     context = Context(targeted)
-    found = _computed(z, labels, targeted=targeted, strided=kernel == "cpu_strided")
-    mine = torch.zeros_like(found, dtype=torch.bool).scatter(1, labels[:, None], value=True)
-    direction = torch.where(mine, -1.0, 1.0) * (-1.0 if targeted else 1.0)
+    computed = _computed(z, labels, targeted=targeted, strided=kernel == "cpu_strided")
+    is_label = torch.zeros_like(computed, dtype=torch.bool).scatter(1, labels[:, None], value=True)
+    direction = torch.where(is_label, -1.0, 1.0) * (-1.0 if targeted else 1.0)
     size = bound.exact.sum(1)
-    is_dead = ~found.any(1)
-    apart = (found.to(torch.float64) - direction * bound.exact).abs().sum(1)
-    apart = (apart - _OWN_ERROR * size).clamp_min(0.0)
+    is_dead = ~computed.any(1)
+    difference = (computed.to(torch.float64) - direction * bound.exact).abs().sum(1)
+    difference = (difference - _OWN_ERROR * size).clamp_min(0.0)
     # below float64's range the true gradient is still not zero: the softmax of finite logits
-    unknown = torch.where(is_dead, 1.0, torch.inf)
-    error = torch.where((size > 0) & ~is_dead, apart / size, unknown)
+    undecided_error = torch.where(is_dead, 1.0, torch.inf)
+    error = torch.where((size > 0) & ~is_dead, difference / size, undecided_error)
     limits = torch.where(size > 0, bound.error.sum(1) / size, torch.inf)
     is_defined = (z.gather(1, labels[:, None])[:, 0] > -math.inf) & (present_classes(z) > 1)
     error, limits = (number.where(is_defined, math.nan) for number in (error, limits))
-    others = [(name, _limit(name, z, labels, fmt, kernel, context)) for name in alternatives]
+    limits_by_loss = [
+        (name, _limit(name, z, labels, fmt, kernel, context)) for name in alternatives
+    ]
     status, instead = [], []
     for i in range(len(z)):
         state = _status(is_dead[i], error[i] > largest_error, limits[i] > largest_error)
         status.append(state if is_defined[i] else "undefined")
-        better = [name for name, limit in others if bool(limit[i] <= largest_error)]
+        better = [name for name, limit in limits_by_loss if bool(limit[i] <= largest_error)]
         needed = status[-1] not in ("fine", "undefined")
         instead.append((better[0] if better else "a wider format") if needed else None)
     return pd.DataFrame(
@@ -116,9 +138,9 @@ def check(
 def _computed(z: Tensor, labels: Tensor, *, targeted: bool, strided: bool) -> Tensor:
     """PyTorch's gradient of cross-entropy, with the classes last or in the middle."""
     leaf = z.clone().requires_grad_()
-    shown = leaf[:, :, None].expand(-1, -1, 2) if strided else leaf
+    laid_out = leaf[:, :, None].expand(-1, -1, 2) if strided else leaf
     losses = cross_entropy_of(
-        shown, labels[:, None].expand(-1, 2) if strided else labels, reduction="none"
+        laid_out, labels[:, None].expand(-1, 2) if strided else labels, reduction="none"
     )
     total = losses[:, 0].sum() if strided else losses.sum()
     (gradient,) = torch.autograd.grad(-total if targeted else total, leaf)
@@ -139,10 +161,10 @@ def _limit(
     """A bound (batch,) on |v_hat - v|_1 / |v|_1 of that loss."""
     loss = loss_named(name)
     if loss.kind == "stable_ce":
-        found: Bound = stable.enclosed(z, labels, fmt, kernel=kernel)
+        bound: Bound = stable.enclosed(z, labels, fmt, kernel=kernel)
     elif loss.kind == "cross_entropy":
         c = loss.scale(z, labels, context).c.to(torch.float64)
-        found = cross_entropy.enclosed(z, labels, c, fmt, kernel=kernel, shifted=loss.is_shifted)
+        bound = cross_entropy.enclosed(z, labels, c, fmt, kernel=kernel, shifted=loss.is_shifted)
     else:
         raise ValueError(f"no bound is known for loss {name!r}: leave it out of the alternatives")
-    return found.error.sum(1) / found.exact.sum(1)
+    return bound.error.sum(1) / bound.exact.sum(1)

@@ -17,25 +17,26 @@ from fperr.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 class Kernel:
     """How often each step of log_softmax, nll_loss and their backward halves rounds.
 
-    The half formats are computed in float32 and stored in the half format; the other two are
-    stored as they are computed. A count of 0 takes the step's error out of the bound: right where
-    a kernel does not have the step, a control of the validation elsewhere.
+    The half formats are computed in float32 and stored in the half format; float32 and float64 are
+    stored as they are computed. A count of 0 removes the step's error from the bound: right if a
+    kernel does not have the step, and otherwise a negative control of the validation.
 
     Attributes:
-        name: spelling.
-        scale: x = c z (in the storage format, before the kernel).
-        shift: d = x - max x.
-        exp: e = exp(d), and p = exp(o).
-        add: an addition of S = sum e.
-        log: l = log S.
-        store_sum, store_log: S and l are stored in a half format.
-        output: o = d - l.
-        store_output: o is stored in a half format.
-        product: p times the sum of the upstream gradient, where that is not 1.
-        subtract: p - 1.
-        store_gradient: p or p - 1 is stored in a half format.
-        rescale: v = c (p - 1) (in the storage format, after the kernel).
-        underflow: what is lost below the smallest subnormal number.
+        name: Name of the kernel.
+        scale: Roundings of x = c z (in the storage format, before the kernel).
+        shift: Roundings of d = x - max x.
+        exp: Roundings of e = exp(d), and of p = exp(o).
+        add: Roundings of an addition of S = sum e.
+        log: Roundings of l = log S.
+        store_sum, store_log: Roundings of S and l to a half format.
+        output: Roundings of o = d - l.
+        store_output: Roundings of o to a half format.
+        product: Roundings of p times the sum of the upstream gradient, if that is not 1.
+        subtract: Roundings of p - 1.
+        store_gradient: Roundings of p or p - 1 to a half format.
+        rescale: Roundings of v = c (p - 1) (in the storage format, after the kernel).
+        underflow: Factor on half the smallest subnormal number, the least rounding error that is
+            assumed.
     """
 
     name: str
@@ -68,10 +69,11 @@ class Accuracy:
     """The largest errors of exp on [-inf, 0] and of log on [1, largest_log], as kernels compute.
 
     Attributes:
-        exp_ulps, log_ulps: in units in the last place of the true value.
-        largest_log: the argument up to which log was looked at.
-        is_exhaustive: every number was tried; otherwise the bound is conditional on `source`.
-        source: where the errors come from.
+        exp_ulps, log_ulps: Errors in units in the last place of the true value.
+        largest_log: Largest argument at which log was tried.
+        is_exhaustive: Whether every number was tried; otherwise the bound is conditional on
+            `source`.
+        source: Origin of the errors.
     """
 
     exp_ulps: float
@@ -81,7 +83,10 @@ class Accuracy:
     source: str
 
     def log_of(self, classes: int) -> float:
-        """`log_ulps`, or the documented ones where sums may exceed what was looked at."""
+        """The error of log in ulps, if a sum over that many classes is its argument.
+
+        It is the documented error if such sums may exceed the largest argument that was tried.
+        """
         is_known = 2 * classes <= self.largest_log
         return self.log_ulps if is_known else max(self.log_ulps, DOCUMENTED.log_ulps)
 
@@ -92,10 +97,10 @@ DOCUMENTED = Accuracy(1.0, 1.0, float("inf"), False, "documented: at most 1.0 ul
 
 
 def kernel_named(kernel: str | Kernel) -> Kernel:
-    """The kernel model called so, or itself.
+    """The kernel of that name, or the `Kernel` itself.
 
     Raises:
-        ValueError: no such kernel; lists the known ones.
+        ValueError: no such kernel; lists those that exist.
     """
     if isinstance(kernel, Kernel):
         return kernel
@@ -105,12 +110,12 @@ def kernel_named(kernel: str | Kernel) -> Kernel:
 
 
 def working_format(fmt: Format) -> Format:
-    """In what the kernels compute: float32 for the half formats."""
+    """The format in which the kernels compute: float32 for the half formats."""
     return FLOAT32 if fmt in (FLOAT16, BFLOAT16) else fmt
 
 
 def certificate_file(device: torch.device) -> Path:
-    """Where `fperr validate kernels` keeps what it found for this torch and this CPU or GPU."""
+    """The file in which `fperr validate kernels` stores its results for this torch and device."""
     where = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -121,9 +126,21 @@ def certificate_file(device: torch.device) -> Path:
 
 
 def accuracy(fmt: Format, device: torch.device) -> Accuracy:
-    """Of the exp and log that serve this format: swept on this machine, else as documented.
+    """The accuracy of the exp and log that PyTorch uses for a format on a device.
 
-    A certificate without a digest of its own is not used; a `DamagedFileWarning` says so.
+    It is the accuracy that `fperr validate kernels` swept on this machine, if it was run, and else
+    the documented one. A certificate without a digest is not used; a `DamagedFileWarning` says so.
+
+    Args:
+        fmt: Format of the logits.
+        device: Device on which the loss is computed.
+
+    Example:
+        >>> import torch
+        >>> from fperr import bounds, formats
+        >>> accuracy = bounds.accuracy(formats.FLOAT32, torch.device("cpu"))
+        >>> accuracy.exp_ulps > 0
+        True
     """
     file = certificate_file(device)
     if not file.is_file():
@@ -137,12 +154,19 @@ def accuracy(fmt: Format, device: torch.device) -> Accuracy:
             stacklevel=2,
         )
         return DOCUMENTED
-    kept = json.loads(content)
-    return Accuracy(**kept[working_format(fmt).name])
+    certificate = json.loads(content)
+    return Accuracy(**certificate[working_format(fmt).name])
 
 
-def keep(found: dict[str, Accuracy], device: torch.device) -> Path:
-    """Store what a sweep found, by format: for `accuracy`, until torch or the device changes.
+def keep(accuracy_by_format: dict[str, Accuracy], device: torch.device) -> Path:
+    """Store the results of a sweep for `accuracy`, valid until torch or the device changes.
+
+    Args:
+        accuracy_by_format: Accuracies by the name of the format.
+        device: Device that was swept.
+
+    Returns:
+        The file.
 
     Raises:
         ValueError: the folder of the user's cache cannot be made.
@@ -150,6 +174,7 @@ def keep(found: dict[str, Accuracy], device: torch.device) -> Path:
     """
     file = certificate_file(device)
     storage.prepare(file.parent)
-    content = {name: asdict(each) for name, each in found.items()} | {"seal": storage.SEAL}
+    tables = {name: asdict(accuracy) for name, accuracy in accuracy_by_format.items()}
+    content = tables | {"seal": storage.SEAL}
     storage.write(file, storage.sealed(json.dumps(content, indent=1).encode()))
     return file

@@ -1,4 +1,4 @@
-"""What one rounding to nearest can do."""
+"""The error of one rounding to nearest."""
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ _LEAST = 2.0**-1060
 
 
 def half_ulp(size: Tensor, fmt: Format, *, underflow: float = 1.0) -> Tensor:
-    """Half a unit in the last place: bounds the rounding of every number of at most that size.
+    """Half a unit in the last place: an upper bound on the rounding error of numbers up to a size.
 
     Args:
-        size: float64, non-negative, any shape.
-        fmt: the format that is rounded to.
-        underflow: factor on half the smallest subnormal number, which is the least.
+        size: Largest size of the numbers that are rounded, float64, non-negative, any shape.
+        fmt: Format to which they are rounded.
+        underflow: Factor on half the smallest subnormal number, below which the bound never falls.
     """
     exponent = torch.frexp(size * UP).exponent - 1
     spacing = torch.ldexp(torch.full_like(size, fmt.storage_unit_roundoff), exponent)
@@ -27,14 +27,14 @@ def half_ulp(size: Tensor, fmt: Format, *, underflow: float = 1.0) -> Tensor:
 
 
 def known_rounding(rounded: Tensor, exact: Tensor, fmt: Format) -> Tensor:
-    """The error of `rounded`, where the exact result of the operation is known.
+    """The error of `rounded`, given the exact result of the operation.
 
     Args:
-        rounded: (any shape), in the format's dtype.
-        exact: float64, the exact result, or its float64 rounding.
-        fmt: the format. In float64 itself the error is only bounded.
+        rounded: Rounded results (any shape), in the format's dtype.
+        exact: Exact results, float64, or their float64 roundings.
+        fmt: Format of `rounded`. In float64 itself the error is only bounded.
     """
-    found = rounded.to(torch.float64)
+    computed = rounded.to(torch.float64)
     if fmt.storage_unit_roundoff > UNIT:
-        return (found - exact).abs() + UNIT * exact.abs()
-    return torch.where(found == 0, 0.0, half_ulp(exact.abs(), fmt))
+        return (computed - exact).abs() + UNIT * exact.abs()
+    return torch.where(computed == 0, 0.0, half_ulp(exact.abs(), fmt))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fperr.bounds import kernels
-from fperr.bounds.arguments import checked, format_of
+from fperr.bounds.arguments import checked_arguments, format_of
 from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.bounds.roundings import UP, half_ulp
@@ -44,12 +44,35 @@ def stable_ce_logit_gradient(
     upstream: float = 1.0,
     accuracy: Accuracy | None = None,
 ) -> Tensor:
-    """A bound on |v_hat - v|, componentwise, for the gradient v of the lab's stable cross-entropy.
+    """Bound the error of the gradient v of stable cross-entropy with respect to the logits.
 
-    Args and errors are those of `logit_gradient`, without a scale.
+    v is softmax over the classes other than the label, and -1 at the label. The bound is on
+    |v_hat - v| for each class, for what PyTorch computes with the loss `"stable_ce"`.
+
+    Args:
+        logits: Logits (batch, K), in the format; finite, or -inf if a class is absent.
+        labels: Labels (batch,), int64.
+        format: Name of the format that stores the logits, or a `Format`; None: the format of their
+            dtype.
+        kernel: `"cpu"`, `"cpu_strided"` (the classes are not the last dimension) or `"cuda"`.
+        upstream: Factor on the loss (a loss scale, or 1/N of a mean).
+        accuracy: Accuracy of exp and log; None: as swept on this machine by `fperr validate
+            kernels`, else as documented.
 
     Returns:
-        (batch, K) float64; 0 at absent classes, and at the label where `upstream` is 1.
+        The bound (batch, K), float64; 0 at absent classes, and at the label if `upstream` is 1.
+
+    Raises:
+        TypeError, ValueError: shapes, dtypes or numbers that do not fit; products that overflow;
+            subnormal numbers that are flushed to zero.
+
+    Example:
+        >>> import torch
+        >>> from fperr import bounds
+        >>> logits, labels = torch.tensor([[9.0, 1.0, 0.0]]), torch.tensor([0])
+        >>> bound = bounds.stable_ce_logit_gradient(logits, labels)
+        >>> bound.shape, float(bound[0, 0]), bool((bound < 1e-6).all())
+        (torch.Size([1, 3]), 0.0, True)
     """
     return enclosed(
         logits, labels, format, kernel=kernel, upstream=upstream, accuracy=accuracy
@@ -65,17 +88,29 @@ def enclosed(
     upstream: float = 1.0,
     accuracy: Accuracy | None = None,
 ) -> Bound:
-    """`stable_ce_logit_gradient` with |v|."""
-    stored, one, z = checked(z, label, 1.0, upstream, format)
+    """The bound of `stable_ce_logit_gradient`, with |v|.
+
+    Args:
+        z: Logits (batch, K).
+        label: Labels (batch,), int64.
+        format: Format of the logits, or None.
+        kernel: Kernel, by name or as a list of roundings.
+        upstream: Factor on the loss.
+        accuracy: Accuracy of exp and log, or None.
+
+    Raises:
+        TypeError, ValueError: as `stable_ce_logit_gradient`.
+    """
+    stored, unit_scale, z = checked_arguments(z, label, 1.0, upstream, format)
     k, a = kernels.kernel_named(kernel), abs(upstream)
     worked = kernels.working_format(stored)
-    known = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
-    others = torch.arange(z.shape[1], device=z.device).expand_as(z)
-    others = others[others != label[:, None]].reshape(len(z), -1)
-    rest = z.gather(1, others)
-    present = present_classes(rest)[:, None]
-    d = shifted_logits(rest, one, stored, k)
-    e, e_error, S, S_error = sum_of_exponentials(d, worked, k, known)
+    function_accuracy = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
+    other_classes = torch.arange(z.shape[1], device=z.device).expand_as(z)
+    other_classes = other_classes[other_classes != label[:, None]].reshape(len(z), -1)
+    other_logits = z.gather(1, other_classes)
+    present = present_classes(other_logits)[:, None]
+    d = shifted_logits(other_logits, unit_scale, stored, k)
+    e, e_error, S, S_error = sum_of_exponentials(d, worked, k, function_accuracy)
     p = e / S
     least = S - S_error
     error = torch.where(least > 0, (e_error + p * S_error) / least, torch.inf)
@@ -87,11 +122,11 @@ def enclosed(
     if a != 1.0:
         error = error + half_ulp(a * p + error, stored)
     # of one other class p is 1, a quotient of equal numbers; without any, v is 0
-    error = error.masked_fill((rest == -math.inf) | (present < 2), 0.0)
-    spread = torch.zeros_like(z, dtype=torch.float64)
-    whole = torch.full_like(spread, a).scatter(1, others, a * p).masked_fill(present == 0, 0.0)
+    error = error.masked_fill((other_logits == -math.inf) | (present < 2), 0.0)
+    zeros = torch.zeros_like(z, dtype=torch.float64)
+    size = torch.full_like(zeros, a).scatter(1, other_classes, a * p).masked_fill(present == 0, 0.0)
     return Bound(
-        spread.scatter(1, others, error * UP), whole, torch.zeros_like(z, dtype=torch.bool)
+        zeros.scatter(1, other_classes, error * UP), size, torch.zeros_like(z, dtype=torch.bool)
     )
 
 
@@ -100,21 +135,38 @@ def stable_ce_relative_error(
     format: Format | str,
     accuracy: Accuracy | None = None,
 ) -> float:
-    """The largest |v_hat - v|_2 / |v|_2 that K classes allow, whatever the logits.
+    """Bound the relative error of the gradient of stable cross-entropy, whatever the logits.
 
-    For an upstream factor of 1 (or a power of two, without underflow); others round once more.
-    (1 + 2 u C) u C + u_s (1 + u C) + 4 K eta with C = 2 log(K - 1) + K + 4 + 6 kappa, u of the
-    format that is computed in and u_s, eta of the one that is stored (u_s only for the half
-    formats): the remainder of a product of (1 + x_i) with sum x_i = y <= 1/2 is below 2 y^2.
+    The result is an upper bound on |v_hat - v|_2 / |v|_2 for K classes, with an upstream factor of
+    1 (or a power of two, without underflow); other factors round once more. It is
+
+        (1 + 2 u C) u C + u_s (1 + u C) + 4 K eta   with   C = 2 log(K - 1) + K + 4 + 6 kappa,
+
+    where u is the unit roundoff of the format in which the kernels compute, u_s and eta are the
+    unit roundoff and the smallest subnormal number of the format that is stored (u_s only for the
+    half formats), and kappa is twice the error of exp in ulps. The term 2 (u C)^2 covers all
+    higher orders: a product of factors 1 + x_i, with x_i >= 0 and their sum y <= 1/2, is at most
+    1 + y + 2 y^2.
+
+    Args:
+        K: Number of classes.
+        format: Name of a format, or a `Format`.
+        accuracy: Accuracy of exp and log; None: as documented.
 
     Raises:
-        ValueError: u C exceeds 1/2: too many classes.
+        TypeError: `format` is neither a name nor a `Format`.
+        ValueError: no such format, or u C exceeds 1/2: too many classes.
+
+    Example:
+        >>> from fperr import bounds
+        >>> f"{bounds.stable_ce_relative_error(10, 'float16'):.1e}"
+        '4.9e-04'
     """
     fmt = format_of(format)
     worked = kernels.working_format(fmt)
     u = worked.storage_unit_roundoff
-    known = kernels.DOCUMENTED if accuracy is None else accuracy
-    first = u * (2 * math.log(max(K - 1, 2)) + K + 4 + 6 * 2 * known.exp_ulps)
+    function_accuracy = kernels.DOCUMENTED if accuracy is None else accuracy
+    first = u * (2 * math.log(max(K - 1, 2)) + K + 4 + 6 * 2 * function_accuracy.exp_ulps)
     if first > 0.5:
         raise ValueError(f"{K} classes are too many for {fmt.name}")
     stored = fmt.storage_unit_roundoff if worked != fmt else 0.0

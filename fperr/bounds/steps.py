@@ -1,4 +1,4 @@
-"""What cross-entropy and stable cross-entropy share: shifted logits, exponentials, their sum."""
+"""Steps of cross-entropy and stable cross-entropy: shifted logits, exponentials, their sum."""
 
 import math
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from fperr.theory.scaling import present_classes
 
 @dataclass(frozen=True, slots=True)
 class Shifted:
-    """D = c z - max c z.
+    """The shifted logits d = c z - max c z, with a bound on their error.
 
     Attributes:
-        exact: (batch, K) float64, to 2^-52 of each; -inf, without an error, of absent classes.
-        error: (batch, K) float64, at least |d_hat - d|.
-        top: (batch, 1), where it is 0.
+        exact: Values d (batch, K), float64, to 2^-52 of each; -inf, without an error, for absent
+            classes.
+        error: Upper bound (batch, K), float64, on |d_hat - d|.
+        top: Index (batch, 1) of the largest logit, at which d is 0.
     """
 
     exact: Tensor
@@ -31,14 +32,14 @@ class Shifted:
 def shifted_logits(
     z: Tensor, c: Tensor, stored: Format, k: Kernel, *, is_shifted: bool = False
 ) -> Shifted:
-    """What scaling and shifting make of the logits: both roundings are known, not only bounded.
+    """Scale and shift the logits; both roundings are known exactly, not only bounded.
 
     Args:
-        z: (batch, K), in the format; -inf where a class is absent.
-        c: (batch, 1), float64.
-        stored: the format of z.
-        k: the kernel.
-        is_shifted: max z is subtracted before scaling, too.
+        z: Logits (batch, K), in the format; -inf if a class is absent.
+        c: Scale (batch, 1), float64.
+        stored: Format of z.
+        k: Kernel.
+        is_shifted: Whether max z is subtracted before scaling, too.
     """
     top = z.argmax(1, keepdim=True)
     is_absent = z == -math.inf
@@ -66,28 +67,39 @@ def shifted_logits(
 
 
 def sum_of_exponentials(
-    d: Shifted, worked: Format, k: Kernel, known: Accuracy
+    d: Shifted, worked: Format, k: Kernel, accuracy: Accuracy
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """e^d and S = sum e^d, each with a bound on the error.
+    """Compute e^d and S = sum e^d, each with a bound on the error.
 
-    A rounding error of a sum a + b is at most half an ulp of it, and at most a and at most b, for
-    those are numbers of the format. Along the way of the largest summand to the root each other
-    one is added once; among themselves the others are added K - 2 times. Ties with the largest are
-    exact ones: an addition is never off by more than the summands below them, R together, come to.
-    An absent class adds exp(-inf) = 0, and an addition of 0 is exact: K counts the present ones.
+    The rounding error of a sum a + b is at most half an ulp of it. It is also at most a and at most
+    b, because both are numbers of the format. In the tree of additions, each of the other summands
+    is added once on the path from the largest summand to the root. Among themselves the others are
+    added K - 2 times. Summands that tie for the largest are all exactly 1, and their sum is exact:
+    an addition is never off by more than the sum of all summands below the ties. An absent class
+    adds exp(-inf) = 0, and an addition of 0 is exact, so that K counts the present classes.
+
+    Args:
+        d: Shifted logits.
+        worked: Format in which the kernel computes.
+        k: Kernel.
+        accuracy: Accuracy of exp and log.
+
+    Returns:
+        e^d (batch, K) and the bound on its error, S (batch, 1) and the bound on its error.
     """
     classes = present_classes(d.exact)[:, None].to(torch.float64)
     e = d.exact.exp()
     error = exponential_error(e, d.exact, d.error)
-    error = error + 2 * k.exp * known.exp_ulps * half_ulp(e + error, worked, underflow=k.underflow)
+    exp_rounding = half_ulp(e + error, worked, underflow=k.underflow)
+    error = error + 2 * k.exp * accuracy.exp_ulps * exp_rounding
     error = torch.where((d.exact == 0) | (d.exact == -math.inf), 0.0, error)  # exp(0) = 1
     grown = 1 + 2 * classes * worked.unit_roundoff
     largest = (e + error) * grown
-    others = largest.scatter(1, d.top, 0.0)
+    not_largest = largest.scatter(1, d.top, 0.0)
     total = largest.sum(1, keepdim=True) * grown
     spacing = half_ulp(total, worked)
-    inner = half_ulp(others.sum(1, keepdim=True) * grown, worked)
-    onto_top = torch.minimum(others, spacing).sum(1, keepdim=True)
+    inner = half_ulp(not_largest.sum(1, keepdim=True) * grown, worked)
+    onto_top = torch.minimum(not_largest, spacing).sum(1, keepdim=True)
     among = (classes - 2).clamp_min(0)
     added = torch.minimum((classes - 1) * spacing, onto_top + among * inner)
     below_ties = torch.where(d.exact == 0, 0.0, largest).sum(1, keepdim=True) * grown
@@ -101,12 +113,12 @@ def _is_power_of_two(c: Tensor) -> Tensor:
 
 
 def exponential_error(value: Tensor, exponent: Tensor, error: Tensor) -> Tensor:
-    """At least |e^(x + t) - e^x| for all |t| <= error with x + t <= 0, where e^x may underflow.
+    """Bound |e^(x + t) - e^x| for all |t| <= error with x + t <= 0, where e^x may underflow.
 
     Args:
-        value: e^x.
-        exponent: x, not positive.
-        error: a bound on |t|; may be infinite.
+        value: Exponential e^x.
+        exponent: Exponent x, not positive.
+        error: Upper bound on |t|; may be infinite.
     """
     near = value * torch.expm1(error.clamp(max=1.0))
     return torch.where(error <= 1, near, (exponent + error).clamp(max=0.0).exp())

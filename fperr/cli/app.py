@@ -34,7 +34,9 @@ def _show_version(is_asked_for: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="show it and end"),
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="show the version and exit"
+        ),
     ] = False,
 ) -> None:
     """How much of an adversarial-attack result is floating-point error?"""

@@ -20,50 +20,64 @@ from fperr.run_folder import opened
 
 def attack_command(
     network: Annotated[
-        str, typer.Argument(help="a name that `fperr zoo` lists, or path/to/module.py:factory")
+        str, typer.Argument(help="name that `fperr zoo` lists, or path/to/module.py:factory")
     ],
     radius: Annotated[
         str,
-        typer.Option(help="of the ball around each image, e.g. 0.03 or 8/255", metavar="NUMBER"),
+        typer.Option(
+            help="radius of the ball around each image, e.g. 0.03 or 8/255", metavar="NUMBER"
+        ),
     ],
     loss: Annotated[str, typer.Option(help="name of the loss that is ascended")] = "tmifpe",
-    n: Annotated[int, typer.Option(help="the first n images")] = 100,
-    method: Annotated[str, typer.Option(help="pgd, apgd or fgsm")] = "pgd",
-    norm: Annotated[str, typer.Option(help="linf or l2")] = "linf",
-    steps: Annotated[int, typer.Option(help="gradients in each run")] = 100,
+    n: Annotated[int, typer.Option(help="number of images, the first of the data set")] = 100,
+    method: Annotated[str, typer.Option(help="method: pgd, apgd or fgsm")] = "pgd",
+    norm: Annotated[str, typer.Option(help="norm of the ball: linf or l2")] = "linf",
+    steps: Annotated[int, typer.Option(help="number of gradients in each run")] = 100,
     format: Annotated[
-        str, typer.Option(help="of network and gradient: float16 to float64, tf32, or exact")
+        str,
+        typer.Option(
+            help="format of network and gradient: float16, bfloat16, tf32, float32, float64, or "
+            "exact"
+        ),
     ] = "float32",
     arithmetic: Annotated[str | None, typer.Option(hidden=True, callback=options.renamed)] = None,
-    restarts: Annotated[int, typer.Option(help="runs from other starts")] = 1,
-    seed: Annotated[int, typer.Option(help="of the starts")] = 0,
+    restarts: Annotated[int, typer.Option(help="number of runs, each from another start")] = 1,
+    seed: Annotated[int, typer.Option(help="seed of the random starting points")] = 0,
     dataset: Annotated[
         str | None,
         typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
+        Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
     ] = None,
     logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
     accept_probabilities: Annotated[
         bool, typer.Option("--accept-probabilities", help="attack a model that ends in softmax")
     ] = False,
     box: Annotated[
-        str, typer.Option(help="where inputs live, e.g. --box=-0.81,2.02", metavar="LOW,HIGH")
+        str,
+        typer.Option(
+            help="lowest and highest value of an input, e.g. --box=-0.81,2.02", metavar="LOW,HIGH"
+        ),
     ] = "0,1",
     targets: Annotated[
         str | None,
         typer.Option(
-            help="reach a class (images of it are left out), next (the class after an image's "
-            "own), random, or those in an array of the .npz, by name"
+            help="classes to reach: a class (its own images are left out), next (the class after "
+            "an image's own), random, or the name of an array of classes in the .npz"
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="images at once; each batch is written")] = 250,
+    batch_size: Annotated[
+        int, typer.Option(help="number of images at once; each batch is written")
+    ] = 250,
     out: Annotated[
-        Path | None, typer.Option(help="folder; the same command goes on [out/NAME-LOSS]")
+        Path | None,
+        typer.Option(
+            help="folder to write to; the same command continues in it; by default out/NAME-LOSS"
+        ),
     ] = None,
 ) -> None:
-    """Attack a network on real images; written as it goes, resumed if it is cut off."""
+    """Attack a network on real images. Each batch is written; the same command continues it."""
     size, ends = options.number(radius, "--radius"), options.box(box)
     del arithmetic
     subject = subject_of(network, checkpoint, logits, dataset, n)
@@ -71,20 +85,20 @@ def attack_command(
     model, images = subject.usable, subject.images
     inputs = images.x.to(device_and_dtype(model)[1])
     classes = number_of_classes(model, inputs, accept_probabilities=accept_probabilities)
-    wanted = None
-    kept = list(range(len(images.x)))
+    target_labels = None
+    sample_numbers = list(range(len(images.x)))
     if targets is not None:
-        wanted = options.targets(targets, images.y, classes, seed, dataset)
+        target_labels = options.targets(targets, images.y, classes, seed, dataset)
         if options.is_class(targets):
-            images, wanted, kept = _of_other_classes(images, wanted)
+            images, target_labels, sample_numbers = _of_other_classes(images, target_labels)
     layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
     counts = [0, 0]  # robust samples, and all so far
     with tqdm(total=len(images.x), desc="attack", bar_format=layout) as bar:
 
-        def advance(found: AttackResult) -> None:
-            counts[0] += found.outcome.robust
-            counts[1] += found.outcome.samples
-            bar.update(found.outcome.samples)
+        def advance(result: AttackResult) -> None:
+            counts[0] += result.outcome.robust
+            counts[1] += result.outcome.samples
+            bar.update(result.outcome.samples)
             bar.set_postfix_str(f"{counts[0]} of {counts[1]} withstand")
 
         with warnings.catch_warnings():  # said below, with the rest
@@ -101,14 +115,14 @@ def attack_command(
                 method=method,
                 norm=norm,
                 steps=steps,
-                targets=wanted,
+                targets=target_labels,
                 format=format,
                 restarts=restarts,
                 seed=seed,
                 box=ends,
                 accept_probabilities=accept_probabilities,
             )
-    frame["sample"] = [kept[sample] for sample in frame["sample"]]
+    frame["sample"] = [sample_numbers[sample] for sample in frame["sample"]]
     with opened(folder, SETTINGS_FILE, wait=True) as run:
         run.publish("attack.parquet", frame.to_parquet(index=False))
     effort = "" if method == "fgsm" else f", {steps} steps"
@@ -123,20 +137,24 @@ def attack_command(
 
 
 def _of_other_classes(images: Images, targets: Tensor) -> tuple[Images, Tensor, list[int]]:
-    """The images whose class is not the target, said where some are, and their numbers."""
+    """Leave out the images of the target class, and say how many.
+
+    Returns:
+        The other images, their targets, and their numbers in the data set.
+    """
     is_other = images.y != targets
-    kept = [int(sample) for sample in is_other.nonzero()]
-    if not kept:
+    sample_numbers = [int(sample) for sample in is_other.nonzero()]
+    if not sample_numbers:
         raise ValueError(
             f"--targets {int(targets[0])} is the class of all {len(targets)} images: give another"
         )
-    if len(kept) < len(targets):
+    if len(sample_numbers) < len(targets):
         typer.echo(
-            f"{len(targets) - len(kept)} of {len(targets)} images are of class {int(targets[0])}, "
-            "which is no target for them: they are left out"
+            f"{len(targets) - len(sample_numbers)} of {len(targets)} images are of class "
+            f"{int(targets[0])}, which is no target for them: they are left out"
         )
-    rest = Images(images.name, images.x[is_other], images.y[is_other])
-    return rest, targets[is_other], kept
+    other_images = Images(images.name, images.x[is_other], images.y[is_other])
+    return other_images, targets[is_other], sample_numbers
 
 
 def _described(outcome: Outcome, at_once: int, how: str, targets: str | None) -> str:

@@ -14,21 +14,26 @@ from fperr.vocabulary import FORMAT_NAMES
 
 
 def layers_command(
-    network: Annotated[str, typer.Argument(help="a name, or path/to/module.py:factory")],
+    network: Annotated[
+        str, typer.Argument(help="name that `fperr zoo` lists, or path/to/module.py:factory")
+    ],
     dataset: Annotated[
-        str | None, typer.Option("--data", help="data set, .npz with x and y, or folder")
+        str | None,
+        typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
+        Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
     ] = None,
     logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
-    n: Annotated[int, typer.Option(help="the first n images")] = 4,
-    loss: Annotated[str, typer.Option(help="name")] = "mifpe",
-    format: Annotated[str, typer.Option(help="name")] = "float16",
+    n: Annotated[int, typer.Option(help="number of images, the first of the data set")] = 4,
+    loss: Annotated[str, typer.Option(help="name of the loss")] = "mifpe",
+    format: Annotated[str, typer.Option(help="name of the format")] = "float16",
     accept_probabilities: Annotated[
         bool, typer.Option("--accept-probabilities", help="trace a model that ends in softmax")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="folder to write to [out/NAME-layers]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write to; by default out/NAME-layers")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="write into a folder that is not empty")
     ] = False,

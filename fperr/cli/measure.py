@@ -39,12 +39,16 @@ def measure_command(
         typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="state_dict for path/to/module.py:factory")
+        Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
     ] = None,
     logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
-    n: Annotated[int | None, typer.Option(help="the first n images [40, or all if fewer]")] = None,
-    losses: Annotated[str, typer.Option(help="names, comma-separated")] = "ce,mifpe,tmifpe",
-    formats: Annotated[str, typer.Option(help="names, comma-separated")] = (
+    n: Annotated[
+        int | None, typer.Option(help="number of images; by default 40, or all if fewer")
+    ] = None,
+    losses: Annotated[
+        str, typer.Option(help="names of losses, comma-separated")
+    ] = "ce,mifpe,tmifpe",
+    formats: Annotated[str, typer.Option(help="names of formats, comma-separated")] = (
         "float16,float32,float64"
     ),
     scenarios: Annotated[
@@ -53,7 +57,10 @@ def measure_command(
     loss_scale: Annotated[float, typer.Option(help="factor on the loss")] = 1.0,
     digits: Annotated[
         int | None,
-        typer.Option(help="correct decimal digits: 50, or 20 in double words"),
+        typer.Option(
+            help="correct decimal digits of the exact gradients; by default 50, or 20 for "
+            "double_word"
+        ),
     ] = None,
     engine: Annotated[
         str, typer.Option(help="exact engine: ball (proves), double_word (fast), mpmath, or auto")
@@ -66,10 +73,13 @@ def measure_command(
         bool, typer.Option("--accept-probabilities", help="measure a model that ends in softmax")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="only say what would be done, how long, how large")
+        bool, typer.Option("--dry-run", help="only print a forecast of rows, time and memory")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="folder; the same command goes on [out/NAME]")
+        Path | None,
+        typer.Option(
+            help="folder to write to; the same command continues in it; by default out/NAME"
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="begin anew in a folder that is not empty")
@@ -77,9 +87,9 @@ def measure_command(
 ) -> None:
     """Measure the floating-point error of the gradients of networks on real images.
 
-    Rows are written as they come; the same command goes on where it was cut off. Exit code 1: no
-    row of a network could be measured; what was computed is written. 130: Ctrl-C or SIGTERM, the
-    same.
+    Rows are written as soon as they are computed, and the same command continues where it was cut
+    off. Exit code 1: no row of a network could be measured. Exit code 130: Ctrl-C or SIGTERM. In
+    both cases the computed rows are written.
     """
     del reference
     subjects = [subject_of(name, checkpoint, logits, dataset, n) for name in networks]
@@ -155,7 +165,7 @@ def _measured(
 
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """What is finished is written, too, when a batch system ends the command."""
+    """Treat SIGTERM like Ctrl-C: a batch system ends commands with it, and rows must be written."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python sets handlers in the main thread only
         return
@@ -185,7 +195,11 @@ def _split(names: str) -> list[str]:
 
 
 def _named_apart(subjects: list[Subject], networks: list[str]) -> list[Subject]:
-    """Two factories of the same name are called by their modules too."""
+    """Name factories of the same name by their modules, too.
+
+    Raises:
+        ValueError: A network is named twice.
+    """
     names = [subject.name for subject in subjects]
     if len(set(names)) == len(names):
         return subjects
@@ -212,7 +226,11 @@ def _show(report: Report) -> None:
 
 
 def _say_what_is_missing(report: Report) -> bool:
-    """Say which rows were not measured, and why; whether every network has one that was."""
+    """Say which rows were not measured, and why.
+
+    Returns:
+        Whether every network has a row that was measured.
+    """
     parts = [(name, report.frame[report.frame["network"] == name]) for name in report.provenance]
     for network, rows in parts:
         sentence = unmeasured_sentence(rows, with_results=not is_any_measured(rows))
@@ -222,7 +240,7 @@ def _say_what_is_missing(report: Report) -> bool:
 
 
 def _write(report: Report, run: RunFolder) -> None:
-    """Write the results, the rows first, and say which of them come from an earlier run."""
+    """Write the results, the rows first, and say how many images an earlier run measured."""
     run.publish("measurements.parquet", report.to_bytes())
     run.publish("relative_error.png", picture(report.plot.relative_error(), dpi=150))
     run.publish("report.html", report.to_html().encode())

@@ -10,8 +10,12 @@ from fperr.report.frame import Report
 
 
 def report_command(
-    measurements: Annotated[Path, typer.Argument(help="a measurements.parquet")],
-    out: Annotated[Path | None, typer.Option(help="the page to write [beside it]")] = None,
+    measurements: Annotated[
+        Path, typer.Argument(help="measurements.parquet that `fperr measure` wrote")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="page to write; by default report.html beside it")
+    ] = None,
 ) -> None:
     """Rebuild the report page of a measurement."""
     written = "give the measurements.parquet that `fperr measure` writes"

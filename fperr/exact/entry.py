@@ -102,34 +102,54 @@ def gradient(
     digits: int | None = None,
     largest_digits: int | None = None,
 ) -> ExactGradient:
-    """J^T v at x, exactly: the vector-Jacobian product of the network that PyTorch runs.
+    """Compute J^T v exactly: the vector-Jacobian product, at x, of the network that PyTorch runs.
 
-    Kinks are treated as PyTorch treats them. Every sample is computed by itself, and every result
-    is compared with PyTorch's own in float64 (see `fperr.exact.audit.samples`). `"ball"` proves
-    its result: it raises the working precision until `digits` digits are proved in norm. `"mpmath"`
-    works at 40 bits more than `digits` and again at twice that, and the two must agree to `digits`.
-    `"double_word"` computes whole batches in pairs of float64, on x's device, with an upper bound
-    on each sample's error. Where the bound proves fewer than `digits`, a run at 22 bits less must
-    agree to `digits`; samples that do not, and samples with a comparison closer than the bound, go
-    to balls.
+    J is the Jacobian of the logits with respect to the input. At kinks (of a ReLU at 0, say) the
+    derivative is the one that PyTorch takes. Every sample is computed by itself, and every result
+    is compared with PyTorch's own in float64 (see `fperr.exact.audit.samples`).
+
+    - `"ball"` proves its result: it raises the working precision until `digits` digits are proved,
+      relative to the norm.
+    - `"mpmath"` works at 40 bits more than `digits` and again at twice that; the two results must
+      agree to `digits`.
+    - `"double_word"` computes whole batches in pairs of float64, on x's device, with an upper bound
+      on each sample's error. If the bound proves fewer than `digits`, a run at 22 bits less must
+      agree to `digits`. Samples for which it does not, and samples with a comparison closer than
+      the bound, are computed by balls.
 
     Args:
-        model: any `nn.Module` in evaluation mode, (batch, *shape) -> (batch, K).
-        x: (batch, *shape), in the model's dtype; taken exactly.
-        v: (batch, K), any floating-point dtype; taken exactly.
+        model: Module in evaluation mode that maps (batch, *shape) to logits (batch, K).
+        x: Inputs (batch, *shape), in the model's dtype; taken exactly.
+        v: Cotangents (batch, K), any floating-point dtype; taken exactly.
         engine: `"ball"`, `"mpmath"` or `"double_word"`.
         digits: Correct decimal digits required, relative to the norm of each sample's gradient: 4
-            or more. By default 38 (128 bits); in pairs of float64 24 (80 bits), and 28 at most.
-        largest_digits: Working precision at which `"ball"` gives up; by default 2,466 digits.
+            or more. By default 38 (128 bits); for pairs of float64 24 (80 bits), and 28 at most.
+        largest_digits: Working precision at which `"ball"` gives up, in decimal digits; by default
+            2,466.
+
+    Returns:
+        The gradients (batch, *shape) with bounds on their errors.
 
     Raises:
-        ValueError: unknown engine, too few digits, or v does not fit the logits.
-        ModelError, UnsupportedOperationError, CaptureAuditError: see `capture`.
-        ReferenceNotCertifiedError: the digits cannot be had: a comparison of a ReLU or of a pooling
-            is too close, or too many bits are lost; says where.
-        SingularGradientError: the gradient is infinite or undefined at a sample; says where.
+        TypeError, ValueError: Unknown engine, too few digits, or v does not fit the logits.
+        ModelError, UnsupportedOperationError, CaptureAuditError: As `capture`.
+        ReferenceNotCertifiedError: The digits cannot be reached: a comparison of a ReLU or of a
+            pooling is too close, or too many bits are lost; says where.
+        SingularGradientError: The gradient is infinite or undefined at a sample; says where.
         ContradictedError: PyTorch in float64 computes something else than the exact network.
-        InexactProductError: float64 products on x's device are rounded where they need not be.
+        InexactProductError: Float64 products on x's device are not exact.
+
+    Example:
+        The Jacobian of a linear layer is its weight, and row i of the identity selects row i of it.
+
+        >>> import torch
+        >>> from fperr import exact
+        >>> model = torch.nn.Linear(4, 3).eval()
+        >>> result = exact.gradient(model, torch.rand(2, 4), torch.eye(3)[:2])
+        >>> result
+        ExactGradient(shape (2, 4), all bits proved, Arb balls, ... bits)
+        >>> torch.equal(result.to_torch(), model.weight[:2].double())
+        True
     """
     checks.choice("engine", engine, ENGINES)
     bits, largest_bits = _required_bits(engine, digits, largest_digits)

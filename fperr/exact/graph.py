@@ -172,6 +172,16 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
         ModelError: the model cannot run on x or cannot be traced.
         UnsupportedOperationError: operations without an exact meaning; lists them all.
         CaptureAuditError: the replay is not bit-equal to the eager run.
+
+    Example:
+        >>> import torch
+        >>> from fperr import exact
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
+        >>> captured = exact.capture(model, torch.rand(1, 4))
+        >>> captured.depth  # convolutions and matrix products of the forward half
+        1
+        >>> [captured.shapes[node.name] for node in captured.results]  # the logits, and J^T v
+        [(1, 3), (1, 4)]
     """
     v = probe(logits_of(model, x))
     try:

@@ -1,4 +1,4 @@
-"""The losses that an attack ascends: a file each, and their registry. Needs torch alone."""
+"""Losses that an attack ascends: one file for each, and their registry. Needs torch alone."""
 
 from fperr.losses.base import Context, Loss, LossFunction
 from fperr.losses.registry import LOSS_NAMES, LOSSES, loss_named

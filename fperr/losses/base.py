@@ -1,15 +1,14 @@
-"""What a loss is: its formula, its scale, and how it is shown.
+"""The record of a loss: its formula, its scale, and how it is shown.
 
 A loss maps (logits, label, context) to one value per sample; an attack ascends it, and its gradient
 with respect to the logits is what is measured. The scale c is detached: a constant under
 differentiation.
 
-A class whose logit is -inf is absent: values are those of the present classes alone, and so are
-gradients, which are 0 at absent classes. Of an absent label every loss but GAMA is infinite. Where
-one class alone is present, the gradient is 0, and the value that of an empty maximum or sum: -inf
-of stable cross-entropy and C&W, 0 of cross-entropy with any scale, -1 of GAMA. DLR, which divides
-by differences of logits, is NaN where they are not those of present classes, and so is its
-gradient.
+A class whose logit is -inf is absent: values and gradients are those of the present classes alone,
+and gradients are 0 at absent classes. If the label is absent, every loss but GAMA is infinite. If a
+single class is present, the gradient is 0, and the value that of an empty maximum or sum: -inf for
+stable cross-entropy and C&W, 0 for cross-entropy with any scale, -1 for GAMA. DLR divides by
+differences of logits; it is NaN if they are not logits of present classes, and so is its gradient.
 """
 
 from collections.abc import Callable
@@ -32,14 +31,14 @@ Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr", "gama"]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a loss needs besides logits and label.
+    """Inputs of a loss besides logits and label.
 
     Attributes:
-        targeted: `label` is a target class, to be approached.
-        y: (batch,), the true label; targeted DLR needs it.
-        loss_scale: a, the factor on the loss: it lowers the cap on c.
-        clean: (batch, K), the probabilities at the clean inputs; GAMA needs them.
-        weight: of GAMA's distance to them.
+        targeted: Whether `label` is a target class, to be approached.
+        y: True labels (batch,); targeted DLR needs them.
+        loss_scale: Factor a on the loss: it lowers the cap on c.
+        clean: Probabilities at the clean inputs (batch, K); GAMA needs them.
+        weight: Factor on GAMA's distance to those probabilities.
     """
 
     targeted: bool = False
@@ -54,19 +53,26 @@ class Loss:
     """A loss of the registry.
 
     Attributes:
-        name: its spelling, e.g. `"mifpe:T=4"`.
-        kind: the formula.
-        value: (loss, logits, label, context) -> (batch,): the formula's value, ascended.
-        display_name: its spelling in papers.
-        colour: its colour in every figure, as `#rrggbb`.
-        T: temperature of a scaled cross-entropy; None: the optimal one. Used if `is_scaled`.
-        is_scaled: the logits are multiplied by c = T/Delta.
-        is_shifted: the (detached) largest logit is subtracted before scaling.
-        units: C of the format-aware temperature, which takes the place of T; None: not used.
-        forced: the scenario that the optimal T is chosen for, whatever the logits say; None: the
-            one that they show.
-        weight: factor on GAMA's distance term in the first step.
-        least_classes: the smallest K that it needs, untargeted and targeted.
+        name: Name with its parameter, e.g. `"mifpe:T=4"`.
+        kind: Name of the formula.
+        value: Function (loss, logits, label, context) -> (batch,): the formula's value, ascended.
+        display_name: Name in papers and figures.
+        colour: Colour in every figure, as `#rrggbb`.
+        T: Temperature of a scaled cross-entropy; None: the optimal one. Used if `is_scaled`.
+        is_scaled: Whether the logits are multiplied by c = T/Delta.
+        is_shifted: Whether the (detached) largest logit is subtracted before scaling.
+        units: C of the format-aware temperature, which replaces T; None: not used.
+        forced: Scenario that the optimal T is chosen for, whatever the logits say; None: the
+            scenario that the logits show.
+        weight: Factor on GAMA's distance term in the first step.
+        least_classes: Smallest K that the loss needs, untargeted and targeted.
+
+    Example:
+        >>> import torch
+        >>> from fperr.losses import Context, loss_named
+        >>> logits, label = torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0])
+        >>> loss_named("cw")(logits, label, Context())  # the best other logit minus the label's
+        tensor([-2.])
     """
 
     name: str
@@ -84,36 +90,54 @@ class Loss:
 
     @property
     def has_value(self) -> bool:
-        """Its value says how good a point is: not where scale or weight change as it goes."""
+        """Whether the value ranks points: no if scale or weight change during an attack."""
         return not self.is_scaled and self.kind != "gama"
 
     @property
     def has_scale(self) -> bool:
-        """T, G and the papers' bound are defined for it."""
+        """Whether T, G and the papers' bound are defined for the loss."""
         return self.kind == "cross_entropy"
 
     @property
     def targeted_is_negated(self) -> bool:
-        """With the label assigned, iv is i and iii is ii with the sign of the gradient changed."""
+        """Whether the targeted gradients are the untargeted ones with the sign changed.
+
+        With the label assigned, scenario iv is then i, and iii is ii.
+        """
         return self.kind != "dlr"
 
     def smallest_K(self, *, targeted: bool) -> int:  # noqa: N802
-        """The number of classes that it needs."""
+        """The smallest number of classes that the loss needs."""
         return self.least_classes[targeted]
 
     def scale(self, logits: Tensor, label: Tensor, context: Context) -> Scale:
-        """The scale it puts on `logits` (batch, K): c = 1 and T = Delta for plain cross-entropy."""
+        """The scale of the loss at `logits` (batch, K).
+
+        Plain cross-entropy has c = 1 and T = Delta, the margin.
+
+        Args:
+            logits: Logits (batch, K).
+            label: Labels or targets (batch,), int64.
+            context: Further inputs of the loss.
+        """
         if not self.is_scaled:
-            one = torch.ones(len(logits), dtype=logits.dtype, device=logits.device)
-            return Scale(margin(logits), one, torch.zeros_like(one, dtype=torch.bool))
+            unit_scale = torch.ones(len(logits), dtype=logits.dtype, device=logits.device)
+            return Scale(margin(logits), unit_scale, torch.zeros_like(unit_scale, dtype=torch.bool))
         fmt = of_dtype(logits.dtype)
-        wanted = self.temperature(logits, label, fmt, context.loss_scale)
-        return scale(logits, wanted, fmt, context.loss_scale)
+        T = self.temperature(logits, label, fmt, context.loss_scale)
+        return scale(logits, T, fmt, context.loss_scale)
 
     def temperature(
         self, logits: Tensor, label: Tensor, fmt: Format, loss_scale: float = 1.0
     ) -> Tensor:
-        """The T (batch,), float64, that it asks for: fixed, t*, or the format-aware one."""
+        """The temperature T (batch,), float64, of the loss: fixed, t*, or the format-aware one.
+
+        Args:
+            logits: Logits (batch, K).
+            label: Labels or targets (batch,), int64.
+            fmt: Format of the logits.
+            loss_scale: Factor on the loss.
+        """
         if self.units is not None:
             return format_aware_T(logits, label, fmt, self.units, loss_scale)
         leads = None if self.forced is None else self.forced.label_leads
@@ -123,12 +147,13 @@ class Loss:
         """The loss of each sample, (batch,), in the dtype of the logits; an attack ascends it.
 
         Args:
-            logits: (batch, K).
-            label: (batch,) int64: y, or y_t if `context.targeted`.
-            context: the rest.
+            logits: Logits (batch, K).
+            label: Labels y (batch,), int64; targets y_t if `context.targeted`.
+            context: Further inputs of the loss.
 
         Raises:
-            ValueError: too few classes for this loss, or targeted DLR without y.
+            ValueError: too few classes for this loss, targeted DLR without y, or GAMA without the
+                clean probabilities.
         """
         needed = self.smallest_K(targeted=context.targeted)
         if logits.shape[1] < needed:

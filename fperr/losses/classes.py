@@ -13,9 +13,9 @@ def gather(logits: Tensor, index: Tensor) -> Tensor:
 
 def best_other(logits: Tensor, label: Tensor) -> Tensor:
     """argmax_{i != label} z_i, (batch,); the lower index of a tie."""
-    return first_but(ranked(logits), label)
+    return first_except(ranked(logits), label)
 
 
-def first_but(order: Tensor, label: Tensor) -> Tensor:
+def first_except(order: Tensor, label: Tensor) -> Tensor:
     """The first class of `order` (batch, K) that is not the label, (batch,)."""
     return torch.where(order[:, 0] == label, order[:, 1], order[:, 0])

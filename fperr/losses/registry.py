@@ -37,10 +37,20 @@ LOSS_NAMES = (
 
 
 def loss_named(name: str) -> Loss:
-    """The loss called `name`, e.g. `"ce"`, `"mifpe:T=4"`, `"tmifpe:scenario=targeted_successful"`.
+    """The loss of that name, with its parameter.
+
+    Args:
+        name: Name of a loss, with a parameter or without: `"ce"`, `"mifpe:T=4"`,
+            `"tmifpe:scenario=targeted_successful"`, `"gama:weight=10"`; `LOSS_NAMES` lists
+            them all.
 
     Raises:
-        ValueError: no such loss (lists the known ones), or what follows = is not usable.
+        ValueError: no such loss (lists the names), or the parameter's value is not usable.
+
+    Example:
+        >>> from fperr.losses import loss_named
+        >>> loss_named("mifpe").T, loss_named("mifpe:T=4").T
+        (1.0, 4.0)
     """
     if name in _FIXED:
         return _FIXED[name]

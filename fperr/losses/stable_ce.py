@@ -11,17 +11,18 @@ from fperr.losses.classes import gather
 
 
 def stable_cross_entropy(loss: Loss, logits: Tensor, label: Tensor, context: Context) -> Tensor:
-    """logsumexp_{i != l} z_i - z_l, with the gradient v; without another class -inf, a constant.
+    """logsumexp_{i != l} z_i - z_l, with the gradient v; -inf, a constant, without another class.
 
-    v is a shifted softmax over the other classes: its relative error is O(K u) for every margin.
+    v is a softmax over the other classes, shifted by their largest logit, and -1 at the label: its
+    relative error is O(K u) for every margin.
     """
     del loss
-    others = logits.detach().scatter(1, label[:, None], -math.inf)
-    rest = _no_plus_infinity(others.logsumexp(1, keepdim=True))
-    v = others.softmax(1).scatter_(1, label[:, None], -1.0)  # shifted by the best other class
-    v.masked_fill_(rest == -math.inf, 0.0)
+    other_logits = logits.detach().scatter(1, label[:, None], -math.inf)
+    log_sum = _no_plus_infinity(other_logits.logsumexp(1, keepdim=True))
+    v = other_logits.softmax(1).scatter_(1, label[:, None], -1.0)  # shifted by the best other class
+    v.masked_fill_(log_sum == -math.inf, 0.0)
     label_logit = _no_plus_infinity(gather(logits.detach(), label))
-    values: Tensor = _WithGradient.apply(logits, rest[:, 0] - label_logit, v)  # type: ignore[no-untyped-call]
+    values: Tensor = _WithGradient.apply(logits, log_sum[:, 0] - label_logit, v)  # type: ignore[no-untyped-call]
     return -values if context.targeted else values
 
 
@@ -31,9 +32,9 @@ def _no_plus_infinity(numbers: Tensor) -> Tensor:
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value (batch,) whose gradient with respect to the logits is given.
+    """A value (batch,) with a prescribed gradient with respect to the logits.
 
-    As a sum of v_i z_i less itself it would be NaN where a logit is -inf.
+    Written as sum v_i z_i minus the same sum detached, the value would be NaN if a logit is -inf.
     """
 
     @staticmethod

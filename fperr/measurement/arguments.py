@@ -1,4 +1,4 @@
-"""What `measure` was asked to do, checked: a fault raises at once and says what to do."""
+"""Checked arguments of `measure`: a fault raises at once and says what to do."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -20,10 +20,10 @@ from fperr.networks.model import Accessor, multiply_adds, usable_model
 from fperr.theory.scenarios import SCENARIOS, Scenario
 from fperr.vocabulary import EngineChoice, JacobianChoice, Reduction
 
-# float64 errors are about 1e-16: below this the reference would not resolve them
-# neither pixels in [0, 1] nor standardised ones come near it; pixels of 0..255 do
+# Neither pixels in [0, 1] nor standardised ones come near it; pixels of 0..255 do.
 UNUSUAL_INPUT = 20.0
-# Default digits: pairs of float64 prove about 25 on ordinary networks, and half formats need fewer.
+# Default digits. float64 errors are about 1e-16, so that fewer than 20 digits would not resolve
+# them; half formats need fewer. Pairs of float64 prove about 25 on ordinary networks.
 DIGITS, WORD_DIGITS, WORD_DIGITS_OF_HALF = 50, 20, 10
 MOST_DOUBLE_WORD_DIGITS = 24
 
@@ -33,20 +33,24 @@ class MeasureRequest:
     """A checked request.
 
     Attributes:
-        name: what the report calls the network.
-        model: on its device, in evaluation mode.
-        x: (n, *shape), in the model's dtype and on its device.
-        y, targets: (n,) int64 on that device, or None.
-        scenarios: the ones to assign labels for, or None to classify y or targets.
-        engine: the reference engine; `engine_choice` says why.
-        digits: correct decimal digits of the reference.
-        certify: prove an interval for delta.
+        name: Name of the network in the report.
+        model: Model on its device, in evaluation mode.
+        x: Inputs (n, *shape), in the model's dtype and on its device.
+        y, targets: Labels (n,), int64, on that device, or None.
+        losses: Losses to measure.
+        formats: Formats to measure.
+        scenarios: Scenarios to assign labels for, or None if y or targets classify each sample.
+        engine: Name of the engine of the exact gradients.
+        engine_choice: Reason for which the engine is taken.
+        digits: Correct decimal digits of the exact gradients.
+        certify: Whether to prove an interval for delta.
         jacobian: `"rows"` or `"products"`.
-        mean: average the losses of a batch instead of adding them.
-        loss_scale: factor on the loss.
-        autocast: run half formats under autocast.
-        batch_size: samples in a batch of the format's run.
-        batch_size_is_asked_for: it was given, and is not the default.
+        mean: Whether the losses of a batch are averaged; otherwise they are added.
+        loss_scale: Factor on the loss.
+        autocast: Whether half formats run under autocast.
+        batch_size: Number of samples in a batch of the format's run.
+        batch_size_is_asked_for: Whether the user gave the batch size.
+        classes: Number of classes K.
     """
 
     name: str
@@ -97,7 +101,7 @@ def checked_request(
     accept_probabilities: bool = False,
     name: str | None = None,
 ) -> MeasureRequest:
-    """The request, checked; arguments as for `fperr.measure`.
+    """Check the arguments of `fperr.measure`.
 
     Raises:
         TypeError, ValueError: an argument is not usable: expected, got, remedy.
@@ -115,17 +119,17 @@ def checked_request(
     classes = number_of_classes(usable, inputs, accept_probabilities=accept_probabilities)
     n = len(inputs)
     y_, targets_ = (
-        None if given is None else checks.class_labels(argument, given, n, where)
-        for argument, given in (("y", y), ("targets", targets))
+        None if values is None else checks.class_labels(argument, values, n, where)
+        for argument, values in (("y", y), ("targets", targets))
     )
     for argument, labels in (("y", y_), ("targets", targets_)):
         if labels is not None:
             checks.check_classes(argument, labels, classes)
     if y_ is not None and targets_ is not None:
         checks.check_targets("targets", targets_, y_)
-    chosen = _checked_scenarios(scenarios, y_ is not None, targets_ is not None)
+    scenarios_ = _checked_scenarios(scenarios, y_ is not None, targets_ is not None)
     losses_ = tuple(loss_named(name) for name in checks.distinct_names("losses", losses))
-    _check_class_counts(losses_, chosen, targets_ is not None, y_ is not None, classes)
+    _check_class_counts(losses_, scenarios_, targets_ is not None, y_ is not None, classes)
     formats_ = tuple(format_named(name) for name in checks.distinct_names("formats", formats))
     if TF32 in formats_ and where.type != "cuda":
         raise ValueError(
@@ -150,7 +154,7 @@ def checked_request(
         digits = word_digits if chosen_engine == "double_word" else DIGITS
     checks.choice("jacobian", jacobian, ("auto", "rows", "products"))
     if jacobian == "auto":
-        labellings = 1 if chosen is None else len({s.label_leads for s in chosen})
+        labellings = 1 if scenarios_ is None else len({s.label_leads for s in scenarios_})
         products = labellings * len(losses_) * len(formats_)
         most_rows = max(products, 2 * labellings * len(losses_))
         jacobian = "rows" if classes <= most_rows else "products"
@@ -162,7 +166,7 @@ def checked_request(
         targets_,
         losses_,
         formats_,
-        chosen,
+        scenarios_,
         chosen_engine,
         reason,
         digits,
@@ -197,7 +201,7 @@ def _check_digits(digits: int | None, engine: EngineChoice, *, half: bool) -> in
 def _checked_engine(
     engine: EngineChoice, model: nn.Module, x: Tensor, digits: int | None, *, certify: bool
 ) -> tuple[str, str]:
-    """The engine, and the reason for which it is taken."""
+    """Choose the engine; returns its name and the reason for the choice."""
     if certify and engine in ("mpmath", "double_word"):
         raise ValueError(f"certify=True needs the balls: leave it out, or engine={engine!r}")
     if engine != "auto":
@@ -223,17 +227,17 @@ def _warn_of_range(x: Tensor) -> None:
 def _checked_scenarios(
     scenarios: str | Sequence[str] | None, has_y: bool, has_targets: bool
 ) -> tuple[Scenario, ...] | None:
-    given = "y" if has_y else "targets" if has_targets else None
+    labels_argument = "y" if has_y else "targets" if has_targets else None
     if scenarios is None:
-        scenarios = "observed" if given else "all"
+        scenarios = "observed" if labels_argument else "all"
     if scenarios == "observed":
-        if given is None:
+        if labels_argument is None:
             raise ValueError("scenarios='observed' needs y or targets: give one, or use 'all'")
         return None
-    if given is not None:
+    if labels_argument is not None:
         raise ValueError(
-            f"scenarios={scenarios!r} assigns the labels, but {given} is given too: "
-            f"leave {given} out, or use scenarios='observed'"
+            f"scenarios={scenarios!r} assigns the labels, but {labels_argument} is given too: "
+            f"leave {labels_argument} out, or use scenarios='observed'"
         )
     if scenarios == "all":
         return tuple(SCENARIOS.values())

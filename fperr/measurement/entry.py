@@ -50,71 +50,94 @@ def measure(
     """Measure how wrong the input gradients of attack losses are in floating point.
 
     The gradient that a format computes is compared with the exact gradient: that of the same
-    network with the same weights, in arbitrary precision. Both use the same labels, and the scale c
-    that the format computed, for losses that have one.
+    network with the same weights, in arbitrary precision. Both use the same labels. A loss that
+    rescales the logits has the same scale c in both, the one that the format computed.
 
     A sample that cannot be measured (for instance because its input is not finite) does not stop
-    the others: its rows hold the reason in the column `reason`, and an `UnmeasuredWarning` says how
-    many such rows there are. It does not count rows whose exact gradient is zero, or whose numbers
-    are not finite in the format. Ctrl-C returns the rows that are finished.
+    the others. Its rows hold the reason in the column `reason`, and an `UnmeasuredWarning` says how
+    many such rows there are. Rows whose exact gradient is zero, or whose numbers are not finite in
+    the format, are not counted in that warning. Ctrl-C returns the rows that are finished.
 
     Args:
-        model: (batch, *shape) -> logits (batch, K), K >= 2, in evaluation mode; not changed.
-        x: (n, *shape), floating point, in the model's domain; cast once to the model's dtype.
-        y: (n,) true labels.
-        targets: (n,) target classes: measures targeted losses.
-        losses: names; `"ce"`, `"mifpe"`, `"tmifpe"`, `"mifpe:T=4"`, `"stable_ce"`, `"cw"`,
-            `"dlr"`, `"mifpe_shifted"`, `"tmifpe_shifted"`.
-        formats: names; the whole network runs in each, weights and input cast to it.
+        model: Module in evaluation mode that maps (batch, *shape) to logits (batch, K), K >= 2. It
+            is not changed.
+        x: Inputs (n, *shape), floating point, in the model's domain; cast once to the model's
+            dtype.
+        y: True labels (n,), whole numbers.
+        targets: Target classes (n,), whole numbers. If they are given, the losses are targeted.
+        losses: Names of losses: `"ce"`, `"mifpe"`, `"tmifpe"`, `"mifpe:T=4"`, `"stable_ce"`,
+            `"cw"`, `"dlr"`, `"mifpe_shifted"`, `"tmifpe_shifted"`.
+        formats: Names of floating-point formats. The whole network runs in each, with weights and
+            input cast to it.
         scenarios: `"observed"` (y or targets classify each sample), `"all"` (each of the four at
-            every x, by assigning the label from the reference's logits), or names of some of the
+            every x, with the label assigned from the exact logits), or names of scenarios among the
             four. None: observed if y or targets are given, else all.
-        engine: Engine of the exact gradients: `"ball"` proves every digit, `"mpmath"` defines them,
-            `"double_word"` runs whole batches in pairs of float64 with a bound on each error (and
-            balls where that settles nothing); `"auto"`: the cheapest for this network, by short
-            timings on this machine.
-        digits: correct decimal digits of the reference, in norm: proved by balls, and by pairs of
-            float64 where `is_proved`; mpmath is checked against twice as many. By default 50, or
-            20 in pairs of float64 (10 where only half formats are measured).
-        certify: add `delta_lo` and `delta_hi`, a proved interval for delta. Needs balls.
-        jacobian: `"rows"`: all K rows of J at each sample, which every loss and scenario combines;
-            `"products"`: one vector-Jacobian product for each gradient, for large K; `"auto"`: what
-            takes fewer runs of the backward half.
-        reduction: `"sum"` or `"mean"` over the batch, as the attack does it.
-        loss_scale: factor on the loss, divided out of the gradient exactly.
-        autocast: run float16 and bfloat16 under `torch.autocast` instead of casting the network.
-        device: where to run; the model's own device by default.
-        batch_size: samples in one batch of the format's run: float bits depend on it. If it is not
-            given, 64, or 1 (with a warning) where a batch runs other operations than one sample.
-        progress: show a progress bar; None: only where standard error is a terminal.
-        logits: where the logits are in what the model returns: a name (a key or an attribute), an
-            index, or a function, e.g. `lambda output: output[0]`.
-        accept_probabilities: do not refuse a model that returns probabilities.
-        name: what the report calls the network; the model's class if not given.
-        out: a folder in which the rows are kept as they come, new or of the same measurement cut
-            off: what is finished there is read, and the rest measured; a batch that was cut off is
-            run again as a whole, so that the frame is that of an undisturbed measurement, bit for
-            bit. `measurement.json` holds the settings, and `0000000.parquet`, ... a batch each
-            (`Report.from_parquet` reads them). Each has a digest; one that does not fit is computed
-            again, with a `DamagedFileWarning`. With `engine="auto"` the engine is that of the
-            first run. None: nothing is written.
+        engine: Engine of the exact gradients. `"ball"` proves every digit. `"mpmath"` defines the
+            exact values. `"double_word"` runs whole batches in pairs of float64 with a bound on
+            each error, and balls where the bound settles nothing. `"auto"` takes the cheapest for
+            this network, according to short timings on this machine.
+        digits: Correct decimal digits of the exact gradients, relative to the norm. They are proved
+            by balls, and by pairs of float64 in rows where `is_proved`; mpmath is checked against
+            twice as many. By default 50, or 20 in pairs of float64 (10 if only half formats are
+            measured).
+        certify: Whether to add `delta_lo` and `delta_hi`, a proved interval for delta. Needs balls.
+        jacobian: `"rows"` computes all K rows of the Jacobian J at each sample; every loss and
+            scenario combines them. `"products"` computes one vector-Jacobian product for each
+            gradient, which suits large K. `"auto"` takes the one with fewer backward passes.
+        reduction: `"sum"` or `"mean"`: how the losses of a batch are combined, as in the attack.
+        loss_scale: Factor on the loss, divided out of the gradient exactly.
+        autocast: Whether float16 and bfloat16 run under `torch.autocast`; otherwise the network is
+            cast.
+        device: Device to run on; by default the model's own.
+        batch_size: Number of samples in one batch of the format's run; the bits of its results
+            depend on it. By default 64, or 1 (with a warning) if a batch runs other operations
+            than one sample.
+        progress: Whether to show a progress bar. None: only if standard error is a terminal.
+        logits: Position of the logits in what the model returns: a name (a key or an attribute), an
+            index, or a function, e.g. `lambda output: output[0]`. None: the model returns logits.
+        accept_probabilities: Whether to measure a model that returns probabilities; otherwise it is
+            refused.
+        name: Name of the network in the report; by default the model's class.
+        out: Folder in which finished rows are stored. It may be new, or hold the same measurement,
+            cut off: finished batches are read from it, and the other batches are measured, so that
+            the frame is that of an undisturbed measurement, bit for bit. `measurement.json` holds
+            the settings, and `0000000.parquet`, ... hold one batch each (`Report.from_parquet`
+            reads them). Each file has a digest; if it does not fit, the batch is computed again,
+            with a `DamagedFileWarning`. With `engine="auto"` the engine is that of the first run.
+            None: nothing is written.
 
     Returns:
-        The report: one row for each sample, scenario, loss and format.
+        The report, with one row for each sample, scenario, loss and format. The column `delta` is
+        the relative error of the input gradient, |g_hat - g|_2 / |g|_2.
 
     Raises:
-        TypeError, ValueError: an argument is not usable.
-        ModelError: the model is random, depends on its batch, or fails in a format.
-        UnsupportedOperationError: it has operations without an exact meaning; lists them.
-        CaptureAuditError: its captured graph is not bit-equal to the eager run.
+        TypeError, ValueError: An argument is not usable.
+        ModelError: The model is random, depends on its batch, or fails in a format.
+        UnsupportedOperationError: The model has operations without an exact meaning; lists them.
+        CaptureAuditError: The captured graph of the model is not bit-equal to the eager run.
         ValueError: `out` cannot be a folder, or holds something else; names the settings that
             differ.
         StorageError: `out` cannot be written to (a full disk), or another run is at work in it.
-        FperrError: the measurement stopped later; the error's `report` holds the finished samples.
+        FperrError: The measurement stopped later; the error's `report` holds the finished samples.
+
+    Example:
+        Cross-entropy cannot be trusted in float16 at the first two images, MIFPE can.
+
+        >>> import fperr
+        >>> from fperr import data, zoo
+        >>> images = data.fashion_mnist_1000().first(2)
+        >>> report = fperr.measure(
+        ...     zoo.load("fashion_standard"), images.x, images.y,
+        ...     losses=["ce", "mifpe"], formats=["float16"], engine="double_word", progress=False,
+        ... )
+        >>> len(report.frame)  # 2 samples, 2 losses, 1 format
+        4
+        >>> (report.frame["delta"] > 0.1).groupby(report.frame["loss"]).sum().to_dict()
+        {'ce': 2, 'mifpe': 0}
     """
     checks.optional_flag("progress", progress)
-    with folder_of(out) as run:
-        job = checked_request(
+    with folder_of(out) as run_folder:
+        request = checked_request(
             model=model,
             x=x,
             y=y,
@@ -122,7 +145,7 @@ def measure(
             losses=losses,
             formats=formats,
             scenarios=scenarios,
-            engine=engine_of(run, engine),
+            engine=engine_of(run_folder, engine),
             digits=digits,
             certify=certify,
             jacobian=jacobian,
@@ -135,8 +158,8 @@ def measure(
             accept_probabilities=accept_probabilities,
             name=name,
         )
-        lab = MeasurementRun(as_first_chosen(job, run, engine))
-        report = _measured(lab, rows_of(lab, run, engine), progress)
+        run = MeasurementRun(as_first_chosen(request, run_folder, engine))
+        report = _measured(run, rows_of(run, run_folder, engine), progress)
     sentence = unmeasured_sentence(report.frame, with_results=False)
     if sentence is not None:
         warnings.warn(sentence, UnmeasuredWarning, stacklevel=3)
@@ -144,7 +167,7 @@ def measure(
 
 
 def _measured(run: MeasurementRun, rows: RowsInMemory, progress: bool | None) -> Report:
-    """The report of all samples, or of those that were finished before Ctrl-C.
+    """Measure all samples, or those that are finished before Ctrl-C.
 
     Raises:
         FperrError: the measurement failed; its `report` holds the finished samples.

@@ -1,4 +1,4 @@
-"""What a measurement would compute, how long it would take and how large it would get."""
+"""A forecast of a measurement: its rows, its duration and its memory."""
 
 import inspect
 import time
@@ -15,23 +15,27 @@ from fperr.measurement.entry import measure
 from fperr.measurement.run import MeasurementRun
 from fperr.networks.exactly import NoExactSample
 
-# An mpf: the object, its tuple, exponent, bit count, mantissa, and its place in an array; and once
-# more the mantissa, aligned, for products. Python's and gmpy2's own sizes, at up to 512 bits.
+# An mpf: the object, its tuple, exponent, bit count, mantissa, and its pointer in an array; and
+# once more the mantissa, aligned, for products. Sizes of Python's and gmpy2's objects, at up to 512
+# bits.
 _BYTES_PER_NUMBER = {"mpmath": 400, "ball": 400, "double_word": 64}
 _PIECE = 8  # samples
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A forecast.
+    """A forecast of a measurement.
 
     Attributes:
-        name: the network.
-        samples, rows: how many there will be.
-        classes: K.
-        networks: exact networks to be held: the model's own and one for each narrower format.
-        seconds: of computing, from one forward run and one pullback; within a factor of 2 or so.
-        bytes: largest memory of the exact side, from the sizes of its arrays.
+        name: Name of the network.
+        samples: Number of samples.
+        rows: Number of rows of the report.
+        classes: Number of classes K.
+        networks: Number of exact networks that are held: the model's own and one for each narrower
+            format.
+        seconds: Seconds of computing, extrapolated from one forward run and one pullback; within a
+            factor of 2 or so.
+        bytes: Largest memory of the exact arithmetic in bytes, from the sizes of its arrays.
     """
 
     name: str
@@ -57,56 +61,75 @@ class Estimate:
 def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Estimate:
     """Forecast `fperr.measure(model, x, y, **options)`, from a short calibration on one sample.
 
-    Everything is checked as `measure` would check it, and raises as it would.
+    Args:
+        model: Model, as for `measure`.
+        x: Inputs (n, *shape), as for `measure`.
+        y: True labels (n,), as for `measure`.
+        options: Options of `measure`.
+
+    Raises:
+        TypeError, ValueError, FperrError: as `fperr.measure`, which checks the same arguments.
+
+    Example:
+        >>> import torch
+        >>> from fperr.measurement import estimate
+        >>> x, y = torch.rand(2, 6), torch.tensor([0, 1])
+        >>> forecast = estimate(torch.nn.Linear(6, 3).eval(), x, y, engine="ball", losses=["ce"])
+        >>> forecast.rows  # 2 samples, 1 loss, 3 formats
+        6
     """
-    request = inspect.signature(measure).bind(model, x, y, **options)
-    request.apply_defaults()
-    arguments = dict(request.arguments)
+    call = inspect.signature(measure).bind(model, x, y, **options)
+    call.apply_defaults()
+    arguments = dict(call.arguments)
     del arguments["progress"], arguments["out"]
-    job = checked_request(**arguments)
+    request = checked_request(**arguments)
     started = time.perf_counter()
-    lab = MeasurementRun(job)
+    run = MeasurementRun(request)
     setup = time.perf_counter() - started
-    state, product, row = _calibrate(lab, job)
-    narrow = sum(f in (FLOAT16, BFLOAT16) for f in job.formats)
-    if job.autocast:
+    state, product, row = _calibrate(run, request)
+    narrow = sum(f in (FLOAT16, BFLOAT16) for f in request.formats)
+    if request.autocast:
         narrow = 0
-    scenarios = 1 if job.scenarios is None else len(job.scenarios)
-    independent = 1 if job.scenarios is None else len({s.label_leads for s in job.scenarios})
-    rows = scenarios * len(job.losses) * len(job.formats)
-    measured = independent * len(job.losses) * len(job.formats)
-    if job.jacobian == "rows":
+    scenarios = 1 if request.scenarios is None else len(request.scenarios)
+    labellings = 1 if request.scenarios is None else len({s.label_leads for s in request.scenarios})
+    rows = scenarios * len(request.losses) * len(request.formats)
+    measured = labellings * len(request.losses) * len(request.formats)
+    if request.jacobian == "rows":
         # states with all rows: the exact one; for a half format, its cast network and its own run
         exact = state * (1 + 2 * narrow)
     else:
         # of each row: the exact product, two through the format's run, one of its cast network
-        exact = state * (1 + narrow) + product * measured * (3 + narrow / len(job.formats))
-    if job.engine == "mpmath":  # and everything again at twice the precision, for two labels
-        exact += 2.5 * state / (job.classes if job.jacobian == "rows" else 1) + 5 * product
+        exact = state * (1 + narrow) + product * measured * (3 + narrow / len(request.formats))
+    if request.engine == "mpmath":  # and everything again at twice the precision, for two labels
+        exact += 2.5 * state / (request.classes if request.jacobian == "rows" else 1) + 5 * product
     per_sample = exact + measured * row
     return Estimate(
-        job.name,
-        len(job.x),
-        len(job.x) * rows,
-        job.classes,
+        request.name,
+        len(request.x),
+        len(request.x) * rows,
+        request.classes,
         1 + narrow,
-        setup + per_sample * len(job.x),
-        _numbers(lab, job, narrow) * _BYTES_PER_NUMBER[job.engine],
+        setup + per_sample * len(request.x),
+        _numbers(run, request, narrow) * _BYTES_PER_NUMBER[request.engine],
     )
 
 
-def _calibrate(lab: MeasurementRun, job: MeasureRequest) -> tuple[float, float, float]:
-    """Seconds of the exact network at a sample, of one more product, and of a row beside them."""
-    finite = job.x.flatten(1).isfinite().all(1).nonzero().flatten()
-    several = _PIECE if job.engine == "double_word" else 1
-    chosen = job.x[finite[:several]] if len(finite) else job.x[:1]
-    lab.reference.samples(chosen[:1], lambda: None)  # prepares the weights
+def _calibrate(run: MeasurementRun, request: MeasureRequest) -> tuple[float, float, float]:
+    """Time the exact network at a sample, one more product, and the row of a report beside them.
+
+    Returns:
+        Seconds of each of the three.
+    """
+    finite = request.x.flatten(1).isfinite().all(1).nonzero().flatten()
+    piece = _PIECE if request.engine == "double_word" else 1
+    inputs = request.x[finite[:piece]] if len(finite) else request.x[:1]
+    run.reference.samples(inputs[:1], lambda: None)  # prepares the weights
     started = time.perf_counter()
-    sample = lab.reference.samples(chosen, lambda: None)[0]
-    state = (time.perf_counter() - started) / len(chosen)
+    sample = run.reference.samples(inputs, lambda: None)[0]
+    state = (time.perf_counter() - started) / len(inputs)
     if isinstance(sample, NoExactSample):
         return state, 0.0, 0.0
-    A, numbers = lab.reference.vectors, [lab.reference.vectors.context.one] * job.classes
+    A, numbers = run.reference.vectors, [run.reference.vectors.context.one] * request.classes
     v = A.array(numbers)
     sample.state.map.product(v)  # prepares the rows
     started = time.perf_counter()
@@ -115,16 +138,16 @@ def _calibrate(lab: MeasurementRun, job: MeasureRequest) -> tuple[float, float, 
     started = time.perf_counter()
     A.to_scaled(A.sub(g, g))
     difference = time.perf_counter() - started
-    by_rows = job.jacobian == "rows"
+    by_rows = request.jacobian == "rows"
     # as many as `split`, the metrics and the frozen gradient need
     row = 6 * (difference + (product if by_rows else 0.0))
     return state, 0.0 if by_rows else product, row
 
 
-def _numbers(lab: MeasurementRun, job: MeasureRequest, narrow: int) -> float:
-    """How many exact numbers are held at once."""
-    capture = lab.reference.capture
+def _numbers(run: MeasurementRun, request: MeasureRequest, narrow: int) -> float:
+    """The number of exact numbers that are held at once."""
+    capture = run.reference.capture
     weights = sum(t.numel() for t in capture.constants().values())
     activations = sum(int(np.prod(shape)) for shape in capture.shapes.values())
-    rows = job.classes * int(np.prod(job.x.shape[1:]))
+    rows = request.classes * int(np.prod(request.x.shape[1:]))
     return weights * (2 + narrow) + 2 * activations + rows * (1 + 2 * narrow)

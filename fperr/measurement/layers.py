@@ -44,25 +44,43 @@ def trace_layers(
     size 1). The cost is about one exact gradient for each operation that rounds.
 
     Args:
-        model: (batch, *shape) -> logits (batch, K), in evaluation mode.
-        x: (n, *shape).
-        y: (n,) true labels; without y and target, the class that the model predicts.
-        targets: (n,) target classes: a targeted loss.
-        loss: name of a loss.
-        format: name of a format.
-        logits: where the logits are in what the model returns: a name, an index or a function.
-        accept_probabilities: trace a model that returns probabilities.
-        progress: show a progress bar; None: only where standard error is a terminal.
+        model: Module in evaluation mode that maps (batch, *shape) to logits (batch, K).
+        x: Inputs (n, *shape), finite, cast to the model's dtype.
+        y: True labels (n,). Without y and targets, the classes that the model predicts.
+        targets: Target classes (n,). If they are given, the loss is targeted.
+        loss: Name of a loss; `fperr.measure` lists them.
+        format: Name of a format.
+        logits: Position of the logits in what the model returns: a name, an index or a function.
+            None: the model returns logits.
+        accept_probabilities: Whether to trace a model that returns probabilities; otherwise it is
+            refused.
+        progress: Whether to show a progress bar. None: only if standard error is a terminal.
 
     Returns:
-        A row for each sample and operation.
+        The report, with a row for each sample and operation.
 
     Raises:
-        TypeError, ValueError, FperrError: as `fperr.measure`.
+        TypeError, ValueError, FperrError: as `fperr.measure`; also ValueError if x is not finite.
+
+    Warns:
+        UserWarning: a sample overflows in the format, and is left out.
+
+    Example:
+        The input's cast is traced first; then the forward half, the loss and the backward half.
+
+        >>> import fperr
+        >>> from fperr import data, zoo
+        >>> images = data.fashion_mnist_1000().first(1)
+        >>> report = fperr.trace_layers(
+        ...     zoo.load("fashion_standard"), images.x, images.y,
+        ...     loss="mifpe", format="float16", progress=False,
+        ... )
+        >>> report.frame["half"].unique().tolist()
+        ['cast', 'forward', 'loss', 'backward']
     """
     checks.optional_flag("progress", progress)
     assigned = None if y is not None or targets is not None else ["untargeted_unsuccessful"]
-    job = checked_request(
+    request = checked_request(
         model=model,
         x=x,
         y=y,
@@ -73,16 +91,16 @@ def trace_layers(
         logits=logits,
         accept_probabilities=accept_probabilities,
     )
-    broken = (~job.x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    broken = (~request.x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if broken:
         raise ValueError(f"x is not finite at samples {broken}: leave them out")
-    unrounded = FormatNetwork(job.model, of_dtype(job.x.dtype), autocast=False)
-    check_function_of_sample(unrounded, job.x)
-    network = FormatNetwork(job.model, job.formats[0], autocast=False)
+    unrounded = FormatNetwork(request.model, of_dtype(request.x.dtype), autocast=False)
+    check_function_of_sample(unrounded, request.x)
+    network = FormatNetwork(request.model, request.formats[0], autocast=False)
     rows: list[dict[str, object]] = []
     hidden = None if progress is None else not progress
-    for sample in tqdm(range(len(job.x)), desc="layers", unit="sample", disable=hidden):
-        tracer = LayerTracer(job, unrounded, network, sample)
+    for sample in tqdm(range(len(request.x)), desc="layers", unit="sample", disable=hidden):
+        tracer = LayerTracer(request, unrounded, network, sample)
         if tracer.is_finite:
             rows += [{"sample": sample, **r} for r in tracer.rows()]
         else:
@@ -91,4 +109,4 @@ def trace_layers(
                 "left out",
                 stacklevel=3,
             )
-    return LayerReport.from_rows(rows, job.losses[0].name, job.formats[0].name)
+    return LayerReport.from_rows(rows, request.losses[0].name, request.formats[0].name)

@@ -1,4 +1,4 @@
-"""What `record` is given: checked before the attack starts, as far as it can be."""
+"""Arguments of `record`, checked before the attack starts, as far as they can be."""
 
 import operator
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _PROBED_SAMPLES = 8
 def checked_model(
     model: nn.Module, logits: Accessor | str | int | None
 ) -> tuple[nn.Module, LogitsOf | None]:
-    """The model as exact arithmetic takes it, and what takes the logits out of its output.
+    """The model as exact arithmetic takes it, and the module that picks the logits from its output.
 
     Raises:
         TypeError, ValueError: the model cannot be measured, or comes from `torch.compile`.
@@ -41,10 +41,10 @@ def checked_labels(
         TypeError, ValueError: one of them, or x, is not usable.
     """
     where, _ = device_and_dtype(model)
-    for name, given in (("y", y), ("targets", targets), ("x", x)):
-        if not isinstance(given, Tensor) and (given is not None or name == "y"):
+    for name, value in (("y", y), ("targets", targets), ("x", x)):
+        if not isinstance(value, Tensor) and (value is not None or name == "y"):
             raise TypeError(
-                f"{name} must be a tensor, got {checks.shown(given)}: give torch.tensor(...)"
+                f"{name} must be a tensor, got {checks.shown(value)}: give torch.tensor(...)"
             )
     for name, labels in (("y", y), ("targets", targets)):
         if labels is not None and (labels.ndim != 1 or labels.dtype != torch.int64):
@@ -77,7 +77,16 @@ def _check_inputs(x: Tensor, samples: int) -> None:
 
 
 def checked_numbers(every: int, samples: int | Sequence[int], digits: int, count: int) -> list[int]:
-    """The samples to compare, of `count`.
+    """Check `every`, `samples` and `digits` of `record`.
+
+    Args:
+        every: Interval of the compared forward passes.
+        samples: Number of samples to compare, or their indices.
+        digits: Correct decimal digits of the exact gradients.
+        count: Number of samples in the batch.
+
+    Returns:
+        The indices of the samples to compare, each once.
 
     Raises:
         TypeError, ValueError: one of the numbers is none, or out of its range.
@@ -87,28 +96,28 @@ def checked_numbers(every: int, samples: int | Sequence[int], digits: int, count
     try:
         if isinstance(samples, bool):
             raise TypeError
-        wanted = range(min(samples, count)) if isinstance(samples, int) else samples
-        if any(isinstance(i, bool) for i in wanted):
+        numbers = range(min(samples, count)) if isinstance(samples, int) else samples
+        if any(isinstance(i, bool) for i in numbers):
             raise TypeError
-        chosen = list(dict.fromkeys(operator.index(i) for i in wanted))
+        compared = list(dict.fromkeys(operator.index(i) for i in numbers))
     except TypeError:
         raise TypeError(f"samples must be a number or a list of them, got {samples!r}") from None
-    if any(not 0 <= i < count for i in chosen) or (isinstance(samples, int) and samples < 0):
+    if any(not 0 <= i < count for i in compared) or (isinstance(samples, int) and samples < 0):
         raise ValueError(f"samples must be between 0 and {count - 1}, or a number, got {samples}")
-    return chosen
+    return compared
 
 
 def checked_names(name: str, values: object) -> list[str]:
-    """Different names, none perhaps.
+    """A list of distinct names, possibly empty.
 
     Raises:
-        TypeError, ValueError: they are none, or name something twice.
+        TypeError, ValueError: they are no names, or one occurs twice.
     """
     return checks.distinct_names(name, values) if checks.names(name, values) else []
 
 
 def checked_loss(loss: str | LossFunction | None) -> str | UserLoss | None:
-    """The attack's own loss.
+    """The loss of the attack: None, a name, or a `UserLoss`.
 
     Raises:
         ValueError: no loss of that name, or `"gama"`.
@@ -128,10 +137,10 @@ def checked_loss(loss: str | LossFunction | None) -> str | UserLoss | None:
 
 
 def check_name(loss: str) -> None:
-    """Check that a loss has that name, and a gradient that depends on the logits alone.
+    """Check that a loss of that name exists, and that its gradient depends on the logits alone.
 
     Raises:
-        ValueError: it has not.
+        ValueError: there is none, or it is `"gama"`.
     """
     if loss_named(loss).kind == "gama":
         raise ValueError("loss 'gama' compares points of an attack: leave it out")
@@ -159,7 +168,7 @@ def runs_on(model: nn.Module, x: Tensor) -> Tensor | None:
 
 
 class Returned(nn.Module):
-    """A model that returns what another one has returned, for its checks."""
+    """A model that returns the logits of another model, for the checks of its output."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -167,12 +176,12 @@ class Returned(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """As many rows as x has."""
+        """The first rows of the logits, as many as x has."""
         return self.logits[: len(x)]
 
 
 def check_logits(logits: Tensor, *, accept_probabilities: bool) -> None:
-    """Check what a model returned as if it were asked again.
+    """Check the logits that a model returned, without calling the model again.
 
     Raises:
         ValueError: they are probabilities or their logarithms, and not accepted.

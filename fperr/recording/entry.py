@@ -67,50 +67,67 @@ def record(
 ) -> Iterator[Trace]:
     """Record every gradient that an attack takes of `model`, whoever wrote the attack.
 
-    Hooks on the model read its logits, dL/dz and dL/dx; the attack runs as it would without them,
-    bit by bit (but not under torch.func or torch.compile). Every step of every sample is described;
-    at every `every`-th forward pass the gradients of some samples are compared with exact ones, and
-    with what other losses would have given there in each format.
+    Hooks on the model read its logits, dL/dz and dL/dx. The attack runs as it would without them,
+    bit by bit (but not under torch.func or torch.compile). The trace describes every step of every
+    sample. At every `every`-th forward pass the gradients of some samples are compared with exact
+    ones, and with the gradients of other losses at the same points in each format.
 
         with fperr.record(model, x, y) as trace:
             torchattacks.PGD(model, eps=0.3)(x, y)
         trace.errors()
 
     Args:
-        model: the module that the attack calls, in evaluation mode.
-        x: (n, *shape), the clean inputs: needed where the attack calls the model on parts of the
-            batch, whose samples are recognised by the nearest input (in the maximum norm). None:
-            not known.
-        y: (n,) int64, the true labels.
-        targets: (n,) int64, of a targeted attack; where they are not given, a targeted loss is
-            recognised by its dL/dz.
-        loss: the attack's own: a function `loss(logits, y, targets) -> (batch,)`, each value of
-            its own row alone and `targets` None for an untargeted attack, whose exact gradient
-            the attack's is compared with; or a name, for first steps in which dL/dz is zero
-            everywhere and shows nothing.
-        losses: names, to compute at each point beside the attack's own gradient.
-        formats: names, in which to compute them.
-        every: which forward passes under gradient mode are compared: 0, every, 2 every, ...
-        samples: the first so many, or a list of them; 0: no exact arithmetic at all.
-        digits: of the exact gradients.
-        out: an empty or missing folder, written to as the attack goes. None: a temporary one,
-            removed with the trace.
-        logits: where they are in what the model returns: a name, an index, or a function that
-            picks a tensor of it. None: the model returns them.
-        accept_probabilities: record a model that returns probabilities as it is.
+        model: Module that the attack calls, in evaluation mode.
+        x: Clean inputs (n, *shape). They are needed if the attack calls the model on a part of the
+            batch: its samples are then recognised by the nearest clean input (in the maximum norm).
+            None: not known.
+        y: True labels (n,), int64.
+        targets: Target classes (n,), int64, of a targeted attack. If they are not given, a targeted
+            loss is recognised by its dL/dz.
+        loss: The attack's loss. A function `loss(logits, y, targets) -> (batch,)`, in which each
+            value depends on its row of the logits alone and `targets` is None for an untargeted
+            attack: the attack's gradient is compared with the exact gradient of that function. Or
+            a name, for attacks whose first dL/dz is zero everywhere, so that the loss cannot be
+            recognised. None: recognised by dL/dz.
+        losses: Names of losses whose gradients are computed at each point, beside the attack's.
+        formats: Names of the formats in which they are computed.
+        every: Interval of the comparisons: forward passes 0, every, 2 every, ... under gradient
+            mode are compared.
+        samples: Number of samples to compare, the first of the batch, or a list of their indices.
+            0: no exact arithmetic at all.
+        digits: Correct decimal digits of the exact gradients, 10 to 24.
+        out: Empty or missing folder, written to while the attack runs. None: a temporary folder,
+            removed together with the trace.
+        logits: Position of the logits in what the model returns: a name, an index, or a function
+            that picks a tensor of it. None: the model returns logits.
+        accept_probabilities: Whether to record a model that returns probabilities; otherwise it is
+            refused.
 
     Yields:
-        The trace, which grows as the attack goes.
+        The trace, which grows while the attack runs.
 
     Raises:
-        TypeError, ValueError: an argument is not usable, or the attack calls the model in a way
+        TypeError, ValueError: An argument is not usable, or the attack calls the model in a way
             that cannot be recorded; says what to do.
-        ModelError, UnsupportedOperationError, CaptureAuditError: see `fperr.measure`, and of a
-            `loss` that is a function likewise; raised at the attack's first step, of the model
-            before it where x is given.
+        ModelError, UnsupportedOperationError, CaptureAuditError: As `fperr.measure`, of the model,
+            and of a `loss` that is a function. They are raised at the attack's first step; those of
+            the model before it if x is given.
 
     Warns:
-        UserWarning: each sentence of `Trace.diagnosis()`.
+        UserWarning: Each sentence of `Trace.diagnosis()`.
+
+    Example:
+        >>> import fperr
+        >>> from torch.nn.functional import cross_entropy
+        >>> from fperr import data, zoo
+        >>> images, model = data.fashion_mnist_1000().first(2), zoo.load("fashion_standard")
+        >>> x = images.x.clone().requires_grad_()
+        >>> with fperr.record(model, images.x, images.y, samples=1) as trace:
+        ...     cross_entropy(model(x), images.y).backward()
+        >>> trace.gradients
+        1
+        >>> trace.steps()["loss"].tolist()  # as recognised by dL/dz
+        ['ce', 'ce']
     """
     checks.flag("accept_probabilities", accept_probabilities)
     usable, pick_logits = checked_model(model, logits)

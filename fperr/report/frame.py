@@ -151,6 +151,24 @@ class Report:
             by: Columns to group by. Without `"scenario"` among them, all scenarios of a group are
                 summarised together.
             thresholds: Largest errors and shares of failures that the verdict allows.
+
+        Returns:
+            A data frame with one row for each group.
+
+        Example:
+            >>> import fperr
+            >>> from fperr import data, zoo
+            >>> images = data.fashion_mnist_1000().first(2)
+            >>> report = fperr.measure(
+            ...     zoo.load("fashion_standard"), images.x, images.y,
+            ...     losses=["ce", "mifpe"], formats=["float16"], engine="double_word",
+            ...     progress=False,
+            ... )
+            >>> summary = report.summary()
+            >>> summary["loss"].tolist(), summary["rows"].tolist()
+            (['ce', 'mifpe'], [2, 2])
+            >>> summary["verdict"].str.split(":").str[0].tolist()
+            ['do not trust', 'trustworthy']
         """
         return summarise(self.frame, by, thresholds)
 

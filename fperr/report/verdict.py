@@ -27,6 +27,21 @@ class Thresholds:
         delta: Largest relative error of the gradient.
         sign_error_rate: Largest share of wrong signs.
         share: Largest share of failing rows, in every scenario that was measured.
+
+    Example:
+        A relative error of about 5e-4 fails only if the threshold is stricter than that.
+
+        >>> import fperr
+        >>> from fperr import data, zoo
+        >>> images = data.fashion_mnist_1000().first(1)
+        >>> report = fperr.measure(
+        ...     zoo.load("fashion_standard"), images.x, images.y,
+        ...     losses=["mifpe"], formats=["float16"], engine="double_word", progress=False,
+        ... )
+        >>> report.is_gradient_trustworthy("mifpe", "float16")
+        True
+        >>> report.is_gradient_trustworthy("mifpe", "float16", fperr.Thresholds(delta=1e-6))
+        False
     """
 
     delta: float = 0.1

@@ -141,10 +141,20 @@ def entry(name: str) -> Entry:
 def load(name: str) -> nn.Module:
     """The trained network called `name`, in evaluation mode.
 
+    Args:
+        name: Name of a network, as `fperr zoo` or `zoo.REGISTRY` lists them.
+
     Raises:
         ValueError: The zoo has no network of that name, or the checkpoint is not the published
             file.
         MissingDataError: The checkpoint is not on this machine; the message names its source.
+
+    Example:
+        >>> from fperr import data, zoo
+        >>> images = data.fashion_mnist_1000().first(2)
+        >>> model = zoo.load("fashion_standard")
+        >>> model(images.x).argmax(1) == images.y
+        tensor([True, True])
     """
     network = entry(name)
     model = network.architecture()
