@@ -19,7 +19,7 @@ from fperr.exact.logit_gradient import logit_gradient
 from fperr.formats import Format, of_dtype
 from fperr.losses import Context
 from fperr.networks.exact_gradient import LossAtSample
-from fperr.networks.exactly import ExactNetwork, NoExactSample
+from fperr.networks.exact_network import ExactNetwork, NoExactSample
 from fperr.networks.in_format import FormatNetwork
 
 _RELATIVE_ERROR = 2.0**-44  # in norm, proved for every exact gradient

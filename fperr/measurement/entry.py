@@ -172,7 +172,7 @@ def _measured(run: MeasurementRun, rows: RowsInMemory, progress: bool | None) ->
     Raises:
         FperrError: the measurement failed; its `report` holds the finished samples.
     """
-    samples = len(run.job.x)
+    samples = len(run.request.x)
     hidden = None if progress is None else not progress
     layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
     with tqdm(total=2 * samples, desc="measure", bar_format=layout, disable=hidden) as bar:

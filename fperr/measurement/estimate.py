@@ -13,7 +13,7 @@ from fperr.formats import BFLOAT16, FLOAT16
 from fperr.measurement.arguments import MeasureRequest, checked_request
 from fperr.measurement.entry import measure
 from fperr.measurement.run import MeasurementRun
-from fperr.networks.exactly import NoExactSample
+from fperr.networks.exact_network import NoExactSample
 
 # An mpf: the object, its tuple, exponent, bit count, mantissa, and its pointer in an array; and
 # once more the mantissa, aligned, for products. Sizes of Python's and gmpy2's objects, at up to 512

@@ -13,8 +13,8 @@ from fperr.exact.logit_gradient import logit_gradient
 from fperr.formats import Format
 from fperr.gradient_error.stages import LogitGradients
 from fperr.losses import Loss
-from fperr.measurement.exact_in_format import ExactSampleInFormat
 from fperr.measurement.labels_by_scenario import LabelAssignment
+from fperr.measurement.rounded_network import ExactSampleInFormat
 from fperr.networks.exact_gradient import GradientAtSample, LossAtSample
 from fperr.networks.in_format import FloatGradient
 

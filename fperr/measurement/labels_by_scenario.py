@@ -17,7 +17,7 @@ class LabelAssignment:
         label: Classes (batch,): y of an untargeted, y_t of a targeted loss.
         targeted: True if the loss is targeted.
         y: True labels (batch,), or None where they are not known; targeted DLR needs them.
-        scenarios: Scenario of each sample, by the exact logits.
+        scenarios: Scenario of each sample: requested, or observed in the order of the exact logits.
     """
 
     label: Tensor
@@ -26,28 +26,30 @@ class LabelAssignment:
     scenarios: Sequence[Scenario]
 
 
-def label_assignments(job: MeasureRequest, batch: slice, order: Tensor) -> list[LabelAssignment]:
+def label_assignments(
+    request: MeasureRequest, batch: slice, order: Tensor
+) -> list[LabelAssignment]:
     """The assignments of one batch: one for each requested scenario, or the observed one.
 
     Args:
-        job: Checked request.
-        batch: Samples of the batch.
+        request: Checked request.
+        batch: Range of the batch in the request's samples.
         order: Classes (batch, K) by descending exact logit.
     """
-    if job.scenarios is not None:
-        return [_assigned(scenario, order) for scenario in job.scenarios]
-    y = None if job.y is None else job.y[batch]
-    if job.targets is None:
+    if request.scenarios is not None:
+        return [_assigned(scenario, order) for scenario in request.scenarios]
+    y = None if request.y is None else request.y[batch]
+    if request.targets is None:
         assert y is not None
         return [LabelAssignment(y, False, y, classify(order, y, targeted=False))]
-    target = job.targets[batch]
+    target = request.targets[batch]
     return [LabelAssignment(target, True, y, classify(order, target, targeted=True))]
 
 
 def _assigned(scenario: Scenario, order: Tensor) -> LabelAssignment:
     """Labels pi_1 or pi_2, the classes with the largest and second largest logit.
 
-    The true label of a targeted loss is the class that is not its target.
+    Of a targeted loss, the other one of the two is taken for the true label.
     """
     label = assigned_label(order, scenario)
     other = order[:, 1 if scenario.label_leads else 0]

@@ -58,27 +58,27 @@ class LayerTracer:
     """The replays of one sample, from the exact gradient to the format's.
 
     Args:
-        job: Checked request.
+        request: Checked request.
         unrounded: The model in its own dtype.
         network: The model in the format.
         sample: Index of the sample in x.
     """
 
     def __init__(
-        self, job: MeasureRequest, unrounded: FormatNetwork, network: FormatNetwork, sample: int
+        self, request: MeasureRequest, unrounded: FormatNetwork, network: FormatNetwork, sample: int
     ) -> None:
-        self.x = job.x[sample : sample + 1]
-        self.loss, self.network = job.losses[0], network
+        self.x = request.x[sample : sample + 1]
+        self.loss, self.network = request.losses[0], network
         self.exact_capture, self.capture = unrounded.capture(self.x), network.capture(self.x)
-        targeted = job.targets is not None
-        labels = job.targets if job.targets is not None else job.y
+        targeted = request.targets is not None
+        labels = request.targets if request.targets is not None else request.y
         if labels is None:
             self.label = unrounded.logits(self.x).argmax(1)
         else:
             self.label = labels[sample : sample + 1]
         self.targeted = targeted
-        self.y = None if job.y is None else int(job.y[sample])
-        y = None if job.y is None else job.y[sample : sample + 1]
+        self.y = None if request.y is None else int(request.y[sample])
+        y = None if request.y is None else request.y[sample : sample + 1]
         self.computed: FloatGradient = network.gradient(
             self.x, self.label, self.loss, Context(targeted, y), mean=False
         )

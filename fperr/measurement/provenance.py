@@ -14,7 +14,7 @@ _PACKAGES = ("fperr", "torch", "numpy", "mpmath", "gmpy2", "python-flint", "pand
 
 
 def provenance(
-    job: MeasureRequest,
+    request: MeasureRequest,
     engine: str,
     network_digest: str,
     switches: dict[str, dict[str, str]],
@@ -24,40 +24,40 @@ def provenance(
     """The settings, versions, kernels, precision switches and digests, ready for JSON.
 
     Args:
-        job: Checked request.
+        request: Checked request.
         engine: Name and precision of the exact network's engine.
         network_digest: Digest of the captured operations and of every tensor in them.
         switches: Kernel switches that were set, by format.
         interrupted: True if rows of later samples are missing.
     """
-    device = job.x.device
-    observed = "observed" if job.scenarios is None else [s.name for s in job.scenarios]
+    device = request.x.device
+    observed = "observed" if request.scenarios is None else [s.name for s in request.scenarios]
     return {
         "interrupted": interrupted,
         "settings": {
-            "losses": [loss.name for loss in job.losses],
-            "formats": [fmt.name for fmt in job.formats],
+            "losses": [loss.name for loss in request.losses],
+            "formats": [fmt.name for fmt in request.formats],
             "scenarios": observed,
-            "digits": job.digits,
-            "certify": job.certify,
-            "jacobian": job.jacobian,
-            "reduction": "mean" if job.mean else "sum",
-            "loss_scale": job.loss_scale,
-            "autocast": job.autocast,
-            "batch_size": job.batch_size,
+            "digits": request.digits,
+            "certify": request.certify,
+            "jacobian": request.jacobian,
+            "reduction": "mean" if request.mean else "sum",
+            "loss_scale": request.loss_scale,
+            "autocast": request.autocast,
+            "batch_size": request.batch_size,
             "epsilon_max": "u, the unit roundoff of the format",
         },
-        "reference": {"engine": engine, "chosen_because": job.engine_choice},
+        "reference": {"engine": engine, "chosen_because": request.engine_choice},
         "inputs": {
-            "samples": len(job.x),
-            "shape": list(job.x.shape[1:]),
-            "dtype": str(job.x.dtype),
-            "digest_of_x": digest(job.x),
-            "digest_of_labels": digest(*(t for t in (job.y, job.targets) if t is not None)),
+            "samples": len(request.x),
+            "shape": list(request.x.shape[1:]),
+            "dtype": str(request.x.dtype),
+            "digest_of_x": digest(request.x),
+            "digest_of_labels": digest(*(t for t in (request.y, request.targets) if t is not None)),
         },
         "model": {
-            "class": type(job.model).__name__,
-            "classes": job.classes,
+            "class": type(request.model).__name__,
+            "classes": request.classes,
             "digest": network_digest,
         },
         "versions": {

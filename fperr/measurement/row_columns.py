@@ -14,10 +14,10 @@ from fperr.formats import of_dtype
 from fperr.gradient_error.interval import delta_interval
 from fperr.gradient_error.metrics import error_metrics
 from fperr.gradient_error.stages import STAGES, LogitGradients, Split, shares
-from fperr.measurement.exact_in_format import ExactSampleInFormat
 from fperr.measurement.format_result import FormatResult
+from fperr.measurement.rounded_network import ExactSampleInFormat
 from fperr.networks.exact_gradient import GradientAtSample
-from fperr.networks.exactly import ExactSample
+from fperr.networks.exact_network import ExactSample
 from fperr.theory.scaling import log2_G
 from fperr.theory.scenarios import classify, ranked
 

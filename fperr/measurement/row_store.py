@@ -42,12 +42,12 @@ def engine_of(run: RunFolder | None, engine: EngineChoice) -> EngineChoice:
 
 
 def as_first_chosen(
-    job: MeasureRequest, run: RunFolder | None, engine: EngineChoice
+    request: MeasureRequest, run: RunFolder | None, engine: EngineChoice
 ) -> MeasureRequest:
     """The request, with the reason why the first run chose the engine."""
     if run is None or run.settings is None or engine_of(run, engine) == engine:
-        return job
-    return replace(job, engine_choice=str(run.settings["reference"]["chosen_because"]))
+        return request
+    return replace(request, engine_choice=str(run.settings["reference"]["chosen_because"]))
 
 
 class RowsInMemory:
@@ -69,7 +69,7 @@ class RowsInMemory:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Add the rows of the next sample."""
-        self._rows.extend({"network": self._measurement.job.name, **row} for row in rows)
+        self._rows.extend({"network": self._measurement.request.name, **row} for row in rows)
 
     def flush(self) -> None:
         """Write finished rows to disk; rows in memory are never written."""
@@ -95,10 +95,10 @@ class RowsOnDisk(RowsInMemory):
         super().__init__(measurement)
         self._folder = folder
         self._token = secrets.token_hex(8)  # tells the runs apart that wrote to this folder
-        self._details = measurement.provenance(interrupted=True)[measurement.job.name]
-        folder.begin(_settings(self._details, measurement.job, engine))
+        self._details = measurement.provenance(interrupted=True)[measurement.request.name]
+        folder.begin(_settings(self._details, measurement.request, engine))
         # the batches, and later their reports, by first sample
-        self._batches = {batch.start: batch for batch in measurement.job.batches()}
+        self._batches = {batch.start: batch for batch in measurement.request.batches()}
         self._reports = dict(self._finished())
         self.finished = frozenset(self._reports)
         self.samples_read = sum(_samples(report) for report in self._reports.values())
@@ -153,7 +153,7 @@ class RowsOnDisk(RowsInMemory):
             },
             "samples_read_back": self.samples_read,
         }
-        provenance = {self._measurement.job.name: details}
+        provenance = {self._measurement.request.name: details}
         if not frames:
             return Report.from_rows([], provenance)
         return Report(pd.concat(frames, ignore_index=True), provenance)
@@ -194,7 +194,7 @@ class RowsOnDisk(RowsInMemory):
         name = self._measurement.reference.engine.name
         reference = {**self._details["reference"], "engine": name}
         details = {**self._details, "reference": reference, "run": self._token}
-        return Report.from_rows(self._rows, {self._measurement.job.name: details})
+        return Report.from_rows(self._rows, {self._measurement.request.name: details})
 
     def _write(self, batch: slice, *, is_finished: bool) -> None:
         """Write the rows of the current batch, unless more of them are on disk already."""
@@ -240,21 +240,21 @@ def _engines(reports: Sequence[Report]) -> str:
     return "; ".join(f"{name} (in a run of {count} samples)" for name, count in last.values())
 
 
-def _settings(details: dict[str, Any], job: MeasureRequest, engine: str) -> dict[str, Any]:
+def _settings(details: dict[str, Any], request: MeasureRequest, engine: str) -> dict[str, Any]:
     """The settings that a measurement and its continuation must share.
 
     Args:
         details: Provenance of the network.
-        job: Checked request.
+        request: Checked request.
         engine: Engine that the user requested.
     """
     groups = {group: details[group] for group in ("inputs", "model", "versions", "device")}
     reference = {
         "asked": engine,
-        "engine": job.engine,
-        "chosen_because": job.engine_choice,
+        "engine": request.engine,
+        "chosen_because": request.engine_choice,
     }
-    return {"network": job.name, **details["settings"], **groups, "reference": reference}
+    return {"network": request.name, **details["settings"], **groups, "reference": reference}
 
 
 def rows_of(measurement: MeasurementRun, folder: RunFolder | None, engine: str) -> RowsInMemory:

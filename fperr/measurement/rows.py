@@ -7,9 +7,9 @@ from fperr.formats import Format
 from fperr.gradient_error.loss_bound import bound_columns
 from fperr.gradient_error.stages import compared, product, split
 from fperr.losses import Loss
-from fperr.measurement.exact_in_format import ExactSampleInFormat
 from fperr.measurement.format_result import FormatResult, logit_gradients
 from fperr.measurement.labels_by_scenario import LabelAssignment
+from fperr.measurement.rounded_network import ExactSampleInFormat
 from fperr.measurement.row_columns import (
     certified_columns,
     error_columns,
@@ -20,7 +20,7 @@ from fperr.measurement.row_columns import (
     logit_columns,
     scale_columns,
 )
-from fperr.networks.exactly import ExactNetwork, ExactSample
+from fperr.networks.exact_network import ExactNetwork, ExactSample
 from fperr.reasons import FLAT, UNDEFINED, not_finite, too_few_digits, unusable_scale
 from fperr.theory.scenarios import SCENARIOS, Scenario
 

@@ -18,10 +18,10 @@ from fperr.formats import FLOAT64, Format, of_dtype
 from fperr.gradient_error.loss_bound import logit_bound
 from fperr.losses import Context, Loss
 from fperr.measurement.arguments import MeasureRequest
-from fperr.measurement.exact_in_format import ExactFormatNetwork, ExactSampleInFormat
 from fperr.measurement.format_result import FormatResult
 from fperr.measurement.labels_by_scenario import LabelAssignment, label_assignments
 from fperr.measurement.provenance import provenance
+from fperr.measurement.rounded_network import ExactFormatNetwork, ExactSampleInFormat
 from fperr.measurement.rows import (
     Row,
     RowContext,
@@ -31,7 +31,7 @@ from fperr.measurement.rows import (
     unmeasured_row,
 )
 from fperr.networks.checks import check_function_of_sample
-from fperr.networks.exactly import ExactNetwork, ExactSample, NoExactSample
+from fperr.networks.exact_network import ExactNetwork, ExactSample, NoExactSample
 from fperr.networks.in_format import FloatGradient, FormatNetwork
 from fperr.reasons import format_fails
 
@@ -63,10 +63,10 @@ class MeasurementRun:
     """The run of a measurement: the networks in their formats, and the exact network.
 
     Args:
-        job: Checked request.
+        request: Checked request.
 
     Attributes:
-        job: Checked request; its batch size is 1 where batches cannot be run.
+        request: Checked request; its batch size is 1 where batches cannot be run.
         reference: The exact network.
         formats: The network in each format in which it runs.
         failed: Reason for each format in which it fails.
@@ -76,13 +76,15 @@ class MeasurementRun:
         FperrError: the network cannot be captured, is random, or runs in no format.
     """
 
-    def __init__(self, job: MeasureRequest) -> None:
-        self.job = job
-        network = FormatNetwork(job.model, of_dtype(job.x.dtype), autocast=False)
-        check_function_of_sample(network, job.x[job.batches()[0]])
-        by_rows = job.jacobian == "rows"
-        self.reference = ExactNetwork(network, job.x, job.digits, job.engine, by_rows=by_rows)
-        self._norms_from = network if by_rows else _widest(network, job)
+    def __init__(self, request: MeasureRequest) -> None:
+        self.request = request
+        network = FormatNetwork(request.model, of_dtype(request.x.dtype), autocast=False)
+        check_function_of_sample(network, request.x[request.batches()[0]])
+        by_rows = request.jacobian == "rows"
+        self.reference = ExactNetwork(
+            network, request.x, request.digits, request.engine, by_rows=by_rows
+        )
+        self._norms_from = network if by_rows else _widest(network, request)
         self.failed: dict[Format, str] = {}
         self.formats = self._formats()
         self._check_batches()
@@ -98,12 +100,12 @@ class MeasurementRun:
             FperrError: it runs in none of them.
         """
         networks: list[ExactFormatNetwork] = []
-        for fmt in self.job.formats:
+        for fmt in self.request.formats:
             try:
-                network = FormatNetwork(self.job.model, fmt, autocast=self.job.autocast)
-                networks.append(ExactFormatNetwork(self.reference, network, self.job.x))
+                network = FormatNetwork(self.request.model, fmt, autocast=self.request.autocast)
+                networks.append(ExactFormatNetwork(self.reference, network, self.request.x))
             except ModelError as fault:
-                if len(self.failed) == len(self.job.formats) - 1:
+                if len(self.failed) == len(self.request.formats) - 1:
                     raise
                 self.failed[fmt] = format_fails(fmt, str(fault))
         return networks
@@ -114,10 +116,10 @@ class MeasurementRun:
         Raises:
             CaptureAuditError: a batch runs other operations, and the user gave the batch size.
         """
-        single = self.job.x[:1]
-        for batch in {b.stop - b.start: b for b in self.job.batches()}.values():
+        single = self.request.x[:1]
+        for batch in {b.stop - b.start: b for b in self.request.batches()}.values():
             for fmt in self.formats:
-                captured = fmt.network.capture(self.job.x[batch])
+                captured = fmt.network.capture(self.request.x[batch])
                 if fmt.network.capture(single).counterparts(captured) is None:
                     self._give_up_batches(batch.stop - batch.start, fmt.network.format.name)
                     return
@@ -128,10 +130,10 @@ class MeasurementRun:
             f"the graph for a batch of {size} differs from that for one sample in {format}, "
             "because PyTorch multiplies matrices in another way: "
         )
-        if self.job.batch_size_is_asked_for:
+        if self.request.batch_size_is_asked_for:
             raise CaptureAuditError(text + "use batch_size=1")
         warnings.warn(text + "the samples are run one by one, as batch_size=1 does", stacklevel=6)
-        self.job = replace(self.job, batch_size=1)
+        self.request = replace(self.request, batch_size=1)
 
     def rows(
         self, advance: Callable[[], object], finished: Container[int] = ()
@@ -143,14 +145,14 @@ class MeasurementRun:
                 after the rows.
             finished: First samples of the batches that are left out.
         """
-        for batch in self.job.batches():
+        for batch in self.request.batches():
             if batch.start in finished:
                 continue
-            x = self.job.x[batch]
+            x = self.request.x[batch]
             samples = self.reference.samples(x, advance)
             exact = [s if isinstance(s, ExactSample) else None for s in samples]
-            orders = _orders(exact, self.job.classes, x.device)
-            assignments = label_assignments(self.job, batch, orders)
+            orders = _orders(exact, self.request.classes, x.device)
+            assignments = label_assignments(self.request, batch, orders)
             runs = {fmt.network.format: self._run(fmt, x, assignments) for fmt in self.formats}
             branches = [None if e is None else e.state.decisions for e in exact]
             # iterators: each piece of the batch is computed when its first sample is reached
@@ -172,13 +174,13 @@ class MeasurementRun:
         """The provenance of the report, under the name of the network."""
         engine = self.reference.engine.name
         details = provenance(
-            self.job,
+            self.request,
             engine,
             self.reference.capture.network_digest,
             self.switches,
             interrupted=interrupted,
         )
-        return {self.job.name: details}
+        return {self.request.name: details}
 
     def _run(
         self, fmt: ExactFormatNetwork, x: Tensor, assignments: list[LabelAssignment]
@@ -186,9 +188,11 @@ class MeasurementRun:
         """One format's run on one batch, for every loss and assignment of labels."""
         gradients, bounds = {}, {}
         for index, labels in enumerate(assignments):
-            context = Context(labels.targeted, labels.y, self.job.loss_scale)
-            for loss in self.job.losses:
-                computed = fmt.network.gradient(x, labels.label, loss, context, mean=self.job.mean)
+            context = Context(labels.targeted, labels.y, self.request.loss_scale)
+            for loss in self.request.losses:
+                computed = fmt.network.gradient(
+                    x, labels.label, loss, context, mean=self.request.mean
+                )
                 gradients[loss, index] = computed
                 bounds[loss, index] = logit_bound(computed, labels.label, loss)
         v = probe(next(iter(gradients.values())).logits)
@@ -236,10 +240,10 @@ class MeasurementRun:
         context = None
         if isinstance(exact, ExactSample):
             norms = self._row_log2_norms(exact, x[i : i + 1])
-            context = RowContext(self.reference, norms, self.job.certify)
+            context = RowContext(self.reference, norms, self.request.certify)
         rows: dict[tuple[str, str, str], Row] = {}
         for (index, labels), loss, fmt in product(
-            enumerate(assignments), self.job.losses, self.job.formats
+            enumerate(assignments), self.request.losses, self.request.formats
         ):
             scenario = labels.scenarios[i]
             # of two scenarios whose gradients differ by the sign, the second is copied
@@ -264,11 +268,11 @@ class MeasurementRun:
         return list(rows.values())
 
 
-def _widest(network: FormatNetwork, job: MeasureRequest) -> FormatNetwork:
+def _widest(network: FormatNetwork, request: MeasureRequest) -> FormatNetwork:
     """The network in float64, or in its own dtype where it cannot be run in float64."""
-    wide = FormatNetwork(job.model, FLOAT64, autocast=False)
+    wide = FormatNetwork(request.model, FLOAT64, autocast=False)
     try:
-        wide.logits(job.x[:1])
+        wide.logits(request.x[:1])
     except RuntimeError:  # a cast inside the network does not fit the dtype of the weights
         return network
     return wide

@@ -8,7 +8,7 @@ from torch import Tensor
 from fperr.exact.engines.vectors import Vectors
 from fperr.gradient_error.metrics import NAMES
 from fperr.networks.exact_gradient import LossAtSample
-from fperr.networks.exactly import ExactSample, NoExactSample
+from fperr.networks.exact_network import ExactSample, NoExactSample
 from fperr.recording.exact_errors import (
     Cells,
     exact_gradient,

@@ -15,7 +15,7 @@ from fperr.gradient_error.metrics import NAMES
 from fperr.losses import Context, Loss
 from fperr.networks.checks import check_function_of_sample
 from fperr.networks.exact_gradient import LossAtSample
-from fperr.networks.exactly import ExactNetwork, ExactSample, NoExactSample
+from fperr.networks.exact_network import ExactNetwork, ExactSample, NoExactSample
 from fperr.networks.in_format import FloatGradient, FormatNetwork, device_and_dtype
 from fperr.recording.attack_errors import AttackGradient, attack_errors
 from fperr.recording.compared_rows import ComparedRows, Rerun

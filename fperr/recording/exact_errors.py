@@ -11,7 +11,7 @@ from fperr.exact.logit_gradient import logit_gradient
 from fperr.gradient_error.metrics import error_metrics
 from fperr.gradient_error.stages import compared
 from fperr.networks.exact_gradient import LossAtSample
-from fperr.networks.exactly import ExactSample
+from fperr.networks.exact_network import ExactSample
 
 Cells = dict[str, object]  # by the name of the column
 

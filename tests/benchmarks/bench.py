@@ -13,8 +13,8 @@ from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.formats import FLOAT16, FLOAT32, FLOAT64
 from fperr.losses import Context, loss_named
-from fperr.measurement.exact_in_format import ExactFormatNetwork
-from fperr.networks.exactly import ExactNetwork
+from fperr.measurement.rounded_network import ExactFormatNetwork
+from fperr.networks.exact_network import ExactNetwork
 from fperr.networks.in_format import FormatNetwork
 
 LOSSES = ("ce", "mifpe", "tmifpe")

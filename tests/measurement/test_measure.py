@@ -14,7 +14,7 @@ from fperr.exact import operations
 from fperr.exact.audit.samples import SampleAudit
 from fperr.formats import FORMATS
 from fperr.gradient_error.stages import STAGES
-from fperr.measurement.exact_in_format import ExactFormatNetwork
+from fperr.measurement.rounded_network import ExactFormatNetwork
 from fperr.measurement.run import MeasurementRun
 from fperr.report.frame import COLUMNS
 from tests.conftest import integers, normal, seeded, tiny_mlp
@@ -92,7 +92,7 @@ def test_a_wrong_operation_in_the_interpreter_is_caught(
 
 @pytest.mark.parametrize(
     ("engine", "place"),
-    [("mpmath", "fperr.networks.exactly"), ("ball", "fperr.exact.error_bound")],
+    [("mpmath", "fperr.networks.exact_network"), ("ball", "fperr.exact.error_bound")],
 )
 def test_a_wrong_coefficient_in_the_reference_is_caught(
     monkeypatch, fashion_standard, fashion, engine, place

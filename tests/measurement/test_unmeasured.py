@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fperr
-from fperr.networks.exactly import ExactNetwork
+from fperr.networks.exact_network import ExactNetwork
 from fperr.reasons import (
     FLAT,
     INPUT_NOT_FINITE,

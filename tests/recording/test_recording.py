@@ -18,7 +18,7 @@ import fperr
 from fperr import zoo
 from fperr.errors import MissingDataError
 from fperr.formats import FLOAT32
-from fperr.networks.exactly import ExactNetwork
+from fperr.networks.exact_network import ExactNetwork
 from fperr.networks.in_format import FormatNetwork
 from fperr.recording.recorder import Recorder
 from fperr.recording.sample_matching import SampleMatcher

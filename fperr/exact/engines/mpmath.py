@@ -1,4 +1,4 @@
-"""The exact network in mpmath, at a single precision."""
+"""The exact network in mpmath, at one fixed working precision."""
 
 import numpy as np
 from numpy.typing import NDArray

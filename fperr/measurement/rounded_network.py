@@ -14,7 +14,7 @@ from fperr.exact.engines.samples_of_run import sample_of_saved
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import SavedValues
 from fperr.exact.saved_values import FloatRun
-from fperr.networks.exactly import ExactNetwork, ExactSample
+from fperr.networks.exact_network import ExactNetwork, ExactSample
 from fperr.networks.in_format import FormatNetwork
 
 
