@@ -116,7 +116,7 @@ class AttackResult:
 
     @property
     def outcome(self) -> Outcome:
-        """The samples counted, and a sentence about them."""
+        """Counts of the samples, and a sentence about them."""
         return Outcome.from_columns(
             success=self.success,
             is_judged=self.is_judged,
@@ -139,7 +139,7 @@ class AttackResult:
 
     @property
     def sentence(self) -> str:
-        """How many withstood, could not be judged, and never had a gradient."""
+        """A sentence: how many samples withstood, were not judged, or never had a gradient."""
         return self.outcome.sentence
 
 
