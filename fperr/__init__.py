@@ -1,4 +1,9 @@
-"""fperr tells how much of an adversarial-attack result is floating-point error."""
+"""fperr tells how much of an adversarial-attack result is floating-point error.
+
+Public is what `__all__` names here and in `fperr.exact`, `fperr.bounds`, `fperr.losses` and
+`fperr.zoo`, the names of `fperr.errors` and `fperr.formats`, and the commands. Everything else, and
+every name with a leading underscore, may change without notice.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,7 +1,6 @@
 """Checked arguments of `attack`: a fault raises at once and says what to do."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -17,12 +16,9 @@ from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, usable_model
 from fperr.theory.scaling import present_classes
 from fperr.theory.scenarios import SCENARIOS
-from fperr.vocabulary import AttackFormat, Method, Norm, Schedule
+from fperr.vocabulary import AttackFormat
 
 FORMATS: tuple[AttackFormat, ...] = get_args(AttackFormat)
-METHODS: tuple[Method, ...] = get_args(Method)
-NORMS: tuple[Norm, ...] = get_args(Norm)
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def loss_in_scenario(loss: str, scenario: str | None) -> str:
@@ -158,86 +154,3 @@ def _check_present(name: str, labels: Tensor, clean: Tensor, model: nn.Module, x
             f"for sample {first} ({len(samples)} such samples): the model never predicts it there; "
             "leave those samples out, or name another class"
         )
-
-
-def check_radius(radius: float, norm: str, box: tuple[float, float], x: Tensor) -> None:
-    """Refuse a ball that contains the whole box, whatever its centre: 8 was given for 8/255.
-
-    Raises:
-        ValueError: the radius is too large; says what may be meant.
-    """
-    width = box[1] - box[0]
-    diameter = width * (math.sqrt(x[0].numel()) if norm == "l2" else 1.0)
-    if radius <= diameter * (1 + 2.0**-40):  # the square root and the product are rounded
-        return
-    suggestion = f" Did you mean radius={radius:g}/255?" if radius / 255 < diameter else ""
-    raise ValueError(
-        f"radius must be at most {diameter:g}, by which the points of box {box} are apart in "
-        f"{norm}, got {radius!r}.{suggestion} If x lives in another box, give box=(lowest, highest)"
-    )
-
-
-def check_options(
-    radius: float,
-    method: str,
-    norm: str,
-    steps: int,
-    seed: int,
-    restarts: int,
-    schedule: str,
-    step_size: float | None,
-    momentum: float,
-    flags: Mapping[str, bool],
-    reduction: str,
-    projection: str,
-    box: tuple[float, float],
-    on_step: object,
-    x: object,
-) -> None:
-    """Check the options of an attack, and that x is in the box, before the model is run.
-
-    Raises:
-        TypeError, ValueError: an option is not usable, or x is outside the box.
-    """
-    for name, value, options in (
-        ("method", method, METHODS),
-        ("norm", norm, NORMS),
-        ("schedule", schedule, SCHEDULES),
-        ("reduction", reduction, ("sum", "mean")),
-        ("projection", projection, ("exact", "library")),
-    ):
-        checks.choice(name, value, options)
-    checks.whole_number("steps", steps, 1)
-    checks.whole_number("restarts", restarts, 1)
-    checks.whole_number("seed", seed, 0)
-    for name, switch in flags.items():
-        checks.flag(name, switch)
-    checks.real_number("radius", radius, above=0.0)
-    if step_size is not None:
-        checks.real_number("step_size", step_size, above=0.0)
-    checks.real_number("momentum", momentum, least=0.0, below=1.0)
-    if method == "fgsm" and (step_size is not None or restarts != 1):
-        raise ValueError("method 'fgsm' is one step of the radius: leave out step_size, restarts")
-    if on_step is not None and not callable(on_step):
-        raise TypeError(f"on_step must be a function, got {checks.shown(on_step)}: give one")
-    low, high = _ends(box)
-    inputs = checks.inputs("x", x)
-    if not bool(((inputs >= low) & (inputs <= high)).all()):
-        broken = int(inputs.isnan().sum())
-        contents = (
-            f"{broken} NaN" if broken else f"{float(inputs.min())!r} to {float(inputs.max())!r}"
-        )
-        raise ValueError(
-            f"x must lie in the box {(low, high)}, got {contents}: "
-            + ("leave those samples out" if broken else "scale it, or give box=(lowest, highest)")
-        )
-    check_radius(radius, norm, (low, high), inputs)
-
-
-def _ends(box: object) -> tuple[float, float]:
-    if not isinstance(box, Sequence) or isinstance(box, str) or len(box) != 2:
-        raise TypeError(f"box must be (lowest, highest), got {checks.shown(box)}: give (0.0, 1.0)")
-    low, high = (checks.real_number("box", end) for end in box)
-    if not low < high:
-        raise ValueError(f"box must be (lowest, highest), got {box}: give the lower end first")
-    return low, high

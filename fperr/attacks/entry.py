@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fperr.attacks.arguments import check_options, checked_request, loss_in_scenario
+from fperr.attacks.arguments import checked_request, loss_in_scenario
 from fperr.attacks.goal import Goal
+from fperr.attacks.options import AttackOptions
 from fperr.attacks.outcome import Outcome
-from fperr.attacks.pgd import AttackRun, OnStep, StepPlan, run_apgd, run_pgd
+from fperr.attacks.pgd import AttackRun, OnStep, run_apgd, run_pgd
 from fperr.attacks.progress import Progress
 from fperr.attacks.region import Region
 from fperr.caller_state import in_neutral_state
@@ -244,11 +245,11 @@ def attack(
         True
     """
     loss = loss_in_scenario(loss, scenario)
-    flags = {"random_start": random_start, "freeze": freeze}
-    check_options(
-        radius, method, norm, steps, seed, restarts, schedule, step_size, momentum, flags,
-        reduction, projection, box, on_step, x,
+    options = AttackOptions(
+        radius, method, norm, steps, seed, restarts, schedule, step_size, momentum, random_start,
+        freeze, reduction, projection, box, on_step,
     )  # fmt: skip
+    options.check_inputs(x)
     request = checked_request(
         model, x, y, loss=loss, targets=targets, format=format, logits=logits,
         accept_probabilities=accept_probabilities,
@@ -259,17 +260,11 @@ def attack(
     region = Region.around(x, norm, radius, box, is_exact=projection == "exact")
     progress = Progress.at_clean_inputs(x, clean_logits, goal)
     is_clean_correct = (clean_logits.argmax(1) == request.y) & progress.is_judged
-    is_fgsm = method == "fgsm"
-    plan = StepPlan(
-        1 if is_fgsm else steps,
-        "constant" if is_fgsm else schedule,
-        radius if is_fgsm else (2 * radius if step_size is None else step_size),
-        momentum,
-    )
+    plan = options.plan
     run = AttackRun(source, region, goal, plan, on_step, freeze)
     run_method = run_apgd if method == "apgd" else run_pgd
     for restart in range(restarts):
-        start = region.random_start(seed, restart) if random_start and not is_fgsm else x
+        start = region.random_start(seed, restart) if options.starts_randomly else x
         start = run.unless_frozen(progress.success, progress.x, start)
         # a run is a start and `count` steps; the clean input is point 0
         offset = 1 + restart * (plan.count + 1)
