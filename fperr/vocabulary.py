@@ -11,9 +11,12 @@ from typing import Any, Literal, get_args
 
 FormatName = Literal["float16", "bfloat16", "tf32", "float32", "float64"]
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
-AttackFormat = Literal["float16", "bfloat16", "tf32", "float32", "float64", "exact"]
+AttackFormat = Literal[FormatName, "exact"]
+ATTACK_FORMATS: tuple[AttackFormat, ...] = get_args(AttackFormat)
 EngineName = Literal["mpmath", "ball", "double_word"]
-EngineChoice = Literal["auto", "mpmath", "ball", "double_word"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+EngineChoice = Literal["auto", EngineName]
+ENGINE_CHOICES: tuple[EngineChoice, ...] = get_args(EngineChoice)
 JacobianChoice = Literal["auto", "rows", "products"]
 Method = Literal["pgd", "fgsm", "apgd"]
 Norm = Literal["linf", "l2"]

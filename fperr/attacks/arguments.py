@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, usable_model
 from fperr.theory.scaling import present_classes
 from fperr.theory.scenarios import SCENARIOS
-from fperr.vocabulary import AttackFormat
-
-FORMATS: tuple[AttackFormat, ...] = get_args(AttackFormat)
+from fperr.vocabulary import ATTACK_FORMATS, AttackFormat
 
 
 def loss_in_scenario(loss: str, scenario: str | None) -> str:
@@ -74,7 +71,7 @@ def checked_request(
         TypeError, ValueError: an argument is not usable.
         ModelError: the model is random, or its samples depend on each other.
     """
-    checks.choice("format", format, FORMATS)
+    checks.choice("format", format, ATTACK_FORMATS)
     checks.flag("accept_probabilities", accept_probabilities)
     chosen_loss = loss_named(checks.text("loss", loss))
     usable = usable_model(model, None, logits)

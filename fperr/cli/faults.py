@@ -30,8 +30,8 @@ ON_COMMAND_LINE = (
     (r"logits=", "--logits "),
     (r"accept_probabilities=True", "--accept-probabilities"),
     (r"certify=True", "--certify"),
-    (r"(engine|scenarios|method|format)=['\"]?([\w:]+)['\"]?", r"--\1 \2"),
-    (r"radius=(\S+)", r"--radius \1"),
+    (r"(?<![-\w])(engine|scenarios|method|format)=['\"]?([\w:]+)['\"]?", r"--\1 \2"),
+    (r"(?<![-\w])radius=(\S+)", r"--radius \1"),
     (r"(?<![-\w])(box|engine|format|method|norm|scenarios|steps|targets)=(?!\S)", r"--\1"),
     (
         r"\b(accept_probabilities|batch_size|loss_scale)\b",

@@ -6,11 +6,12 @@ It shares no code with the losses, scales and attacks that it measures.
 from fperr.caller_state import in_neutral_state
 from fperr.exact.ball.arithmetic import BallArithmetic
 from fperr.exact.ball.array import BallArray
-from fperr.exact.entry import ENGINES, ExactGradient, gradient
+from fperr.exact.entry import ExactGradient, gradient
 from fperr.exact.graph import Capture
 from fperr.exact.graph import capture as _capture
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
+from fperr.vocabulary import ENGINES
 
 # Users' calls run in a neutral state; inside fperr `_capture` runs in the state of a format.
 capture = in_neutral_state(_capture)

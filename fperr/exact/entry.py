@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import numpy as np
 import torch
@@ -26,9 +25,8 @@ from fperr.exact.graph import Capture, called_in, capture, logits_of, probe
 from fperr.exact.interpreter import ForwardRun, Interpreter
 from fperr.exact.mp import MpArithmetic, MpArray
 from fperr.exact.singularities import check_regular
-from fperr.vocabulary import EngineName
+from fperr.vocabulary import ENGINES, EngineName
 
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 # Pairs of float64: up to this many bits, the coarser of two working precisions is enough on
 # ordinary networks.
 _FEW_BITS = 44

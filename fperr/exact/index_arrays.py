@@ -7,15 +7,13 @@ PyTorch on integers and booleans are therefore run for one sample at a time.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs  # in `typing` from Python 3.13 on
+from typing_extensions import TypeIs
 
 IndexNDArray = NDArray[np.integer[Any] | np.bool_]
 IndexArray = IndexNDArray | Tensor
@@ -24,7 +22,7 @@ Argument = IndexNDArray | fx.node.Argument | Sequence["Argument"]
 _HALF = 32  # bits of the lower half of an int64: each half is exact in float64
 
 
-def is_index_array(a: object) -> "TypeIs[IndexArray]":
+def is_index_array(a: object) -> TypeIs[IndexArray]:
     """Whether `a` is a mask or an array of indices, and not an array of numbers."""
     return isinstance(a, Tensor) or (isinstance(a, np.ndarray) and a.dtype != object)
 

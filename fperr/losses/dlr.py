@@ -21,7 +21,7 @@ def logit_ratio(loss: Loss, logits: Tensor, label: Tensor, context: Context) -> 
         best = gather(logits, first_except(order, label))
         return (best - gather(logits, label)) / _unless_absent(top[2], top[0] - top[2])
     if context.y is None:
-        raise ValueError("targeted 'dlr' needs the true label: give y as well as target")
+        raise ValueError("targeted 'dlr' needs the true label: give y as well as targets")
     rise = gather(logits, label) - gather(logits, context.y)
     return rise / _unless_absent(top[3], top[0] - (top[2] + top[3]) / 2)
 

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from fperr import checks
 from fperr.exact.engines.choice import cheapest_engine
-from fperr.exact.entry import ENGINES
 from fperr.formats import BFLOAT16, FLOAT16, TF32, Format, format_named
 from fperr.losses import Loss, loss_named
 from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, multiply_adds, usable_model
 from fperr.theory.scenarios import SCENARIOS, Scenario
-from fperr.vocabulary import EngineChoice, JacobianChoice, Reduction
+from fperr.vocabulary import ENGINE_CHOICES, EngineChoice, JacobianChoice, Reduction
 
 # Neither pixels in [0, 1] nor standardised ones come near it; pixels of 0..255 do.
 UNUSUAL_INPUT = 20.0
@@ -146,7 +145,7 @@ def checked_request(
             "operations alone, and float16 would be measured in name only"
         )
     half = all(f in (FLOAT16, BFLOAT16) for f in formats_)
-    checks.choice("engine", engine, ("auto", *ENGINES))
+    checks.choice("engine", engine, ENGINE_CHOICES)
     digits = _check_digits(digits, engine, half=half)
     chosen_engine, reason = _checked_engine(engine, usable, inputs, digits, certify=certify)
     if digits is None:

@@ -12,13 +12,12 @@ import pandas as pd
 
 from fperr import checks
 from fperr.errors import StorageError
-from fperr.exact.entry import ENGINES
 from fperr.measurement.arguments import MeasureRequest
 from fperr.measurement.rows import Row
 from fperr.measurement.run import MeasurementRun
 from fperr.report.frame import Report
 from fperr.run_folder import RunFolder, opened
-from fperr.vocabulary import EngineChoice
+from fperr.vocabulary import ENGINES, EngineChoice
 
 SETTINGS_FILE = "measurement.json"
 _REMEDY = "give another folder (or begin anew: --overwrite of the command)"

@@ -4,16 +4,16 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fperr.caller_state import in_neutral_state
-from fperr.report.style import STAGES
+from fperr.report.style import STAGES, colours
 from fperr.storage import write
 
 COLUMNS = {
@@ -29,8 +29,7 @@ COLUMNS = {
     "flips": "int64",
 }
 _DERIVED = ("position", "bits_left")  # computed from the other columns
-# the colours of the stages in every figure
-_COLOURS = dict(zip(STAGES, sns.color_palette("colorblind", len(STAGES)), strict=True))
+_COLOURS = colours(STAGES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +97,11 @@ class LayerPlots:
     def __init__(self, report: LayerReport) -> None:
         self._report = report
 
-    def __call__(self) -> Figure:
+    def __call__(self) -> NoReturn:
         """Refuse the spelling of earlier versions.
 
         Raises:
-            TypeError: always.
+            TypeError: Always; names the function of today.
         """
         raise TypeError("plot() is called plot.relative_error() now: give that")
 
@@ -129,9 +128,9 @@ def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:
         below: Axes for the error that each operation adds.
     """
     positions = np.arange(len(table))
-    colours = [_COLOURS[half] for half in table["half"]]
+    stage_colours = [_COLOURS[half] for half in table["half"]]
     above.plot(positions, table["bits_left"], color="0.4", linewidth=1, zorder=1)
-    above.scatter(positions, table["bits_left"], c=colours, zorder=2)
+    above.scatter(positions, table["bits_left"], c=stage_colours, zorder=2)
     flipped = table["flips"] > 0
     marked = positions[flipped], table["bits_left"][flipped]
     above.scatter(*marked, marker="x", color="black", s=60, zorder=3)
@@ -146,7 +145,7 @@ def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:
             fontsize=7,
         )
     above.set_ylabel("correct bits so far\n(median of $-\\log_2$ error)")
-    below.bar(positions, table["contribution"], color=colours)
+    below.bar(positions, table["contribution"], color=stage_colours)
     below.set_yscale("log")
     below.set_ylabel("error added, over $\\|g\\|_2$\n(median)")
     below.set_xticks(positions, table["layer"], rotation=90, fontsize=8, parse_math=False)

@@ -53,20 +53,14 @@ def legend(figure: Figure, hues: list[str], title: str, *, lines: bool = False) 
         title: Title of the legend.
         lines: Draw lines with their `dashes` instead of dots.
     """
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            label=_DISPLAY_NAMES.get(name, name),
-            dashes=dashes(hues)[name] or (None, None),
-        )
-        if lines
-        else Line2D(
-            [], [], color=colour, marker="o", linestyle="", label=_DISPLAY_NAMES.get(name, name)
-        )
-        for name, colour in colours(hues).items()
-    ]
+    handles = []
+    for name, colour in colours(hues).items():
+        label = _DISPLAY_NAMES.get(name, name)
+        if lines:
+            dash = dashes(hues)[name] or (None, None)
+            handles.append(Line2D([], [], color=colour, label=label, dashes=dash))
+        else:
+            handles.append(Line2D([], [], color=colour, label=label, marker="o", linestyle=""))
     figure.legend(handles=handles, title=title, loc="outside right upper", frameon=False)
 
 

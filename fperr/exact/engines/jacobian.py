@@ -34,7 +34,7 @@ class TransposedJacobian(ABC, Generic[V]):
 
 
 class StoredRows(TransposedJacobian[V]):
-    """All rows of J (K, entries), stored: worth it where K is small.
+    """All rows of J (K, entries), stored: worth it where there are K products or more.
 
     Attributes:
         rows: Rows of J, (1, entries) each.
@@ -89,7 +89,7 @@ class DoubleWordRows(StoredRows[ScaledDoubleWords]):
 
 
 class MpmathPullbacks(TransposedJacobian[MpArray]):
-    """A run of the backward half in mpmath for each product: worth it where K is large."""
+    """A run of the backward half in mpmath for each product: worth it for fewer than K."""
 
     def __init__(
         self, interpreter: Interpreter[MpArray], saved_values: SavedValues[MpArray]
