@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from fperr.attacks import AttackResult, AttackWarning, Outcome, attack_in_batches
 from fperr.attacks.batches import SETTINGS_FILE
 from fperr.cli import options
-from fperr.cli.subjects import LOGITS_HELP, subject_of
+from fperr.cli.subjects import CheckpointOption, DatasetOption, LogitsOption, subject_of
 from fperr.data import Images
 from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
@@ -43,14 +43,9 @@ def attack_command(
     arithmetic: Annotated[str | None, typer.Option(hidden=True, callback=options.renamed)] = None,
     restarts: Annotated[int, typer.Option(help="number of runs, each from another start")] = 1,
     seed: Annotated[int, typer.Option(help="seed of the random starting points")] = 0,
-    dataset: Annotated[
-        str | None,
-        typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
-    ] = None,
-    logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
+    dataset: DatasetOption = None,
+    checkpoint: CheckpointOption = None,
+    logits: LogitsOption = None,
     accept_probabilities: Annotated[
         bool, typer.Option("--accept-probabilities", help="attack a model that ends in softmax")
     ] = False,

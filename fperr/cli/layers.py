@@ -7,7 +7,13 @@ import typer
 
 from fperr import checks, storage
 from fperr.cli.options import folder_name
-from fperr.cli.subjects import LOGITS_HELP, check_folder, subject_of
+from fperr.cli.subjects import (
+    CheckpointOption,
+    DatasetOption,
+    LogitsOption,
+    check_folder,
+    subject_of,
+)
 from fperr.measurement import trace_layers
 from fperr.report.style import picture
 from fperr.vocabulary import FORMAT_NAMES
@@ -17,14 +23,9 @@ def layers_command(
     network: Annotated[
         str, typer.Argument(help="name that `fperr zoo` lists, or path/to/module.py:factory")
     ],
-    dataset: Annotated[
-        str | None,
-        typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
-    ] = None,
-    logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
+    dataset: DatasetOption = None,
+    checkpoint: CheckpointOption = None,
+    logits: LogitsOption = None,
     n: Annotated[int, typer.Option(help="number of images, the first of the data set")] = 4,
     loss: Annotated[str, typer.Option(help="name of the loss")] = "mifpe",
     format: Annotated[str, typer.Option(help="name of the format")] = "float16",

@@ -12,7 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from fperr.cli.options import folder_name, renamed
-from fperr.cli.subjects import LOGITS_HELP, Subject, check_folder, subject_of
+from fperr.cli.subjects import (
+    CheckpointOption,
+    DatasetOption,
+    LogitsOption,
+    Subject,
+    check_folder,
+    subject_of,
+)
 from fperr.errors import FperrError, StorageError
 from fperr.measurement import estimate, measure
 from fperr.reasons import UnmeasuredWarning, is_any_measured, unmeasured_sentence
@@ -34,14 +41,9 @@ def measure_command(
         list[str],
         typer.Argument(help="names that `fperr zoo` lists, or path/to/module.py:factory"),
     ],
-    dataset: Annotated[
-        str | None,
-        typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
-    ] = None,
-    logits: Annotated[str | None, typer.Option(help=LOGITS_HELP)] = None,
+    dataset: DatasetOption = None,
+    checkpoint: CheckpointOption = None,
+    logits: LogitsOption = None,
     n: Annotated[
         int | None, typer.Option(help="number of images; by default 40, or all if fewer")
     ] = None,

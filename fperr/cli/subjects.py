@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from torch import Tensor, nn
@@ -13,7 +13,18 @@ from fperr import data, zoo
 from fperr.networks import from_file
 from fperr.networks.model import Accessor, usable_model
 
-LOGITS_HELP = "where the output holds the logits: name, index, or function of the module"
+# Options of every command that takes a network.
+DatasetOption = Annotated[
+    str | None,
+    typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
+]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
+]
+LogitsOption = Annotated[
+    str | None,
+    typer.Option(help="where the output holds the logits: name, index, or function of the module"),
+]
 
 
 @dataclass(frozen=True, slots=True)

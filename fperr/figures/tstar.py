@@ -94,8 +94,11 @@ def trace(frame: pd.DataFrame) -> Figure:
         margin.set(ylabel="margin Δ", yscale="log")
         success.set(ylabel="share in scenario ii (successful)", ylim=(-0.04, 1.04))
         error.set(ylabel="relative error δ", yscale="log", ylim=_ERRORS)
-        compared = errors["sample"].nunique()
-        error.set_title(f"{compared} images against exact gradients", fontsize="medium")
+        compared, without = errors["sample"].nunique(), rows_by_quantity["delta"]["value"].isna()
+        title = f"{compared} images against exact gradients"
+        if without.any():  # zero or overflowing gradients have no relative error
+            title += f"\nno error: {without.sum()} of {len(without)} gradients"
+        error.set_title(title, fontsize="medium")
         for axis in (best, margin, success, error):
             axis.set_xlabel("step")
     figure.suptitle("T-MIFPE along an attack (PGD, float32; medians and quartiles)")

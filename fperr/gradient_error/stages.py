@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fperr.errors import UndecidedError
 from fperr.exact.engines.jacobian import TransposedJacobian
 from fperr.exact.engines.scaled import Scaled, scaled
 from fperr.exact.engines.vectors import Vector, Vectors
@@ -125,8 +126,14 @@ def shares(errors: Split) -> dict[str, float]:
 
 
 def product(v: Vector | None, transposed: TransposedJacobian[Any] | None) -> Vector | None:
-    """J^T v; None where v or J^T is undefined."""
-    return None if v is None or transposed is None else transposed.product(v)
+    """J^T v; None where v or J^T is undefined, or undecided."""
+    if v is None or transposed is None:
+        return None
+    try:
+        vector: Vector = transposed.product(v)
+    except UndecidedError:
+        return None
+    return vector
 
 
 def _difference(A: Vectors[Any], a: Vector | None, b: Vector | None) -> Vector | None:

@@ -28,7 +28,7 @@ class ExactSampleInFormat:
         z: The K exact logits of the cast network; None where weights or input overflow the format.
         cast: J^T of the cast network, or None.
         data: J^T through the values that the format's own forward pass saved; None where those are
-            not finite.
+            not finite, or where a row is undecided.
         flips: Differences between the branches of the format's run and the exact network's, by
             layer; None where they cannot be compared.
     """
@@ -140,7 +140,7 @@ class ExactFormatNetwork:
         if to_compute:
             points = [states[i] for i in to_compute]
             computed = self._engine.maps(points, list(to_compute.values()))
-            maps |= zip(to_compute, computed, strict=True)
+            maps |= {i: m for i, m in zip(to_compute, computed, strict=True) if m is not None}
         return maps
 
     def _flips(self, exact: ExactSample, saved: SavedValues[Any] | None) -> list[Flips] | None:

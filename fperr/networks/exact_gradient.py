@@ -6,7 +6,7 @@ from typing import Any
 
 from flint import arb
 
-from fperr.errors import ReferenceNotCertifiedError
+from fperr.errors import ReferenceNotCertifiedError, UndecidedError
 from fperr.exact.adaptive_precision import arb_of, log2_relative_radius, midpoints, norms
 from fperr.exact.ball.arithmetic import BallArithmetic, log2_upper
 from fperr.exact.ball.array import BallArray
@@ -136,10 +136,14 @@ def gradient_in_double_words(
     proved = GradientAtSample(v, g, max(v_error, g_error), point.is_proved, None)
     coarser = point.coarser
     settled = proved.has_digits(digits) or not g_error <= LEAST_BOUND  # NaN counts as settled
-    if coarser is None or settled or coarser.is_undecided:
+    if coarser is None or settled:
         return proved
     # the proved bound is too wide: take the relative difference to the product with fewer bits
-    difference = scaled(A, A.sub(g, coarser.product(v))).log2_norm - scaled(A, g).log2_norm
+    try:
+        coarse = coarser.product(v)
+    except UndecidedError:
+        return proved
+    difference = scaled(A, A.sub(g, coarse)).log2_norm - scaled(A, g).log2_norm
     return replace(proved, log2_error=max(v_error, difference), is_proved=False)
 
 

@@ -50,7 +50,7 @@ class ExactPoint(Generic[T, V]):
     decisions: tuple[Branches, ...]
     is_proved: bool
     audit: SampleAudit
-    coarser: "CoarserJacobian[V] | None" = None
+    coarser: TransposedJacobian[V] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +62,6 @@ class NoExactPoint:
     """
 
     fault: ReferenceNotCertifiedError
-
-
-class CoarserJacobian(TransposedJacobian[V]):
-    """A map v -> J^T v with fewer bits."""
-
-    @property
-    @abstractmethod
-    def is_undecided(self) -> bool:
-        """Whether a comparison is undecided at those bits, so that the products mean nothing."""
 
 
 class ExactEngine(ABC, Generic[V]):
@@ -91,8 +82,8 @@ class ExactEngine(ABC, Generic[V]):
     @abstractmethod
     def maps(
         self, states: Sequence[ExactPoint[Any, V]], saved_values: Sequence[SavedValues[Any]]
-    ) -> list[TransposedJacobian[V]]:
-        """The maps v -> J^T v that other saved values define.
+    ) -> list[TransposedJacobian[V] | None]:
+        """The maps v -> J^T v that other saved values define; None where a row is undecided.
 
         Args:
             states: States of this engine at the samples.
@@ -156,7 +147,7 @@ class SampleEngine(ExactEngine[V], Generic[T, V]):
 
     def maps(
         self, states: Sequence[ExactPoint[Any, V]], saved_values: Sequence[SavedValues[Any]]
-    ) -> list[TransposedJacobian[V]]:
+    ) -> list[TransposedJacobian[V] | None]:
         """See `ExactEngine`."""
         return [
             self._pullbacks(state.interpreter, saved)

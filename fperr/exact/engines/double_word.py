@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fperr.errors import UndecidedError
 from fperr.exact.audit.samples import SampleAudit
 from fperr.exact.branches import branches_of
 from fperr.exact.double_word import DoubleWords
@@ -19,7 +20,7 @@ from fperr.exact.double_word.comparisons import order_undecided
 from fperr.exact.double_word.numbers import euclidean
 from fperr.exact.double_word_network import BatchedNetwork, BatchRun, of_all, to_mpmath
 from fperr.exact.engines.ball import BallEngine
-from fperr.exact.engines.base import CoarserJacobian, ExactEngine, ExactPoint, NoExactPoint
+from fperr.exact.engines.base import ExactEngine, ExactPoint, NoExactPoint
 from fperr.exact.engines.jacobian import DoubleWordPullbacks, DoubleWordRows, TransposedJacobian
 from fperr.exact.engines.samples_of_run import sample_of_run, sample_of_saved, stacked
 from fperr.exact.engines.vectors import DoubleWordVectors, ScaledDoubleWords
@@ -33,7 +34,7 @@ _RUNG = 22  # bits below, where a run must agree if the bound proves too few bit
 _GUARD_BITS, _MORE_OF_LOGITS = 4, 12
 
 
-class CoarserPullbacks(CoarserJacobian[ScaledDoubleWords]):
+class CoarserPullbacks(TransposedJacobian[ScaledDoubleWords]):
     """J^T at one sample with fewer bits, of which nothing is computed before it is used.
 
     Args:
@@ -44,19 +45,20 @@ class CoarserPullbacks(CoarserJacobian[ScaledDoubleWords]):
     def __init__(self, network: BatchedNetwork, x: Tensor) -> None:
         self._network, self._x = network, x
 
-    @property
-    def is_undecided(self) -> bool:
-        """See `CoarserJacobian`; of the forward half."""
-        return self._forward[1]
-
     @cached_property
-    def _forward(self) -> tuple[SavedValues[DoubleWords], bool]:
+    def _saved_values(self) -> SavedValues[DoubleWords] | None:
+        """Values that the backward half uses; None where the forward half is undecided."""
         forward = self._network.forward(self._x)
-        return sample_of_saved(forward.run.saved_values, 0), bool(forward.undecided)
+        return None if forward.undecided.any() else sample_of_saved(forward.run.saved_values, 0)
 
     def product(self, v: ScaledDoubleWords) -> ScaledDoubleWords:
         """See `TransposedJacobian`."""
-        return DoubleWordPullbacks(self._network, self._forward[0]).product(v)
+        if self._saved_values is None:
+            raise UndecidedError(
+                f"a comparison of the forward half is closer than {self._network.arithmetic.name} "
+                "can tell"
+            )
+        return DoubleWordPullbacks(self._network, self._saved_values).product(v)
 
 
 class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
@@ -161,16 +163,18 @@ class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
         self,
         states: Sequence[ExactPoint[Any, ScaledDoubleWords]],
         saved_values: Sequence[SavedValues[Any]],
-    ) -> list[TransposedJacobian[ScaledDoubleWords]]:
+    ) -> list[TransposedJacobian[ScaledDoubleWords] | None]:
         """See `ExactEngine`."""
         in_pairs = [i for i, s in enumerate(states) if s.interpreter is self._network.interpreter]
-        maps: dict[int, TransposedJacobian[ScaledDoubleWords]] = {}
+        maps: dict[int, TransposedJacobian[ScaledDoubleWords] | None] = {}
         if in_pairs and self._by_rows:
-            rows, _ = self._jacobians(
+            rows, undecided = self._jacobians(
                 self._network, stacked([saved_values[i] for i in in_pairs]), len(in_pairs)
             )
             for position, i in enumerate(in_pairs):
-                maps[i] = DoubleWordRows(_matrix([r.of(position) for r in rows]), self._vectors)
+                matrix = _matrix([row.of(position) for row in rows])
+                is_undecided = bool(undecided.expand(len(in_pairs))[position])
+                maps[i] = None if is_undecided else DoubleWordRows(matrix, self._vectors)
         for i in in_pairs if not self._by_rows else ():
             maps[i] = DoubleWordPullbacks(self._network, saved_values[i])
         for i in set(range(len(states))) - set(in_pairs):

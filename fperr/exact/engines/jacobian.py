@@ -8,6 +8,7 @@ from typing import Generic
 
 import torch
 
+from fperr.errors import UndecidedError
 from fperr.exact.adaptive_precision import to_balls
 from fperr.exact.ball.arithmetic import BallArithmetic
 from fperr.exact.ball.array import BallArray
@@ -30,7 +31,11 @@ class TransposedJacobian(ABC, Generic[V]):
 
     @abstractmethod
     def product(self, v: V) -> V:
-        """J^T v, (1, entries), for v (1, K)."""
+        """J^T v, (1, entries), for v (1, K).
+
+        Raises:
+            UndecidedError: A comparison of the backward half cannot be decided.
+        """
 
 
 class StoredRows(TransposedJacobian[V]):
@@ -122,17 +127,18 @@ class BallPullbacks(TransposedJacobian[V]):
 
 
 class DoubleWordPullbacks(TransposedJacobian[ScaledDoubleWords]):
-    """A run of the backward half in pairs of float64 for each product, at a single sample.
-
-    Undecided comparisons of the backward half do not depend on v, so they are not looked at again
-    for each product.
-    """
+    """A run of the backward half in pairs of float64 for each product, at a single sample."""
 
     def __init__(self, network: BatchedNetwork, saved_values: SavedValues[DoubleWords]) -> None:
         self._network, self._saved_values = network, saved_values
 
     def product(self, v: ScaledDoubleWords) -> ScaledDoubleWords:
         """See `TransposedJacobian`."""
-        gradient, _ = self._network.pullback(self._saved_values, v.words)
+        gradient, undecided = self._network.pullback(self._saved_values, v.words)
+        if undecided.any():
+            raise UndecidedError(
+                f"a comparison of the backward half is closer than {self._network.arithmetic.name} "
+                "can tell"
+            )
         gradient = self._network.arithmetic.reshape(gradient, (1, *gradient.shape))
         return ScaledDoubleWords(gradient, v.exponent)
