@@ -2,7 +2,9 @@
 
 import inspect
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fperr
 from fperr import attacks, zoo
 from fperr.attacks import UnjudgedWarning
+from fperr.attacks.goal import Goal
 from fperr.attacks.progress import gradient_size
 from fperr.errors import ModelError
+from fperr.losses import loss_named
 from tests.conftest import seeded, tiny_mlp
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -192,6 +196,46 @@ def test_apgd_beats_fgsm(loss, fashion):
     }
     assert robust["apgd"] <= robust["fgsm"]
     assert abs(robust["apgd"] - robust["pgd"]) <= 0.03
+
+
+class Tent(nn.Module):
+    """Two logits whose difference is a tent in the mean of x: the loss has one peak, at `PEAK`."""
+
+    def forward(self, x):
+        height = 40 * (x.flatten(1).mean(1) - PEAK).abs()
+        return torch.stack([height, torch.zeros_like(height)], 1)
+
+
+PEAK = 0.6
+
+
+def test_apgd_halves_its_step_where_the_value_stalls():
+    """A step of twice the radius bounces between both ends: only halved ones reach the peak.
+
+    The tent has slope 40 in x: a distance d to the peak is a margin of 40 d. Of 60 steps there are
+    checkpoints after 13, 25, 36, 46, 55: at each that has falls in a quarter of its steps, the step
+    halves, so the last steps are 2 * 0.5 / 2^5 at most, and the best point is no further than one.
+    """
+    x, steps = torch.full((1, 1), 0.5), []
+    result = fperr.attack(
+        Tent().eval(), x, torch.tensor([0]), radius=0.5, method="apgd", loss="ce", steps=60,
+        random_start=False, freeze=False, on_step=lambda *step: steps.append(float(step[1])),
+    )  # fmt: skip
+    moves = np.abs(np.diff(steps))
+    assert moves[2:12].min() > 0.1  # it bounced: with steps that do not halve it would go on
+    assert moves[-4:].max() <= 2 * 0.5 / 2**5
+    assert float(result.best_margin) <= 40 * 2 * 0.5 / 2**5
+    assert abs(steps[-1] - PEAK) <= 2 * 0.5 / 2**5
+
+
+@pytest.mark.parametrize("target", [1, 2])
+def test_the_margin_is_negative_where_the_attack_has_succeeded(target):
+    logits, y = torch.tensor([[1.0, 3.0, 2.5]]), torch.tensor([0])
+    goal = Goal(loss_named("ce"), y, torch.tensor([target]), False, torch.zeros(1, 3))
+    assert float(goal.margin(logits)) == {1: -0.5, 2: 0.5}[target]
+    assert float(replace(goal, targets=None).margin(logits)) == -2.0
+    is_reached, _, _ = goal.verdict(logits)
+    assert bool(is_reached) == (target == 1)
 
 
 def test_euclidean_attacks(fashion):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -77,10 +78,14 @@ def leftovers(folder):
 )
 def test_a_network_that_is_finished_is_kept(stop, code, tmp_path):
     """The second network's rows are not there yet; the same command goes on with it."""
-    process = start(MEASURE, tmp_path)
-    until(tmp_path, "00-*/0000000.parquet", process)
-    process.send_signal(stop)
-    found, _, error = end(process)
+    for _ in range(5):  # a busy machine may deliver the signal after the last row
+        process = start(MEASURE, tmp_path)
+        until(tmp_path, "00-*/0000000.parquet", process)
+        process.send_signal(stop)
+        found, _, error = end(process)
+        if found != 0:
+            break
+        shutil.rmtree(tmp_path / "out")
     assert found == code, error
     assert "Traceback" not in error
     kept = tmp_path / "out" / "rows" / "00-fashion_standard" / "0000000.parquet"

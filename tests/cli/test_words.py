@@ -290,7 +290,8 @@ def test_the_lowest_versions_are_those_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert len(lowest().splitlines()) == 1 + len(project["dependencies"])
     pinned = dict(
-        line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]
+        line.lower().replace("_", "-").split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]
     )
     for line in lowest().splitlines()[1:]:
         name, version = line.lower().split("==")

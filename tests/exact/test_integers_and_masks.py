@@ -89,11 +89,13 @@ REAL_UNARY = {
     "prelu": lambda a: F.prelu(a, torch.tensor([0.5], dtype=a.dtype)),
     "matrices": lambda a: a @ a.transpose(1, 2) + a[:, :1] @ _weight(a, 4, 2),
     "linear": lambda a: F.linear(a, _weight(a, 3, 4), _weight(a, 3)),
-    "matrix and bias": lambda a: torch.addmm(_weight(a, 3), a[:, 0], _weight(a, 4, 3), alpha=2),
+    "matrix and bias": lambda a: torch.addmm(
+        _weight(a, 3), a[:, 0], _weight(a, 4, 3), alpha=2, beta=4
+    ),
     "matrices and bias": lambda a: (
-        torch.baddbmm(_weight(a, 1, 1, 3), a, _weight(a, 4, 3)[None])
+        torch.baddbmm(_weight(a, 1, 1, 3), a, _weight(a, 4, 3)[None], alpha=2, beta=4)
         if len(a) == 1
-        else a @ _weight(a, 4, 3) + _weight(a, 1, 1, 3)
+        else 2 * (a @ _weight(a, 4, 3)) + 4 * _weight(a, 1, 1, 3)
     ),
     "convolution": lambda a: F.conv1d(_full(a), _weight(_full(a), 3, 2, 2), stride=2),
     "transposed": lambda a: F.conv_transpose1d(_full(a), _weight(_full(a), 2, 3, 2)),
