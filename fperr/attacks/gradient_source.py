@@ -15,7 +15,10 @@ from fperr.exact.double_word import DoubleWords
 from fperr.exact.double_word.comparisons import order_undecided
 from fperr.exact.double_word_network import BatchedNetwork, to_mpmath
 from fperr.exact.engines.vectors import DoubleWordVectors
+from fperr.exact.graph import probe
+from fperr.exact.logit_direction import KINDS, is_order_unclear, logit_direction
 from fperr.exact.logit_gradient import logit_gradient
+from fperr.exact.monitored_network import MonitoredNetwork
 from fperr.formats import Format, of_dtype
 from fperr.losses import Context
 from fperr.networks.exact_gradient import LossAtSample
@@ -24,6 +27,7 @@ from fperr.networks.in_format import FormatNetwork
 
 _RELATIVE_ERROR = 2.0**-44  # in norm, proved for every exact gradient
 _DIGITS = 14  # that balls prove where pairs of float64 do not prove 44 bits: 46 bits
+_OPEN_SIGNS = 2.0**-20  # largest share of ||g||_1 of the components whose signs are open
 _PRODUCT_BITS = 106  # accuracy of the products of matrices: all that a pair of float64 holds
 
 
@@ -88,20 +92,28 @@ class FloatSource(GradientSource):
 class ExactSource(GradientSource):
     """Exact gradients at exact logits; success is judged by the network in the input's format.
 
-    Pairs of float64 whose bound proves a relative error of 2^-44; balls for the samples where it
-    does not.
+    A ladder: float64 where float32 agrees and the signs are decided; else pairs of float64 whose
+    bound proves a relative error of 2^-44; balls for the samples where it does not. PyTorch's own
+    float64 is compared at the inputs, and wherever pairs of float64 are used.
 
     Args:
         model: Model to logits (batch, K), in evaluation mode.
-        x: (batch, *shape), the inputs, of which shape and dtype count.
+        x: (batch, *shape), the inputs.
+
+    Raises:
+        ContradictedError: PyTorch in float64 computes something else at the inputs.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         float_network = FormatNetwork(model, of_dtype(x.dtype), autocast=False)
         self._float_source = FloatSource(model, of_dtype(x.dtype))
-        self._network = BatchedNetwork(float_network.capture(x[:1]), _PRODUCT_BITS, x.device)
+        capture = float_network.capture(x[:1])
+        self._float64 = MonitoredNetwork(capture, x.device)
+        self._network = BatchedNetwork(capture, _PRODUCT_BITS, x.device)
         self._balls = ExactNetwork(float_network, x[:1], _DIGITS, "ball", by_rows=False)
         self._vectors = DoubleWordVectors(x.device)
+        classes = capture.shapes[capture.results[0].name][1]
+        self._network.audited_gradient(x, probe(x.new_empty((len(x), classes)).double()))
 
     def logits(self, x: Tensor) -> Tensor:
         """See `GradientSource`."""
@@ -112,7 +124,7 @@ class ExactSource(GradientSource):
         return self._float_source.running()
 
     def logits_and_gradient(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-        """See `GradientSource`: a gradient in float64, each sample's times some power of two.
+        """See `GradientSource`: a gradient in float64, each sample's times some positive number.
 
         NaN for samples whose logits are not finite.
 
@@ -125,10 +137,42 @@ class ExactSource(GradientSource):
         gradient = torch.full(
             (len(x), x[0].numel()), torch.nan, dtype=torch.float64, device=x.device
         )
+        if goal.loss.kind in KINDS and len(judged):
+            agreed, is_decided = self._agreed(x[judged], goal, judged)
+            gradient[judged[is_decided]] = agreed[is_decided]
+            judged = judged[~is_decided]
         for piece in self._network.pieces(len(judged)):
             samples = judged[piece]
             gradient[samples] = self._gradients_of_piece(x[samples], goal, samples.tolist())
         return logits, gradient.reshape(x.shape)
+
+    def _agreed(self, x: Tensor, goal: Goal, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients (len(x), entries) by float64, and where float32 agrees, and on the signs.
+
+        Args:
+            x: Points of the judged samples.
+            goal: Goal of the attack.
+            samples: Numbers of these samples.
+        """
+        unclear = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+        def directions(rows: Tensor, z: Tensor, leading: Tensor) -> Tensor:
+            numbers = samples[rows]
+            label, is_targeted = goal.label[numbers], goal.targets is not None
+            context = Context(is_targeted, goal.y[numbers])
+            c = goal.loss.scale(leading, label, context).c
+            unclear[rows] = is_order_unclear(goal.loss.kind, leading, label)
+            return logit_direction(
+                goal.loss.kind, z, leading, label, c.to(torch.float64), targeted=is_targeted
+            )
+
+        found = self._float64.gradient(x, directions)
+        size = torch.linalg.vector_norm(found.gradient, dim=1)
+        tolerance = size * torch.exp2(found.log2_error)
+        magnitudes = found.gradient.abs()
+        open_signs = torch.where(magnitudes <= tolerance[:, None], magnitudes, 0.0).sum(1)
+        are_signs_decided = open_signs <= _OPEN_SIGNS * magnitudes.sum(1)
+        return found.gradient, found.are_agreed & are_signs_decided & ~unclear & (size > 0)
 
     def _gradients_of_piece(self, x: Tensor, goal: Goal, samples: Sequence[int]) -> Tensor:
         """The gradients (len(x), entries) in float64 of the samples with these numbers."""

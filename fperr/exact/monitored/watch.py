@@ -1,0 +1,71 @@
+"""Where plain floating point cannot be trusted: three rules, each for single samples.
+
+They look at single operations and prove nothing: an error may grow from operation to operation.
+They tell where two runs of different precisions may agree by accident.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from fperr.exact.monitored.array import MonitoredArray, by_sample
+
+MARGIN = 2.0**8  # a result that is smaller than its error times this has lost its digits
+WATCHED = (torch.float64, torch.float32)
+
+
+class Rule(Enum):
+    """A rule, with what it says of a sample."""
+
+    UNDECIDED = "a branch is closer than {} can tell"
+    ILL_CONDITIONED = "a sum cancels, or a logarithm is close to 0, and {} loses all but 8 bits"
+    VANISHED = "a number that is not 0 vanishes in {}"
+
+    def sentence(self, dtype: torch.dtype) -> str:
+        """What the rule says of a run in that dtype."""
+        return self.value.format(str(dtype).removeprefix("torch."))
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """Half the distance from 1 to the next number."""
+    return torch.finfo(dtype).eps / 2
+
+
+def is_ill_conditioned(sums: Tensor, sizes: Tensor) -> Iterator[tuple[torch.dtype, Tensor]]:
+    """For each watched dtype, (samples,): whether sums have lost all but eight bits, in norm.
+
+    Args:
+        sums: (samples, *shape).
+        sizes: Sums of the magnitudes of the terms.
+    """
+    # an infinite norm exceeds no other: infinities are judged at the end
+    of_sums, of_sizes = (torch.linalg.vector_norm(by_sample(t), dim=1) for t in (sums, sizes))
+    for dtype in WATCHED:
+        limit = 1 / (unit_roundoff(dtype) * MARGIN)
+        yield dtype, (of_sizes > limit * of_sums) & (of_sums > 0)
+
+
+def compared(
+    apart: Tensor, sizes: Tensor, same_number: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Where numbers are equal, and where that is undecided.
+
+    Args:
+        apart: Difference of the numbers, or of numbers and a threshold.
+        sizes: Sums of the magnitudes of all terms of both.
+        same_number: Where their value numbers are equal; None: value numbers are not used.
+        dtype: Type of the numbers.
+    """
+    are_different = apart.abs() > (MARGIN * unit_roundoff(dtype)) * sizes
+    if same_number is None:
+        are_equal = sizes == 0  # of terms that are all 0
+        return are_equal, ~(are_different | are_equal)
+    # equal value numbers of numbers that are certainly different are a collision
+    return same_number & ~are_different, same_number == are_different
+
+
+def distance(a: MonitoredArray, b: MonitoredArray) -> Tensor:
+    """a - b; 0 where both are the same infinity."""
+    return torch.where(a.values == b.values, 0.0, a.values - b.values)

@@ -1,0 +1,221 @@
+"""A captured network in float64 and float32, which must agree: batches at once.
+
+float64's error is estimated from the difference d of the two gradients. Roundings of float32 are
+2^29 times those of float64, and so are the errors that they make, unless both runs go wrong alike:
+by a branch, by a sum that cancels, or by a number that vanishes. Both runs are watched for these
+(`fperr.exact.monitored.watch`), and float32 takes float64's branches. The estimate is d * 2^-19:
+2^10 times more than roundings explain. It is an estimate that has been attacked, and no proof.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fperr.exact.graph import Capture
+from fperr.exact.interpreter import Interpreter
+from fperr.exact.monitored.arithmetic import MonitoredArithmetic
+from fperr.exact.monitored.array import MonitoredArray, norms
+from fperr.exact.monitored.tape import BranchTape
+from fperr.exact.monitored.watch import Rule
+
+# (numbers of samples, logits of a run, logits of the run in float64) -> v of those samples, each
+# (samples, K); what v decides, and constants of the loss, are those of float64
+Cotangents = Callable[[Tensor, Tensor, Tensor], Tensor]
+LOG2_SHARE = -19  # of the difference that is claimed as an error, log2
+_MEMORY = 1 << 31  # bytes for a piece of a batch
+_BYTES = 40  # of a number: itself, the sizes of its terms, and its value numbers, in two formats
+_ROUNDINGS = 4  # units roundoff of float64, the least relative error that is claimed
+
+
+@dataclass(frozen=True, slots=True)
+class AgreedGradients:
+    """The gradients of a batch in float64, and how far float32 agrees.
+
+    Attributes:
+        logits: (samples, K) float64.
+        gradient: (samples, entries) float64.
+        log2_error: (samples,), log2 of the estimated relative error of the gradient in norm; inf
+            where a rule leaves the sample in doubt.
+        doubts: For each sample, the rule that leaves it in doubt, in words; None: none does.
+    """
+
+    logits: Tensor
+    gradient: Tensor
+    log2_error: Tensor
+    doubts: tuple[str | None, ...]
+
+    def replaced(self, samples: Tensor, others: "AgreedGradients") -> "AgreedGradients":
+        """The same, with others in place of some samples, (samples,) bool."""
+        doubts, logits, gradient, error = (
+            list(self.doubts), self.logits.clone(), self.gradient.clone(), self.log2_error.clone()
+        )  # fmt: skip
+        logits[samples], gradient[samples] = others.logits, others.gradient
+        error[samples] = others.log2_error
+        for i, doubt in zip(torch.nonzero(samples).flatten().tolist(), others.doubts, strict=True):
+            doubts[i] = doubt
+        return AgreedGradients(logits, gradient, error, tuple(doubts))
+
+    @property
+    def are_agreed(self) -> Tensor:
+        """(samples,) bool."""
+        return self.log2_error.isfinite() | self.log2_error.isneginf()
+
+
+class _Doubts:
+    """What a run says of its samples: the first rule that leaves each in doubt."""
+
+    def __init__(self) -> None:
+        self._masks: list[tuple[Tensor, str]] = []
+
+    def add(self, samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
+        """See `OnDoubt`."""
+        if bool(samples.any()):
+            self._masks.append((samples, rule.sentence(dtype)))
+
+    def of_samples(self, count: int) -> list[str | None]:
+        """The first doubt of each sample."""
+        doubts: list[str | None] = [None] * count
+        for mask, sentence in reversed(self._masks):
+            for i in torch.nonzero(mask.expand(count)).flatten().tolist():
+                doubts[i] = sentence
+        return doubts
+
+
+class MonitoredNetwork:
+    """The captured network in float64, with a run in float32 beside it.
+
+    Args:
+        capture: Network, captured for a single sample.
+        device: Device to compute on.
+        memory: Bytes that a piece of a batch may take.
+    """
+
+    def __init__(
+        self, capture: Capture, device: torch.device | str = "cpu", memory: int = _MEMORY
+    ) -> None:
+        self._fast = _Pair(capture, device, with_value_numbers=False)
+        self._thorough = _Pair(capture, device, with_value_numbers=True)
+        sizes = [math.prod(shape) for shape in capture.shapes.values()]
+        self._at_once = max(1, memory // (_BYTES * sum(sizes)))
+
+    def gradient(self, x: Tensor, v: Tensor | Cotangents) -> AgreedGradients:
+        """J^T v of a batch.
+
+        Samples that value numbers could settle are computed again with them, and so is the rest of
+        a batch where that is most of a piece.
+
+        Args:
+            x: (samples, *shape), floating point.
+            v: (samples, K), floating point; or a function that computes them from logits.
+        """
+        if isinstance(v, Tensor):
+            v = functools.partial(_given, v)
+        pieces, has_ties = list[AgreedGradients](), False
+        for start in range(0, len(x), self._at_once):
+            samples = torch.arange(start, min(start + self._at_once, len(x)), device=x.device)
+            if has_ties:
+                pieces.append(self._thorough.gradient(x[samples], samples, v))
+                continue
+            piece = self._fast.gradient(x[samples], samples, v)
+            again = torch.tensor([doubt is not None for doubt in piece.doubts], device=x.device)
+            if bool(again.any()):
+                numbers = samples[again]
+                piece = piece.replaced(again, self._thorough.gradient(x[numbers], numbers, v))
+            has_ties = int(again.sum()) > len(again) / 2
+            pieces.append(piece)
+        return AgreedGradients(
+            torch.cat([piece.logits for piece in pieces]),
+            torch.cat([piece.gradient for piece in pieces]),
+            torch.cat([piece.log2_error for piece in pieces]),
+            tuple(doubt for piece in pieces for doubt in piece.doubts),
+        )
+
+
+class _Pair:
+    """The network in both formats, with value numbers or without."""
+
+    def __init__(
+        self, capture: Capture, device: torch.device | str, *, with_value_numbers: bool
+    ) -> None:
+        self._of_constants = _Doubts()
+        tape = BranchTape()
+        # constants may take branches, too, and the follower takes the leader's
+        self._interpreters = [
+            Interpreter(capture, A.reporting(self._of_constants.add, tape))
+            for A in (
+                MonitoredArithmetic(torch.float64, device, with_value_numbers=with_value_numbers),
+                MonitoredArithmetic(torch.float32, device, follows=True),
+            )
+        ]
+
+    def gradient(self, x: Tensor, numbers: Tensor, v: Cotangents) -> AgreedGradients:
+        """J^T v of samples that fit into memory, which have these numbers."""
+        doubts, tape, samples = _Doubts(), BranchTape(), len(x)
+        leader, follower = (
+            _Run(interpreter, x, doubts, tape) for interpreter in self._interpreters
+        )
+        gradient = leader.pullback(v(numbers, leader.logits, leader.logits))
+        logits = leader.logits
+        other = follower.pullback(v(numbers, follower.logits, logits))
+        assert tape.is_read
+        difference, size = norms(gradient - other), norms(gradient)
+        relative = torch.where(difference == 0, 0.0, difference / size)
+        # infinities and NaN are left out of norms, not of the judgement
+        is_usable = (gradient.isfinite() & other.isfinite()).all(1)
+        least = torch.full_like(relative, _ROUNDINGS * 2.0**-53)
+        error = torch.log2(torch.maximum(relative * 2.0**LOG2_SHARE, least))
+        error = torch.where(is_usable, error, torch.inf).nan_to_num(nan=math.inf)
+        sentences = [
+            constant or own
+            for constant, own in zip(
+                self._of_constants.of_samples(samples), doubts.of_samples(samples), strict=True
+            )
+        ]
+        in_doubt = torch.tensor([s is not None for s in sentences], device=error.device)
+        return AgreedGradients(
+            logits, gradient, torch.where(in_doubt, torch.inf, error), tuple(sentences)
+        )
+
+
+class _Run:
+    """A forward run at x, whose doubts are collected."""
+
+    def __init__(
+        self,
+        interpreter: Interpreter[MonitoredArray],
+        x: Tensor,
+        doubts: _Doubts,
+        tape: BranchTape,
+    ) -> None:
+        arithmetic = interpreter.arithmetic
+        assert isinstance(arithmetic, MonitoredArithmetic)
+        self._arithmetic = arithmetic.reporting(doubts.add, tape)
+        self._interpreter = copy.copy(interpreter)
+        self._interpreter.arithmetic = self._arithmetic
+        self._samples = len(x)
+        self._run = self._interpreter.forward_from(self._arithmetic.from_samples(x[:, None]))
+
+    @property
+    def logits(self) -> Tensor:
+        """(samples, K) in the format of the run."""
+        return self._of_all(self._run.logits)
+
+    def pullback(self, v: Tensor) -> Tensor:
+        """J^T v, (samples, entries) float64, for v (samples, K)."""
+        entering = self._arithmetic.from_samples(v[:, None])
+        gradient = self._interpreter.pullback(self._run.saved_values, entering)
+        return self._of_all(gradient).to(torch.float64)
+
+    def _of_all(self, a: MonitoredArray) -> Tensor:
+        return a.values.reshape(a.samples, -1).expand(self._samples, -1)
+
+
+def _given(v: Tensor, samples: Tensor, logits: Tensor, leading: Tensor) -> Tensor:
+    """The cotangents that do not depend on logits."""
+    del logits, leading
+    return v[samples]

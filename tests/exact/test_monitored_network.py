@@ -1,0 +1,284 @@
+"""float64 with float32 beside it: what is agreed is right; what would fool agreement is seen."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fperr import data, exact, zoo
+from fperr.errors import UndecidedError
+from fperr.exact.graph import capture
+from fperr.exact.interpreter import Interpreter
+from fperr.exact.monitored import arithmetic, watch
+from fperr.exact.monitored.arithmetic import MonitoredArithmetic
+from fperr.exact.monitored_network import LOG2_SHARE, MonitoredNetwork
+from fperr.exact.mp import MpArithmetic
+from tests.makers.networks import NETWORKS, SIDE, build
+
+REFERENCE = MpArithmetic(1000)  # far more digits than any of these networks loses
+
+
+class Net(nn.Module):
+    """A function of the inputs between two linear layers."""
+
+    def __init__(self, function, *, first=False, seed=0, dtype=torch.float32):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.function, self.first = function, first
+        self.inner, self.outer = nn.Linear(4, 4, dtype=dtype), nn.Linear(4, 3, dtype=dtype)
+
+    def forward(self, x):
+        return self.outer(self.function(x if self.first else self.inner(x)))
+
+
+def exact_gradients(model, x, v):
+    """The gradients by mpmath, and None where it cannot decide."""
+    network = Interpreter(capture(model, x[:1]), REFERENCE)
+    gradients = []
+    for i in range(len(x)):
+        try:
+            run = network.forward(x[i : i + 1])
+            gradients.append(network.products(run.saved_values, REFERENCE.from_torch(v[i : i + 1])))
+        except UndecidedError:
+            gradients.append(None)
+    return gradients
+
+
+def log2_true_errors(found, gradients):
+    """log2 |found - exact|/|exact| of each sample; -inf where both are 0."""
+    errors = []
+    for row, truth in zip(found.gradient, gradients, strict=True):
+        if truth is None:
+            errors.append(math.nan)
+            continue
+        difference = REFERENCE.sub(REFERENCE.from_torch(row[None]), truth)
+        norms = [
+            REFERENCE.context.sqrt(REFERENCE.context.fsum(value**2 for value in array.reshape(-1)))
+            for array in (difference, truth)
+        ]
+        if norms[0] == 0:
+            errors.append(-math.inf)
+        else:
+            ratio = norms[0] / norms[1] if norms[1] else REFERENCE.context.inf
+            errors.append(float(REFERENCE.context.log(ratio, 2)))
+    return torch.tensor(errors, dtype=torch.float64)
+
+
+def judged(model, x, *, seed=0):
+    """What the network claims at x, and the true errors."""
+    model = model.eval()
+    classes = model(x).shape[1]
+    v = torch.randn(len(x), classes, generator=torch.Generator().manual_seed(seed)).double()
+    found = MonitoredNetwork(capture(model, x[:1])).gradient(x, v)
+    return found, log2_true_errors(found, exact_gradients(model, x, v))
+
+
+def are_wrong(found, errors):
+    """The samples that are agreed and further off than is claimed."""
+    return found.are_agreed & (errors > found.log2_error)
+
+
+def normal(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mish_by_hand(x):
+    return x * torch.tanh(torch.log(1 + torch.exp(x)))
+
+
+def zero_sum(x):
+    """A filter that sums to 0, on windows of a row of which some are constant."""
+    filters = torch.tensor([[[0.1, 0.2, -0.3]]], dtype=x.dtype)
+    return F.pad(torch.relu(F.conv1d(x[:, None], filters))[:, 0], (0, 2))
+
+
+def chain(function, times):
+    def run(x):
+        for _ in range(times):
+            x = function(1.3 * x - 0.2)
+        return x
+
+    return run
+
+
+TRAPS = {
+    "absorption": (Net(lambda x: torch.tanh((x + 2.0**110) - 2.0**110), dtype=torch.float64), 1.0),
+    "absorption of the other": (Net(lambda x: torch.tanh(2.0**70 - (2.0**70 - x))), 1.0),
+    "absorption in steps": (
+        Net(lambda x: torch.tanh(((x + 2.0**30) + 2.0**80) - 2.0**80 - 2.0**30)), 1.0,
+    ),
+    "mish at -40": (Net(mish_by_hand, first=True), "-40"),
+    "mish at -20": (Net(mish_by_hand, first=True), "-20"),
+    "logarithm beside 1": (
+        Net(lambda x: torch.tanh(2.0**60 * torch.log((x + 2.0**60) / 2.0**60)), first=True), 1.0,
+    ),
+    "logarithm close to 1": (Net(lambda x: torch.log(1 + 2.0**-40 * x) * 2.0**40), 1.0),
+    "saturated tanh": (Net(lambda x: torch.tanh(60 * (1 + x.abs()))), 1.0),
+    "tanh that saturates in float32": (Net(lambda x: torch.tanh(8 * (1 + x.abs()))), 1.0),
+    "saturated softmax": (Net(lambda x: torch.softmax(400 * x, 1)), 1.0),
+    "sharp softmax": (Net(lambda x: torch.softmax(30 * x, 1)), 1.0),
+    "products that underflow": (Net(lambda x: (1e-30 * x) * (1e-30 * x) * 1e60), 1.0),
+    "underflow in float64": (Net(lambda x: (1e-200 * x) * (1e-200 * x) * 1e300), 1.0),
+    "exponential that underflows": (Net(lambda x: torch.exp(-150 - x.abs()) * 1e30), 1.0),
+    "a filter that sums to 0": (Net(zero_sum, first=True), "constant"),
+    "near tie": (Net(lambda x: torch.relu(x * 3 - x - 2 * x + 1e-17 * x) * 1e17), 1.0),
+    "near tie in float32": (Net(lambda x: torch.relu((x * 3 - x - 2 * x) + 1e-9 * x) * 1e9), 1.0),
+    "deep SiLU": (Net(chain(F.silu, 24)), 1.0),
+    "deep GELU": (Net(chain(F.gelu, 12)), 1.0),
+    "layer norm of nearly equal numbers": (
+        Net(lambda x: F.layer_norm(1e4 + 1e-3 * x, (4,), eps=0.0)), 1.0,
+    ),
+    "difference of squares": (Net(lambda x: (x + 1e6) ** 2 - (x - 1e6) ** 2 - 4e6 * x + x), 1.0),
+}  # fmt: skip
+
+
+def points(where, count=8):
+    x = normal(count, 4)
+    if where == "constant":
+        x[:, 1:] = x[:, :1]
+        return x
+    if isinstance(where, str):
+        return 0.1 * x + float(where)
+    return where * x
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_no_trap_is_agreed_and_wrong(name):
+    model, where = TRAPS[name]
+    x = points(where).to(next(model.parameters()).dtype)
+    found, errors = judged(model, x)
+    assert not are_wrong(found, errors).any(), (found.log2_error, errors, found.doubts)
+
+
+def unwatched(monkeypatch):
+    """Every rule switched off: agreement of two runs alone."""
+    monkeypatch.setattr(MonitoredArithmetic, "_doubt", lambda *_: None)
+    monkeypatch.setattr(arithmetic, "is_ill_conditioned", lambda *_: ())
+
+
+def test_agreement_alone_is_fooled(monkeypatch):
+    """The negative control: without the rules, these are agreed and wrong."""
+    unwatched(monkeypatch)
+    fooled = set()
+    for name, (model, where) in TRAPS.items():
+        x = points(where).to(next(model.parameters()).dtype)
+        if are_wrong(*judged(model, x)).any():
+            fooled.add(name)
+    assert fooled >= {
+        "absorption", "mish at -40", "logarithm beside 1", "saturated tanh",
+    }, fooled  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["fashion_standard", "fashion_adversarial", "fashion_saturated"])
+def test_packaged_networks_are_agreed_at_random_starts(name):
+    images = data.fashion_mnist_1000().first(100)
+    noise = torch.rand(images.x.shape, generator=torch.Generator().manual_seed(0))
+    x = (images.x + 0.1 * (2 * noise - 1)).clamp(0, 1)
+    model = zoo.load(name)
+    v = torch.randn(100, 10, generator=torch.Generator().manual_seed(1)).double()
+    found = MonitoredNetwork(capture(model, x[:1])).gradient(x, v)
+    assert int(found.are_agreed.sum()) >= 99, found.doubts
+    finer = exact.gradient(model, x[:20], v[:20], engine="double_word", digits=22)
+    difference = found.gradient[:20] - finer.to_torch().flatten(1)
+    errors = difference.norm(dim=1) / finer.to_torch().flatten(1).norm(dim=1)
+    assert (errors <= torch.exp2(found.log2_error[:20])).all()
+
+
+def test_the_claim_is_a_share_of_the_difference(monkeypatch):
+    """A follower that is off by more claims more: the claim is read off the difference."""
+    model, x = Net(torch.tanh).eval(), normal(4, 4)
+    v = normal(4, 3).double()
+    network = MonitoredNetwork(capture(model, x[:1]))
+    before = network.gradient(x, v).log2_error
+    tanh = MonitoredArithmetic.tanh
+
+    def off(self, a):
+        result = tanh(self, a)
+        return result.moved(lambda t: t * (1 + 2.0**-8)) if self.follows else result
+
+    monkeypatch.setattr(MonitoredArithmetic, "tanh", off)
+    after = network.gradient(x, v).log2_error
+    assert (after > before + 8).all()
+    assert (after < LOG2_SHARE).all()
+
+
+@pytest.mark.parametrize("factor", [1 + 2.0**-20, 1 + 2.0**-35])
+def test_a_sabotaged_leader_is_caught(factor, monkeypatch):
+    """What float64 has wrong alone shows in the difference, as far as float32 can see."""
+    model, x = Net(torch.tanh).eval(), normal(4, 4)
+    v = normal(4, 3).double()
+    tanh = MonitoredArithmetic.tanh
+
+    def off(self, a):
+        result = tanh(self, a)
+        return result if self.follows else result.moved(lambda t: t * factor)
+
+    monkeypatch.setattr(MonitoredArithmetic, "tanh", off)
+    found = MonitoredNetwork(capture(model, x[:1])).gradient(x, v)
+    errors = log2_true_errors(found, exact_gradients(model, x, v))
+    # a ladder's next rung sees this: the claim of float64 is far below the difference to it
+    assert (errors > found.log2_error + 4).all()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from(sorted(STEPS := {
+        "tanh": torch.tanh, "silu": F.silu, "gelu": F.gelu, "relu": torch.relu,
+        "softmax": lambda x: torch.softmax(x, 1), "log": lambda x: torch.log(1 + x * x),
+        "exp": lambda x: torch.exp(-x.abs()), "shift": lambda x: (x + 2.0**20) - 2.0**20,
+        "square": lambda x: x * x, "divide": lambda x: x / (1e-3 + x * x),
+        "scale": lambda x: 40 * x,
+        "centre": lambda x: x - x.mean(1, keepdim=True), "sigmoid": torch.sigmoid,
+        "norm": lambda x: F.layer_norm(x, (4,)), "add": lambda x: x + torch.flip(x, (1,)),
+    })), min_size=1, max_size=6),
+    st.integers(0, 1000),
+)  # fmt: skip
+def test_random_chains_are_never_agreed_and_wrong(names, seed):
+    def run(x):
+        for name in names:
+            x = STEPS[name](x)
+        return x
+
+    found, errors = judged(Net(run, seed=seed), normal(4, 4, seed=seed), seed=seed)
+    assert not are_wrong(found, errors).any(), (found.log2_error, errors, found.doubts)
+
+
+def test_masked_classes_are_left_out():
+    class Masked(Net):
+        def forward(self, x):
+            mask = torch.tensor([0.0, 0.0, -torch.inf])
+            return super().forward(x) + mask
+
+    model, x = Masked(torch.tanh).eval(), normal(3, 4)
+    v = torch.tensor([[1.0, -1.0, 0.0]]).double().expand(3, -1)
+    found = MonitoredNetwork(capture(model, x[:1])).gradient(x, v)
+    assert found.are_agreed.all(), found.doubts
+
+
+def test_the_words_of_a_doubt():
+    model, where = TRAPS["saturated tanh"]
+    found, _ = judged(model, points(where))
+    assert set(found.doubts) == {watch.Rule.VANISHED.sentence(torch.float64)}
+    assert found.doubts[0] == "a number that is not 0 vanishes in float64"
+    assert found.log2_error.isposinf().all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_every_kind(name):
+    model = build(name)
+    x = torch.rand(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    v = torch.randn(8, model(x).shape[1], generator=torch.Generator().manual_seed(1)).double()
+    found = MonitoredNetwork(capture(model, x[:1])).gradient(x, v)
+    finer = exact.gradient(model, x, v, engine="double_word", digits=20).to_torch().flatten(1)
+    errors = (found.gradient - finer).norm(dim=1) / finer.norm(dim=1)
+    assert (errors <= torch.exp2(found.log2_error)).all()
+    if name == "transformer_encoder":
+        # a sum in the backward half of a normalisation is 0 for every network: its rounding errors
+        # look like a cancellation, and most samples climb
+        assert set(found.doubts) <= {None, watch.Rule.ILL_CONDITIONED.sentence(torch.float32)}
+    else:
+        assert found.are_agreed.all(), found.doubts
