@@ -25,8 +25,9 @@ from fperr.networks.exact_gradient import LossAtSample
 from fperr.networks.exact_network import ExactNetwork, NoExactSample
 from fperr.networks.in_format import FormatNetwork
 
-_RELATIVE_ERROR = 2.0**-44  # in norm, proved for every exact gradient
+_RELATIVE_ERROR = 2.0**-44  # in norm, proved where pairs of float64 are used
 _DIGITS = 14  # that balls prove where pairs of float64 do not prove 44 bits: 46 bits
+_LOG2_AGREED_ERROR = -29.0  # largest estimated relative error of float64's gradients, log2
 _OPEN_SIGNS = 2.0**-20  # largest share of ||g||_1 of the components whose signs are open
 _PRODUCT_BITS = 106  # accuracy of the products of matrices: all that a pair of float64 holds
 
@@ -172,7 +173,8 @@ class ExactSource(GradientSource):
         magnitudes = found.gradient.abs()
         open_signs = torch.where(magnitudes <= tolerance[:, None], magnitudes, 0.0).sum(1)
         are_signs_decided = open_signs <= _OPEN_SIGNS * magnitudes.sum(1)
-        return found.gradient, found.are_agreed & are_signs_decided & ~unclear & (size > 0)
+        is_close = found.log2_error <= _LOG2_AGREED_ERROR
+        return found.gradient, is_close & are_signs_decided & ~unclear & (size > 0)
 
     def _gradients_of_piece(self, x: Tensor, goal: Goal, samples: Sequence[int]) -> Tensor:
         """The gradients (len(x), entries) in float64 of the samples with these numbers."""
