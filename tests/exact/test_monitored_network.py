@@ -126,6 +126,9 @@ TRAPS = {
     "exponential that underflows": (Net(lambda x: torch.exp(-150 - x.abs()) * 1e30), 1.0),
     "a filter that sums to 0": (Net(zero_sum, first=True), "constant"),
     "near tie": (Net(lambda x: torch.relu(x * 3 - x - 2 * x + 1e-17 * x) * 1e17), 1.0),
+    "near tie of one unit behind a function": (Net(lambda x: torch.relu(torch.tanh(
+        torch.cat([x[:, :1] * 3 - x[:, :1] - 2 * x[:, :1] - 1e-17 * x[:, :1], x[:, 1:]], 1)
+    )) * torch.tensor([1e17, 1.0, 1.0, 1.0])), 1.0),
     "near tie in float32": (Net(lambda x: torch.relu((x * 3 - x - 2 * x) + 1e-9 * x) * 1e9), 1.0),
     "deep SiLU": (Net(chain(F.silu, 24)), 1.0),
     "deep GELU": (Net(chain(F.gelu, 12)), 1.0),

@@ -180,15 +180,15 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return result
 
     def rsqrt(self, a: MonitoredArray) -> MonitoredArray:
-        return self._elementary("rsqrt", a, torch.rsqrt)
+        return self._elementary("rsqrt", a, torch.rsqrt, lambda x, f: f / (2 * x))
 
     def exp(self, a: MonitoredArray) -> MonitoredArray:
-        result = self._elementary("exp", a, torch.exp)
+        result = self._elementary("exp", a, torch.exp, lambda _, f: f)
         self._watch_zeros(result, lambda: ~a.values.isneginf())
         return result
 
     def log(self, a: MonitoredArray) -> MonitoredArray:
-        result = self._elementary("log", a, torch.log)
+        result = self._elementary("log", a, torch.log, lambda x, _: 1 / x)
         self._watch_zeros(result, lambda: a.values != 0)
         # the condition number of the logarithm is 1/|log a|
         size = result.values.abs()
@@ -197,16 +197,27 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return result
 
     def tanh(self, a: MonitoredArray) -> MonitoredArray:
-        return self._elementary("tanh", a, torch.tanh)
+        return self._elementary("tanh", a, torch.tanh, lambda _, f: 1 - f * f)
 
     def erf(self, a: MonitoredArray) -> MonitoredArray:
-        return self._elementary("erf", a, torch.erf)
+        return self._elementary("erf", a, torch.erf, lambda x, _: 1.2 * torch.exp(-x * x))
 
     def _elementary(
-        self, name: str, a: MonitoredArray, function: Callable[[Tensor], Tensor]
+        self,
+        name: str,
+        a: MonitoredArray,
+        function: Callable[[Tensor], Tensor],
+        slope: Callable[[Tensor, Tensor], Tensor],
     ) -> MonitoredArray:
+        """A function with an upper bound on its slope, from argument and value."""
+        values, terms = function(a.values), None
+        if a.terms is not None:
+            # what the argument lost by cancellation, its function has lost, too
+            inherited = slope(a.values, values).abs() * a.terms
+            # NaN where a class is masked: minus infinity has lost nothing
+            terms = torch.fmax(values.abs(), inherited)
         numbers = value_numbers.of_function(name, a.value_number)
-        return MonitoredArray(function(a.values), None, numbers)
+        return MonitoredArray(values, terms, numbers)
 
     def matmul(self, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
         product = products.matrix_product(self, a, b, with_terms=not self.follows)
