@@ -40,6 +40,20 @@ def of_one(a: IndexArray) -> IndexNDArray:
     return a
 
 
+def with_samples(a: IndexArray, device: torch.device, rank: int = 0) -> Tensor:
+    """The tensor (samples or 1, *shape) on a device.
+
+    Args:
+        a: Mask or index array.
+        device: Device of the result.
+        rank: Least number of dimensions; missing ones, of length 1, follow that of samples.
+    """
+    if not isinstance(a, Tensor):
+        a = torch.from_numpy(np.ascontiguousarray(a).reshape(1, *a.shape))
+    missing = max(0, rank - a.ndim)
+    return a.to(device).reshape(len(a), *[1] * missing, *a.shape[1:])
+
+
 def reshape(a: IndexArray, to: Sequence[int]) -> IndexArray:
     """Reshape each sample's array, row-major."""
     if isinstance(a, Tensor):
@@ -222,12 +236,7 @@ def _alike(a: IndexArray, b: IndexArray) -> tuple[Any, Any]:
     `Any`, because no type says that both are of one kind, as the operators `&`, `|` and `^` need.
     """
     if isinstance(a, Tensor) and not isinstance(b, Tensor):
-        return a, _as_batch(b).to(a.device)
+        return a, with_samples(b, a.device)
     if isinstance(b, Tensor) and not isinstance(a, Tensor):
-        return _as_batch(a).to(b.device), b
+        return with_samples(a, b.device), b
     return a, b
-
-
-def _as_batch(a: IndexNDArray) -> Tensor:
-    """A tensor with a leading dimension of length 1, which broadcasts over samples."""
-    return torch.from_numpy(np.ascontiguousarray(a))[None]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fperr.exact import value_numbers
+from fperr.exact import index_arrays, value_numbers
 from fperr.exact.double_word.numbers import SQUARE, UP, DoubleWords, add, euclidean
 from fperr.exact.double_word.ozaki_slices import by_sample, width_of_sum
 from fperr.exact.index_arrays import IndexArray
@@ -26,7 +26,7 @@ def concatenate(arrays: Sequence[DoubleWords], dim: int) -> DoubleWords:
 def take(a: DoubleWords, index: IndexArray) -> DoubleWords:
     """Entries of the flattened arrays at `index`; -1 gives zero."""
     count = math.prod(a.shape)
-    positions = _with_samples(index, a.high.device)
+    positions = index_arrays.with_samples(index, a.high.device)
     shape, flat = positions.shape[1:], by_sample(positions)
     widening = width_of_sum(_repeats(index, count))
     # a zero behind the last entry, for -1
@@ -41,7 +41,7 @@ def take(a: DoubleWords, index: IndexArray) -> DoubleWords:
 def scatter_add(a: DoubleWords, index: IndexArray, shape: Sequence[int]) -> DoubleWords:
     """Zeros of `shape` with every number added at its flat position; -1 is dropped."""
     count = math.prod(shape)
-    positions = _with_samples(index, a.high.device).flatten(1)
+    positions = index_arrays.with_samples(index, a.high.device).flatten(1)
     samples = max(len(positions), a.samples)
     # what is dropped goes to an entry behind the last, which is cut off at the end
     positions = torch.where(positions < 0, count, positions).expand(samples, -1)
@@ -69,11 +69,7 @@ def scatter_add(a: DoubleWords, index: IndexArray, shape: Sequence[int]) -> Doub
 
 def where(mask: IndexArray, a: DoubleWords, b: DoubleWords) -> DoubleWords:
     """a where the mask holds, else b; both have equal numbers of dimensions."""
-    condition = mask if isinstance(mask, Tensor) else torch.from_numpy(np.asarray(mask))[None]
-    # dimensions of length 1 after the samples, so that the mask broadcasts to a and b
-    missing = a.high.ndim - condition.ndim
-    condition = condition.reshape(len(condition), *[1] * missing, *condition.shape[1:])
-    condition = condition.to(a.high.device)
+    condition = index_arrays.with_samples(mask, a.high.device, rank=a.high.ndim)
     high, low = torch.where(condition, a.high, b.high), torch.where(condition, a.low, b.low)
     numbers = value_numbers.where(condition, a.value_number, b.value_number)
     count = high[0].numel()
@@ -81,13 +77,6 @@ def where(mask: IndexArray, a: DoubleWords, b: DoubleWords) -> DoubleWords:
     radii = [c.radius * width_of_sum(max(1, count // max(c.high[0].numel(), 1))) for c in (a, b)]
     radius = torch.hypot(radii[0], radii[1]) * UP
     return DoubleWords(high, low, radius.expand(len(high)), numbers)
-
-
-def _with_samples(index: IndexArray, device: torch.device) -> Tensor:
-    """The index as a tensor (samples or 1, *shape)."""
-    if isinstance(index, Tensor):
-        return index.to(device)
-    return torch.from_numpy(np.ascontiguousarray(index)).to(device)[None]
 
 
 def _repeats(index: IndexArray, count: int) -> int:

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fperr.exact import value_numbers
+from fperr.exact import index_arrays, value_numbers
 from fperr.exact.arithmetic import Arithmetic, Geometry
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.monitored.array import MonitoredArray, by_sample
@@ -150,7 +149,7 @@ def concatenated(arrays: Sequence[MonitoredArray], dim: int) -> MonitoredArray:
 def taken(a: MonitoredArray, index: IndexArray) -> MonitoredArray:
     """Entries of the flattened arrays at `index`; -1 gives zero."""
     count = math.prod(a.shape)
-    positions = _with_samples(index, a.values.device)
+    positions = index_arrays.with_samples(index, a.values.device)
     shape, flat = positions.shape[1:], by_sample(positions)
     flat = torch.where(flat < 0, count, flat)
     # a zero behind the last entry, for -1
@@ -164,7 +163,7 @@ def taken(a: MonitoredArray, index: IndexArray) -> MonitoredArray:
 def scattered(a: MonitoredArray, index: IndexArray, shape: Sequence[int]) -> MonitoredArray:
     """Zeros of `shape` with every number added at its flat position; -1 is dropped."""
     count = math.prod(shape)
-    positions = _with_samples(index, a.values.device).flatten(1)
+    positions = index_arrays.with_samples(index, a.values.device).flatten(1)
     samples = max(len(positions), a.samples)
     # what is dropped goes to an entry behind the last, which is cut off at the end
     positions = torch.where(positions < 0, count, positions).expand(samples, -1)
@@ -183,20 +182,9 @@ def scattered(a: MonitoredArray, index: IndexArray, shape: Sequence[int]) -> Mon
 
 def selected(mask: IndexArray, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
     """a where the mask holds, else b; both have equal numbers of dimensions."""
-    condition = mask if isinstance(mask, Tensor) else torch.from_numpy(np.asarray(mask))[None]
-    # dimensions of length 1 after the samples, so that the mask broadcasts to a and b
-    missing = a.values.ndim - condition.ndim
-    condition = condition.reshape(len(condition), *[1] * missing, *condition.shape[1:])
-    condition = condition.to(a.values.device)
+    condition = index_arrays.with_samples(mask, a.values.device, rank=a.values.ndim)
     terms = None
     if a.terms is not None or b.terms is not None:
         terms = torch.where(condition, a.sizes, b.sizes)
     numbers = value_numbers.where(condition, a.value_number, b.value_number)
     return MonitoredArray(torch.where(condition, a.values, b.values), terms, numbers)
-
-
-def _with_samples(index: IndexArray, device: torch.device) -> Tensor:
-    """The index as a tensor (samples or 1, *shape)."""
-    if isinstance(index, Tensor):
-        return index.to(device)
-    return torch.from_numpy(np.ascontiguousarray(index)).to(device)[None]
