@@ -17,7 +17,8 @@ from fperr.errors import ReferenceNotCertifiedError
 from tests.makers.digits import digits_of
 
 WIDTH, CLASSES = 4, 3
-CHUNKS, EXAMPLES, SLOW_EXAMPLES = 10, 20, 60
+CHUNKS, SLOW_CHUNKS = 5, 10
+EXAMPLES, SLOW_EXAMPLES = 20, 60  # of a chunk
 SHARE = 0.9  # of the graphs that balls can judge, at least
 BITS = 80
 WIDE = mpmath.MPContext()
@@ -216,7 +217,7 @@ def test_a_chunk_with_few_judged_graphs_is_noticed():
 
 @pytest.mark.slow
 def test_many_random_graphs():
-    judged = [result for _ in range(CHUNKS) for result in run_chunk(SLOW_EXAMPLES)]
+    judged = [result for _ in range(SLOW_CHUNKS) for result in run_chunk(SLOW_EXAMPLES)]
     assert len(judged) >= 500
     assert np.mean(judged) > SHARE
 
