@@ -93,3 +93,7 @@ class DamagedFileWarning(UserWarning):
 
 class InexactProductError(FperrError):
     """A float64 product of integers that needs no rounding was rounded, or flushed to zero."""
+
+
+class SlowReferenceWarning(UserWarning):
+    """Samples need balls, which take time; says how long."""

@@ -84,18 +84,17 @@ def unusable_scale(c: float) -> str:
     return f"its scale T/margin is {_word(c)}"
 
 
-def too_few_digits(log2_error: float, digits: int) -> str:
-    """The reason of a row whose exact gradient lacks digits.
+def too_few_bits(log2_error: float, bits: float) -> str:
+    """The reason of a row whose exact gradient lacks bits.
 
     Args:
         log2_error: log2 of the relative error of the exact gradient; may be infinite or NaN.
-        digits: Decimal digits that were requested.
+        bits: Bits that are needed.
     """
-    correct_digits = -log2_error * math.log10(2)
-    is_finite = math.isfinite(correct_digits)
-    # never all digits, even if the difference vanishes in rounding to an integer
-    certain = min(max(0, math.floor(correct_digits)), digits - 1) if is_finite else 0
-    return f"the reference is certain to {certain} of {digits} digits"
+    # never all bits, even if the difference vanishes in rounding to an integer
+    is_finite = math.isfinite(log2_error)
+    certain = min(max(0, math.floor(-log2_error)), math.ceil(bits) - 1) if is_finite else 0
+    return f"the reference is certain to {certain} of {bits:g} bits"
 
 
 def not_finite(format: Format, quantity: str) -> str:
@@ -141,6 +140,11 @@ _RULES = (
         "leave such samples out: no attack can change their class",
     ),
     _Rule(
+        f"{NOT_CERTIFIED}: balls were not computed, as .*",
+        "its exact gradient needs balls, and the time was up",
+        "give a larger max_seconds, or leave it out",
+    ),
+    _Rule(
         f"{NOT_CERTIFIED}(: .*)?",
         NOT_CERTIFIED,
         "measure with engine='mpmath', which compares two precisions and proves nothing",
@@ -157,10 +161,9 @@ _RULES = (
         "leave that format out, or change what does not fit it (a constant such as a mask of -1e9)",
     ),
     _Rule(
-        r"the reference is certain to \d+ of \d+ digits",
-        "the reference is certain to fewer digits than were asked for",
-        "try another engine of 'ball', 'mpmath' and 'double_word', which lose digits at "
-        "different places",
+        r"the reference is certain to \d+ of \d+ bits",
+        "the reference is certain to fewer bits than delta needs",
+        "measure with engine='ball', which raises its precision until they are proved",
     ),
     _Rule(
         "its scale T/margin is .*",

@@ -1,9 +1,7 @@
 """The gradient that an attack follows: in a floating-point format, or exact."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +9,19 @@ from torch import Tensor, nn
 from fperr import pass_origin
 from fperr.attacks.goal import Goal
 from fperr.errors import ModelError, ReferenceNotCertifiedError
-from fperr.exact.double_word import DoubleWords
-from fperr.exact.double_word.comparisons import order_undecided
-from fperr.exact.double_word_network import BatchedNetwork, to_mpmath
-from fperr.exact.engines.vectors import DoubleWordVectors
-from fperr.exact.graph import probe
+from fperr.exact.engines.gradient import LossAtSample
 from fperr.exact.logit_direction import KINDS, is_order_unclear, logit_direction
-from fperr.exact.logit_gradient import logit_gradient
 from fperr.exact.monitored_network import MonitoredNetwork
+from fperr.exact.precision import RUNGS
 from fperr.formats import Format, of_dtype
 from fperr.losses import Context
-from fperr.networks.exact_gradient import LossAtSample
-from fperr.networks.exact_network import ExactNetwork, NoExactSample
+from fperr.networks.exact_network import ExactNetwork, ExactSample, NoExactSample, SampleLadder
 from fperr.networks.in_format import FormatNetwork
+from fperr.reasons import too_few_bits
 
-_RELATIVE_ERROR = 2.0**-44  # in norm, proved where pairs of float64 are used
-_DIGITS = 14  # that balls prove where pairs of float64 do not prove 44 bits: 46 bits
+_BITS = 46  # of the gradients that climb: more than float64 is asked for
 _LOG2_AGREED_ERROR = -29.0  # largest estimated relative error of float64's gradients, log2
 _OPEN_SIGNS = 2.0**-20  # largest share of ||g||_1 of the components whose signs are open
-_PRODUCT_BITS = 106  # accuracy of the products of matrices: all that a pair of float64 holds
 
 
 class GradientSource(ABC):
@@ -93,9 +85,9 @@ class FloatSource(GradientSource):
 class ExactSource(GradientSource):
     """Exact gradients at exact logits; success is judged by the network in the input's format.
 
-    A ladder: float64 where float32 agrees and the signs are decided; else pairs of float64 whose
-    bound proves a relative error of 2^-44; balls for the samples where it does not. PyTorch's own
-    float64 is compared at the inputs, and wherever pairs of float64 are used.
+    A ladder: float64 where float32 agrees and the signs are decided; else pairs of float64, and
+    balls where their bound, or their agreement, does not show 46 bits. PyTorch's own float64 is
+    compared at the inputs, and wherever a sample climbs.
 
     Args:
         model: Model to logits (batch, K), in evaluation mode.
@@ -108,13 +100,10 @@ class ExactSource(GradientSource):
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         float_network = FormatNetwork(model, of_dtype(x.dtype), autocast=False)
         self._float_source = FloatSource(model, of_dtype(x.dtype))
-        capture = float_network.capture(x[:1])
-        self._float64 = MonitoredNetwork(capture, x.device)
-        self._network = BatchedNetwork(capture, _PRODUCT_BITS, x.device)
-        self._balls = ExactNetwork(float_network, x[:1], _DIGITS, "ball", by_rows=False)
-        self._vectors = DoubleWordVectors(x.device)
-        classes = capture.shapes[capture.results[0].name][1]
-        self._network.audited_gradient(x, probe(x.new_empty((len(x), classes)).double()))
+        self._network = ExactNetwork(float_network, x[:1], RUNGS, _BITS, by_rows=False)
+        self._entries = x[0].numel()
+        self._float64 = MonitoredNetwork(self._network.capture, x.device)
+        self._network.samples(x, [-round(_LOG2_AGREED_ERROR)], lambda: None)
 
     def logits(self, x: Tensor) -> Tensor:
         """See `GradientSource`."""
@@ -142,9 +131,10 @@ class ExactSource(GradientSource):
             agreed, is_decided = self._agreed(x[judged], goal, judged)
             gradient[judged[is_decided]] = agreed[is_decided]
             judged = judged[~is_decided]
-        for piece in self._network.pieces(len(judged)):
-            samples = judged[piece]
-            gradient[samples] = self._gradients_of_piece(x[samples], goal, samples.tolist())
+        if len(judged):
+            samples = self._network.samples(x[judged], [_BITS], lambda: None)
+            for i, sample in zip(judged.tolist(), samples, strict=True):
+                gradient[i] = self._climbed(sample, goal, i).to(x.device)
         return logits, gradient.reshape(x.shape)
 
     def _agreed(self, x: Tensor, goal: Goal, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,61 +166,33 @@ class ExactSource(GradientSource):
         is_close = found.log2_error <= _LOG2_AGREED_ERROR
         return found.gradient, is_close & are_signs_decided & ~unclear & (size > 0)
 
-    def _gradients_of_piece(self, x: Tensor, goal: Goal, samples: Sequence[int]) -> Tensor:
-        """The gradients (len(x), entries) in float64 of the samples with these numbers."""
-        forward = self._network.forward(x)
-        logits = forward.run.logits
-        undecided = forward.undecided | order_undecided(logits)
-        z = to_mpmath(logits, self._vectors.context).reshape(len(x), -1)
-        logit_gradients = []
-        for i, logit_radius in enumerate(logits.radius.tolist()):
-            loss = self._loss_at_sample(z[i], goal, samples[i])
-            v = logit_gradient(
-                loss.kind, self._vectors.context, list(z[i]), loss.label, c=loss.c,
-                targeted=loss.targeted, y=loss.y,
-            )  # fmt: skip
-            # a logit is off by the radius at most, a difference by twice that, a ratio of two
-            # probabilities by four times it in the exponent
-            is_accurate = v is not None and 4 * float(loss.c) * logit_radius < _RELATIVE_ERROR
-            undecided[i] |= not is_accurate or goal.loss.kind == "dlr"
-            numbers = v if v is not None and is_accurate else [0] * z.shape[1]
-            logit_gradients.append(self._vectors.array(numbers).words)
-        high, low, radius = (
-            torch.cat([getattr(words, name) for words in logit_gradients])
-            for name in ("high", "low", "radius")
-        )
-        g, undecided_backward = self._network.pullback(
-            forward.run.saved_values, DoubleWords(high, low, radius, None)
-        )
-        length = torch.linalg.vector_norm(g.high.flatten(1), dim=1)
-        undecided |= undecided_backward | ~(g.radius <= length * _RELATIVE_ERROR)
-        gradient = (g.high + g.low).flatten(1)
-        self._network.audits(forward, x, high[:, 0], g, ~undecided, samples[0])
-        for i in torch.nonzero(undecided).flatten().tolist():
-            gradient[i] = self._gradient_in_balls(x[i : i + 1], goal, samples[i])
-        return gradient
-
-    def _loss_at_sample(self, z: Any, goal: Goal, i: int) -> LossAtSample:
-        """The loss of sample i with the scale that float64 computes for its exact logits."""
-        logits = torch.tensor([[float(value) for value in z]], dtype=torch.float64)
-        row, is_targeted = slice(i, i + 1), goal.targets is not None
-        label, context = goal.label[row].cpu(), Context(is_targeted, goal.y[row].cpu())
-        c = self._vectors.context.mpf(float(goal.loss.scale(logits, label, context).c))
-        return LossAtSample(goal.loss.kind, int(label), c, is_targeted, int(goal.y[i]))
-
-    def _gradient_in_balls(self, x: Tensor, goal: Goal, i: int) -> Tensor:
-        """The gradient (entries,) in float64 of sample i, x (1, *shape).
+    def _climbed(self, ladder: SampleLadder | NoExactSample, goal: Goal, i: int) -> Tensor:
+        """The gradient (entries,) in float64 of sample i, from a rung above float64.
 
         Raises:
-            ReferenceNotCertifiedError: not even balls prove it.
+            ReferenceNotCertifiedError: not even balls settle it.
         """
-        sample = next(iter(self._balls.samples(x, lambda: None)))
-        if isinstance(sample, NoExactSample):
+        if isinstance(ladder, NoExactSample):
             raise ReferenceNotCertifiedError(
-                f"sample {i}: its exact gradient cannot be proved: {sample.reason}"
+                f"sample {i}: its exact gradient cannot be computed: {ladder.reason}"
             )
-        exact = sample.gradient(self._loss_at_sample(sample.z, goal, i))
+        first = ladder.first(_BITS)
+        assert isinstance(first, ExactSample)
+        loss = _loss_at_sample(first, goal, i)
+        sample, exact = ladder.gradient(loss, _BITS)
         if exact is None:  # undefined, as DLR's where its denominator is 0
-            return torch.zeros(x[0].numel(), dtype=torch.float64, device=x.device)
-        values, _ = self._balls.vectors.to_scaled(exact.gradient)
-        return values.reshape(-1).to(x.device)
+            return torch.zeros(self._entries, dtype=torch.float64)
+        if not exact.has_bits(_BITS):
+            raise ReferenceNotCertifiedError(
+                f"sample {i}: {too_few_bits(exact.log2_error, _BITS)}, on every rung"
+            )
+        values, _ = sample.vectors.to_scaled(exact.gradient)
+        return values.reshape(-1)
+
+
+def _loss_at_sample(sample: ExactSample, goal: Goal, i: int) -> LossAtSample:
+    """The loss of sample i with the scale that float64 computes for its exact logits."""
+    row, is_targeted = slice(i, i + 1), goal.targets is not None
+    label, context = goal.label[row].cpu(), Context(is_targeted, goal.y[row].cpu())
+    c = float(goal.loss.scale(sample.logits, label, context).c)
+    return LossAtSample(goal.loss.kind, int(label), c, is_targeted, int(goal.y[i]))

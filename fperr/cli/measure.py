@@ -60,13 +60,21 @@ def measure_command(
     digits: Annotated[
         int | None,
         typer.Option(
-            help="correct decimal digits of the exact gradients; by default 50, or 20 for "
-            "double_word"
+            help="correct decimal digits of the exact gradients; by default what four digits of "
+            "each format's error need"
         ),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="exact engine: ball (proves), double_word (fast), mpmath, or auto")
+        str,
+        typer.Option(
+            help="exact engine to begin with: float64 (agreement), double_word, ball (proves), "
+            "mpmath, or auto"
+        ),
     ] = "auto",
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(help="compute no more balls after so many seconds; the same command goes on"),
+    ] = None,
     reference: Annotated[str | None, typer.Option(hidden=True, callback=renamed)] = None,
     certify: Annotated[
         bool, typer.Option("--certify", help="prove an interval for every relative error")
@@ -107,6 +115,7 @@ def measure_command(
         "certify": certify,
         "accept_probabilities": accept_probabilities,
     }
+    limits = {"max_seconds": max_seconds}  # may be another one when the command goes on
     if dry_run:
         for subject in subjects:
             model, x, y = subject.arguments(assigned)
@@ -115,19 +124,29 @@ def measure_command(
     folder = out or Path("out") / folder_name(subjects[0].name)
     check_folder(folder, overwrite=True)
     with opened(folder, _ABOUT, remedy=_REMEDY, overwrite=_FILES if overwrite else None) as run:
-        report = _measured(subjects, assigned, request, run)
+        report = _measured(subjects, assigned, request, limits, run)
         _write(report, run)
     _show(report)
     is_measured = _say_what_is_missing(report)
     if _is_interrupted(report, subjects):
         typer.echo(f"fperr: interrupted; the same command goes on from {folder}", err=True)
         raise typer.Exit(_INTERRUPTED)
+    if any(part["time_is_up"] for part in report.provenance.values()):
+        typer.echo(
+            f"fperr: balls were left out after {max_seconds:g} s; the same command computes them, "
+            f"and goes on from {folder}",
+            err=True,
+        )
     if not is_measured:
         raise typer.Exit(1)
 
 
 def _measured(
-    subjects: list[Subject], assigned: str | None, request: dict[str, Any], run: RunFolder
+    subjects: list[Subject],
+    assigned: str | None,
+    request: dict[str, Any],
+    limits: dict[str, Any],
+    run: RunFolder,
 ) -> Report:
     """The reports of all networks in one; what is finished is written if a fault ends it."""
     run.begin({"networks": [s.name for s in subjects], "scenarios": assigned, **request})
@@ -144,10 +163,17 @@ def _measured(
                 with warnings.catch_warnings():  # said at the end, for all networks
                     warnings.simplefilter("ignore", UnmeasuredWarning)
                     report = measure(
-                        model, x, y, progress=True, out=folder, **subject.options, **request
+                        model,
+                        x,
+                        y,
+                        progress=True,
+                        out=folder,
+                        **subject.options,
+                        **request,
+                        **limits,
                     )
                 reports += [report] if len(report.frame) else []
-                if report.provenance[subject.name]["interrupted"]:
+                if _is_cut_off(report.provenance[subject.name]):
                     break
     except KeyboardInterrupt:  # outside the samples: what came before is finished
         pass
@@ -189,7 +215,12 @@ def _forget_if_empty(run: RunFolder) -> None:
 
 def _is_interrupted(report: Report, subjects: list[Subject]) -> bool:
     provenance = report.provenance.values()
-    return len(provenance) < len(subjects) or any(part["interrupted"] for part in provenance)
+    return len(provenance) < len(subjects) or any(map(_is_cut_off, provenance))
+
+
+def _is_cut_off(provenance: dict[str, Any]) -> bool:
+    """Whether samples are missing; not where only balls were left out for lack of time."""
+    return provenance["interrupted"] and not provenance["time_is_up"]
 
 
 def _split(names: str) -> list[str]:

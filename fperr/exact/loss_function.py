@@ -99,14 +99,14 @@ class LossGradient:
         v: BallArray = interpreter.products(run.saved_values, A.from_torch(_one()))
         return v if A.is_finite(v) else None
 
-    def enclosed(self, logits: Tensor, digits: int) -> Enclosure:
-        """Enclose the gradient at floating-point logits (1, K) to a number of decimal digits.
+    def enclosed(self, logits: Tensor, bits: float) -> Enclosure:
+        """Enclose the gradient at floating-point logits (1, K) to a number of bits.
 
         Raises:
             ReferenceNotCertifiedError, SingularGradientError, ContradictedError: see
                 `fperr.exact.gradient`.
         """
-        certifier = AdaptivePrecision(self._captured.capture, math.ceil(digits * math.log2(10)))
+        certifier = AdaptivePrecision(self._captured.capture, math.ceil(bits))
         return certifier.product(logits.detach().to(self._device, torch.float64), _one())
 
     def is_function_at(self, logits: Tensor) -> bool:

@@ -100,8 +100,7 @@ class MonitoredNetwork:
     ) -> None:
         self._fast = _Pair(capture, device, with_value_numbers=False)
         self._thorough = _Pair(capture, device, with_value_numbers=True)
-        sizes = [math.prod(shape) for shape in capture.shapes.values()]
-        self._at_once = max(1, memory // (_BYTES * sum(sizes)))
+        self._at_once = samples_at_once(capture, memory)
 
     def gradient(self, x: Tensor, v: Tensor | Cotangents) -> AgreedGradients:
         """J^T v of a batch.
@@ -163,13 +162,9 @@ class _Pair:
         logits = leader.logits
         other = follower.pullback(v(numbers, follower.logits, logits))
         assert tape.is_read
-        difference, size = norms(gradient - other), norms(gradient)
-        relative = torch.where(difference == 0, 0.0, difference / size)
         # infinities and NaN are left out of norms, not of the judgement
         is_usable = (gradient.isfinite() & other.isfinite()).all(1)
-        least = torch.full_like(relative, _ROUNDINGS * 2.0**-53)
-        error = torch.log2(torch.maximum(relative * 2.0**LOG2_SHARE, least))
-        error = torch.where(is_usable, error, torch.inf).nan_to_num(nan=math.inf)
+        error = torch.where(is_usable, log2_agreed_errors(gradient, other), torch.inf)
         sentences = [
             constant or own
             for constant, own in zip(
@@ -213,6 +208,30 @@ class _Run:
 
     def _of_all(self, a: MonitoredArray) -> Tensor:
         return a.values.reshape(a.samples, -1).expand(self._samples, -1)
+
+
+def log2_agreed_errors(a: Tensor, b: Tensor) -> Tensor:
+    """(samples,): log2 of the estimated relative error of a in norm, where b is a in float32.
+
+    Args:
+        a: (samples, entries) float64; entries that are not finite are left out.
+        b: Like a.
+    """
+    difference, size = norms(a - b), norms(a)
+    return log2_of_share(torch.where(difference == 0, 0.0, difference / size))
+
+
+def log2_of_share(relative_difference: Tensor) -> Tensor:
+    """log2 of the error that is claimed for a relative difference; inf for NaN."""
+    least = torch.full_like(relative_difference, _ROUNDINGS * 2.0**-53)
+    claimed = torch.maximum(relative_difference * 2.0**LOG2_SHARE, least)
+    return torch.log2(claimed).nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def samples_at_once(capture: Capture, memory: int = _MEMORY) -> int:
+    """How many samples fit into so many bytes."""
+    sizes = [math.prod(shape) for shape in capture.shapes.values()]
+    return max(1, memory // (_BYTES * sum(sizes)))
 
 
 def _given(v: Tensor, samples: Tensor, logits: Tensor, leading: Tensor) -> Tensor:

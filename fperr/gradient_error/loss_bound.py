@@ -10,7 +10,7 @@ from torch import Tensor
 from fperr.bounds import cross_entropy, stable
 from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.inputs import log2_input_gradient
-from fperr.exact.engines.jacobian import StoredRows, TransposedJacobian
+from fperr.exact.engines.jacobian import TransposedJacobian
 from fperr.formats import of_dtype
 from fperr.losses import Loss
 from fperr.networks.in_format import FloatGradient
@@ -92,7 +92,8 @@ def bound_columns(
         return {}
     error, size = bound.error[i], bound.exact[i]
     columns: dict[str, object] = {"logit_delta_bound": float(error.sum() / size.sum())}
-    if isinstance(data, StoredRows):
-        log2 = log2_input_gradient(error.tolist(), data.log2_norms) - log2_gradient_norm
+    norms = None if data is None else data.log2_norms
+    if norms is not None:
+        log2 = log2_input_gradient(error.tolist(), norms) - log2_gradient_norm
         columns["stage_loss_bound"] = 2.0**log2 if log2 < 1024 else math.inf
     return columns

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fperr.errors import UndecidedError
 from fperr.exact.engines.jacobian import TransposedJacobian
-from fperr.exact.engines.scaled import Scaled, scaled
-from fperr.exact.engines.vectors import Vector, Vectors
+from fperr.exact.engines.scaled import Scaled, Vector, scaled
+from fperr.exact.engines.vectors import Vectors
 
 STAGES = ("backward", "loss", "forward", "cast")
 

@@ -1,5 +1,6 @@
 """Checked arguments of `measure`: a fault raises at once and says what to do."""
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,21 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from fperr import checks
-from fperr.exact.engines.choice import cheapest_engine
-from fperr.formats import BFLOAT16, FLOAT16, TF32, Format, format_named
+from fperr.exact.precision import (
+    MOST_BITS,
+    RUNGS,
+    bits_for_delta,
+    bits_of,
+    digits_of,
+    engines_from,
+)
+from fperr.formats import TF32, Format, format_named
 from fperr.losses import Loss, loss_named
 from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
-from fperr.networks.model import Accessor, multiply_adds, usable_model
+from fperr.networks.model import Accessor, usable_model
 from fperr.theory.scenarios import SCENARIOS, Scenario
-from fperr.vocabulary import ENGINE_CHOICES, EngineChoice, JacobianChoice, Reduction
+from fperr.vocabulary import ENGINE_CHOICES, EngineChoice, EngineName, JacobianChoice, Reduction
 
 # Neither pixels in [0, 1] nor standardised ones come near it; pixels of 0..255 do.
 UNUSUAL_INPUT = 20.0
-# Default digits. float64 errors are about 1e-16, so that fewer than 20 digits would not resolve
-# them; half formats need fewer. Pairs of float64 prove about 25 on ordinary networks.
-DIGITS, WORD_DIGITS, WORD_DIGITS_OF_HALF = 50, 20, 10
-MOST_DOUBLE_WORD_DIGITS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +43,9 @@ class MeasureRequest:
         losses: Losses to measure.
         formats: Formats to measure.
         scenarios: Scenarios to assign labels for, or None if y or targets classify each sample.
-        engine: Name of the engine of the exact gradients.
-        engine_choice: Reason for which the engine is taken.
-        digits: Correct decimal digits of the exact gradients.
+        engines: Engines of the exact gradients, from the cheapest.
+        engine_choice: Reason for which these engines are taken.
+        digits: Correct decimal digits of the exact gradients; None: those that each format needs.
         certify: Whether to prove an interval for delta.
         jacobian: `"rows"` or `"products"`.
         mean: Whether the losses of a batch are averaged; otherwise they are added.
@@ -50,6 +54,7 @@ class MeasureRequest:
         batch_size: Number of samples in a batch of the format's run.
         batch_size_is_asked_for: Whether the user gave the batch size.
         classes: Number of classes K.
+        max_seconds: Seconds after which no more balls are computed; None: no limit.
     """
 
     name: str
@@ -60,9 +65,9 @@ class MeasureRequest:
     losses: tuple[Loss, ...]
     formats: tuple[Format, ...]
     scenarios: tuple[Scenario, ...] | None
-    engine: str
+    engines: tuple[EngineName, ...]
     engine_choice: str
-    digits: int
+    digits: int | None
     certify: bool
     jacobian: str
     mean: bool
@@ -71,6 +76,11 @@ class MeasureRequest:
     batch_size: int
     batch_size_is_asked_for: bool
     classes: int
+    max_seconds: float | None
+
+    def bits_for(self, fmt: Format) -> int:
+        """The bits of the exact gradient that a format's delta needs, or that were asked for."""
+        return bits_for_delta(fmt.unit_roundoff) if self.digits is None else bits_of(self.digits)
 
     def batches(self) -> list[slice]:
         """The batches, in order; the last may be smaller."""
@@ -99,6 +109,7 @@ def checked_request(
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
     name: str | None = None,
+    max_seconds: float | None = None,
 ) -> MeasureRequest:
     """Check the arguments of `fperr.measure`.
 
@@ -144,13 +155,11 @@ def checked_request(
             f"autocast=True needs a float32 model, got {dtype}: torch.autocast leaves its "
             "operations alone, and float16 would be measured in name only"
         )
-    half = all(f in (FLOAT16, BFLOAT16) for f in formats_)
     checks.choice("engine", engine, ENGINE_CHOICES)
-    digits = _check_digits(digits, engine, half=half)
-    chosen_engine, reason = _checked_engine(engine, usable, inputs, digits, certify=certify)
-    if digits is None:
-        word_digits = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
-        digits = word_digits if chosen_engine == "double_word" else DIGITS
+    digits = _checked_digits(digits, engine, formats_)
+    engines, reason = _chosen_engines(engine, certify=certify)
+    if max_seconds is not None:
+        max_seconds = checks.real_number("max_seconds", max_seconds, above=0.0)
     checks.choice("jacobian", jacobian, ("auto", "rows", "products"))
     if jacobian == "auto":
         labellings = 1 if scenarios_ is None else len({s.label_leads for s in scenarios_})
@@ -166,7 +175,7 @@ def checked_request(
         losses_,
         formats_,
         scenarios_,
-        chosen_engine,
+        engines,
         reason,
         digits,
         certify,
@@ -177,40 +186,40 @@ def checked_request(
         min(batch_size or 64, n),
         batch_size is not None,
         classes,
+        max_seconds,
     )
 
 
-def _check_digits(digits: int | None, engine: EngineChoice, *, half: bool) -> int | None:
-    least = WORD_DIGITS_OF_HALF if half else WORD_DIGITS
-    if digits is not None:
-        digits = checks.whole_number("digits", digits, 1)
-        if digits < least:
-            raise ValueError(
-                f"digits must be at least {least} to resolve the errors of these formats, "
-                f"got {digits}: leave it out, or give more"
-            )
-    if engine == "double_word" and digits is not None and digits > MOST_DOUBLE_WORD_DIGITS:
+def _checked_digits(
+    digits: int | None, engine: EngineChoice, formats: Sequence[Format]
+) -> int | None:
+    """Check that digits resolve the errors of the formats, and that the engine may give them."""
+    if digits is None:
+        return None
+    digits = checks.whole_number("digits", digits, 1)
+    least = math.floor(digits_of(max(bits_for_delta(fmt.unit_roundoff) for fmt in formats)))
+    if digits < least:
         raise ValueError(
-            f"engine='double_word' gives at most {MOST_DOUBLE_WORD_DIGITS} digits, "
+            f"digits must be at least {least} to resolve the errors of these formats, "
+            f"got {digits}: leave it out, or give more"
+        )
+    if engine in ("float64", "double_word") and bits_of(digits) > MOST_BITS[engine]:
+        raise ValueError(
+            f"engine={engine!r} gives at most {math.floor(digits_of(MOST_BITS[engine]))} digits, "
             f"got {digits}: use 'ball', or leave digits out"
         )
     return digits
 
 
-def _checked_engine(
-    engine: EngineChoice, model: nn.Module, x: Tensor, digits: int | None, *, certify: bool
-) -> tuple[str, str]:
-    """Choose the engine; returns its name and the reason for the choice."""
-    if certify and engine in ("mpmath", "double_word"):
+def _chosen_engines(engine: EngineChoice, *, certify: bool) -> tuple[tuple[EngineName, ...], str]:
+    """Choose the engines; returns their names and the reason for the choice."""
+    if certify and engine not in ("auto", "ball"):
         raise ValueError(f"certify=True needs the balls: leave it out, or engine={engine!r}")
-    if engine != "auto":
-        return engine, "asked for"
     if certify:
-        return "ball", "it proves the interval that was asked for"
-    many = digits is not None and digits > MOST_DOUBLE_WORD_DIGITS
-    candidates = ("mpmath", "ball") if many else ("mpmath", "ball", "double_word")
-    where = str(x.device)
-    return cheapest_engine(model, multiply_adds(model, x[:1]), len(x), where, candidates)
+        return engines_from("ball"), "they prove the interval that was asked for"
+    if engine != "auto":
+        return engines_from(engine), "asked for"
+    return RUNGS, "the cheapest one that gives each format the bits that its delta needs"
 
 
 def _warn_of_range(x: Tensor) -> None:

@@ -14,7 +14,7 @@ from fperr import checks
 from fperr.caller_state import in_neutral_state
 from fperr.errors import FperrError, StorageError
 from fperr.measurement.arguments import checked_request
-from fperr.measurement.row_store import RowsInMemory, as_first_chosen, engine_of, folder_of, rows_of
+from fperr.measurement.row_store import RowsInMemory, folder_of, rows_of
 from fperr.measurement.run import MeasurementRun
 from fperr.networks.model import Accessor
 from fperr.reasons import UnmeasuredWarning, unmeasured_sentence
@@ -46,6 +46,7 @@ def measure(
     accept_probabilities: bool = False,
     name: str | None = None,
     out: str | Path | None = None,
+    max_seconds: float | None = None,
 ) -> Report:
     """Measure how wrong the input gradients of attack losses are in floating point.
 
@@ -72,14 +73,16 @@ def measure(
         scenarios: `"observed"` (y or targets classify each sample), `"all"` (each of the four at
             every x, with the label assigned from the exact logits), or names of scenarios among the
             four. None: observed if y or targets are given, else all.
-        engine: Engine of the exact gradients. `"ball"` proves every digit. `"mpmath"` defines the
-            exact values. `"double_word"` runs whole batches in pairs of float64 with a bound on
-            each error, and balls where the bound settles nothing. `"auto"` takes the cheapest for
-            this network, according to short timings on this machine.
-        digits: Correct decimal digits of the exact gradients, relative to the norm. They are proved
-            by balls, and by pairs of float64 in rows where `is_proved`; mpmath is checked against
-            twice as many. By default 50, or 20 in pairs of float64 (10 if only half formats are
-            measured).
+        engine: Engine of the exact gradients. `"auto"` climbs a ladder: plain float64 beside
+            float32, whose agreement tells its error; pairs of float64 with a bound on each error;
+            balls, which prove every digit. Each format starts at the cheapest rung that its delta
+            needs, and a sample that a rung does not settle climbs to the next. A name begins the
+            ladder there: `"float64"`, `"double_word"` or `"ball"`. `"mpmath"` defines the exact
+            values, and climbs to balls.
+        digits: Correct decimal digits of the exact gradients, relative to the norm. By default what
+            four digits of each format's delta need: 25 bits for float16, 38 for float32, 67 for
+            float64. The column `certainty` says of each row whether they are `proved` (a bound),
+            `agreed` (an estimate from another precision) or `uncertified`.
         certify: Whether to add `delta_lo` and `delta_hi`, a proved interval for delta. Needs balls.
         jacobian: `"rows"` computes all K rows of the Jacobian J at each sample; every loss and
             scenario combines them. `"products"` computes one vector-Jacobian product for each
@@ -98,12 +101,15 @@ def measure(
         accept_probabilities: Whether to measure a model that returns probabilities; otherwise it is
             refused.
         name: Name of the network in the report; by default the model's class.
+        max_seconds: Seconds after which no more balls are computed: the samples that need them are
+            left uncertified, and say so. With `out`, a later call computes them. A
+            `SlowReferenceWarning` says beforehand how long balls take. None: no limit.
         out: Folder in which finished rows are stored. It may be new, or hold the same measurement,
             cut off: finished batches are read from it, and the other batches are measured, so that
             the frame is that of an undisturbed measurement, bit for bit. `measurement.json` holds
             the settings, and `0000000.parquet`, ... hold one batch each (`Report.from_parquet`
             reads them). Each file has a digest; if it does not fit, the batch is computed again,
-            with a `DamagedFileWarning`. With `engine="auto"` the engine is that of the first run.
+            with a `DamagedFileWarning`.
             None: nothing is written.
 
     Returns:
@@ -145,7 +151,7 @@ def measure(
             losses=losses,
             formats=formats,
             scenarios=scenarios,
-            engine=engine_of(run_folder, engine),
+            engine=engine,
             digits=digits,
             certify=certify,
             jacobian=jacobian,
@@ -157,9 +163,10 @@ def measure(
             logits=logits,
             accept_probabilities=accept_probabilities,
             name=name,
+            max_seconds=max_seconds,
         )
-        run = MeasurementRun(as_first_chosen(request, run_folder, engine))
-        report = _measured(run, rows_of(run, run_folder, engine), progress)
+        run = MeasurementRun(request)
+        report = _measured(run, rows_of(run, run_folder), progress)
     sentence = unmeasured_sentence(report.frame, with_results=False)
     if sentence is not None:
         warnings.warn(sentence, UnmeasuredWarning, stacklevel=3)
@@ -182,7 +189,7 @@ def _measured(run: MeasurementRun, rows: RowsInMemory, progress: bool | None) ->
             for done, of_sample in enumerate(run.rows(bar.update, rows.finished), start=started):
                 rows.add(of_sample)
                 bar.set_postfix_str(f"{done} of {samples} samples")
-            return rows.report(interrupted=False)
+            return rows.report(interrupted=run.reference.time_is_up)
         except KeyboardInterrupt:
             rows.flush()
             return rows.report(interrupted=True)

@@ -2,6 +2,7 @@
 
 import inspect
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from fperr.networks.exact_network import NoExactSample
 # An mpf: the object, its tuple, exponent, bit count, mantissa, and its pointer in an array; and
 # once more the mantissa, aligned, for products. Sizes of Python's and gmpy2's objects, at up to 512
 # bits.
-_BYTES_PER_NUMBER = {"mpmath": 400, "ball": 400, "double_word": 64}
+_BYTES_PER_NUMBER = {"mpmath": 400, "ball": 400, "double_word": 64, "float64": 24}
 _PIECE = 8  # samples
 
 
@@ -86,7 +87,10 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
     started = time.perf_counter()
     run = MeasurementRun(request)
     setup = time.perf_counter() - started
-    state, product, row = _calibrate(run, request)
+    # the dearest rung that a format starts at
+    needs = sorted({run.request.bits_for(fmt) for fmt in request.formats})
+    rung = run.reference.ladder.first(needs[-1])
+    state, product, row = _calibrate(run, request, needs)
     narrow = sum(f in (FLOAT16, BFLOAT16) for f in request.formats)
     if request.autocast:
         narrow = 0
@@ -100,8 +104,6 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
     else:
         # of each row: the exact product, two through the format's run, one of its cast network
         exact = state * (1 + narrow) + product * measured * (3 + narrow / len(request.formats))
-    if request.engine == "mpmath":  # and everything again at twice the precision, for two labels
-        exact += 2.5 * state / (request.classes if request.jacobian == "rows" else 1) + 5 * product
     per_sample = exact + measured * row
     return Estimate(
         request.name,
@@ -110,30 +112,33 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
         request.classes,
         1 + narrow,
         setup + per_sample * len(request.x),
-        _numbers(run, request, narrow) * _BYTES_PER_NUMBER[request.engine],
+        _numbers(run, request, narrow) * _BYTES_PER_NUMBER[run.reference.ladder.names[rung]],
     )
 
 
-def _calibrate(run: MeasurementRun, request: MeasureRequest) -> tuple[float, float, float]:
+def _calibrate(
+    run: MeasurementRun, request: MeasureRequest, needs: Sequence[int]
+) -> tuple[float, float, float]:
     """Time the exact network at a sample, one more product, and the row of a report beside them.
 
     Returns:
         Seconds of each of the three.
     """
     finite = request.x.flatten(1).isfinite().all(1).nonzero().flatten()
-    piece = _PIECE if request.engine == "double_word" else 1
-    inputs = request.x[finite[:piece]] if len(finite) else request.x[:1]
-    run.reference.samples(inputs[:1], lambda: None)  # prepares the weights
+    pieces = run.reference.pieces(_PIECE)
+    inputs = request.x[finite[next(pieces)]] if len(finite) else request.x[:1]
+    run.reference.samples(inputs[:1], needs, lambda: None)  # prepares the weights
     started = time.perf_counter()
-    sample = run.reference.samples(inputs, lambda: None)[0]
+    ladder = run.reference.samples(inputs, needs, lambda: None)[0]
     state = (time.perf_counter() - started) / len(inputs)
+    sample = ladder if isinstance(ladder, NoExactSample) else ladder.first(needs[-1])
     if isinstance(sample, NoExactSample):
         return state, 0.0, 0.0
-    A, numbers = run.reference.vectors, [run.reference.vectors.context.one] * request.classes
-    v = A.array(numbers)
-    sample.state.map.product(v)  # prepares the rows
+    A, numbers = sample.vectors, [sample.vectors.context.one] * request.classes
+    v, transposed = A.array(numbers), sample.point.map
+    transposed.product(v)  # prepares the rows
     started = time.perf_counter()
-    g = sample.state.map.product(v)
+    g = transposed.product(v)
     product = time.perf_counter() - started
     started = time.perf_counter()
     A.to_scaled(A.sub(g, g))

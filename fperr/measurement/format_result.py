@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from fperr.bounds.cross_entropy import Bound
-from fperr.exact.engines.vectors import Vector, Vectors
-from fperr.exact.logit_gradient import logit_gradient
+from fperr.exact.engines.gradient import GradientAtSample, LossAtSample
+from fperr.exact.engines.scaled import Vector
+from fperr.exact.engines.vectors import Vectors
 from fperr.formats import Format
 from fperr.gradient_error.stages import LogitGradients
 from fperr.losses import Loss
 from fperr.measurement.labels_by_scenario import LabelAssignment
 from fperr.measurement.rounded_network import ExactSampleInFormat
-from fperr.networks.exact_gradient import GradientAtSample, LossAtSample
 from fperr.networks.in_format import FloatGradient
 
 
@@ -75,11 +75,11 @@ class FormatResult:
         c = float(self.float_gradient.scale.c[self.i])
         return not 0 < c < math.inf
 
-    def loss_at_sample(self, A: Vectors[Any]) -> LossAtSample | None:
+    def loss_at_sample(self) -> LossAtSample | None:
         """The loss with the scale that the format computed; None where that scale is unusable."""
         if self.is_scale_degenerate:
             return None
-        c = A.context.mpf(float(self.float_gradient.scale.c[self.i]))
+        c = float(self.float_gradient.scale.c[self.i])
         return LossAtSample(self.loss.kind, self.label, c, self.assignment.targeted, self.y)
 
     def unscaled(self, A: Vectors[Any], batch: Tensor) -> Vector:
@@ -113,7 +113,7 @@ def logit_gradients(
     f, i = result.float_gradient, result.i
 
     def exact_v(z: list[object]) -> Vector | None:
-        v = logit_gradient(loss.kind, A.context, z, loss.label, **loss.options)
+        v = loss.logit_gradient(A.context, z)
         return None if v is None else A.array(v)
 
     finite_logits = bool((f.logits[i].isfinite() | f.logits[i].isneginf()).all())

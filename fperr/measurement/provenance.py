@@ -20,25 +20,29 @@ def provenance(
     switches: dict[str, dict[str, str]],
     *,
     interrupted: bool,
+    time_is_up: bool,
 ) -> dict[str, Any]:
     """The settings, versions, kernels, precision switches and digests, ready for JSON.
 
     Args:
         request: Checked request.
-        engine: Name and precision of the exact network's engine.
+        engine: Engines that the exact network used, and for how many samples.
         network_digest: Digest of the captured operations and of every tensor in them.
         switches: Kernel switches that were set, by format.
-        interrupted: True if rows of later samples are missing.
+        interrupted: True if rows of later samples are missing, or if the time was up.
+        time_is_up: True if balls were left out because `max_seconds` were over.
     """
     device = request.x.device
     observed = "observed" if request.scenarios is None else [s.name for s in request.scenarios]
     return {
         "interrupted": interrupted,
+        "time_is_up": time_is_up,
         "settings": {
             "losses": [loss.name for loss in request.losses],
             "formats": [fmt.name for fmt in request.formats],
             "scenarios": observed,
             "digits": request.digits,
+            "bits": {fmt.name: request.bits_for(fmt) for fmt in request.formats},
             "certify": request.certify,
             "jacobian": request.jacobian,
             "reduction": "mean" if request.mean else "sum",
@@ -47,7 +51,11 @@ def provenance(
             "batch_size": request.batch_size,
             "epsilon_max": "u, the unit roundoff of the format",
         },
-        "reference": {"engine": engine, "chosen_because": request.engine_choice},
+        "reference": {
+            "engine": engine,
+            "engines": list(request.engines),
+            "chosen_because": request.engine_choice,
+        },
         "inputs": {
             "samples": len(request.x),
             "shape": list(request.x.shape[1:]),

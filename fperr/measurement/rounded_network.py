@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fperr.exact.branches import Branches, Flips, corresponding, flips, frozen_gradient
-from fperr.exact.engines.base import ExactPoint
+from fperr.exact.engines.base import ExactEngine, ExactPoint
 from fperr.exact.engines.jacobian import TransposedJacobian
 from fperr.exact.engines.samples_of_run import sample_of_saved
 from fperr.exact.graph import Capture
@@ -50,15 +50,14 @@ class ExactFormatNetwork:
 
     def __init__(self, reference: ExactNetwork, network: FormatNetwork, x: Tensor) -> None:
         self.network = network
-        self._reference = reference
         self._single = network.capture(x[:1])
         constants = self._single.constants().values()
         self._weights_are_finite = all(bool(t.isfinite().all()) for t in constants)
         self._is_same_network = _same_network(self._single, reference.capture)
-        self._engine = (
-            reference.engine
+        self._ladder = (
+            reference.ladder
             if self._is_same_network or not self._weights_are_finite
-            else reference.engine_for(self._single)
+            else reference.ladder.of(self._single)
         )
 
     def run(self, x: Tensor, v: Tensor) -> FloatRun:
@@ -70,36 +69,35 @@ class ExactFormatNetwork:
         return self.network.saved(x, v)
 
     def samples(
-        self, x: Tensor, run: FloatRun, exact: Sequence[ExactSample | None]
-    ) -> Iterator[ExactSampleInFormat | None]:
-        """The exact values of each sample of a batch, computed as they are consumed.
+        self, x: Tensor, run: FloatRun, exact: Mapping[int, ExactSample]
+    ) -> dict[int, ExactSampleInFormat]:
+        """The exact values of samples of a batch, by the engines of those samples, by index.
 
         Args:
             x: Batch (batch, *shape).
             run: Values that the format's forward pass on the batch saved.
-            exact: The exact network at each sample, or None.
-
-        Yields:
-            The values of each sample, in order; None where there is no exact network.
+            exact: The exact network at some of the samples, all on the same rung.
         """
-        for piece in self._engine.pieces(len(x)):
-            indices = range(*piece.indices(len(x)))
-            samples = {i: sample for i in indices if (sample := exact[i]) is not None}
-            states = self._states(x, samples)
-            saved = {i: self._saved_values(run, i, state) for i, state in states.items()}
-            maps = self._maps(states, saved)
-            for i in indices:
-                sample = samples.get(i)
-                if sample is None:
-                    yield None
-                elif i not in states:
-                    yield ExactSampleInFormat(None, None, None, None)
-                else:
-                    branch_flips = self._flips(sample, saved[i])
-                    yield ExactSampleInFormat(states[i].z, states[i].map, maps.get(i), branch_flips)
+        rung = next(iter(exact.values())).rung
+        engine = self._ladder.engine(rung)
+        states = self._states(engine, x, exact)
+        saved = {i: self._saved_values(run, i, state) for i, state in states.items()}
+        maps = self._maps(engine, states, saved)
+        return {
+            i: ExactSampleInFormat(
+                states[i].z, states[i].map, maps.get(i), self._flips(sample, saved[i])
+            )
+            if i in states
+            else ExactSampleInFormat(None, None, None, None)
+            for i, sample in exact.items()
+        }
+
+    def pieces(self, samples: int, rung: int) -> Iterator[slice]:
+        """A batch in pieces that are computed together."""
+        return self._ladder.engine(rung).pieces(samples)
 
     def _states(
-        self, x: Tensor, samples: Mapping[int, ExactSample]
+        self, engine: ExactEngine[Any], x: Tensor, samples: Mapping[int, ExactSample]
     ) -> dict[int, ExactPoint[Any, Any]]:
         """The cast network at the samples, by index; without those that overflow the format."""
         states: dict[int, ExactPoint[Any, Any]] = {}
@@ -110,17 +108,18 @@ class ExactFormatNetwork:
                 continue
             # the format holds weights and input exactly: the cast network is the exact one
             if self._is_same_network and torch.equal(cast.double(), x[i : i + 1].double()):
-                states[i] = sample.state
+                states[i] = sample.point
             else:
                 to_compute.append((i, cast))
         if to_compute:
-            computed = self._engine.states(torch.cat([cast for _, cast in to_compute]))
+            computed = engine.states(torch.cat([cast for _, cast in to_compute]))
             pairs = zip(to_compute, computed, strict=True)
             states |= {i: state for (i, _), state in pairs if isinstance(state, ExactPoint)}
         return states
 
     def _maps(
         self,
+        engine: ExactEngine[Any],
         states: Mapping[int, ExactPoint[Any, Any]],
         saved: Mapping[int, SavedValues[Any] | None],
     ) -> dict[int, TransposedJacobian[Any]]:
@@ -139,14 +138,14 @@ class ExactFormatNetwork:
                 to_compute[i] = values
         if to_compute:
             points = [states[i] for i in to_compute]
-            computed = self._engine.maps(points, list(to_compute.values()))
+            computed = engine.maps(points, list(to_compute.values()))
             maps |= {i: m for i, m in zip(to_compute, computed, strict=True) if m is not None}
         return maps
 
     def _flips(self, exact: ExactSample, saved: SavedValues[Any] | None) -> list[Flips] | None:
         """How the branches of the run differ from the exact network's, by layer."""
-        keys = corresponding(exact.state.decisions, self._single)
-        return None if keys is None or saved is None else flips(exact.state.decisions, saved, keys)
+        keys = corresponding(exact.point.decisions, self._single)
+        return None if keys is None or saved is None else flips(exact.point.decisions, saved, keys)
 
     def frozen_gradient(
         self, x: Tensor, v: Tensor, branches: Sequence[tuple[Branches, ...] | None]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fperr.bounds.papers import log2_delta_sup_input, log2_delta_sup_logit
-from fperr.exact.ball.arithmetic import BallArithmetic
+from fperr.exact.engines.gradient import GradientAtSample
 from fperr.exact.engines.scaled import scaled
 from fperr.exact.engines.vectors import Vectors
 from fperr.formats import of_dtype
@@ -16,7 +16,6 @@ from fperr.gradient_error.metrics import error_metrics
 from fperr.gradient_error.stages import STAGES, LogitGradients, Split, shares
 from fperr.measurement.format_result import FormatResult
 from fperr.measurement.rounded_network import ExactSampleInFormat
-from fperr.networks.exact_gradient import GradientAtSample
 from fperr.networks.exact_network import ExactSample
 from fperr.theory.scaling import log2_G
 from fperr.theory.scenarios import classify, ranked
@@ -129,26 +128,21 @@ def frozen_columns(result: FormatResult, exact: GradientAtSample, A: Vectors[Any
     return {"delta_frozen": error.ratio(scaled(A, exact.gradient))}
 
 
-def certified_columns(
-    result: FormatResult, exact: ExactSample, gradient: GradientAtSample, delta: object
-) -> Columns:
+def certified_columns(result: FormatResult, gradient: GradientAtSample, delta: object) -> Columns:
     """The proved interval for delta, and delta clipped to it.
 
     delta is computed in float64, whose rounding can move it out of a narrow interval.
 
     Args:
         result: What the format computed.
-        exact: The exact network at the sample.
         gradient: The exact gradient, with its balls.
         delta: The relative error, a float.
     """
     g = result.float_gradient.gradient[result.i]
-    B = exact.state.interpreter.arithmetic
-    if not bool(g.isfinite().all()) or not isinstance(B, BallArithmetic):
+    if not bool(g.isfinite().all()) or gradient.enclosed is None:
         return {}
-    assert gradient.enclosure is not None
     assert isinstance(delta, float)
-    low, high = delta_interval(B, g, result.float_gradient.factor, gradient.enclosure)
+    low, high = delta_interval(g, result.float_gradient.factor, gradient.enclosed)
     return {"delta_lo": low, "delta_hi": high, "delta": min(max(delta, low), high)}
 
 

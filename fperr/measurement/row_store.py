@@ -4,7 +4,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from fperr.measurement.rows import Row
 from fperr.measurement.run import MeasurementRun
 from fperr.report.frame import Report
 from fperr.run_folder import RunFolder, opened
-from fperr.vocabulary import ENGINES, EngineChoice
 
 SETTINGS_FILE = "measurement.json"
 _REMEDY = "give another folder (or begin anew: --overwrite of the command)"
@@ -30,23 +28,6 @@ def folder_of(out: str | Path | None) -> AbstractContextManager[RunFolder | None
     if out is None:
         return nullcontext()
     return opened(checks.path("out", out), SETTINGS_FILE, remedy=_REMEDY)
-
-
-def engine_of(run: RunFolder | None, engine: EngineChoice) -> EngineChoice:
-    """The engine to request: if timings choose it, the engine that they chose in the first run."""
-    stored = None if run is None or run.settings is None else run.settings.get("reference")
-    if engine != "auto" or not isinstance(stored, dict) or stored.get("asked") != "auto":
-        return engine
-    return checks.choice("engine", stored["engine"], ENGINES)
-
-
-def as_first_chosen(
-    request: MeasureRequest, run: RunFolder | None, engine: EngineChoice
-) -> MeasureRequest:
-    """The request, with the reason why the first run chose the engine."""
-    if run is None or run.settings is None or engine_of(run, engine) == engine:
-        return request
-    return replace(request, engine_choice=str(run.settings["reference"]["chosen_because"]))
 
 
 class RowsInMemory:
@@ -87,15 +68,14 @@ class RowsOnDisk(RowsInMemory):
     Args:
         measurement: The run that makes the rows.
         folder: The run folder.
-        engine: Engine that the user requested.
     """
 
-    def __init__(self, measurement: MeasurementRun, folder: RunFolder, engine: str) -> None:
+    def __init__(self, measurement: MeasurementRun, folder: RunFolder) -> None:
         super().__init__(measurement)
         self._folder = folder
         self._token = secrets.token_hex(8)  # tells the runs apart that wrote to this folder
         self._details = measurement.provenance(interrupted=True)[measurement.request.name]
-        folder.begin(_settings(self._details, measurement.request, engine))
+        folder.begin(_settings(self._details, measurement.request))
         # the batches, and later their reports, by first sample
         self._batches = {batch.start: batch for batch in measurement.request.batches()}
         self._reports = dict(self._finished())
@@ -114,7 +94,9 @@ class RowsOnDisk(RowsInMemory):
         batch = self._batch_of(rows)
         is_last = rows[0]["sample"] == batch.stop - 1
         if is_last or time.monotonic() - self._written_at >= self._writing / _WRITING_SHARE:
-            self._write(batch, is_finished=is_last)
+            # samples that were given up for lack of time are computed when the run goes on
+            is_finished = is_last and not self._measurement.reference.time_is_up
+            self._write(batch, is_finished=is_finished)
 
     def flush(self) -> None:
         """Write the finished rows of an unfinished batch."""
@@ -146,6 +128,7 @@ class RowsOnDisk(RowsInMemory):
         details = {
             **self._details,
             "interrupted": interrupted,
+            "time_is_up": self._measurement.reference.time_is_up,
             "reference": {
                 **self._details["reference"],
                 "engine": _engines(ordered) or self._details["reference"]["engine"],
@@ -190,7 +173,7 @@ class RowsOnDisk(RowsInMemory):
 
     def _current(self) -> Report:
         """The report of the finished rows of the current batch."""
-        name = self._measurement.reference.engine.name
+        name = self._measurement.reference.description
         reference = {**self._details["reference"], "engine": name}
         details = {**self._details, "reference": reference, "run": self._token}
         return Report.from_rows(self._rows, {self._measurement.request.name: details})
@@ -239,31 +222,23 @@ def _engines(reports: Sequence[Report]) -> str:
     return "; ".join(f"{name} (in a run of {count} samples)" for name, count in last.values())
 
 
-def _settings(details: dict[str, Any], request: MeasureRequest, engine: str) -> dict[str, Any]:
+def _settings(details: dict[str, Any], request: MeasureRequest) -> dict[str, Any]:
     """The settings that a measurement and its continuation must share.
 
     Args:
         details: Provenance of the network.
         request: Checked request.
-        engine: Engine that the user requested.
     """
     groups = {group: details[group] for group in ("inputs", "model", "versions", "device")}
-    reference = {
-        "asked": engine,
-        "engine": request.engine,
-        "chosen_because": request.engine_choice,
-    }
+    reference = {"engines": list(request.engines), "chosen_because": request.engine_choice}
     return {"network": request.name, **details["settings"], **groups, "reference": reference}
 
 
-def rows_of(measurement: MeasurementRun, folder: RunFolder | None, engine: str) -> RowsInMemory:
+def rows_of(measurement: MeasurementRun, folder: RunFolder | None) -> RowsInMemory:
     """The store of a measurement's rows: in memory if there is no folder.
 
     Args:
         measurement: The run that makes the rows.
         folder: The run folder, or None.
-        engine: Engine that the user requested.
     """
-    if folder is None:
-        return RowsInMemory(measurement)
-    return RowsOnDisk(measurement, folder, engine)
+    return RowsInMemory(measurement) if folder is None else RowsOnDisk(measurement, folder)

@@ -1,8 +1,8 @@
 """Rows of the report: one for each sample, scenario, loss and format."""
 
-import math
 from dataclasses import dataclass
 
+from fperr.exact.engines.gradient import GradientAtSample, LossAtSample
 from fperr.formats import Format
 from fperr.gradient_error.loss_bound import bound_columns
 from fperr.gradient_error.stages import compared, product, split
@@ -20,62 +20,67 @@ from fperr.measurement.row_columns import (
     logit_columns,
     scale_columns,
 )
-from fperr.networks.exact_network import ExactNetwork, ExactSample
-from fperr.reasons import FLAT, UNDEFINED, not_finite, too_few_digits, unusable_scale
+from fperr.networks.exact_network import ExactSample
+from fperr.reasons import FLAT, UNDEFINED, not_certified, not_finite, too_few_bits, unusable_scale
 from fperr.theory.scenarios import SCENARIOS, Scenario
 
 Row = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class RowContext:
-    """What all rows of a sample have in common.
+class ExactResult:
+    """The exact network and the exact gradient that a row is compared with.
 
     Attributes:
-        reference: The exact network.
+        sample: The exact network at the sample, on the rung that the gradient comes from.
+        gradient: Exact gradient of the row's loss; None where it is undefined or undecided.
+        cast: The sample through the network with weights and input rounded to the format.
         row_log2_norms: log2 of the norms of the K rows of J.
+        bits: Bits of the gradient that the format's delta needs.
         certify: Prove an interval for delta.
     """
 
-    reference: ExactNetwork
+    sample: ExactSample
+    gradient: GradientAtSample | None
+    cast: ExactSampleInFormat
     row_log2_norms: list[float]
+    bits: float
     certify: bool
 
 
-def measured_row(
-    result: FormatResult, exact: ExactSample, cast: ExactSampleInFormat, context: RowContext
-) -> Row:
+def measured_row(result: FormatResult, loss: LossAtSample | None, exact: ExactResult) -> Row:
     """The row of a sample at which the exact network is known.
 
     Args:
         result: What the format computed.
-        exact: The exact network at the sample.
-        cast: The sample through the network with weights and input rounded to the format.
-        context: What the sample's rows have in common.
+        loss: The loss with the scale that the format computed; None where that is unusable.
+        exact: The exact network, and its gradient.
     """
+    sample, gradient, cast = exact.sample, exact.gradient, exact.cast
     row: Row = identity_columns(result)
-    row |= scale_columns(result, exact)
+    row |= scale_columns(result, sample)
     row |= flip_columns(cast)
-    row["value_audit"] = exact.state.audit.verdict
-    A = context.reference.vectors
-    loss = result.loss_at_sample(A)
-    gradient = None if loss is None else exact.gradient(loss)
+    row["value_audit"] = sample.point.audit.verdict
+    A = sample.vectors
     # DLR has no gradient where its denominator is 0
-    row["is_defined"] = gradient is not None or result.loss.kind != "dlr"
+    row["is_defined"] = loss is None or loss.is_defined_at(A.context, sample.z)
     if loss is None:
         return row | {"reason": _reason_of_scale(result)}
-    if gradient is None:
+    if not row["is_defined"]:
         return row | {"reason": UNDEFINED}
+    if gradient is None:
+        undecided = not_certified("no arithmetic decides the gradient of this loss")
+        return row | {"certainty": "uncertified", "is_certified": False, "reason": undecided}
     row["log2_reference_error"] = gradient.log2_error
-    row["is_proved"] = gradient.is_proved and gradient.log2_error < math.inf
-    row["is_certified"] = context.reference.certifies(gradient)
+    row["certainty"] = gradient.certainty(exact.bits)
+    row["is_certified"] = gradient.has_bits(exact.bits)
     if not row["is_certified"]:
-        missed = too_few_digits(gradient.log2_error, context.reference.digits)
+        missed = too_few_bits(gradient.log2_error, exact.bits)
         return row | {"reason": _reason_of_format(result) or missed}
     v = logit_gradients(result, loss, gradient, cast, A)
     computed = result.unscaled_if_finite(A, result.float_gradient.gradient)
     # where the format holds weights and input exactly, its cast network is the exact one
-    is_exact = cast.cast is exact.state.map and cast.z is exact.z
+    is_exact = cast.cast is sample.point.map and cast.z is sample.z
     cast_gradient = gradient.gradient if is_exact else product(v.cast, cast.cast)
     if gradient.resolves_stages(result.format.unit_roundoff):
         errors = split(A, computed, gradient.gradient, v, cast.data, cast_gradient)
@@ -87,10 +92,10 @@ def measured_row(
     if computed is None:
         row["reason"] = _reason_of_format(result)
     row |= error_columns(result, errors)
-    row |= jacobian_columns(result, context.row_log2_norms, errors)
+    row |= jacobian_columns(result, exact.row_log2_norms, errors)
     row |= frozen_columns(result, gradient, A)
-    if context.certify:
-        row |= certified_columns(result, exact, gradient, row["delta"])
+    if exact.certify:
+        row |= certified_columns(result, gradient, row["delta"])
     row |= logit_columns(result, v, A)
     return row | bound_columns(result.bound, result.i, cast.data, errors.gradient.log2_norm)
 
@@ -104,7 +109,12 @@ def unmeasured_row(result: FormatResult, reason: str, *, is_certified: bool | No
         is_certified: False where a certificate was attempted; None where there was nothing to
             certify.
     """
-    return identity_columns(result) | {"is_certified": is_certified, "reason": reason}
+    certainty = None if is_certified is None else "uncertified"
+    return identity_columns(result) | {
+        "certainty": certainty,
+        "is_certified": is_certified,
+        "reason": reason,
+    }
 
 
 def failed_row(

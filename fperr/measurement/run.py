@@ -16,6 +16,7 @@ from fperr.exact.graph import probe
 from fperr.exact.saved_values import FloatRun
 from fperr.formats import FLOAT64, Format, of_dtype
 from fperr.gradient_error.loss_bound import logit_bound
+from fperr.gradient_error.needed_bits import NeededBits, needed_bits
 from fperr.losses import Context, Loss
 from fperr.measurement.arguments import MeasureRequest
 from fperr.measurement.format_result import FormatResult
@@ -23,15 +24,15 @@ from fperr.measurement.labels_by_scenario import LabelAssignment, label_assignme
 from fperr.measurement.provenance import provenance
 from fperr.measurement.rounded_network import ExactFormatNetwork, ExactSampleInFormat
 from fperr.measurement.rows import (
+    ExactResult,
     Row,
-    RowContext,
     failed_row,
     measured_row,
     negated_row,
     unmeasured_row,
 )
 from fperr.networks.checks import check_function_of_sample
-from fperr.networks.exact_network import ExactNetwork, ExactSample, NoExactSample
+from fperr.networks.exact_network import ExactNetwork, ExactSample, NoExactSample, SampleLadder
 from fperr.networks.in_format import FloatGradient, FormatNetwork
 from fperr.reasons import format_fails
 
@@ -82,7 +83,12 @@ class MeasurementRun:
         check_function_of_sample(network, request.x[request.batches()[0]])
         by_rows = request.jacobian == "rows"
         self.reference = ExactNetwork(
-            network, request.x, request.digits, request.engine, by_rows=by_rows
+            network,
+            request.x,
+            request.engines,
+            max(request.bits_for(fmt) for fmt in request.formats),
+            by_rows=by_rows,
+            max_seconds=request.max_seconds,
         )
         self._norms_from = network if by_rows else _widest(network, request)
         self.failed: dict[Format, str] = {}
@@ -149,36 +155,36 @@ class MeasurementRun:
             if batch.start in finished:
                 continue
             x = self.request.x[batch]
-            samples = self.reference.samples(x, advance)
-            exact = [s if isinstance(s, ExactSample) else None for s in samples]
+            needs = sorted({self.request.bits_for(fmt.network.format) for fmt in self.formats})
+            samples = self.reference.samples(x, needs, advance)
+            lowest = [s.lowest if isinstance(s, SampleLadder) else None for s in samples]
+            exact = [s if isinstance(s, ExactSample) else None for s in lowest]
             orders = _orders(exact, self.request.classes, x.device)
             assignments = label_assignments(self.request, batch, orders)
             runs = {fmt.network.format: self._run(fmt, x, assignments) for fmt in self.formats}
-            branches = [None if e is None else e.state.decisions for e in exact]
-            # iterators: each piece of the batch is computed when its first sample is reached
-            exact_in_formats = {
-                fmt: run.network.samples(x, run.saved_values, exact) for fmt, run in runs.items()
-            }
+            branches = [None if e is None else e.point.decisions for e in exact]
+            casts = {fmt: _Casts(run, x, samples, self.request) for fmt, run in runs.items()}
             for i in range(len(x)):
                 sample = samples[i]
-                cast = {fmt: next(values) for fmt, values in exact_in_formats.items()}
-                # free the memory of this sample: no later sample needs it
-                exact[i] = None
-                samples[i] = _PASSED
                 yield self._sample_rows(
-                    batch.start, i, sample, x, assignments, runs, cast, branches
+                    batch.start, i, sample, x, assignments, runs, casts, branches
                 )
+                # free the memory of this sample: no later sample needs it
+                exact[i] = lowest[i] = None
+                samples[i] = _PASSED
+                for cast in casts.values():
+                    cast.forget(i)
                 advance()
 
     def provenance(self, *, interrupted: bool) -> dict[str, Any]:
         """The provenance of the report, under the name of the network."""
-        engine = self.reference.engine.name
         details = provenance(
             self.request,
-            engine,
+            self.reference.description,
             self.reference.capture.network_digest,
             self.switches,
             interrupted=interrupted,
+            time_is_up=self.reference.time_is_up,
         )
         return {self.request.name: details}
 
@@ -219,28 +225,32 @@ class MeasurementRun:
             run.frozen[key] = run.network.frozen_gradient(x, v, branches)
         return run.frozen[key]
 
+    def _needed(self, result: FormatResult, bits: float) -> NeededBits:
+        """How many bits of its exact gradient a row needs."""
+        batch, are_asked_for = result.float_gradient.gradient, self.request.digits is not None
+        return needed_bits(
+            bits, lambda A: None if are_asked_for else result.unscaled_if_finite(A, batch)
+        )
+
     def _row_log2_norms(self, exact: ExactSample, x: Tensor) -> list[float]:
         """log2 of the norms of the rows of J: exact, or in floating point without exact rows."""
-        return (
-            exact.row_log2_norms if self.reference.by_rows else self._norms_from.row_log2_norms(x)
-        )
+        if self.reference.ladder.by_rows:
+            return exact.row_log2_norms
+        return self._norms_from.row_log2_norms(x)
 
     def _sample_rows(
         self,
         start: int,
         i: int,
-        exact: ExactSample | NoExactSample,
+        exact: SampleLadder | NoExactSample,
         x: Tensor,
         assignments: list[LabelAssignment],
         runs: Mapping[Format, _FormatRun],
-        cast: Mapping[Format, ExactSampleInFormat | None],
+        casts: "Mapping[Format, _Casts]",
         branches: Sequence[tuple[Branches, ...] | None],
     ) -> list[Row]:
         """The rows of sample i of the batch that begins with sample `start`."""
-        context = None
-        if isinstance(exact, ExactSample):
-            norms = self._row_log2_norms(exact, x[i : i + 1])
-            context = RowContext(self.reference, norms, self.request.certify)
+        norms: dict[int, list[float]] = {}  # by rung
         rows: dict[tuple[str, str, str], Row] = {}
         for (index, labels), loss, fmt in product(
             enumerate(assignments), self.request.losses, self.request.formats
@@ -253,19 +263,84 @@ class MeasurementRun:
             elif fmt in self.failed:
                 row = failed_row(start + i, i, loss, fmt, labels, self.failed[fmt])
             else:
-                run, sample = runs[fmt], cast[fmt]
-                gradient = run.gradients[loss, index]
-                frozen = self._frozen(run, (loss, index), x, sample, branches)
-                bound = run.bounds[loss, index]
-                result = FormatResult(start + i, i, loss, fmt, labels, gradient, frozen, bound)
+                run = runs[fmt]
+                computed, bound = run.gradients[loss, index], run.bounds[loss, index]
+                result = FormatResult(start + i, i, loss, fmt, labels, computed, None, bound)
                 if isinstance(exact, NoExactSample):
                     row = unmeasured_row(result, exact.reason, is_certified=exact.is_certified)
                 else:
-                    assert sample is not None
-                    assert context is not None
-                    row = measured_row(result, exact, sample, context)
+                    bits = self.request.bits_for(fmt)
+                    at_sample = result.loss_at_sample()
+                    sample, gradient = exact.first(bits), None
+                    assert isinstance(sample, ExactSample)
+                    needed = self._needed(result, bits)
+                    if at_sample is not None:
+                        sample, gradient = exact.gradient(at_sample, bits, needed)
+                    cast = casts[fmt].of(i, sample)
+                    frozen = self._frozen(run, (loss, index), x, cast, branches)
+                    if sample.rung not in norms:
+                        norms[sample.rung] = self._row_log2_norms(sample, x[i : i + 1])
+                    compared = ExactResult(
+                        sample,
+                        gradient,
+                        cast,
+                        norms[sample.rung],
+                        bits if gradient is None else needed(sample.vectors, gradient.gradient),
+                        self.request.certify,
+                    )
+                    row = measured_row(replace(result, frozen=frozen), at_sample, compared)
             rows[scenario.name, loss.name, fmt.name] = row
         return list(rows.values())
+
+
+class _Casts:
+    """The samples of a batch through the network of a format, on the rungs that rows need.
+
+    Args:
+        run: The format's run on the batch.
+        x: Batch (batch, *shape).
+        samples: The exact network at each sample.
+        request: Checked request.
+    """
+
+    def __init__(
+        self,
+        run: _FormatRun,
+        x: Tensor,
+        samples: Sequence[SampleLadder | NoExactSample],
+        request: MeasureRequest,
+    ) -> None:
+        self._run, self._x, self._samples = run, x, samples
+        self._bits = request.bits_for(run.network.network.format)
+        self._computed: dict[tuple[int, int], ExactSampleInFormat] = {}
+
+    def of(self, i: int, exact: ExactSample) -> ExactSampleInFormat:
+        """Sample i on the rung of its exact network; a piece is computed together."""
+        key = i, exact.rung
+        if key not in self._computed:
+            together = {i: exact}
+            for piece in self._run.network.pieces(len(self._x), exact.rung):
+                if piece.start <= i < piece.stop:
+                    together |= self._starting_at(exact.rung, piece)
+            computed = self._run.network.samples(self._x, self._run.saved_values, together)
+            self._computed |= {(j, exact.rung): cast for j, cast in computed.items()}
+        return self._computed[key]
+
+    def _starting_at(self, rung: int, piece: slice) -> dict[int, ExactSample]:
+        """The samples of a piece whose rows start at a rung."""
+        starting = {}
+        for j in range(*piece.indices(len(self._x))):
+            ladder = self._samples[j]
+            if isinstance(ladder, SampleLadder) and (j, rung) not in self._computed:
+                first = ladder.first(self._bits)
+                if isinstance(first, ExactSample) and first.rung == rung:
+                    starting[j] = first
+        return starting
+
+    def forget(self, i: int) -> None:
+        """Free the memory of sample i."""
+        for key in [key for key in self._computed if key[0] == i]:
+            del self._computed[key]
 
 
 def _widest(network: FormatNetwork, request: MeasureRequest) -> FormatNetwork:

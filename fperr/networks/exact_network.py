@@ -1,8 +1,9 @@
-"""The exact network at the samples of a batch, by any engine."""
+"""The exact network at the samples of a batch: each sample climbs a ladder of engines."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,34 +12,19 @@ from torch import Tensor
 
 from fperr import reasons
 from fperr.errors import ReferenceNotCertifiedError, SingularGradientError, UndecidedError
-from fperr.exact.adaptive_precision import log2_relative_radius, to_balls
-from fperr.exact.ball.arithmetic import BallArithmetic
-from fperr.exact.double_word import LARGEST_BITS, DoubleWordArithmetic
-from fperr.exact.double_word_network import log2_relative_errors
-from fperr.exact.engines.ball import BallEngine
 from fperr.exact.engines.base import ExactEngine, ExactPoint, NoExactPoint
-from fperr.exact.engines.double_word import DoubleWordEngine
-from fperr.exact.engines.jacobian import StoredRows
-from fperr.exact.engines.mpmath import MpmathEngine
-from fperr.exact.engines.vectors import DoubleWordVectors, MpVectors, Vector, Vectors
-from fperr.exact.entry import GUARD_BITS, log2_difference
+from fperr.exact.engines.cost import announce_balls
+from fperr.exact.engines.gradient import GradientAtSample, LossAtSample
+from fperr.exact.engines.ladder import Ladder
+from fperr.exact.engines.scaled import Vector
+from fperr.exact.engines.vectors import Vectors
 from fperr.exact.graph import Capture, called_in, probe
-from fperr.exact.interpreter import Interpreter
-from fperr.exact.logit_gradient import cross_entropy, logit_gradient
-from fperr.exact.mp import MpArithmetic
-from fperr.networks.exact_gradient import (
-    GradientAtSample,
-    LossAtSample,
-    gradient_in_balls,
-    gradient_in_double_words,
-    log2_cancellation,
-    product_in_balls,
-)
+from fperr.exact.precision import Certainty, certainty
 from fperr.networks.in_format import FormatNetwork
+from fperr.vocabulary import EngineName
 
 _FEWEST_CLASSES = 2
-# up to so many digits, products in pairs of float64 with so many bits suffice
-_FEW_DIGITS, _FEW_BITS = 10, 63
+_FEWER_BITS = 10  # that the rows of J may have than a gradient needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +42,26 @@ class NoExactSample:
 
 
 class ExactSample:
-    """The exact network at one sample.
+    """The exact network at one sample, by one engine.
 
     Args:
-        network: The exact network.
-        x: Input (1, *shape).
+        engine: The engine.
+        rung: Its rung.
+        point: Its result at the sample.
 
     Attributes:
-        state: Result of the network's engine at x.
         z: The K exact logits.
         order: Classes by descending logit.
     """
 
-    def __init__(self, network: "ExactNetwork", x: Tensor, state: ExactPoint[Any, Any]) -> None:
-        self._network, self._x = network, x
-        self.state, self.z = state, state.z
+    def __init__(self, engine: ExactEngine[Any], rung: int, point: ExactPoint[Any, Any]) -> None:
+        self.engine, self.rung, self.point, self.z = engine, rung, point, point.z
         self.order = sorted(range(len(self.z)), key=lambda i: -self.z[i])
-        self._states_in_balls: dict[int, ExactPoint[Any, Any]] = {}
-        self._is_hopeless = False  # balls have failed at the largest precision
+
+    @property
+    def vectors(self) -> Vectors[Any]:
+        """The vectors of its gradients."""
+        return self.engine.vectors
 
     @cached_property
     def logits(self) -> Tensor:
@@ -83,220 +71,293 @@ class ExactSample:
     @property
     def row_log2_norms(self) -> list[float]:
         """log2 of the norms of the rows of J, all of which must have been computed."""
-        assert isinstance(self.state.map, StoredRows)
-        return self.state.map.log2_norms
+        norms = self.point.map.log2_norms
+        assert norms is not None
+        return norms
 
-    def gradient(self, loss: LossAtSample) -> GradientAtSample | None:
-        """The exact gradient of the loss; None where it is undefined."""
-        A = self._network.vectors
-        if loss.function is not None:
-            return self._gradient_of_function(loss)
-        v = logit_gradient(loss.kind, A.context, self.z, loss.label, **loss.options)
-        if v is None:
-            return None
-        B = self.state.interpreter.arithmetic
-        if isinstance(B, BallArithmetic):
-            gradient = gradient_in_balls(A, self.state, loss)
-        elif isinstance(B, DoubleWordArithmetic):
-            gradient = gradient_in_double_words(A, self.state, loss, self._network.digits)
-        else:
-            exact = A.array(v)
-            product = self.state.map.product(exact)
-            cancellation = log2_cancellation(A, self.state, exact, product)
-            error = max(self.log2_disagreement, cancellation)
-            gradient = GradientAtSample(exact, product, error, False, None)
-        return self._with_digits(gradient, loss)
 
-    def _gradient_of_function(self, loss: LossAtSample) -> GradientAtSample | None:
-        """The gradient of a loss that is a function; None where it is undefined, or undecided."""
-        A, digits = self._network.vectors, self._network.digits
-        try:
-            gradient = (
-                gradient_in_balls(A, self.state, loss)
-                if isinstance(self.state.interpreter.arithmetic, BallArithmetic)
-                else gradient_in_double_words(A, self.state, loss, digits)
-            )
-        except (UndecidedError, ReferenceNotCertifiedError):
+@dataclass(frozen=True, slots=True)
+class ExactProduct:
+    """An exact vector J^T v at a sample.
+
+    Attributes:
+        vectors: Arithmetic of the product.
+        product: (1, entries).
+        log2_error: log2 of its relative error in norm, a bound or an estimate.
+        is_proved: Whether the error is a proved bound.
+    """
+
+    vectors: Vectors[Any]
+    product: Vector
+    log2_error: float
+    is_proved: bool
+
+    def has_bits(self, bits: float) -> bool:
+        """Whether the vector is correct to so many bits, in norm."""
+        return self.log2_error <= -bits
+
+    def certainty(self, bits: float) -> Certainty:
+        """What is known of so many bits of the vector."""
+        return certainty(self.log2_error, bits, is_proved=self.is_proved)
+
+
+class SampleLadder:
+    """The exact network at one sample, on the rungs that it has reached.
+
+    Args:
+        network: The exact network.
+        x: Input (1, *shape).
+    """
+
+    def __init__(self, network: "ExactNetwork", x: Tensor) -> None:
+        self._network, self._x = network, x
+        self._by_rung: dict[int, ExactSample | NoExactSample] = {}
+
+    def add(self, rung: int, sample: ExactSample | NoExactSample) -> None:
+        """The result of a rung."""
+        self._by_rung[rung] = sample
+
+    def reaches(self, bits: float) -> bool:
+        """Whether a computed rung gives the rows of J so many bits, or says that none can."""
+        samples = self._samples(bits)
+        if any(isinstance(s, NoExactSample) and s.is_certified is None for s in samples):
+            return True
+        return any(_has_bits(sample, bits) for sample in samples)
+
+    @property
+    def lowest(self) -> ExactSample | NoExactSample:
+        """The cheapest rung with a result; or why the last one has none."""
+        samples = [self._by_rung[rung] for rung in sorted(self._by_rung)]
+        found = (sample for sample in samples if isinstance(sample, ExactSample))
+        return next(found, samples[-1])
+
+    def first(self, bits: float) -> ExactSample | NoExactSample:
+        """The cheapest rung with so many bits, or the last one."""
+        samples = self._samples(bits)
+        enough = (sample for sample in samples if _has_bits(sample, bits))
+        # a rung without so many bits is better than none
+        fallback = next((s for s in reversed(samples) if isinstance(s, ExactSample)), self.lowest)
+        return next(enough, fallback)
+
+    def gradient(
+        self,
+        loss: LossAtSample,
+        bits: float,
+        needed: Callable[[Vectors[Any], Vector], float] | None = None,
+    ) -> tuple[ExactSample, GradientAtSample | None]:
+        """The gradient of a loss, from the cheapest rung that gives it so many bits.
+
+        Args:
+            loss: The loss.
+            bits: The most bits that are needed.
+            needed: Function that says how many bits of a gradient are needed; None: all of them.
+
+        Returns:
+            The sample on the last rung that was tried, and its gradient, which may have fewer bits;
+            None where it is undefined or undecided.
+        """
+        sample = self.first(bits)
+        assert isinstance(sample, ExactSample)
+        found: tuple[ExactSample, GradientAtSample | None] = sample, None
+        climbing: ExactSample | None = sample
+        while climbing is not None:
+            if not loss.is_defined_at(climbing.vectors.context, climbing.z):
+                return climbing, None
             try:
-                return self._gradient_at_higher_precision(loss)
-            except ReferenceNotCertifiedError:
-                return None
-        return self._with_digits(gradient, loss)
+                gradient = climbing.engine.gradient(climbing.point, loss, bits)
+                found = climbing, gradient
+                enough = bits if needed is None else needed(climbing.vectors, gradient.gradient)
+                if gradient.has_bits(enough):
+                    return found
+            except (UndecidedError, ReferenceNotCertifiedError):
+                pass  # the next rung may decide it
+            climbing = self._above(climbing.rung)
+        return found
 
-    def product(self, v: Tensor) -> tuple[Vector, float]:
-        """J^T v of a floating-point v (K,), taken exactly; log2 of the relative error in norm.
+    def product(self, v: Tensor, bits: float) -> ExactProduct | None:
+        """J^T v of a floating-point v (K,), taken exactly; None where it is undecided."""
+        climbing, found = self.first(bits), None
+        while isinstance(climbing, ExactSample):
+            try:
+                product, error, is_proved = climbing.engine.product(climbing.point, v)
+                found = ExactProduct(climbing.vectors, product, error, is_proved)
+                if error <= -bits:
+                    return found
+            except (UndecidedError, ReferenceNotCertifiedError):
+                pass  # the next rung may decide it
+            above = self._above(climbing.rung)
+            if above is None:
+                break
+            climbing = above
+        return found
 
-        The error is a proved bound with balls, and with pairs of float64 where the rows of J are
-        proved. With mpmath it is the difference to twice the precision, for cross-entropy.
-        """
-        A, B = self._network.vectors, self.state.interpreter.arithmetic
-        exact = A.from_torch(v[None])
-        if isinstance(B, BallArithmetic):
-            g = product_in_balls(self.state, to_balls(B, A.numbers(exact)))
-            return A.from_balls(g), log2_relative_radius(g)
-        product = self.state.map.product(exact)
-        if isinstance(B, DoubleWordArithmetic):
-            return product, float(log2_relative_errors(product.words))
-        return product, self.log2_disagreement
+    def _samples(self, bits: float) -> list[ExactSample | NoExactSample]:
+        """The results of the rungs that may give so many bits, from the cheapest."""
+        least = self._network.ladder.first(bits)
+        return [self._by_rung[rung] for rung in sorted(self._by_rung) if rung >= least]
 
-    def _with_digits(self, gradient: GradientAtSample, loss: LossAtSample) -> GradientAtSample:
-        """The gradient, by balls at a higher precision if it lacks digits and those give them.
-
-        The rows of J may be accurate where their combination cancels, and pairs of float64 may
-        have too few bits for the exponents of a large margin.
-        """
-        if self._network.certifies(gradient) or self._is_hopeless:
-            return gradient
-        try:
-            raised = self._gradient_at_higher_precision(loss)
-            return replace(raised, log2_error_before=gradient.log2_error)
-        except ReferenceNotCertifiedError:
-            self._is_hopeless = True
-            return gradient
-
-    def _gradient_at_higher_precision(self, loss: LossAtSample) -> GradientAtSample:
-        """The gradient by balls, at the first precision that gives it its digits.
-
-        Raises:
-            ReferenceNotCertifiedError: no precision does.
-        """
-        return self._network.balls.raised(
-            self._x,
-            lambda state: gradient_in_balls(self._network.vectors, state, loss),
-            lambda gradient: -gradient.log2_error,
-            self._states_in_balls,
-        )
-
-    @cached_property
-    def log2_disagreement(self) -> float:
-        """log2 of the largest relative difference to twice the precision; -inf if equal.
-
-        The difference is taken in norm, of cross-entropy's logit and input gradients for the two
-        classes with the largest logits.
-        """
-        A, B = self._network.vectors, self._network.control_arithmetic
-        control = self._network.control
-        run = control.forward(self._x)
-        if B.has_absorbed:
-            return math.inf  # agreement proves nothing
-        worst = -math.inf
-        for label in self.order[:2]:
-            v = A.array(cross_entropy(A.context, self.z, label, A.context.one))
-            finer = cross_entropy(B.context, list(run.logits[0]), label, B.context.one)
-            w = B.array(finer, (1, len(finer)))
-            g, h = self.state.map.product(v), control.products(run.saved_values, w)
-            for vector, finer_vector in ((v, w), (g, h)):
-                worst = max(worst, log2_difference(vector, finer_vector, B))
-        return worst
+    def _above(self, rung: int) -> ExactSample | None:
+        """The sample on the next rung above that has a result; computed where it was not."""
+        for above in range(rung + 1, len(self._network.ladder.names)):
+            if above not in self._by_rung:
+                self._network.climb([self], [self._x], above)
+            sample = self._by_rung[above]
+            if isinstance(sample, ExactSample):
+                return sample
+        return None
 
 
 class ExactNetwork:
-    """The exact network, with a given number of correct digits.
+    """The exact network, on a ladder of engines.
 
     Args:
         network: The model in its own dtype.
         x: Inputs, of which the first gives the shape.
-        digits: Decimal digits that shall be correct.
-        engine: Engine: `"mpmath"`, `"ball"` or `"double_word"`.
+        engines: Names of the engines, from the cheapest.
+        bits: The most bits that are required of a gradient.
         by_rows: Compute every row of J, instead of one product for each gradient.
+        max_seconds: Seconds from now after which no more balls are computed; None: no limit.
     """
 
     def __init__(
-        self, network: FormatNetwork, x: Tensor, digits: int, engine: str, *, by_rows: bool
+        self,
+        network: FormatNetwork,
+        x: Tensor,
+        engines: Sequence[EngineName],
+        bits: int,
+        *,
+        by_rows: bool,
+        max_seconds: float | None = None,
     ) -> None:
-        self.network, self.digits, self.by_rows = network, digits, by_rows
-        self._kind = engine
-        self._bits = math.ceil(digits * math.log2(10))
-        self.vectors: Vectors[Any] = (
-            DoubleWordVectors(x.device)
-            if engine == "double_word"
-            else MpVectors(MpArithmetic(self._bits + GUARD_BITS))
-        )
+        self.network = network
         self.capture: Capture = network.capture(x[:1])
-        self.engine = self.engine_for(self.capture)
+        self.ladder = Ladder(self.capture, engines, bits, x.device, by_rows=by_rows)
+        self._max_seconds = max_seconds
+        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self.time_is_up = False  # for a sample that needed balls
+        self._uses = Counter[int]()
+        self._samples = 0
 
-    def engine_for(self, capture: Capture) -> ExactEngine[Any]:
-        """An engine for a capture, of the same kind and precision as this network's."""
-        if isinstance(self.vectors, MpVectors) and self._kind == "mpmath":
-            return MpmathEngine(capture, self.vectors, by_rows=self.by_rows)
-        balls = self._balls_for(capture)
-        if not isinstance(self.vectors, DoubleWordVectors):
-            return balls
-        working = _FEW_BITS if self.digits <= _FEW_DIGITS else LARGEST_BITS
-        return DoubleWordEngine(
-            capture, self.vectors, self._bits, working, balls, by_rows=self.by_rows
-        )
+    @property
+    def description(self) -> str:
+        """The engines that were used, and for how many samples."""
+        parts = [
+            f"{self.ladder.engine(rung).name} for {count} of {self._samples} samples"
+            for rung, count in sorted(self._uses.items())
+        ]
+        return "; ".join(parts) or self.ladder.engine(0).name
 
-    def _balls_for(self, capture: Capture) -> BallEngine[Any]:
-        """An engine in balls for a capture."""
-        bits = self._bits + GUARD_BITS // 2  # the bits of each row: their sum may cancel
-        return BallEngine(capture, self.vectors, bits, by_rows=self.by_rows)
-
-    @cached_property
-    def balls(self) -> BallEngine[Any]:
-        """The network in balls, for samples at which the engine proves too little."""
-        return self.engine if isinstance(self.engine, BallEngine) else self._balls_for(self.capture)
-
-    @cached_property
-    def control_arithmetic(self) -> MpArithmetic:
-        """An arithmetic of twice the precision, to check mpmath."""
-        return MpArithmetic(2 * (self._bits + GUARD_BITS))
-
-    @cached_property
-    def control(self) -> Interpreter[Any]:
-        """The network at twice the precision."""
-        return Interpreter(self.capture, self.control_arithmetic)
+    def pieces(self, samples: int) -> Iterator[slice]:
+        """A batch in pieces that are computed together."""
+        return self.ladder.engine(0).pieces(samples)
 
     def samples(
-        self, x: Tensor, advance: Callable[[], object]
-    ) -> list[ExactSample | NoExactSample]:
+        self, x: Tensor, needs: Sequence[int], advance: Callable[[], object]
+    ) -> list[SampleLadder | NoExactSample]:
         """The exact network at each sample of x (batch, *shape).
 
         Args:
             x: Inputs (batch, *shape).
+            needs: Bits that are needed, each of which a sample climbs for.
             advance: Function that is called once for each sample.
 
         Raises:
             CaptureAuditError: eager run and graph differ at a sample.
             ContradictedError: PyTorch in float64 computes something else than the exact network.
         """
-        samples: list[ExactSample | NoExactSample] = []
-        for piece in self.engine.pieces(len(x)):
-            finite = x[piece].flatten(1).isfinite().all(1)
-            finite_x = x[piece][finite]
-            for i in range(len(finite_x)):
-                single, model = finite_x[i : i + 1], self.network.model
-                with self.network.running():
-                    self.capture.audit(model, single, probe(model(single)))
-            # one state for each finite sample, in order
-            states = iter(self.engine.states(finite_x) if len(finite_x) else [])
-            for i, is_finite in zip(range(*piece.indices(len(x))), finite.tolist(), strict=True):
-                if is_finite:
-                    samples.append(self._sample(next(states), x[i : i + 1]))
+        samples: list[SampleLadder | NoExactSample] = []
+        for piece in self.pieces(len(x)):
+            ladders: list[SampleLadder | NoExactSample] = []
+            for i in range(*piece.indices(len(x))):
+                single, model = x[i : i + 1], self.network.model
+                if bool(single.isfinite().all()):
+                    with self.network.running():
+                        self.capture.audit(model, single, probe(model(single)))
+                    ladders.append(SampleLadder(self, single))
                 else:
-                    samples.append(NoExactSample(reasons.INPUT_NOT_FINITE, None))
+                    ladders.append(NoExactSample(reasons.INPUT_NOT_FINITE, None))
+            self._climb_all(ladders, x[piece], needs)
+            for ladder in ladders:
+                # why there is no result on any rung is said once, instead of the ladder
+                lowest = ladder.lowest if isinstance(ladder, SampleLadder) else ladder
+                samples.append(lowest if isinstance(lowest, NoExactSample) else ladder)
                 advance()
         return samples
 
+    def _climb_all(
+        self, ladders: Sequence[SampleLadder | NoExactSample], x: Tensor, needs: Sequence[int]
+    ) -> None:
+        """Climb, a rung at a time and together, until each sample has the bits that are needed."""
+        self._samples += len(ladders)
+        for rung in range(len(self.ladder.names)):
+            wanted = [bits for bits in needs if self.ladder.first(bits) <= rung]
+            climbing = [
+                (ladder, x[i : i + 1])
+                for i, ladder in enumerate(ladders)
+                if isinstance(ladder, SampleLadder)
+                and not all(ladder.reaches(bits) for bits in wanted)
+            ]
+            if climbing:
+                self.climb([ladder for ladder, _ in climbing], [x for _, x in climbing], rung)
+
+    def climb(self, ladders: Sequence[SampleLadder], x: Sequence[Tensor], rung: int) -> None:
+        """Add the results of a rung.
+
+        Args:
+            ladders: Samples.
+            x: Their inputs, (1, *shape) each.
+            rung: Number of the rung.
+
+        Raises:
+            ContradictedError: PyTorch in float64 computes something else than the exact network.
+        """
+        engine = self.ladder.engine(rung)
+        if self.ladder.names[rung] == "ball":
+            if rung:
+                classes = self.capture.shapes[self.capture.results[0].name][1]
+                announce_balls(self.capture, len(ladders), classes if self.ladder.by_rows else 1)
+            points = [self._in_time(engine, single) for single in x]
+        else:
+            points = engine.states(torch.cat(list(x)))
+        for ladder, single, point in zip(ladders, x, points, strict=True):
+            sample = self._sample(engine, rung, point, single)
+            self._uses[rung] += isinstance(sample, ExactSample)
+            ladder.add(rung, sample)
+
+    def _in_time(self, engine: ExactEngine[Any], x: Tensor) -> ExactPoint[Any, Any] | NoExactPoint:
+        """The point at x (1, *shape), or none where the time is up."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self.time_is_up = True
+            fault = f"balls were not computed, as max_seconds={self._max_seconds:g} were over"
+            return NoExactPoint(ReferenceNotCertifiedError(fault))
+        (point,) = engine.states(x)
+        return point
+
     def _sample(
-        self, state: ExactPoint[Any, Any] | NoExactPoint, x: Tensor
+        self,
+        engine: ExactEngine[Any],
+        rung: int,
+        point: ExactPoint[Any, Any] | NoExactPoint,
+        x: Tensor,
     ) -> ExactSample | NoExactSample:
-        """The sample x (1, *shape), from the state that the engine computed there."""
-        if isinstance(state, ExactPoint):
+        """The sample x (1, *shape), from the point that the engine computed there."""
+        if isinstance(point, ExactPoint):
+            context = engine.vectors.context
             # a logit of -infinity is a class that the model masks
-            present = [z for z in state.z if z != self.vectors.context.ninf]
-            if not all(map(self.vectors.context.isfinite, present)):
+            present = [z for z in point.z if z != context.ninf]
+            if not all(map(context.isfinite, present)):
                 return NoExactSample(reasons.LOGITS_NOT_FINITE, None)
             if len(present) < _FEWEST_CLASSES:
                 return NoExactSample(reasons.TOO_FEW_CLASSES, None)
-            return ExactSample(self, x, state)
-        fault = state.fault
+            return ExactSample(engine, rung, point)
+        fault = point.fault
         if isinstance(fault, SingularGradientError):
             with self.network.running():
                 modules = called_in(fault.operation, self.network.model, x)
             return NoExactSample(reasons.infinite_slope(f"{fault.operation}{modules}"))
         return NoExactSample(reasons.not_certified(str(fault)))
 
-    def certifies(self, exact: GradientAtSample) -> bool:
-        """Whether the gradient has the digits that the network was made for."""
-        return exact.has_digits(self.digits)
+
+def _has_bits(sample: ExactSample | NoExactSample, bits: float) -> bool:
+    """Whether a sample is worth starting at: single gradients may need fewer bits, or climb."""
+    return isinstance(sample, ExactSample) and sample.point.log2_error <= _FEWER_BITS - bits

@@ -76,13 +76,15 @@ def _check_inputs(x: Tensor, samples: int) -> None:
         )
 
 
-def checked_numbers(every: int, samples: int | Sequence[int], digits: int, count: int) -> list[int]:
+def checked_numbers(
+    every: int, samples: int | Sequence[int], digits: int | None, count: int
+) -> list[int]:
     """Check `every`, `samples` and `digits` of `record`.
 
     Args:
         every: Interval of the compared forward passes.
         samples: Number of samples to compare, or their indices.
-        digits: Correct decimal digits of the exact gradients.
+        digits: Correct decimal digits of the exact gradients; None: those that formats need.
         count: Number of samples in the batch.
 
     Returns:
@@ -92,7 +94,8 @@ def checked_numbers(every: int, samples: int | Sequence[int], digits: int, count
         TypeError, ValueError: one of the numbers is none, or out of its range.
     """
     checks.whole_number("every", every, 1)
-    checks.whole_number("digits", digits, 10, 24)
+    if digits is not None:
+        checks.whole_number("digits", digits, 10, 24)
     try:
         if isinstance(samples, bool):
             raise TypeError

@@ -1,16 +1,15 @@
 """The errors of the attack's own gradient at a sample, under the names that they deserve."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from fperr.exact.engines.vectors import Vectors
+from fperr.exact.engines.gradient import LossAtSample
 from fperr.gradient_error.metrics import NAMES
-from fperr.networks.exact_gradient import LossAtSample
-from fperr.networks.exact_network import ExactSample, NoExactSample
+from fperr.networks.exact_network import ExactSample, NoExactSample, SampleLadder
 from fperr.recording.exact_errors import (
     Cells,
+    bits_needed,
     exact_gradient,
     gradient_errors,
     logit_gradient_delta,
@@ -54,10 +53,9 @@ class AttackGradient:
 
 
 def attack_errors(
-    A: Vectors[Any],
-    digits: int,
+    bits: float,
     attack: AttackGradient,
-    exact: ExactSample | NoExactSample,
+    exact: SampleLadder | NoExactSample,
     recognised: RecognisedLoss,
     row: int,
     loss: LossAtSample | None,
@@ -68,8 +66,7 @@ def attack_errors(
     row, with J^T v for the attack's own v: that is the network's error alone.
 
     Args:
-        A: Arithmetic of the vectors.
-        digits: Number of digits that the exact gradient must have.
+        bits: Bits that the exact gradient must have.
         attack: Gradient of the attack.
         exact: Exact network at the sample, or why there is none.
         recognised: Loss of the attack's backward pass.
@@ -90,16 +87,19 @@ def attack_errors(
         cells["compared_with"] = _COMPARED.get(recognised.reduction, "loss")
     else:
         cells["compared_with"] = "logit gradient"
+    needed = bits_needed(bits, attack.gradient, factor)
     if is_explained:
-        truth = None if loss is None else exact_gradient(exact, loss)
+        truth = exact_gradient(exact, loss, bits, needed)
+        sample = exact.first(bits)
+        assert isinstance(sample, ExactSample)
         cells["logit_gradient_delta"] = logit_gradient_delta(
-            A, digits, attack.z, attack.v, factor, loss
+            sample.vectors, bits, attack.z, attack.v, factor, loss
         )
     else:
-        truth = exact.product(attack.v)
+        truth = exact.product(attack.v, bits)
     if truth is None:
         return cells | {"reason": NO_EXACT_LOSS}
-    errors = gradient_errors(A, digits, attack.gradient, factor, truth)
+    errors = gradient_errors(needed, attack.gradient, factor, truth)
     metrics = {name: errors.pop(name) for name in NAMES if name in errors}
     cells |= errors
     if attack.gradient is None:

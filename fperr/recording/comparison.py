@@ -2,24 +2,29 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from fperr.exact.engines.vectors import Vectors
+from fperr.exact.engines.gradient import LossAtSample
 from fperr.exact.loss_function import LossGradient
-from fperr.formats import Format, of_dtype
+from fperr.exact.precision import RUNGS, bits_for_delta, bits_of
+from fperr.formats import FLOAT64, Format, of_dtype
 from fperr.gradient_error.metrics import NAMES
 from fperr.losses import Context, Loss
 from fperr.networks.checks import check_function_of_sample
-from fperr.networks.exact_gradient import LossAtSample
-from fperr.networks.exact_network import ExactNetwork, ExactSample, NoExactSample
+from fperr.networks.exact_network import ExactNetwork, NoExactSample, SampleLadder
 from fperr.networks.in_format import FloatGradient, FormatNetwork, device_and_dtype
 from fperr.recording.attack_errors import AttackGradient, attack_errors
 from fperr.recording.compared_rows import ComparedRows, Rerun
-from fperr.recording.exact_errors import Cells, exact_gradient, gradient_errors, gradient_state
+from fperr.recording.exact_errors import (
+    Cells,
+    bits_needed,
+    exact_gradient,
+    gradient_errors,
+    gradient_state,
+)
 from fperr.recording.hooks import BackwardPass
 from fperr.recording.loss_fit import RecognisedLoss
 from fperr.recording.missing_delta import TRAINING
@@ -45,6 +50,7 @@ ERRORS = pa.schema(
         "is_rerun_equal": pa.bool_(),
         "is_logit_rerun_equal": pa.bool_(),
         "log2_reference_error": pa.float64(),
+        "certainty": pa.string(),
         "is_certified": pa.bool_(),
     }
 )
@@ -65,14 +71,17 @@ class Comparison:
         model: Copy of the model without hooks, in evaluation mode.
         losses: Losses to compute at each point beside the attack's own gradient.
         formats: Formats in which to compute them.
-        digits: Number of digits of the exact gradients, which are computed in pairs of float64
-            (balls where those settle nothing).
+        digits: Correct decimal digits of the exact gradients; None: those that each format needs.
     """
 
     def __init__(
-        self, model: nn.Module, losses: Sequence[Loss], formats: Sequence[Format], digits: int
+        self,
+        model: nn.Module,
+        losses: Sequence[Loss],
+        formats: Sequence[Format],
+        digits: int | None,
     ) -> None:
-        self._losses, self._digits = losses, digits
+        self._losses, self._formats, self._digits = losses, formats, digits
         self._dtype = device_and_dtype(model)[1]
         self._rerun = Rerun(model)
         self._model_network = FormatNetwork(model, of_dtype(self._dtype), autocast=False)
@@ -80,7 +89,7 @@ class Comparison:
         self._reference: ExactNetwork | None = None
         self._is_checked = False
         self._last_forward = -1  # the number of the forward pass that `_exact` belongs to
-        self._exact: list[ExactSample | NoExactSample] = []
+        self._exact: list[SampleLadder | NoExactSample] = []
         self._user_losses: dict[tuple[int, int | None], LossGradient] = {}  # by label and target
 
     def check(self, x: Tensor) -> None:
@@ -142,7 +151,9 @@ class Comparison:
         if is_new:
             if not self._is_checked:
                 self.check(compared.x)
-            self._exact = self._reference_for(x, backward).samples(x, lambda: None)
+            own = of_dtype(backward.forward.logits.dtype)
+            needs = sorted({self._bits_for(f) for f in (own, *self._formats)})
+            self._exact = self._reference_for(x, backward).samples(x, needs, lambda: None)
             self._last_forward = backward.forward.number
         rows = self._attack_rows(backward, compared, recognised, y)
         if is_new:
@@ -156,15 +167,15 @@ class Comparison:
         if self._reference is None:
             products = 1 + len(self._losses) * len(self._networks)
             by_rows = backward.forward.logits.shape[1] <= products
-            self._reference = ExactNetwork(
-                self._model_network, x, self._digits, "double_word", by_rows=by_rows
-            )
+            bits = max(map(self._bits_for, (*self._formats, FLOAT64)))
+            self._reference = ExactNetwork(self._model_network, x, RUNGS, bits, by_rows=by_rows)
         return self._reference
 
-    @property
-    def _vectors(self) -> Vectors[Any]:
-        assert self._reference is not None
-        return self._reference.vectors
+    def _bits_for(self, fmt: Format) -> int:
+        """The bits of the exact gradient that a format's delta needs, or that were asked for."""
+        if self._digits is None:
+            return bits_for_delta(fmt.unit_roundoff)
+        return bits_of(self._digits)
 
     def _attack_rows(
         self, backward: BackwardPass, compared: ComparedRows, recognised: RecognisedLoss, y: Tensor
@@ -197,7 +208,12 @@ class Comparison:
                     cells["c"] = float(c[row]) if loss.has_scale else None
                     at_sample = self._loss_at(loss, recognised, row, float(c[row]), y)
             errors = attack_errors(
-                self._vectors, self._digits, attack, self._exact[i], recognised, row, at_sample
+                self._bits_for(of_dtype(z.dtype)),
+                attack,
+                self._exact[i],
+                recognised,
+                row,
+                at_sample,
             )
             rows.append(cells | errors)
         return rows
@@ -227,8 +243,7 @@ class Comparison:
         gradient = self._user_losses[key]
         if not gradient.is_function_at(z):
             return None
-        c = self._vectors.context.one
-        return LossAtSample("function", used, c, recognised.targeted, label, gradient)
+        return LossAtSample("function", used, 1.0, recognised.targeted, label, gradient)
 
     def _loss_rows(
         self,
@@ -250,12 +265,14 @@ class Comparison:
             cells |= {"loss": loss.name, "format": network.format.name, "is_own": False}
             cells |= {"compared_with": "loss", "c": c if loss.has_scale else None}
             at_sample = self._loss_at(loss, recognised, row, c, y)
-            truth = exact_gradient(exact, at_sample) if isinstance(exact, ExactSample) else None
+            bits, truth = self._bits_for(network.format), None
             if isinstance(exact, NoExactSample):
                 cells["reason"] = exact.reason
+            needed = bits_needed(bits, gradient, 1.0)
+            if isinstance(exact, SampleLadder):
+                truth = exact_gradient(exact, at_sample, bits, needed)
             cells |= gradient_state(gradient)
-            errors = gradient_errors(self._vectors, self._digits, gradient, 1.0, truth)
-            rows.append(cells | errors)
+            rows.append(cells | gradient_errors(needed, gradient, 1.0, truth))
         return rows
 
     def _loss_at(
@@ -264,9 +281,8 @@ class Comparison:
         """The loss at a row with the scale c that was computed; None where c is unusable."""
         if not 0 < c < math.inf:
             return None
-        exact_c = self._vectors.context.mpf(c)
         label = int(recognised.label[row])
-        return LossAtSample(loss.kind, label, exact_c, recognised.targeted, int(y[row]))
+        return LossAtSample(loss.kind, label, c, recognised.targeted, int(y[row]))
 
 
 def _scenario_cells(z: Tensor, recognised: RecognisedLoss, label: int, sample: int) -> Cells:

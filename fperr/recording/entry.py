@@ -42,7 +42,6 @@ from fperr.recording.trace import Trace
 from fperr.recording.trace_files import TraceWriter
 from fperr.vocabulary import FormatName
 
-_DIGITS = 20
 LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
 FORMATS: tuple[FormatName, ...] = ("float16", "float32", "float64")
 
@@ -60,7 +59,7 @@ def record(
     formats: Sequence[FormatName] = FORMATS,
     every: int = 10,
     samples: int | Sequence[int] = 4,
-    digits: int = _DIGITS,
+    digits: int | None = None,
     out: str | Path | None = None,
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
@@ -95,7 +94,8 @@ def record(
             mode are compared.
         samples: Number of samples to compare, the first of the batch, or a list of their indices.
             0: no exact arithmetic at all.
-        digits: Correct decimal digits of the exact gradients, 10 to 24.
+        digits: Correct decimal digits of the exact gradients, 10 to 24. None: what four digits of
+            each format's delta need.
         out: Empty or missing folder, written to while the attack runs. None: a temporary folder,
             removed together with the trace.
         logits: Position of the logits in what the model returns: a name, an index, or a function

@@ -1,17 +1,17 @@
 """The errors of computed gradients beside exact ones, as cells of a table's row."""
 
-import math
 from typing import Any
 
 from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
-from fperr.exact.engines.vectors import Vector, Vectors
-from fperr.exact.logit_gradient import logit_gradient
+from fperr.exact.engines.gradient import LossAtSample
+from fperr.exact.engines.scaled import Vector
+from fperr.exact.engines.vectors import Vectors
 from fperr.gradient_error.metrics import error_metrics
+from fperr.gradient_error.needed_bits import NeededBits, needed_bits
 from fperr.gradient_error.stages import compared
-from fperr.networks.exact_gradient import LossAtSample
-from fperr.networks.exact_network import ExactSample
+from fperr.networks.exact_network import ExactProduct, SampleLadder
 
 Cells = dict[str, object]  # by the name of the column
 
@@ -25,51 +25,72 @@ def gradient_state(computed: Tensor | None) -> Cells:
     return cells
 
 
-def exact_gradient(exact: ExactSample, loss: LossAtSample | None) -> tuple[Vector, float] | None:
-    """The exact gradient of a loss, and log2 of its error.
+def exact_gradient(
+    exact: SampleLadder, loss: LossAtSample | None, bits: float, needed: NeededBits
+) -> ExactProduct | None:
+    """The exact gradient of a loss, from the cheapest rung that gives it the bits it needs.
 
     None where the gradient is undefined, or there is no loss.
     """
-    gradient = None if loss is None else exact.gradient(loss)
-    return None if gradient is None else (gradient.gradient, gradient.log2_error)
+    if loss is None:
+        return None
+    sample, gradient = exact.gradient(loss, bits, needed)
+    if gradient is None:
+        return None
+    return ExactProduct(sample.vectors, gradient.gradient, gradient.log2_error, gradient.is_proved)
+
+
+def bits_needed(bits: float, computed: Tensor | None, factor: float) -> NeededBits:
+    """How many bits of an exact gradient a computed one needs.
+
+    Args:
+        bits: Bits that delta near the format's unit roundoff needs.
+        computed: (*shape), the computed gradient; None: there is none.
+        factor: Factor by which its loss was multiplied.
+    """
+
+    def without_factor(A: Vectors[Any]) -> Vector | None:
+        if computed is None or not bool(computed.isfinite().all()):
+            return None
+        return _divided(A, A.from_torch(computed.reshape(1, -1)), factor)
+
+    return needed_bits(bits, without_factor)
 
 
 def gradient_errors(
-    A: Vectors[Any],
-    digits: int,
-    computed: Tensor | None,
-    factor: float,
-    exact: tuple[Vector, float] | None,
+    needed: NeededBits, computed: Tensor | None, factor: float, exact: ExactProduct | None
 ) -> Cells:
     """The errors of a computed gradient beside the exact one.
 
     Args:
-        A: Arithmetic of the vectors.
-        digits: Number of digits that the exact gradient must have.
+        needed: How many bits of the exact gradient are needed.
         computed: (*shape), the computed gradient; None: there is none.
         factor: Factor by which its loss was multiplied.
-        exact: The exact gradient without the factor, and log2 of its relative error; None: there is
-            none.
+        exact: The exact gradient without the factor; None: there is none.
     """
     if exact is None:
         return {}
-    gradient, log2_error = exact
-    is_certified = log2_error <= -digits * math.log2(10)
-    cells: Cells = {"log2_reference_error": log2_error, "is_certified": is_certified}
-    if computed is None or not is_certified or not bool(computed.isfinite().all()):
+    bits = needed(exact.vectors, exact.product)
+    cells: Cells = {
+        "log2_reference_error": exact.log2_error,
+        "certainty": exact.certainty(bits),
+        "is_certified": exact.has_bits(bits),
+    }
+    if computed is None or not exact.has_bits(bits) or not bool(computed.isfinite().all()):
         return cells
+    A = exact.vectors
     without_factor = _divided(A, A.from_torch(computed.reshape(1, -1)), factor)
-    return cells | error_metrics(compared(A, without_factor, gradient))
+    return cells | error_metrics(compared(A, without_factor, exact.product))
 
 
 def logit_gradient_delta(
-    A: Vectors[Any], digits: int, z: Tensor, v: Tensor, factor: float, loss: LossAtSample | None
+    A: Vectors[Any], bits: float, z: Tensor, v: Tensor, factor: float, loss: LossAtSample | None
 ) -> float | None:
     """The relative error of dL/dz beside the exact logit gradient at the same logits.
 
     Args:
         A: Arithmetic of the vectors.
-        digits: Number of digits of the exact logit gradient of a loss given as a function.
+        bits: Bits of the exact logit gradient of a loss given as a function.
         z: (K,), the logits.
         v: (K,), dL/dz.
         factor: Factor by which the loss was multiplied.
@@ -82,21 +103,13 @@ def logit_gradient_delta(
         return None
     if loss.function is not None:
         try:
-            enclosure = loss.function.enclosed(z[None], digits)
+            enclosure = loss.function.enclosed(z[None], bits)
         except (ReferenceNotCertifiedError, UndecidedError):
             return None
         exact_numbers = list(enclosure.midpoint.reshape(-1))
     else:
         logits = [A.context.mpf(value) for value in z.double().tolist()]
-        exact = logit_gradient(
-            loss.kind,
-            A.context,
-            logits,
-            loss.label,
-            c=loss.c,
-            targeted=loss.targeted,
-            y=loss.y,
-        )
+        exact = loss.logit_gradient(A.context, logits)
         if exact is None:
             return None
         exact_numbers = exact

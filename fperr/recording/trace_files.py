@@ -14,7 +14,7 @@ from fperr.errors import MissingDataError, StorageError
 from fperr.storage import SEAL, is_leftover, is_whole, prepare, read, sealed, write
 
 TABLES = ("steps", "errors", "points")
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _UNSEALED = 1  # the last schema version without digests
 _DESCRIPTION_FILE = "trace.json"
 _STAMP_KEY = b"fperr"  # of a Parquet file's metadata

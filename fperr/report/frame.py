@@ -19,7 +19,7 @@ from fperr.report.summary import routing, summarise
 from fperr.report.verdict import Thresholds, judge
 from fperr.storage import SEAL, sealed, write
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 DEFAULT_THRESHOLDS = Thresholds()
 
 # Every column, in order, with its pandas dtype. Undefined numbers are NaN and undefined flags are
@@ -75,7 +75,7 @@ COLUMNS: dict[str, str] = {
     "share_forward": "float64",
     "share_cast": "float64",
     "log2_reference_error": "float64",
-    "is_proved": "boolean",
+    "certainty": "string",
     "is_certified": "boolean",
     "value_audit": "string",
     "reason": "string",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fperr.reasons import Tally, reasons, tally
 from fperr.report.plots import Plots
-from fperr.report.summary import advice, headline, overview, short, summarise
+from fperr.report.summary import advice, certainties, headline, overview, short, summarise
 from fperr.report.verdict import Thresholds, is_judged, judge
 
 _ENVIRONMENT = jinja2.Environment(
@@ -101,6 +101,7 @@ def _network(
         "advice": advice(independent, thresholds),
         "headline": headline(frame),
         "missing": _missing(independent),
+        "certainties": certainties(independent),
         "rows": len(independent),
         "grid": _grid(independent, thresholds),
         "figures": _figures(name, frame),

@@ -147,6 +147,20 @@ def short(number: float) -> str:
     return f"{number:.0f}" if 100 <= abs(number) < 1e6 else f"{number:.3g}"
 
 
+def certainties(frame: pd.DataFrame) -> list[str]:
+    """How certain the exact gradients of each format are, in words."""
+    return [
+        f"{fmt}: "
+        + ", ".join(
+            f"{count} {grade}"
+            for grade in ("proved", "agreed", "uncertified")
+            if (count := int((rows["certainty"] == grade).sum()))
+        )
+        for fmt, rows in frame.groupby("format", sort=False)
+        if rows["certainty"].notna().any()
+    ]
+
+
 def _cell(rows: pd.DataFrame) -> str:
     """The median relative error, and how many gradients are zero, not finite or not measured."""
     median = usable(rows)["delta"].dropna().median()
@@ -181,6 +195,8 @@ def _summary(group: pd.DataFrame, thresholds: Thresholds) -> dict[str, object]:
         "capped": _count(group, "scale_capped"),
         "not_finite": len(group) - _count(group, "is_finite"),
         "flat": _count(group, "truly_flat"),
+        "proved": int((group["certainty"] == "proved").sum()),
+        "agreed": int((group["certainty"] == "agreed").sum()),
         "uncertified": len(group) - _count(group, "is_certified"),
         "unmeasured": len(unmeasured),
         "reason": tally(reasons(unmeasured))[0].words if len(unmeasured) else None,

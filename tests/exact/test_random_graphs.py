@@ -1,6 +1,7 @@
 """Random graphs over real, integer and boolean operations: all engines agree, and with PyTorch."""
 
 import math
+from dataclasses import replace
 
 import mpmath
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from fperr import exact
 from fperr.errors import ReferenceNotCertifiedError
+from fperr.exact import gradient_rungs
 from tests.makers.digits import digits_of
 
 WIDTH, CLASSES = 4, 3
@@ -226,13 +228,13 @@ def test_a_wrong_claim_is_noticed(monkeypatch):
     """Negative control: pairs whose products have 70 bits, and claim 100."""
     steps, numbers = [("real", "matrix"), ("real", "tanh"), ("real", "matrix")], [0, 1, 0, 2]
     assert check(steps, numbers, 1)
-    right = exact.entry._in_double_words
+    right = gradient_rungs._RUNS["double_word"]
 
-    def boastful(*arguments):
-        found = right(*arguments)
-        moved = found.midpoint * (1 + WIDE.mpf(2) ** -70)
-        return type(found)(moved, found.radius, found.engine, BITS, -100.0, found.audits)
+    def boastful(asked):
+        found = right(asked)
+        moved = found.numbers * (1 + WIDE.mpf(2) ** -70)
+        return replace(found, numbers=moved, log2_errors=[-100.0] * len(moved))
 
-    monkeypatch.setattr("fperr.exact.entry._in_double_words", boastful)
+    monkeypatch.setitem(gradient_rungs._RUNS, "double_word", boastful)
     with pytest.raises(AssertionError):
         check(steps, numbers, 1)

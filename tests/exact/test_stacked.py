@@ -140,7 +140,14 @@ def test_columns_are_what_the_definitions_say(fmt, offset, reduction):
     order = model(x).argsort(1, descending=True)
     label = torch.tensor([int(order[i, i % 2]) for i in range(BATCH)])
     frame = fperr.measure(
-        model, x, label, losses=["ce", "mifpe"], formats=[fmt], reduction=reduction
+        model,
+        x,
+        label,
+        losses=["ce", "mifpe"],
+        formats=[fmt],
+        reduction=reduction,
+        engine="mpmath",
+        digits=50,
     ).frame
     for _, row in frame.iterrows():
         i = int(row["sample"])

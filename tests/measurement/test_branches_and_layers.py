@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -130,6 +131,7 @@ def test_frozen_routing_with_other_activations():
 def test_products_give_the_report_that_rows_give(engine, network):
     model, x = build(network), torch.rand(2, 3, 8, 8)
     options = {"losses": ["ce", "tmifpe", "dlr"], "formats": ["float16", "float64"]}
+    options["digits"] = 20 if engine == "double_word" else 50
     rows, products = (
         fperr.measure(model, x, jacobian=mode, engine=engine, **options).frame
         for mode in ("rows", "products")
@@ -171,20 +173,23 @@ def test_an_interval_for_delta_is_proved():
     assert report.provenance["ResNet"]["reference"]["engine"].startswith("Arb balls")
 
 
-def test_the_engine_is_chosen_and_the_report_says_why():
-    small = fperr.measure(tiny_mlp(), normal(1, 6)).provenance["Sequential"]["reference"]
-    assert small["engine"].startswith("mpmath")
-    assert "cheapest" in small["chosen_because"]
-    large = fperr.measure(zoo.load("fashion_standard"), torch.rand(1, 1, 28, 28), **ALONE)
-    chosen = next(iter(large.provenance.values()))["reference"]
-    assert chosen["engine"] == "pairs of float64, 106 bits"
-    assert "short timings on this machine" in chosen["chosen_because"]
-    many = fperr.measure(zoo.load("fashion_standard"), torch.rand(1, 1, 28, 28), digits=50, **ALONE)
-    assert next(iter(many.provenance.values()))["reference"]["engine"].startswith("Arb balls")
-    with pytest.raises(ValueError, match="certify=True needs the balls"):
-        fperr.measure(tiny_mlp(), normal(1, 6), certify=True, engine="mpmath")
-    with pytest.raises(ValueError, match="unknown jacobian"):
-        fperr.measure(tiny_mlp(), normal(1, 6), jacobian="columns")
+def test_each_format_starts_at_the_rung_that_it_needs():
+    """float64 among the formats does not send float16's reference up."""
+    model, x = zoo.load("fashion_standard"), torch.rand(1, 1, 28, 28)
+    report = fperr.measure(model, x, formats=["float16", "float64"], losses=["ce", "mifpe"])
+    grades = report.frame.groupby("format")["certainty"].unique()
+    assert {name: list(found) for name, found in grades.items()} == {
+        "float16": ["agreed"],
+        "float64": ["proved"],
+    }
+    alone = fperr.measure(model, x, formats=["float16"], losses=["ce", "mifpe"]).frame
+    both = report.frame[report.frame["format"] == "float16"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, both)
+    used = next(iter(report.provenance.values()))["reference"]
+    assert used["engine"].endswith("pairs of float64, 106 bits for 1 of 1 samples")
+    assert used["engines"] == ["float64", "double_word", "ball"]
+    named = fperr.measure(model, x, engine="ball", **ALONE).frame
+    assert set(named["certainty"]) == {"proved"}
 
 
 class Interleaved(nn.Module):

@@ -146,7 +146,7 @@ def test_gradients_of_functions_are_exact(loss, is_masked):
         pytest.skip("PyTorch's own gradient is not finite")
     exact = LossGradient(lambda logits: loss(logits, y, None), 10, z.device)
     assert exact.is_function_at(z)
-    found = exact.enclosed(z, 20)
+    found = exact.enclosed(z, 66)
     assert found.log2_error <= -66
     numbers = torch.tensor([float(n) for n in found.midpoint.reshape(-1)], dtype=torch.float64)
     torch.testing.assert_close(numbers, wanted[0], rtol=1e-12, atol=1e-12)

@@ -81,7 +81,7 @@ def test_traces_need_a_folder_that_can_be_used(tmp_path):
     traced(tmp_path / "leftover")
     about = tmp_path / "link" / "trace.json"
     about.write_text('{"schema_version": 1}')
-    with pytest.raises(ValueError, match="has schema version 1, this fperr reads 2: record again"):
+    with pytest.raises(ValueError, match="has schema version 1, this fperr reads 3: record again"):
         fperr.Trace(tmp_path / "link")
 
 

@@ -1,9 +1,13 @@
-"""The exact network at the samples of a batch: what every engine offers."""
+"""The exact network at the samples of a batch: what every engine offers.
+
+An engine is a rung of a ladder. Which samples climb to the next one is the ladder's business: an
+engine says how far its results can be trusted.
+"""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import numpy as np
@@ -15,6 +19,7 @@ from fperr.errors import ReferenceNotCertifiedError
 from fperr.exact.arithmetic import T
 from fperr.exact.audit.samples import SampleAudit, audit_sample
 from fperr.exact.branches import Branches, branches_of
+from fperr.exact.engines.gradient import GradientAtSample, LossAtSample
 from fperr.exact.engines.jacobian import StoredRows, TransposedJacobian
 from fperr.exact.engines.vectors import V, Vectors
 from fperr.exact.graph import probe
@@ -27,6 +32,7 @@ class ExactPoint(Generic[T, V]):
     """The exact network at a single sample.
 
     Attributes:
+        x: Input (1, *shape).
         z: K logits, `mpf`.
         log2_radius: log2 of an upper bound on the error of each logit; -inf where it is not used.
         saved_values: Values that the backward half uses.
@@ -35,11 +41,16 @@ class ExactPoint(Generic[T, V]):
         logits: (1, K), an array of the interpreter's arithmetic.
         rows: J (K, entries), an array of that arithmetic, where all rows were computed.
         decisions: Branches that ReLUs and poolings took.
+        log2_error: log2 of the relative error of J in norm, a bound or an estimate; of the logits
+            where no row of J was computed.
         is_proved: Whether its errors are bounds, and not differences between two precisions.
         audit: What PyTorch in float64 says of the network at this sample.
         coarser: The same map with fewer bits, to compare with where the bound on a product is wide.
+        finer_points: The same sample at higher precisions, by their bits: filled where a loss
+            needs them.
     """
 
+    x: Tensor
     z: list[Any]
     log2_radius: float
     saved_values: SavedValues[T]
@@ -48,9 +59,11 @@ class ExactPoint(Generic[T, V]):
     logits: T
     rows: T | None
     decisions: tuple[Branches, ...]
+    log2_error: float
     is_proved: bool
     audit: SampleAudit
     coarser: TransposedJacobian[V] | None = None
+    finer_points: "dict[int, ExactPoint[T, V]]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,14 @@ class NoExactPoint:
 
 
 class ExactEngine(ABC, Generic[V]):
-    """A captured network that is run exactly."""
+    """A captured network that is run exactly.
+
+    Args:
+        vectors: Vectors of its gradients.
+    """
+
+    def __init__(self, vectors: Vectors[V]) -> None:
+        self.vectors = vectors
 
     @abstractmethod
     def pieces(self, samples: int) -> Iterator[slice]:
@@ -90,6 +110,33 @@ class ExactEngine(ABC, Generic[V]):
             saved_values: Saved values for each of these samples.
         """
 
+    @abstractmethod
+    def gradient(
+        self, point: ExactPoint[Any, V], loss: LossAtSample, bits: float
+    ) -> GradientAtSample:
+        """The gradient of a loss that is defined at a point.
+
+        Args:
+            point: The exact network at a sample, by this engine.
+            loss: The loss.
+            bits: Bits that suffice: an error that shows them is not improved.
+
+        Raises:
+            UndecidedError, ReferenceNotCertifiedError: A decision of a loss that is a function
+                cannot be made, or it has no finite gradient.
+        """
+
+    @abstractmethod
+    def product(self, point: ExactPoint[Any, V], v: Tensor) -> tuple[V, float, bool]:
+        """J^T v at a point, for a floating-point v (K,), taken exactly.
+
+        Returns:
+            The product, log2 of its relative error in norm, and whether that is a proved bound.
+
+        Raises:
+            UndecidedError: A comparison of the backward half cannot be decided.
+        """
+
     @property
     @abstractmethod
     def name(self) -> str:
@@ -105,7 +152,8 @@ class SampleEngine(ExactEngine[V], Generic[T, V]):
     """
 
     def __init__(self, vectors: Vectors[V], *, by_rows: bool) -> None:
-        self._vectors, self._by_rows = vectors, by_rows
+        super().__init__(vectors)
+        self._by_rows = by_rows
 
     @abstractmethod
     def state(self, x: Tensor) -> ExactPoint[T, V]:
@@ -156,6 +204,10 @@ class SampleEngine(ExactEngine[V], Generic[T, V]):
             for state, saved in zip(states, saved_values, strict=True)
         ]
 
+    @abstractmethod
+    def _log2_error(self, logits: T, rows: T | None) -> float:
+        """log2 of a bound on the relative error of the rows, or of the logits without any."""
+
     def _state(
         self, interpreter: Interpreter[T], run: ForwardRun[T], x: Tensor, *, is_proved: bool
     ) -> ExactPoint[T, V]:
@@ -171,6 +223,7 @@ class SampleEngine(ExactEngine[V], Generic[T, V]):
         check_regular(interpreter, run, entering, gradient)
         audit = audit_sample(interpreter, run, x, v, gradient)
         return ExactPoint(
+            x,
             list(self._midpoints(run.logits)[0]),
             -math.inf,
             run.saved_values,
@@ -181,6 +234,7 @@ class SampleEngine(ExactEngine[V], Generic[T, V]):
             run.logits,
             rows,
             branches_of(interpreter.capture, run, interpreter.arithmetic),
+            self._log2_error(run.logits, rows),
             is_proved,
             audit,
         )

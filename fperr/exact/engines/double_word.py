@@ -9,29 +9,48 @@ from typing import Any
 
 import numpy as np
 import torch
+from flint import arb
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fperr.errors import UndecidedError
+from fperr.errors import ReferenceNotCertifiedError, UndecidedError
+from fperr.exact.adaptive_precision import arb_of, midpoints, norms
 from fperr.exact.audit.samples import SampleAudit
+from fperr.exact.ball.arithmetic import BallArithmetic, log2_upper
 from fperr.exact.branches import branches_of
-from fperr.exact.double_word import DoubleWords
+from fperr.exact.double_word import LARGEST_BITS, DoubleWords
 from fperr.exact.double_word.comparisons import order_undecided
 from fperr.exact.double_word.numbers import euclidean
-from fperr.exact.double_word_network import BatchedNetwork, BatchRun, of_all, to_mpmath
-from fperr.exact.engines.ball import BallEngine
+from fperr.exact.double_word_network import (
+    BatchedNetwork,
+    BatchRun,
+    log2_relative_errors,
+    of_all,
+    to_mpmath,
+)
 from fperr.exact.engines.base import ExactEngine, ExactPoint, NoExactPoint
+from fperr.exact.engines.gradient import (
+    GradientAtSample,
+    LossAtSample,
+    logit_gradient_in_balls,
+)
 from fperr.exact.engines.jacobian import DoubleWordPullbacks, DoubleWordRows, TransposedJacobian
 from fperr.exact.engines.samples_of_run import sample_of_run, sample_of_saved, stacked
+from fperr.exact.engines.scaled import scaled
 from fperr.exact.engines.vectors import DoubleWordVectors, ScaledDoubleWords
-from fperr.exact.entry import LEAST_BOUND
 from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import ForwardRun, SavedValues
+from fperr.exact.precision import LEAST_BOUND
 
 _RUNG = 22  # bits below, where a run must agree if the bound proves too few bits
 # More bits of the rows, whose sum may cancel; and more than that of the logits, as losses amplify
 # their differences.
 _GUARD_BITS, _MORE_OF_LOGITS = 4, 12
+# up to so many bits, matrix products with so many suffice
+_FEW_BITS, _FEW_WORKING_BITS = 34, 63
+_LOGIT_BITS = 200  # working precision of the logit gradients that pairs of float64 multiply
+_LEAST_LOG2_RADIUS = -1000.0  # 2.0**log2_radius must not underflow: float64 ends at 2**-1074
+_Point = ExactPoint[DoubleWords, ScaledDoubleWords]
 
 
 class CoarserPullbacks(TransposedJacobian[ScaledDoubleWords]):
@@ -62,83 +81,71 @@ class CoarserPullbacks(TransposedJacobian[ScaledDoubleWords]):
 
 
 class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
-    """Pairs of float64; balls for samples whose decisions or digits they cannot settle.
+    """Pairs of float64, a batch at once.
 
     Args:
         capture: Network, captured for a single sample.
-        vectors: Vectors of the measurement.
-        bits: Correct bits required of logits and rows.
-        working_bits: Accuracy of matrix products in bits.
-        balls: Engine for the other samples.
+        bits: Correct bits required: where a bound proves fewer, a run with fewer bits is compared.
+        device: Device to compute on.
         by_rows: Whether all rows of J are computed.
     """
 
-    def __init__(
-        self,
-        capture: Capture,
-        vectors: DoubleWordVectors,
-        bits: int,
-        working_bits: int,
-        balls: BallEngine[ScaledDoubleWords],
-        *,
-        by_rows: bool,
-    ) -> None:
-        device = vectors.arithmetic.device
+    vectors: DoubleWordVectors
+
+    def __init__(self, capture: Capture, bits: int, device: torch.device, *, by_rows: bool) -> None:
+        super().__init__(DoubleWordVectors(device))
+        working_bits = _FEW_WORKING_BITS if bits <= _FEW_BITS else LARGEST_BITS
         self._network = BatchedNetwork(capture, working_bits, device)
         self._coarser = BatchedNetwork(capture, working_bits - _RUNG, device, is_control=True)
-        self._vectors, self._balls, self._by_rows = vectors, balls, by_rows
+        self._by_rows = by_rows
         self._largest = -bits - _GUARD_BITS
         self._classes = capture.shapes[capture.results[0].name][1]
-        self._by_balls = self._by_agreement = self._samples = 0
 
     @property
     def name(self) -> str:
-        """See `ExactEngine`; with the number of samples that needed more work."""
-        name = self._network.arithmetic.name
-        if self._by_agreement:
-            name += (
-                f", errors by agreement with {self._coarser.arithmetic.bits} bits for "
-                f"{self._by_agreement} of {self._samples} samples"
-            )
-        if self._by_balls:
-            name += f", {self._balls.name} for {self._by_balls} of {self._samples} samples"
-        return name
+        """See `ExactEngine`."""
+        return self._network.arithmetic.name
 
     def pieces(self, samples: int) -> Iterator[slice]:
         """See `ExactEngine`."""
         return self._network.pieces(samples)
 
-    def states(self, x: Tensor) -> list[ExactPoint[Any, ScaledDoubleWords] | NoExactPoint]:
-        """See `ExactEngine`."""
+    def states(self, x: Tensor) -> list[_Point | NoExactPoint]:
+        """See `ExactEngine`; without a point where a branch or the order of logits is undecided."""
         forward, logits, rows, undecided = self._run(self._network, x)
         undecided = undecided | order_undecided(logits)
         errors = [logits, *rows]
         bounds = _log2_errors(errors)
-        vacuous = ~(bounds <= LEAST_BOUND + _MORE_OF_LOGITS)
-        for_balls = undecided | vacuous  # agreement means nothing there
-        wide = ~for_balls & (bounds > self._largest)
+        # where a bound shows nothing, agreement means nothing
+        is_lost = ~undecided & ~(bounds <= LEAST_BOUND + _MORE_OF_LOGITS)
+        wide = ~undecided & ~is_lost & (bounds > self._largest)
         if wide.any():
-            errors, undecided = self._by_difference(errors, x, wide)
-            for_balls |= undecided | (wide & (_log2_errors(errors) > self._largest))
+            errors, undecided_coarser = self._by_difference(errors, x, wide)
+            undecided = undecided | undecided_coarser
         logits, *rows = errors
-        audits = self._audits(forward, rows, x, ~for_balls)
-        for_balls |= torch.tensor([audit is None for audit in audits], device=for_balls.device)
-        self._samples += len(x)
-        self._by_balls += int(for_balls.sum())
-        self._by_agreement += int((wide & ~for_balls).sum())
+        audits = self._audits(forward, rows, x, ~undecided & ~is_lost)
+        log2_errors = _log2_errors(errors)
         return [
-            self._balls.state_if_certified(x[i : i + 1])
+            NoExactPoint(ReferenceNotCertifiedError(self._fault(bool(undecided[i]))))
             if audit is None
             else self._state(
                 sample_of_run(forward.run, i),
                 logits.of(i),
                 [row.of(i) for row in rows],
                 x[i : i + 1],
-                wide[i],
+                float(log2_errors[i]),
                 audit,
+                is_proved=not bool(wide[i]),
             )
             for i, audit in enumerate(audits)
         ]
+
+    def _fault(self, is_undecided: bool) -> str:
+        """Why there is no point at a sample, in words."""
+        name = self._network.arithmetic.name
+        if is_undecided:
+            return f"a branch, or the order of two logits, is closer than {name} can tell"
+        return f"the bound on the error of {name} shows no digit"
 
     def _audits(
         self, forward: BatchRun, rows: list[DoubleWords], x: Tensor, is_usable: Tensor
@@ -165,21 +172,52 @@ class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
         saved_values: Sequence[SavedValues[Any]],
     ) -> list[TransposedJacobian[ScaledDoubleWords] | None]:
         """See `ExactEngine`."""
-        in_pairs = [i for i, s in enumerate(states) if s.interpreter is self._network.interpreter]
-        maps: dict[int, TransposedJacobian[ScaledDoubleWords] | None] = {}
-        if in_pairs and self._by_rows:
-            rows, undecided = self._jacobians(
-                self._network, stacked([saved_values[i] for i in in_pairs]), len(in_pairs)
-            )
-            for position, i in enumerate(in_pairs):
-                matrix = _matrix([row.of(position) for row in rows])
-                is_undecided = bool(undecided.expand(len(in_pairs))[position])
-                maps[i] = None if is_undecided else DoubleWordRows(matrix, self._vectors)
-        for i in in_pairs if not self._by_rows else ():
-            maps[i] = DoubleWordPullbacks(self._network, saved_values[i])
-        for i in set(range(len(states))) - set(in_pairs):
-            maps[i] = self._balls.maps([states[i]], [saved_values[i]])[0]
-        return [maps[i] for i in range(len(states))]
+        del states  # all of the same network
+        if not self._by_rows:
+            return [DoubleWordPullbacks(self._network, saved) for saved in saved_values]
+        samples = len(saved_values)
+        rows, undecided = self._jacobians(self._network, stacked(saved_values), samples)
+        undecided = undecided.expand(samples)
+        return [
+            None
+            if bool(undecided[i])
+            else DoubleWordRows(_matrix([row.of(i) for row in rows]), self.vectors)
+            for i in range(samples)
+        ]
+
+    def gradient(self, point: _Point, loss: LossAtSample, bits: float) -> GradientAtSample:
+        """See `ExactEngine`.
+
+        The logit gradient is computed in balls around the point's logits; the product with the
+        Jacobian is computed in pairs of float64.
+        """
+        A, B = self.vectors, BallArithmetic(_LOGIT_BITS)
+        radius = 2.0 ** math.ceil(max(point.log2_radius, _LEAST_LOG2_RADIUS))
+        logits = B.array([arb(arb_of(z), radius) for z in point.z], (1, len(point.z)))
+        v_balls = logit_gradient_in_balls(B, loss, logits)
+        width, _ = norms(v_balls)
+        numbers = midpoints(v_balls, A.context)
+        v = A.array(numbers, log2_upper(width) if width > 0 else None)
+        g = point.map.product(v)
+        v_error, g_error = (float(log2_relative_errors(vector.words)) for vector in (v, g))
+        error = max(v_error, g_error)
+        proved = GradientAtSample(v, g, error, point.is_proved and error < math.inf)
+        coarser = point.coarser
+        settled = proved.has_bits(bits) or not g_error <= LEAST_BOUND  # NaN counts as settled
+        if coarser is None or settled:
+            return proved
+        # the proved bound is too wide: take the relative difference to the product with fewer bits
+        try:
+            coarse = coarser.product(v)
+        except UndecidedError:
+            return proved
+        difference = scaled(A, A.sub(g, coarse)).log2_norm - scaled(A, g).log2_norm
+        return replace(proved, log2_error=max(v_error, difference), is_proved=False)
+
+    def product(self, point: _Point, v: Tensor) -> tuple[ScaledDoubleWords, float, bool]:
+        """See `ExactEngine`."""
+        product = point.map.product(self.vectors.from_torch(v[None]))
+        return product, float(log2_relative_errors(product.words)), point.is_proved
 
     def _run(
         self, network: BatchedNetwork, x: Tensor
@@ -229,24 +267,28 @@ class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
         logits: DoubleWords,
         rows: list[DoubleWords],
         x: Tensor,
-        wide: Tensor,
+        log2_error: float,
         audit: SampleAudit,
-    ) -> ExactPoint[DoubleWords, ScaledDoubleWords]:
+        *,
+        is_proved: bool,
+    ) -> _Point:
         interpreter = self._network.interpreter
         matrix = _matrix(rows) if rows else None
         radius = float(logits.radius)
         return ExactPoint(
-            _equal_logits_alike(to_mpmath(logits, self._vectors.context), logits),
+            x,
+            _equal_logits_alike(to_mpmath(logits, self.vectors.context), logits),
             math.log2(radius) if radius else -math.inf,
             run.saved_values,
             DoubleWordPullbacks(self._network, run.saved_values)
             if matrix is None
-            else DoubleWordRows(matrix, self._vectors),
+            else DoubleWordRows(matrix, self.vectors),
             interpreter,
             logits,
             matrix,
             branches_of(interpreter.capture, run, interpreter.arithmetic),
-            not bool(wide),
+            log2_error,
+            is_proved,
             audit,
             None if rows else CoarserPullbacks(self._coarser, x),
         )

@@ -37,6 +37,11 @@ class TransposedJacobian(ABC, Generic[V]):
             UndecidedError: A comparison of the backward half cannot be decided.
         """
 
+    @property
+    def log2_norms(self) -> list[float] | None:
+        """log2 of the Euclidean norm of each row, -inf for a zero row; None without stored rows."""
+        return None
+
 
 class StoredRows(TransposedJacobian[V]):
     """All rows of J (K, entries), stored: worth it where there are K products or more.
@@ -52,7 +57,7 @@ class StoredRows(TransposedJacobian[V]):
 
     @cached_property
     def log2_norms(self) -> list[float]:
-        """log2 of the Euclidean norm of each row; -inf for a zero row."""
+        """See `TransposedJacobian`."""
         log2_norms = []
         for row in self.rows:
             values, exponent = self._vectors_of_rows.to_scaled(row)

@@ -1,7 +1,7 @@
-"""Single samples of a batch's run in pairs of float64, and saved values of samples as a batch."""
+"""Single samples of the run of a batch, and saved values of samples as a batch."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +11,12 @@ from fperr.exact import index_arrays
 from fperr.exact.arithmetic import T
 from fperr.exact.double_word import DoubleWords
 from fperr.exact.interpreter import ForwardRun, SavedValues
+from fperr.exact.monitored.array import MonitoredArray
+
+B = TypeVar("B", DoubleWords, MonitoredArray)  # an array of a batched arithmetic
 
 
-def sample_of_run(run: ForwardRun[DoubleWords], sample: int) -> ForwardRun[DoubleWords]:
+def sample_of_run(run: ForwardRun[B], sample: int) -> ForwardRun[B]:
     """One sample of a batch's run: masks and index arrays become NumPy arrays."""
     values = {name: sample_of(value, sample) for name, value in run.values.items()}
     return ForwardRun(
@@ -28,7 +31,7 @@ def sample_of_saved(saved_values: SavedValues[T], sample: int) -> SavedValues[T]
 
 def sample_of(value: Any, sample: int) -> Any:
     """One sample of an array, an index array, or a list of them; other values stay as they are."""
-    if isinstance(value, DoubleWords):
+    if isinstance(value, DoubleWords | MonitoredArray):
         return value.of(sample)
     if isinstance(value, Tensor):
         # a single entry stands for all samples
@@ -38,10 +41,12 @@ def sample_of(value: Any, sample: int) -> Any:
     return value
 
 
-def stacked(saved_values: Sequence[SavedValues[DoubleWords]]) -> SavedValues[DoubleWords]:
+def stacked(saved_values: Sequence[SavedValues[B]]) -> SavedValues[B]:
     """The saved values of single samples as those of a batch."""
-    first, *remaining = (saved.values for saved in saved_values)
-    return SavedValues({key: _joined([first[key], *(r[key] for r in remaining)]) for key in first})
+    keys = saved_values[0].values
+    return SavedValues(
+        {key: _joined([saved.values[key] for saved in saved_values]) for key in keys}
+    )
 
 
 def _joined(values: list[Any]) -> Any:
@@ -54,6 +59,11 @@ def _joined(values: list[Any]) -> Any:
             for name in ("high", "low", "radius")
         )
         return DoubleWords(high, low, radius, None)
+    if isinstance(first, MonitoredArray):
+        terms = None
+        if any(value.terms is not None for value in values):
+            terms = torch.cat([value.sizes for value in values])
+        return MonitoredArray(torch.cat([value.values for value in values]), terms, None)
     if index_arrays.is_index_array(first):
         return torch.from_numpy(np.stack([np.asarray(value) for value in values]))
     return [_joined(list(elements)) for elements in zip(*values, strict=True)]

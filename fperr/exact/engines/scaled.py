@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fperr.exact.engines.vectors import V, Vectors
+from fperr.exact.engines.vectors import ScaledDoubleWords, V, Vectors
+from fperr.exact.mp import MpArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class Scaled:
         """The cosine of the angle between the two vectors, neither of which is zero."""
         norms = torch.linalg.vector_norm(self.values) * torch.linalg.vector_norm(other.values)
         return float(self.values @ other.values / norms)
+
+
+# a vector of any engine
+Vector = MpArray | ScaledDoubleWords | Scaled
 
 
 def scaled(vectors: Vectors[V], a: V) -> Scaled:

@@ -142,10 +142,6 @@ class ScaledDoubleWords:
     exponent: int
 
 
-# a vector of either kind
-Vector = MpArray | ScaledDoubleWords
-
-
 class DoubleWordVectors(Vectors[ScaledDoubleWords]):
     """Vectors in pairs of float64, with an exponent for each vector."""
 
@@ -216,14 +212,6 @@ class DoubleWordVectors(Vectors[ScaledDoubleWords]):
     def from_balls(self, a: BallArray) -> ScaledDoubleWords:
         """See `Vectors`."""
         return self.array(midpoints(a, self.context))
-
-    def matrix_from_balls(self, a: BallArray) -> DoubleWords:
-        """The midpoints of balls (K, entries), without an exponent."""
-        shape = a.index.shape
-        flat = self.from_balls(a)
-        scale = 2.0**flat.exponent
-        matrix = flat.words.moved(lambda t: t.reshape(1, *shape) * scale)
-        return DoubleWords(matrix.high, matrix.low, matrix.radius * scale, None)
 
     def numbers(self, a: ScaledDoubleWords) -> NDArray[np.object_]:
         """See `Vectors`."""

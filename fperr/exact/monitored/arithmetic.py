@@ -128,10 +128,17 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return bool(((a.values == 0) & a.value_number.equals_float(0.0)).any())
 
     def values(self, a: MonitoredArray) -> Indices:
-        """An integer for every entry of the first sample: see `Arithmetic`."""
-        assert a.value_number is not None
-        identifiers: Indices = a.value_number.identifiers()[0].cpu().numpy()
-        return identifiers
+        """An integer for every entry of the first sample: see `Arithmetic`.
+
+        Without value numbers, equal integers are equal floating-point numbers. Where such a run
+        leaves no doubt, what is as large as a maximum is exactly equal to it.
+        """
+        if a.value_number is None:
+            identifiers = torch.unique(a.values[0], return_inverse=True)[1]
+        else:
+            identifiers = a.value_number.identifiers()[0]
+        integers: Indices = identifiers.cpu().numpy()
+        return integers
 
     def equal(self, a: MonitoredArray, b: MonitoredArray) -> bool:
         return a.values.shape == b.values.shape and torch.equal(a.values, b.values)

@@ -1,5 +1,6 @@
 """Pairs of float64 against balls: networks, bounds, slices, decisions, guards."""
 
+import re
 from fractions import Fraction
 
 import mpmath
@@ -77,7 +78,7 @@ def test_words_meet_the_balls(name):
     x = images(2)
     capture, classes = captured(name, x)
     v = normal(2, classes, seed=7).double()
-    balls = exact.gradient(build(name), x, v, digits=digits_of(BALL_BITS))
+    balls = exact.gradient(build(name), x, v, digits=digits_of(BALL_BITS), engine="ball")
     certifier = exact.adaptive_precision.AdaptivePrecision(capture, BALL_BITS)
     for bits, digits in ((106, 25), (63, 14)):
         network = BatchedNetwork(capture, bits)
@@ -120,7 +121,7 @@ def enclosed_by_balls(name, bits):
     x = images(2)
     capture, classes = captured(name, x)
     v = normal(2, classes, seed=7).double()
-    balls = exact.gradient(build(name), x, v, digits=digits_of(BALL_BITS))
+    balls = exact.gradient(build(name), x, v, digits=digits_of(BALL_BITS), engine="ball")
     product, _ = BatchedNetwork(capture, bits).gradient(x, v)
     return all(
         distance(to_mpmath(product.of(i), WIDE), balls.midpoint[i])
@@ -164,7 +165,7 @@ def test_real_networks_to_25_digits(fperr_data):
         model = zoo.load(name)
         v = normal(3, 10, seed=1).double()
         found = exact.gradient(model, x, v, engine="double_word", digits=22)
-        balls = exact.gradient(model, x, v, digits=39)
+        balls = exact.gradient(model, x, v, digits=39, engine="ball")
         assert found.radius is not None
         assert found.engine == "pairs of float64, 106 bits"
         assert distance(found.midpoint, balls.midpoint) <= norm(balls.midpoint) * 1e-25
@@ -321,7 +322,7 @@ def test_equal_by_construction_is_decided():
     found = exact.gradient(model, x, v, engine="double_word", digits=25)
     assert found.engine == "pairs of float64, 106 bits"
     assert found.radius is not None
-    balls = exact.gradient(model, x, v, digits=39)
+    balls = exact.gradient(model, x, v, digits=39, engine="ball")
     assert bool((abs(found.midpoint - balls.midpoint) <= found.radius + balls.radius).all())
 
 
@@ -335,9 +336,10 @@ def test_a_close_decision_goes_to_the_balls():
 
     x = torch.tensor([[1.0, 0.5, 2.0], [1.0, 0.9, 2.0]])
     found = exact.gradient(Edge().eval(), x, torch.ones(2, 4), engine="double_word", digits=19)
-    assert found.engine == "pairs of float64, 106 bits, and balls for 1 of 2 samples"
+    pattern = r"pairs of float64, 106 bits, and Arb balls, \d+ bits for 1 of 2 samples"
+    assert re.fullmatch(pattern, found.engine)
     assert found.radius is not None
-    balls = exact.gradient(Edge().eval(), x, torch.ones(2, 4), digits=39)
+    balls = exact.gradient(Edge().eval(), x, torch.ones(2, 4), digits=39, engine="ball")
     assert bool((abs(found.midpoint - balls.midpoint) <= found.radius + balls.radius).all())
 
 
@@ -349,7 +351,7 @@ def test_where_the_bound_is_too_wide_another_precision_must_agree():
     found = exact.gradient(model, x, v, engine="double_word", digits=22)
     assert found.radius is None
     assert -96 < found.log2_error < -70
-    balls = exact.gradient(model, x, v, digits=39)
+    balls = exact.gradient(model, x, v, digits=39, engine="ball")
     error = distance(found.midpoint, balls.midpoint) / norm(balls.midpoint)
     assert error < 2.0**found.log2_error  # the coarser run is farther off
 
@@ -441,22 +443,24 @@ def test_wide_vectors_are_those_of_mpmath(a, b, low, high):
 @pytest.mark.parametrize("name", ["fashion_standard", "fashion_adversarial", "fashion_saturated"])
 def test_the_same_relative_errors_as_with_balls(name):
     model, x = zoo.load(name), data.fashion_mnist_1000().x[:2]
-    balls = fperr.measure(model, x, engine="ball").frame
-    words = fperr.measure(model, x, engine="double_word")
-    assert next(iter(words.provenance.values()))["reference"]["engine"].endswith("106 bits")
-    assert words.frame["is_proved"].all()
+    balls = fperr.measure(model, x, engine="ball", digits=20).frame
+    words = fperr.measure(model, x, engine="double_word", digits=20)
+    engine = next(iter(words.provenance.values()))["reference"]["engine"]
+    assert engine == "pairs of float64, 106 bits for 2 of 2 samples"
+    assert (words.frame["certainty"] == "proved").all()
     assert np.isclose(words.frame["delta"], balls["delta"], 1e-10, 0).all()
     for column in ("sign_error_rate", "is_dead", "flips_by_layer", "pooling_flips", "tie_flips"):
         assert words.frame[column].equals(balls[column]), column
     half = fperr.measure(model, x, engine="double_word", formats=["float16"])
-    assert next(iter(half.provenance.values()))["reference"]["engine"].endswith("63 bits")
+    engine = next(iter(half.provenance.values()))["reference"]["engine"]
+    assert engine == "pairs of float64, 63 bits for 2 of 2 samples"
     wanted = balls.loc[balls["format"] == "float16", "delta"]
     assert np.isclose(half.frame["delta"], wanted, 1e-8, 0).all()
 
 
 def test_routing_of_poolings_is_that_of_balls(fperr_data):
     model, x = zoo.load("mnist_lenet5_advtrained"), data.mnist_test().x[:3]
-    options = {"losses": ["mifpe"], "formats": ["float16", "float32"]}
+    options = {"losses": ["mifpe"], "formats": ["float16", "float32"], "digits": 20}
     words, balls = (fperr.measure(model, x, engine=e, **options) for e in ("double_word", "ball"))
     assert words.frame["flips_by_layer"].equals(balls.frame["flips_by_layer"])
     assert words.routing().equals(balls.routing())
@@ -472,7 +476,7 @@ def test_words_meet_the_balls_on_cuda(name):
     x, cuda = images(3), torch.device("cuda")
     with torch.no_grad():
         v = normal(3, build(name)(x).shape[1], seed=7).double()
-    balls = exact.gradient(build(name), x, v, digits=digits_of(BALL_BITS))
+    balls = exact.gradient(build(name), x, v, digits=digits_of(BALL_BITS), engine="ball")
     model = build(name).to(cuda)
     product, undecided = BatchedNetwork(exact.capture(model, x[:1].to(cuda)), device=cuda).gradient(
         x.to(cuda), v.to(cuda)

@@ -1,0 +1,135 @@
+"""A captured network in float64 and float32, for one forward run and any number of pullbacks.
+
+float64 leads: it decides the branches, and float32 takes them. Both runs are watched, and say of
+which samples a rule doubts them: see `fperr.exact.monitored.watch`.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fperr.exact.graph import Capture
+from fperr.exact.interpreter import ForwardRun, Interpreter, SavedValues
+from fperr.exact.monitored.arithmetic import MonitoredArithmetic
+from fperr.exact.monitored.array import MonitoredArray
+from fperr.exact.monitored.tape import BranchTape
+from fperr.exact.monitored.watch import Rule
+
+
+class Doubts:
+    """What runs say of their samples: the first rule that leaves each in doubt."""
+
+    def __init__(self) -> None:
+        self._masks: list[tuple[Tensor, str]] = []
+
+    def add(self, samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
+        """See `OnDoubt`."""
+        if bool(samples.any()):
+            self._masks.append((samples, rule.sentence(dtype)))
+
+    def of_samples(self, count: int) -> list[str | None]:
+        """The first doubt of each sample, in words; None: there is none."""
+        doubts: list[str | None] = [None] * count
+        for mask, sentence in reversed(self._masks):
+            for i in torch.nonzero(mask.expand(count)).flatten().tolist():
+                doubts[i] = sentence
+        return doubts
+
+    def __bool__(self) -> bool:
+        """Whether any sample is in doubt."""
+        return bool(self._masks)
+
+
+@dataclass(frozen=True, slots=True)
+class PairRun:
+    """A forward run in both formats.
+
+    Attributes:
+        leader, follower: Runs in float64 and in float32. Shapes are those of a single sample; every
+            array has a leading dimension of samples.
+    """
+
+    leader: ForwardRun[MonitoredArray]
+    follower: ForwardRun[MonitoredArray]
+
+
+class MonitoredPair:
+    """The captured network in both formats.
+
+    Args:
+        capture: Network, captured for a single sample.
+        device: Device to compute on.
+        with_value_numbers: Whether value numbers decide exact ties.
+
+    Attributes:
+        leader: Interpreter of float64 for readers of a result. It reports no doubts: use `forward`
+            and `pullback` for new results.
+        of_constants: Doubts in what is computed from constants alone, the same for every sample.
+    """
+
+    def __init__(
+        self, capture: Capture, device: torch.device | str = "cpu", *, with_value_numbers: bool
+    ) -> None:
+        self.of_constants = Doubts()
+        tape = BranchTape()
+        # constants may take branches, too, and the follower takes the leader's
+        self.leader, self._follower = (
+            self._interpreter(capture, arithmetic, tape)
+            for arithmetic in (
+                MonitoredArithmetic(torch.float64, device, with_value_numbers=with_value_numbers),
+                MonitoredArithmetic(torch.float32, device, follows=True),
+            )
+        )
+
+    def _interpreter(
+        self, capture: Capture, arithmetic: MonitoredArithmetic, tape: BranchTape
+    ) -> Interpreter[MonitoredArray]:
+        interpreter = Interpreter(capture, arithmetic.reporting(self.of_constants.add, tape))
+        interpreter.arithmetic = arithmetic
+        return interpreter
+
+    def forward(self, x: Tensor, doubts: Doubts) -> PairRun:
+        """The forward run at x (samples, *shape)."""
+        tape, runs = BranchTape(), []
+        for interpreter in (self.leader, self._follower):
+            watched, arithmetic = _watched(interpreter, doubts, tape)
+            runs.append(watched.forward_from(arithmetic.from_samples(x[:, None])))
+        assert tape.is_read
+        return PairRun(*runs)
+
+    def pullback(
+        self,
+        saved: Sequence[SavedValues[MonitoredArray]],
+        v: Sequence[Tensor],
+        doubts: Doubts,
+    ) -> list[Tensor]:
+        """J^T v in one format or in both, each (samples or 1, entries) float64.
+
+        Args:
+            saved: Saved values of a run in float64; or of both runs.
+            v: (samples or 1, K) for each of them.
+            doubts: Doubts to add to.
+        """
+        tape, gradients = BranchTape(), []
+        pairs = zip((self.leader, self._follower), saved, v, strict=False)
+        for interpreter, saved_values, cotangents in pairs:
+            watched, arithmetic = _watched(interpreter, doubts, tape)
+            entering = arithmetic.from_samples(cotangents[:, None])
+            gradient = watched.pullback(saved_values, entering).values
+            gradients.append(gradient.reshape(len(gradient), -1).to(torch.float64))
+        return gradients
+
+
+def _watched(
+    interpreter: Interpreter[MonitoredArray], doubts: Doubts, tape: BranchTape
+) -> tuple[Interpreter[MonitoredArray], MonitoredArithmetic]:
+    """The interpreter for a single run, which adds to the doubts, and its arithmetic."""
+    arithmetic = interpreter.arithmetic
+    assert isinstance(arithmetic, MonitoredArithmetic)
+    arithmetic = arithmetic.reporting(doubts.add, tape)
+    watched = copy.copy(interpreter)
+    watched.arithmetic = arithmetic
+    return watched, arithmetic
