@@ -46,12 +46,13 @@ class AgreedNetwork:
         device: Device to compute on.
 
     Attributes:
-        fast, thorough: Pairs of runs without value numbers, and with them.
+        fast, thorough: Pairs of runs with coarse sizes of terms, and with the sizes and the value
+            numbers of each number.
     """
 
     def __init__(self, capture: Capture, device: torch.device | str = "cpu") -> None:
-        self.fast = MonitoredPair(capture, device, with_value_numbers=False)
-        self.thorough = MonitoredPair(capture, device, with_value_numbers=True)
+        self.fast = MonitoredPair(capture, device, "coarse")
+        self.thorough = MonitoredPair(capture, device, "by number")
         self._at_once = samples_at_once(capture)
 
     def pieces(self, samples: int) -> Iterator[slice]:
@@ -90,12 +91,7 @@ class AgreedNetwork:
         a, b = torch.cat(leader, 1), torch.cat(follower, 1)
         is_finite = (a.isfinite() & b.isfinite()).all(1) & ~(z.isnan() | z.isposinf()).any(1)
         errors = torch.where(is_finite, log2_agreed_errors(a, b), torch.inf)
-        faults = [
-            of_constants or doubt
-            for of_constants, doubt in zip(
-                pair.of_constants.of_samples(samples), doubts.of_samples(samples), strict=True
-            )
-        ]
+        faults = pair.faults(doubts, samples)
         for i, error in enumerate(errors.tolist()):
             if error == math.inf and faults[i] is None:
                 faults[i] = "the gradient is not finite, or float32 agrees to no digit"

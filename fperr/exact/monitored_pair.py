@@ -7,6 +7,7 @@ which samples a rule doubts them: see `fperr.exact.monitored.watch`.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from fperr.exact.graph import Capture
 from fperr.exact.interpreter import ForwardRun, Interpreter, SavedValues
 from fperr.exact.monitored.arithmetic import MonitoredArithmetic
 from fperr.exact.monitored.array import MonitoredArray
+from fperr.exact.monitored.coarse import CoarseArithmetic
 from fperr.exact.monitored.tape import BranchTape
 from fperr.exact.monitored.watch import Rule
 
@@ -62,7 +64,8 @@ class MonitoredPair:
     Args:
         capture: Network, captured for a single sample.
         device: Device to compute on.
-        with_value_numbers: Whether value numbers decide exact ties.
+        sizes: `"coarse"`: bounds for whole samples on what sums may lose; `"by number"`, with value
+            numbers that decide exact ties.
 
     Attributes:
         leader: Interpreter of float64 for readers of a result. It reports no doubts: use `forward`
@@ -71,7 +74,7 @@ class MonitoredPair:
     """
 
     def __init__(
-        self, capture: Capture, device: torch.device | str = "cpu", *, with_value_numbers: bool
+        self, capture: Capture, device: torch.device | str, sizes: Literal["coarse", "by number"]
     ) -> None:
         self.of_constants = Doubts()
         tape = BranchTape()
@@ -79,7 +82,9 @@ class MonitoredPair:
         self.leader, self._follower = (
             self._interpreter(capture, arithmetic, tape)
             for arithmetic in (
-                MonitoredArithmetic(torch.float64, device, with_value_numbers=with_value_numbers),
+                CoarseArithmetic(device)
+                if sizes == "coarse"
+                else MonitoredArithmetic(device=device),
                 MonitoredArithmetic(torch.float32, device, follows=True),
             )
         )
@@ -99,6 +104,15 @@ class MonitoredPair:
             runs.append(watched.forward_from(arithmetic.from_samples(x[:, None])))
         assert tape.is_read
         return PairRun(*runs)
+
+    def faults(self, doubts: Doubts, samples: int) -> list[str | None]:
+        """Why each sample is in doubt, in words; None: it is not."""
+        return [
+            of_constants or of_run
+            for of_constants, of_run in zip(
+                self.of_constants.of_samples(samples), doubts.of_samples(samples), strict=True
+            )
+        ]
 
     def pullback(
         self,

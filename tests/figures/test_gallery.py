@@ -249,7 +249,7 @@ def test_sign_map(study):
 
 def test_cost(study):
     frame, figure = drawn("cost", study)
-    assert set(frame["engine"]) == {"float64", "double_word", "ball", "mpmath"}
+    assert set(frame["engine"]) == {"PyTorch", "float64", "double_word", "ball", "mpmath"}
     assert not frame["is_extrapolated"].any()
     model, x = cost._network(2), torch.rand(3, 1, 28, 28)
     sizes = 196 * 9 * 2 + 49 * 9 * 8 + 49 * 9 * 16 + 196 * 8 + 80

@@ -60,10 +60,8 @@ def _joined(values: list[Any]) -> Any:
         )
         return DoubleWords(high, low, radius, None)
     if isinstance(first, MonitoredArray):
-        terms = None
-        if any(value.terms is not None for value in values):
-            terms = torch.cat([value.sizes for value in values])
-        return MonitoredArray(torch.cat([value.values for value in values]), terms, None)
+        # what a format has saved are numbers without errors
+        return MonitoredArray(torch.cat([value.values for value in values]), None, None)
     if index_arrays.is_index_array(first):
         return torch.from_numpy(np.stack([np.asarray(value) for value in values]))
     return [_joined(list(elements)) for elements in zip(*values, strict=True)]

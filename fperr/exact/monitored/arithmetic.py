@@ -21,7 +21,7 @@ from fperr.exact import index_arrays, value_numbers
 from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, Shape
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.monitored import products
-from fperr.exact.monitored.array import MonitoredArray, aligned, by_sample
+from fperr.exact.monitored.array import MonitoredArray, SampleSizes, aligned, by_sample
 from fperr.exact.monitored.tape import BranchTape
 from fperr.exact.monitored.watch import (
     MARGIN,
@@ -33,6 +33,7 @@ from fperr.exact.monitored.watch import (
 )
 
 # samples in doubt (samples or 1,), the rule that says so, and the dtype that it is about
+Terms = Tensor | SampleSizes | None
 OnDoubt = Callable[[Tensor, Rule, torch.dtype], None]
 
 
@@ -144,7 +145,8 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return a.values.shape == b.values.shape and torch.equal(a.values, b.values)
 
     def zeros(self, shape: Shape) -> MonitoredArray:
-        return self.from_torch(torch.zeros(tuple(shape), dtype=self.dtype))
+        zero = self.from_torch(torch.zeros([1] * len(shape), dtype=self.dtype))
+        return zero.moved(lambda t: t.expand(len(t), *shape))
 
     def pi(self) -> MonitoredArray:
         pi = self.from_torch(torch.tensor([math.pi], dtype=torch.float64))
@@ -163,26 +165,27 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         a, b = aligned(a, b)
         values = a.values + b.values if sign > 0 else a.values - b.values
         numbers = value_numbers.total(a.value_number, b.value_number, sign)
-        return self._summed(MonitoredArray(values, self._terms(lambda: a.sizes + b.sizes), numbers))
+        terms = None if self.follows else self._terms_of_sum(a, b)
+        return self._summed(
+            MonitoredArray(values, terms, numbers), lambda: (a.values != 0) | (b.values != 0)
+        )
 
     def mul(self, a: MonitoredArray, b: MonitoredArray | float) -> MonitoredArray:
         a, b = aligned(a, self._operand(b))
         numbers = value_numbers.times(a.value_number, b.value_number)
-        result = MonitoredArray(a.values * b.values, _terms_of_product(a, b), numbers)
+        result = MonitoredArray(a.values * b.values, self._terms_of_product(a, b), numbers)
         self._watch_zeros(result, lambda: (a.values != 0) & (b.values != 0))
         return result
 
     def div(self, a: MonitoredArray, b: MonitoredArray | float) -> MonitoredArray:
         a, b = aligned(a, self._operand(b))
         values = a.values / b.values
-        inverse = MonitoredArray(1 / b.values, None, None)
-        if b.terms is not None:
-            # relative errors of divisor and quotient are alike
-            inverse = MonitoredArray(inverse.values, b.terms * inverse.sizes.square(), None)
+        inverted = 1 / b.values
+        inverse = MonitoredArray(inverted, self._terms_of_inverse(b, inverted), None)
         numbers = None
         if a.value_number is not None:
             numbers = value_numbers.times(a.value_number, value_numbers.inverse(b.value_number))
-        result = MonitoredArray(values, _terms_of_product(a, inverse), numbers)
+        result = MonitoredArray(values, self._terms_of_product(a, inverse), numbers)
         self._watch_zeros(result, lambda: (a.values != 0) & b.values.isfinite())
         return result
 
@@ -217,32 +220,26 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         slope: Callable[[Tensor, Tensor], Tensor],
     ) -> MonitoredArray:
         """A function with an upper bound on its slope, from argument and value."""
-        values, terms = function(a.values), None
-        if a.terms is not None:
-            # what the argument lost by cancellation, its function has lost, too
-            inherited = slope(a.values, values).abs() * a.terms
-            # NaN where a class is masked: minus infinity has lost nothing
-            terms = torch.fmax(values.abs(), inherited)
+        values = function(a.values)
+        terms = self._terms_of_function(a, values, slope)
         numbers = value_numbers.of_function(name, a.value_number)
         return MonitoredArray(values, terms, numbers)
 
     def matmul(self, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
         product = products.matrix_product(self, a, b, with_terms=not self.follows)
-        return self._summed(product)
+        return self._summed(product, lambda: product.sizes != 0)
 
     def correlate(
         self, x: MonitoredArray, weight: MonitoredArray, geometry: Geometry
     ) -> MonitoredArray:
-        return self._summed(
-            products.correlated(self, x, weight, geometry, with_terms=not self.follows)
-        )
+        product = products.correlated(self, x, weight, geometry, with_terms=not self.follows)
+        return self._summed(product, lambda: product.sizes != 0)
 
     def spread(
         self, y: MonitoredArray, weight: MonitoredArray, shape: Shape, geometry: Geometry
     ) -> MonitoredArray:
-        return self._summed(
-            products.spread(self, y, weight, shape, geometry, with_terms=not self.follows)
-        )
+        product = products.spread(self, y, weight, shape, geometry, with_terms=not self.follows)
+        return self._summed(product, lambda: product.sizes != 0)
 
     def sum(self, a: MonitoredArray, dims: Sequence[int]) -> MonitoredArray:
         if not dims:
@@ -258,8 +255,11 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
             assert summed is not None
             numbers = summed.moved(lambda t: t.reshape(len(t), *shape))
         values = a.values.sum(along, keepdim=True)
-        terms = self._terms(lambda: a.sizes.sum(along, keepdim=True))
-        return self._summed(MonitoredArray(values, terms, numbers))
+        terms = None if self.follows else self._terms_of_total(a, along)
+        return self._summed(
+            MonitoredArray(values, terms, numbers),
+            lambda: (a.values != 0).sum(along, keepdim=True) > 0,
+        )
 
     def reshape(self, a: MonitoredArray, shape: Shape) -> MonitoredArray:
         return a.moved(lambda t: t.reshape(len(t), *shape))
@@ -277,7 +277,8 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return products.taken(a, index)
 
     def scatter_add(self, a: MonitoredArray, index: IndexArray, shape: Shape) -> MonitoredArray:
-        return self._summed(products.scattered(a, index, shape))
+        total = products.scattered(a, index, shape)
+        return self._summed(total, lambda: total.sizes != 0)
 
     def where(self, mask: IndexArray, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
         return products.selected(mask, *aligned(a, b))
@@ -290,12 +291,16 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return self._answers[key][1]
 
     def _exceeding(self, a: MonitoredArray, threshold: float) -> Tensor:
+        are_equal, undecided = self._compared_with(a, threshold)
+        self._doubt(by_sample(undecided).any(1), Rule.UNDECIDED)
+        return (a.values > threshold) & ~are_equal
+
+    def _compared_with(self, a: MonitoredArray, threshold: float) -> tuple[Tensor, Tensor]:
+        """Where the numbers are equal to a threshold, and where that is undecided."""
         numbers = a.value_number
         is_threshold = None if numbers is None else numbers.equals_float(threshold)
         apart = a.values - threshold if threshold else a.values
-        are_equal, undecided = compared(apart, a.sizes + abs(threshold), is_threshold, self.dtype)
-        self._doubt(by_sample(undecided).any(1), Rule.UNDECIDED)
-        return (apart > 0) & ~are_equal
+        return compared(apart, a.sizes + abs(threshold), is_threshold, self.dtype)
 
     def sign(self, a: MonitoredArray) -> Tensor:
         above = self.exceeds(a, 0.0).to(torch.int64)
@@ -343,16 +348,44 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         self._tape.record(answer)
         return answer
 
-    def _terms(self, compute: Callable[[], Tensor]) -> Tensor | None:
-        """The sizes of the terms of a sum, which only a leader looks at."""
-        return None if self.follows else compute()
+    def _terms_of_sum(self, a: MonitoredArray, b: MonitoredArray) -> Terms:
+        """The sizes of the terms of a + b, and of a - b."""
+        return a.sizes + b.sizes
 
-    def _summed(self, a: MonitoredArray) -> MonitoredArray:
+    def _terms_of_product(self, a: MonitoredArray, b: MonitoredArray) -> Terms:
+        """The sizes of the terms of a * b: the larger of those that either operand brings."""
+        if a.terms is None and b.terms is None:
+            return None
+        if b.terms is None:
+            return a.sizes * b.values.abs()
+        if a.terms is None:
+            return a.values.abs() * b.sizes
+        return torch.maximum(a.sizes * b.values.abs(), a.values.abs() * b.sizes)
+
+    def _terms_of_inverse(self, b: MonitoredArray, inverse: Tensor) -> Terms:
+        """The sizes of the terms of 1/b: relative errors of divisor and quotient are alike."""
+        return None if b.terms is None else b.sizes * inverse.square()
+
+    def _terms_of_function(
+        self, a: MonitoredArray, values: Tensor, slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> Terms:
+        """The sizes of the terms of a function's values: what its argument lost, it has lost."""
+        if a.terms is None:
+            return None
+        # NaN where a class is masked: minus infinity has lost nothing
+        return torch.fmax(values.abs(), slope(a.values, values).abs() * a.sizes)
+
+    def _terms_of_total(self, a: MonitoredArray, along: list[int]) -> Terms:
+        """The sizes of the terms of sums along dimensions of the tensor."""
+        total: Tensor = a.sizes.sum(along, keepdim=True)
+        return total
+
+    def _summed(self, a: MonitoredArray, may_vanish: Callable[[], Tensor]) -> MonitoredArray:
         """The sums, once they are watched, for the follower's precision, too."""
         if not self.follows:
             for dtype, is_lost in is_ill_conditioned(a.values, a.sizes):
                 self._on_doubt(is_lost, Rule.ILL_CONDITIONED, dtype)
-        self._watch_zeros(a, lambda: a.sizes != 0)
+        self._watch_zeros(a, may_vanish)
         return a
 
     def _watch_zeros(self, a: MonitoredArray, may_vanish: Callable[[], Tensor]) -> None:
@@ -364,19 +397,20 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         """
         if self._tape is None:
             return
-        is_zero = a.values == 0
-        has_zeros = bool(is_zero.any())
+        if not a.values.numel():
+            return
+        # a single pass where there are none, as is usual
+        has_zeros = int(a.values.count_nonzero()) < a.values.numel()
+        is_zero = a.values == 0 if has_zeros else None
         if self.follows:
             expected = self._tape.read()
-            vanished = is_zero if expected is None else is_zero & ~expected
+            vanished = is_zero if expected is None or is_zero is None else is_zero & ~expected
         else:
-            self._tape.record(is_zero if has_zeros else None)
-            vanished = is_zero
-            if has_zeros:
-                vanished = is_zero & may_vanish()
-                if a.value_number is not None:
-                    vanished = vanished & ~a.value_number.equals_float(0.0)
-        if has_zeros:
+            self._tape.record(is_zero)
+            vanished = None if is_zero is None else is_zero & may_vanish()
+            if vanished is not None and a.value_number is not None:
+                vanished = vanished & ~a.value_number.equals_float(0.0)
+        if vanished is not None:
             self._doubt(by_sample(vanished).any(1), Rule.VANISHED)
 
     def _doubt(self, samples: Tensor, rule: Rule) -> None:
@@ -386,14 +420,3 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         if isinstance(b, MonitoredArray):
             return b
         return self.from_torch(torch.tensor(float(b), dtype=torch.float64))
-
-
-def _terms_of_product(a: MonitoredArray, b: MonitoredArray) -> Tensor | None:
-    """The sizes of the terms of a * b: the larger of those that either operand brings."""
-    if a.terms is None and b.terms is None:
-        return None
-    if b.terms is None:
-        return a.sizes * b.values.abs()
-    if a.terms is None:
-        return a.values.abs() * b.sizes
-    return torch.maximum(a.sizes * b.values.abs(), a.values.abs() * b.sizes)

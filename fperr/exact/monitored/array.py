@@ -5,8 +5,28 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeIs
 
 from fperr.exact.value_numbers import ValueNumbers
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSizes:
+    """Upper bounds on the sizes of the terms of all numbers of a sample.
+
+    Attributes:
+        largest: (samples,), on the largest size.
+        norm: (samples,), on the Euclidean norm of the sizes.
+    """
+
+    largest: Tensor
+    norm: Tensor
+
+    def of(self, sample: int) -> "SampleSizes":
+        """A single sample."""
+        if len(self.largest) == 1:
+            return self
+        return SampleSizes(self.largest[sample : sample + 1], self.norm[sample : sample + 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +36,14 @@ class MonitoredArray:
     Attributes:
         values: (samples, *shape), float64 or float32. A constant has one sample, for all.
         terms: Like `values`: the sum of the magnitudes of the terms that were added to each number,
-            to which its rounding error is proportional. None: the magnitudes of the values, where
-            nothing was added.
+            to which its rounding error is proportional; or bounds for whole samples. None: the
+            magnitudes of the values, where nothing was added.
         value_number: Value numbers, equal where numbers are equal by the rules of arithmetic; None
             where they are not used.
     """
 
     values: Tensor
-    terms: Tensor | None
+    terms: Tensor | SampleSizes | None
     value_number: ValueNumbers | None
 
     @property
@@ -38,12 +58,14 @@ class MonitoredArray:
 
     @property
     def sizes(self) -> Tensor:
-        """The sums of the magnitudes of the terms."""
+        """The sums of the magnitudes of the terms of each number."""
+        assert not isinstance(self.terms, SampleSizes)
         return self.values.abs() if self.terms is None else self.terms
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> "MonitoredArray":
-        """Values, terms and value numbers, moved alike."""
-        terms = None if self.terms is None else move(self.terms)
+        """Values, terms and value numbers, moved alike, each to one place."""
+        # bounds for whole samples hold wherever the numbers are
+        terms = move(self.terms) if isinstance(self.terms, Tensor) else self.terms
         numbers = None if self.value_number is None else self.value_number.moved(move)
         return MonitoredArray(move(self.values), terms, numbers)
 
@@ -58,11 +80,16 @@ class MonitoredArray:
         """A single sample."""
         if self.samples == 1:
             return self
-        return self.moved(lambda t: t[sample : sample + 1])
+        one = self.moved(lambda t: t[sample : sample + 1])
+        return replace(one, terms=one.terms.of(sample)) if _is_by_sample(one.terms) else one
 
     def without_value_numbers(self) -> "MonitoredArray":
         """The same numbers, which are compared with no others any more."""
         return replace(self, value_number=None)
+
+
+def _is_by_sample(terms: Tensor | SampleSizes | None) -> TypeIs[SampleSizes]:
+    return isinstance(terms, SampleSizes)
 
 
 def aligned(a: MonitoredArray, b: MonitoredArray) -> tuple[MonitoredArray, MonitoredArray]:
