@@ -200,9 +200,11 @@ class CoarseArithmetic(MonitoredArithmetic):
         sizes = sample_sizes(a).largest + abs(threshold)
         margin = _per_sample((MARGIN * unit_roundoff(self.dtype)) * sizes, a.values)
         above, below = a.values > threshold + margin, a.values < threshold - margin
-        if int(above.count_nonzero()) + int(below.count_nonzero()) == above.numel():
-            return above  # as is usual: all are decided
-        return super()._exceeding(a, threshold)
+        decided = int(above.count_nonzero()) + int(below.count_nonzero())
+        if not threshold:
+            decided += a.values.numel() - int(a.values.count_nonzero())
+        # as is usual: all are decided
+        return above if decided == above.numel() else super()._exceeding(a, threshold)
 
     def _compared_with(self, a: MonitoredArray, threshold: float) -> tuple[Tensor, Tensor]:
         apart = a.values - threshold if threshold else a.values
