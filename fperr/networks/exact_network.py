@@ -244,6 +244,7 @@ class ExactNetwork:
         parts = [
             f"{self.ladder.engine(rung).name} for {count} of {self._samples} samples"
             for rung, count in sorted(self._uses.items())
+            if count
         ]
         return "; ".join(parts) or self.ladder.engine(0).name
 
