@@ -51,6 +51,9 @@ robust-accuracy: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.robust_accuracy
 
 bench-exact: .venv/test.stamp
+	$(BIN)/python -m tests.benchmarks.bench_ladder
+
+bench-engines: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.bench_exact
 
 .venv/core.stamp: pyproject.toml constraints.txt
