@@ -45,7 +45,9 @@ def announce_balls(capture: Capture, samples: int, products: int) -> None:
 
 def seconds_in_balls(capture: Capture, samples: int, products: int) -> float:
     """Seconds for the exact network at some samples, in balls; within a factor of 3 or so."""
-    numbers = sum(math.prod(capture.shapes[node.name]) for node in capture.forward)
+    numbers = sum(
+        math.prod(capture.shapes[n.name]) for n in capture.forward if n.name in capture.shapes
+    )
     of_a_multiply_add, of_a_number = _seconds()
     of_a_pass = multiply_adds(capture) * of_a_multiply_add + numbers * of_a_number
     return samples * (1 + products) * of_a_pass
