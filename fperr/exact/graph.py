@@ -1,13 +1,15 @@
 """An unmodified network as a graph of plain ATen operations: logits and vector-Jacobian product.
 
-The graph is audited when it is captured: every operation must have an exact meaning, and replaying
-the graph in floating point must give the bits of the eager run.
+The graph is audited when it is captured: every operation that depends on x or v must have an exact
+meaning, and replaying the graph in floating point must give the bits of the eager run. Conditions
+on parameters, buffers and constants are decided once, at the capture.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from operator import getitem
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,7 +24,8 @@ from fperr.errors import (
     UnsupportedOperationError,
 )
 from fperr.exact.call_sites import call_sites
-from fperr.exact.node_kinds import NodeKinds, is_discrete, kinds_of
+from fperr.exact.computed_constants import constant_values
+from fperr.exact.node_kinds import NodeKinds, TorchValue, is_discrete, kinds_of, value_inputs
 from fperr.exact.operations import OPERATIONS
 from fperr.kernel_switches import mathematical_attention
 
@@ -46,6 +49,9 @@ class Capture:
         backward: Nodes of the backward half, those from the first use of v on.
         kinds: Shapes and dtypes of the nodes, and what their values depend on.
         digest: SHA-256 of the parameters, buffers and constants at the time of the capture.
+        float64_constants: Values that depend on parameters but not on x, of operations without an
+            exact meaning, by node name: computed in float64.
+        given_constants: Values that are given instead of computed, by node name.
     """
 
     module: fx.GraphModule
@@ -53,6 +59,17 @@ class Capture:
     backward: tuple[Node, ...]
     kinds: NodeKinds
     digest: str
+    float64_constants: Mapping[str, TorchValue] = field(default_factory=dict)
+    given_constants: Mapping[str, TorchValue] = field(default_factory=dict)
+
+    @property
+    def data(self) -> dict[str, TorchValue]:
+        """Values of nodes that every arithmetic takes as they are, by node name."""
+        return {**self.kinds.made, **self.float64_constants, **self.given_constants}
+
+    def with_constants(self, values: Mapping[str, TorchValue]) -> "Capture":
+        """The same network with values given instead of computed, by node name."""
+        return replace(self, given_constants={**self.given_constants, **values})
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -184,19 +201,13 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
         [(1, 3), (1, 4)]
     """
     v = probe(logits_of(model, x))
-    try:
-        with torch.no_grad(), mathematical_attention(), fixed_parameters(model):
-            module = make_fx(functionalize(_joint(model), remove="mutations"))(x, v)
-    except Exception as fault:
-        raise ModelError(
-            f"the model cannot be traced: {fault}. It must be a fixed sequence of PyTorch "
-            "operations, without control flow that depends on the data"
-        ) from fault
-    module.graph.eliminate_dead_code()
-    module.recompile()
+    module = _traced(model, x, v)
     nodes = [n for n in module.graph.nodes if n.op == "call_function"]
     kinds = kinds_of(module, x, v)
     _refuse_unsupported(nodes, kinds, model, x)
+    inexact = [
+        n for n in nodes if kinds.is_computed_constant(n) and _without_meaning(n, kinds) is not None
+    ]
     v_node = [n for n in module.graph.nodes if n.op == "placeholder"][1]
     if not v_node.users:
         raise ModelError("the logits do not depend on the input: there is no gradient to measure")
@@ -207,9 +218,85 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
         tuple(nodes[border:]),
         kinds,
         _digest(_constants(module)),
+        constant_values(module, kinds, inexact, in_float64=True),
     )
     result.audit(model, x, v)
     return result
+
+
+def _traced(model: nn.Module, x: Tensor, v: Tensor) -> fx.GraphModule:
+    """The graph of logits and pullback.
+
+    Raises:
+        ModelError: the model cannot be traced, or decides something by x.
+    """
+    try:
+        with (
+            torch.no_grad(),
+            mathematical_attention(),
+            fixed_parameters(model),
+            _kept_attributes(model),
+        ):
+            module = make_fx(
+                functionalize(_joint(model), remove="mutations"),
+                _error_on_data_dependent_ops=False,  # the graph says below what they depend on
+            )(x, v)
+    except Exception as fault:
+        raise ModelError(
+            f"the model cannot be traced: {fault}. It must be a fixed sequence of PyTorch "
+            "operations, without control flow that depends on the data"
+        ) from fault
+    _refuse_decisions(module, x, v)
+    module.graph.eliminate_dead_code(is_impure_node=_has_effect)
+    module.recompile()
+    return module
+
+
+def _has_effect(node: Node) -> bool:
+    """Whether the node does something besides its result; assertions, which have none, do not."""
+    schema = getattr(node.target, "_schema", None)
+    return node.is_impure() and (schema is None or bool(schema.returns))
+
+
+def _refuse_decisions(module: fx.GraphModule, x: Tensor, v: Tensor) -> None:
+    """Check that no number that the model takes out of a tensor depends on x.
+
+    Raises:
+        ModelError: one does.
+    """
+    decisions = [
+        n
+        for n in module.graph.nodes
+        if torch.Tag.data_dependent_output in getattr(n.target, "tags", ())
+    ]
+    if not decisions:
+        return
+    of_input = kinds_of(module, x, v).of_input
+    if any(node.name in of_input for node in decisions):
+        raise ModelError(
+            "the model cannot be traced: it takes a number out of a tensor that depends on x, as "
+            "`if x.sum() > 0` and `.item()` do. It must be a fixed sequence of PyTorch operations, "
+            "without control flow that depends on the data"
+        )
+
+
+@contextmanager
+def _kept_attributes(model: nn.Module) -> Iterator[None]:
+    """Put tensors that are plain attributes of modules back after the `with` block.
+
+    Hooks set them in each forward pass, as the old weight norm does; a trace would leave its own.
+    """
+    kept = [
+        (vars(module), name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]
+    try:
+        yield
+    finally:
+        for attributes, name, value in kept:
+            attributes[name] = value
 
 
 @contextmanager
@@ -261,20 +348,33 @@ def _refuse_unsupported(nodes: list[Node], kinds: NodeKinds, model: nn.Module, x
 
 
 def _refusal(node: Node, kinds: NodeKinds) -> str | None:
-    """Why the node cannot be run exactly, "" where there is nothing to say; None if it can."""
-    name = str(node.target)
+    """Why the network is refused for the node, "" where there is nothing to say; None if not."""
     if kinds.depends_on_data_by_shape(node):
         return "how many entries it selects depends on the data: multiply by the mask instead"
-    if name == "<built-in function getitem>" or node.name in kinds.made or kinds.is_discrete(node):
+    if node.name in kinds.of_input:
+        return _without_meaning(node, kinds)
+    is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return "random numbers" if is_random else None
+
+
+def _without_meaning(node: Node, kinds: NodeKinds) -> str | None:
+    """Why the node cannot be run exactly, "" where there is nothing to say; None if it can."""
+    name = str(node.target)
+    if node.target is getitem or kinds.is_discrete(node):
         return None
     if name not in OPERATIONS:
         return ""
     dtype = kinds.dtypes.get(node.name)
     if not OPERATIONS[name].decides and is_discrete(dtype):
         return f"conversion to {dtype}, which rounds to whole numbers"
-    if isinstance(dtype, torch.dtype) and dtype.is_complex:
+    if any(_is_complex(kinds, used) for used in (node, *value_inputs(node))):
         return "complex numbers"
     return OPERATIONS[name].refusal(node.args, node.kwargs)
+
+
+def _is_complex(kinds: NodeKinds, node: Node) -> bool:
+    dtype = kinds.dtypes.get(node.name)
+    return isinstance(dtype, torch.dtype) and dtype.is_complex
 
 
 def called_in(operation: str, model: nn.Module, x: Tensor) -> str:

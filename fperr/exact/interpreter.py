@@ -86,7 +86,7 @@ class Interpreter(Generic[T]):
             if id(tensor) not in by_tensor:
                 by_tensor[id(tensor)] = self._convert(tensor)
             self._constants[name] = by_tensor[id(tensor)]
-        for name, value in capture.kinds.made.items():
+        for name, value in capture.data.items():
             self._constants[name] = self.converted(value)
         for node in (*capture.forward, *capture.backward):
             if node.name not in self._constants and all(
@@ -264,7 +264,9 @@ class Interpreter(Generic[T]):
             return self._constants[node.name]
         return self._run(node, {**self._constants, **values})
 
-    def _convert(self, tensor: Tensor) -> T | IndexNDArray:
+    def _convert(self, tensor: Tensor) -> Output[T]:
+        if tensor.is_complex():
+            return None  # no operation with an exact meaning uses it
         if tensor.is_floating_point():
             return self.arithmetic.from_torch(tensor)
         return cast(IndexNDArray, tensor.cpu().numpy())

@@ -4,7 +4,7 @@ Three kinds of values never reach an exact arithmetic. Values that depend on no 
 constructor, positions, a mask made of them) are computed by PyTorch, in the dtype that the graph
 writes. Integers and booleans computed from integers and booleans only are computed by PyTorch, too,
 because its own rules, e.g. for `True + True`, define the result. Shapes of tensors are taken from
-the capture.
+the capture. For values that depend on parameters but not on x see `fperr.exact.computed_constants`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,6 +41,11 @@ class NodeKinds:
         """Whether the node holds integers or booleans computed from such only."""
         used = [self.dtypes.get(source.name) for source in value_inputs(node)]
         return is_discrete(self.dtypes.get(node.name)) and all(map(is_discrete, used))
+
+    def is_computed_constant(self, node: Node) -> bool:
+        """Whether the node computes with parameters, buffers or constants, and not with x or v."""
+        is_call = node.op == "call_function"
+        return is_call and node.name not in self.of_input and node.name not in self.made
 
     def depends_on_data_by_shape(self, node: Node) -> bool:
         """Whether the number of entries of the node depends on the values of x, as `x[x > 0]`."""

@@ -35,6 +35,7 @@ def _measured(subject: Subject) -> pd.DataFrame:
 def stages(frame: pd.DataFrame) -> Figure:
     """Draw the sizes of the stages by format, and their signed shares of the error."""
     networks = list(dict.fromkeys(frame["network"]))
+    drawn = [s for s in STAGES if s != "constants" or bool((frame["stage_constants"] > 0).any())]
     figure, axes = panels([""] * 2 * len(_STAGE_LOSSES) * len(networks), lines=len(networks))
     panel_axes = iter(axes)
     for name in networks:
@@ -44,7 +45,7 @@ def stages(frame: pd.DataFrame) -> Figure:
                 axis, is_size = next(panel_axes), column == "stage"
                 sns.barplot(
                     long_form(rows[rows["loss"] == loss], column), x="format", y="value",
-                    hue="stage", hue_order=STAGES, palette=colours(STAGES), estimator="median",
+                    hue="stage", hue_order=drawn, palette=colours(drawn), estimator="median",
                     saturation=1,
                     legend=False,
                     errorbar=("pi", 50), err_kws={"linewidth": 0.8}, ax=axis,
@@ -56,7 +57,7 @@ def stages(frame: pd.DataFrame) -> Figure:
                     axis.set_yscale("log")
                 else:
                     axis.axhline(0, color="black", linewidth=1)
-    legend(figure, list(STAGES), "stage")
+    legend(figure, drawn, "stage")
     figure.suptitle("Where the gradient's error arises (medians, quartiles; no bar: below 1e-19)")
     return figure
 

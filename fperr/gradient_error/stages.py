@@ -1,13 +1,15 @@
-"""Split the error of a gradient into four stages, which sum to it exactly.
+"""Split the error of a gradient into five stages, which sum to it exactly.
 
 Notation: g is the exact gradient, v the exact logit gradient and z the exact logits; g_hat, v_hat
 and z_hat are those that the format computed. J~ is the Jacobian through the values that the
 format's forward pass saved for its backward pass, multiplied exactly. J_c and z_c belong to the
-exact network with weights and input rounded (cast) to the format.
+exact network with weights and input rounded (cast) to the format. J_k and z_k belong to the same
+network, except that what depends on weights alone (a weight norm) is as the format computed it.
 
     g_hat - g = (g_hat - J~^T v_hat)                 backward
               + J~^T (v_hat - v(z_hat))              loss
-              + (J~^T v(z_hat) - J_c^T v(z_c))       forward
+              + (J~^T v(z_hat) - J_k^T v(z_k))       forward
+              + (J_k^T v(z_k) - J_c^T v(z_c))        constants
               + (J_c^T v(z_c) - g)                   cast
 """
 
@@ -22,7 +24,7 @@ from fperr.exact.engines.jacobian import TransposedJacobian
 from fperr.exact.engines.scaled import Scaled, Vector, scaled
 from fperr.exact.engines.vectors import Vectors
 
-STAGES = ("backward", "loss", "forward", "cast")
+STAGES = ("backward", "loss", "forward", "constants", "cast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,14 @@ class LogitGradients:
     Attributes:
         computed: v_hat, computed by the format, any loss scale divided out.
         format: v(z_hat), exact at the format's logits.
+        constants: v(z_k), exact at the logits of the cast network with the format's own constants.
         cast: v(z_c), exact at the logits of the cast network.
         exact: v(z), exact at the exact logits.
     """
 
     computed: Vector | None
     format: Vector | None
+    constants: Vector | None
     cast: Vector | None
     exact: Vector
 
@@ -69,6 +73,7 @@ def split(
     gradient: Vector,
     v: LogitGradients,
     data: TransposedJacobian[Any] | None,
+    constants_gradient: Vector | None,
     cast_gradient: Vector | None,
 ) -> Split:
     """Split the error of a computed gradient into its stages.
@@ -79,6 +84,8 @@ def split(
         gradient: Exact gradient g (1, entries).
         v: Logit gradients.
         data: J~^T; None where the values that the format's run saved are not finite.
+        constants_gradient: J_k^T v(z_k), the exact gradient of the cast network with the format's
+            own constants; `cast_gradient` itself where no constant is computed.
         cast_gradient: J_c^T v(z_c), the exact gradient of the cast network.
     """
     forward = product(v.format, data)
@@ -86,7 +93,8 @@ def split(
     vectors = {
         "backward": _difference(A, computed, backward),
         "loss": _difference(A, backward, forward),
-        "forward": _difference(A, forward, cast_gradient),
+        "forward": _difference(A, forward, constants_gradient),
+        "constants": _difference(A, constants_gradient, cast_gradient),
         "cast": _difference(A, cast_gradient, gradient),
     }
     stages = {name: _optional(A, vector) for name, vector in vectors.items()}

@@ -122,6 +122,7 @@ def logit_gradients(
         format=exact_v([A.context.mpf(value) for value in f.logits[i].tolist()])
         if finite_logits
         else None,
+        constants=None if cast.constants_z is None else exact_v(cast.constants_z),
         cast=None if cast.z is None else exact_v(cast.z),
         exact=exact.v,
     )

@@ -2,9 +2,11 @@
 
 In each replay, the operations up to a certain one have the values that the format computed, and all
 later ones are exact. Each step to the next operation adds one vector to the error of the gradient.
+Operations on weights alone are one step together, after the cast and before the forward half.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +24,18 @@ from fperr.exact.branches import branches_of, corresponding, flips
 from fperr.exact.engines.scaled import scaled
 from fperr.exact.engines.vectors import MpVectors
 from fperr.exact.error_bound import decide_order, logit_gradient_balls
-from fperr.exact.graph import Node
+from fperr.exact.graph import Capture, Node
 from fperr.exact.interpreter import ForwardRun, Interpreter
 from fperr.exact.mp import MpArithmetic, MpArray
+from fperr.exact.own_constants import with_own_constants
 from fperr.exact.saved_values import FloatRun, float_run
 from fperr.losses import Context
 from fperr.measurement.arguments import MeasureRequest
 from fperr.networks.in_format import FloatGradient, FormatNetwork
 
 _BITS = 120  # correct bits of every gradient, so that differences of two of them are accurate
+_CAST = "cast", "weights and input rounded"
+_CONSTANTS = "constants", "operations on weights alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +43,9 @@ class LayerStep:
     """The gradient after one more operation is replayed as the format computed it.
 
     Attributes:
-        layer: Name of the node, or `"cast"`, `"loss"`.
+        layer: Name of the node, or `"cast"`, `"constants"`, `"loss"`.
         operation: Operation of the node, in words or by its name in ATen.
-        half: `"cast"`, `"forward"`, `"loss"` or `"backward"`.
+        half: `"cast"`, `"constants"`, `"forward"`, `"loss"` or `"backward"`.
         gradient: Gradient (1, entries): operations up to and including this one as the format
             computed them, later ones exact.
         flips: Number of branches taken in this operation that differ from the exact network's,
@@ -83,6 +88,7 @@ class LayerTracer:
             self.x, self.label, self.loss, Context(targeted, y), mean=False
         )
         with network.running():
+            self.own_capture = with_own_constants(self.capture)
             self.run: FloatRun = float_run(
                 self.capture,
                 network.cast(self.x),
@@ -93,7 +99,9 @@ class LayerTracer:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the format's logits and gradients are finite."""
+        """Whether the format's constants, logits and gradients are finite."""
+        if self.own_capture is None:
+            return False
         tensors = self.computed.logits, self.computed.logit_gradient, self.computed.gradient
         return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
@@ -169,29 +177,59 @@ class LayerTracer:
         self, exact: tuple[Interpreter[BallArray], ForwardRun[BallArray]]
     ) -> list[LayerStep]:
         """The steps from the exact gradient to the format's, each with `_BITS` proved bits."""
+        assert self.own_capture is not None
+        if self.own_capture is self.capture:
+            return self._raised(self.capture, functools.partial(self._walk, exact, _CAST))
+        cast = self._raised(self.capture, functools.partial(self._step_of_weights, _CAST))
+        return cast + self._raised(
+            self.own_capture, functools.partial(self._walk, exact, _CONSTANTS)
+        )
+
+    def _raised(
+        self,
+        capture: Capture,
+        steps: Callable[[Interpreter[BallArray], list[float]], Iterable[LayerStep]],
+    ) -> list[LayerStep]:
+        """Steps through a network, at a precision that proves `_BITS` bits of each."""
 
         def attempt(interpreter: Interpreter[BallArray]) -> tuple[list[LayerStep], float]:
             bits: list[float] = []
-            return list(self._walk(interpreter, exact, bits)), min(bits)
+            return list(steps(interpreter, bits)), min(bits)
 
         cast_x = self.network.cast(self.x)
-        (steps, _), _ = AdaptivePrecision(self.capture, _BITS).raised(
+        (layer_steps, _), _ = AdaptivePrecision(capture, _BITS).raised(
             attempt, lambda result: result[1], lambda i: losses(i, cast_x, None)
         )
-        return steps
+        return layer_steps
+
+    def _step_of_weights(
+        self, words: tuple[str, str], interpreter: Interpreter[BallArray], bits: list[float]
+    ) -> Iterator[LayerStep]:
+        """The step to the network of the interpreter: its layer and half, and what it rounds."""
+        run = interpreter.forward(self.network.cast(self.x))
+        gradient = self._gradient(interpreter, run, bits)
+        yield LayerStep(words[0], words[1], words[0], gradient, 0)
 
     def _walk(
         self,
-        interpreter: Interpreter[BallArray],
         exact: tuple[Interpreter[BallArray], ForwardRun[BallArray]],
+        words: tuple[str, str],
+        interpreter: Interpreter[BallArray],
         bits: list[float],
     ) -> Iterator[LayerStep]:
-        """The steps, at the precision of the interpreter; adds their proved bits to `bits`."""
+        """The steps, at the precision of the interpreter; adds their proved bits to `bits`.
+
+        Args:
+            exact: The exact network and its run.
+            words: Layer and half of the first step, and what it rounds.
+            interpreter: Network with the format's weights and constants.
+            bits: List that the proved bits are added to.
+        """
         cast_x = self.network.cast(self.x)
         flips_at = self._flips(interpreter, exact)
         run = interpreter.forward(cast_x)
         gradient = self._gradient(interpreter, run, bits)
-        yield LayerStep("cast", "weights and input rounded", "cast", gradient, 0)
+        yield LayerStep(words[0], words[1], words[0], gradient, 0)
         # values of the nodes that have been replayed as the format computed them, by node
         replayed: dict[str, Any] = {
             self.capture.placeholders[0].name: interpreter.arithmetic.from_torch(cast_x)

@@ -13,6 +13,7 @@ from fperr.exact.engines.jacobian import TransposedJacobian
 from fperr.exact.engines.samples_of_run import sample_of_saved
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import SavedValues
+from fperr.exact.own_constants import same_numbers, with_own_constants
 from fperr.exact.saved_values import FloatRun
 from fperr.networks.exact_network import ExactNetwork, ExactSample
 from fperr.networks.in_format import FormatNetwork
@@ -27,6 +28,9 @@ class ExactSampleInFormat:
     Attributes:
         z: The K exact logits of the cast network; None where weights or input overflow the format.
         cast: J^T of the cast network, or None.
+        constants_z: z of the cast network whose constants, which depend on weights alone, are
+            those that the format computed; None where one of them overflows.
+        constants: J^T of that network, or None.
         data: J^T through the values that the format's own forward pass saved; None where those are
             not finite, or where a row is undecided.
         flips: Differences between the branches of the format's run and the exact network's, by
@@ -35,8 +39,15 @@ class ExactSampleInFormat:
 
     z: list[Any] | None
     cast: TransposedJacobian[Any] | None
+    constants_z: list[Any] | None
+    constants: TransposedJacobian[Any] | None
     data: TransposedJacobian[Any] | None
     flips: list[Flips] | None
+
+    @property
+    def has_exact_constants(self) -> bool:
+        """Whether the format computes no constants that are not exact."""
+        return self.constants is self.cast and self.constants_z is self.z
 
 
 class ExactFormatNetwork:
@@ -59,6 +70,11 @@ class ExactFormatNetwork:
             if self._is_same_network or not self._weights_are_finite
             else reference.ladder.of(self._single)
         )
+        with network.running():
+            own = with_own_constants(self._single) if self._weights_are_finite else None
+        self._own_ladder = None
+        if own is not None:
+            self._own_ladder = self._ladder if own is self._single else self._ladder.of(own)
 
     def run(self, x: Tensor, v: Tensor) -> FloatRun:
         """The values that the format's forward pass on a batch saves for its backward pass.
@@ -80,17 +96,21 @@ class ExactFormatNetwork:
         """
         rung = next(iter(exact.values())).rung
         engine = self._ladder.engine(rung)
-        states = self._states(engine, x, exact)
-        saved = {i: self._saved_values(run, i, state) for i, state in states.items()}
-        maps = self._maps(engine, states, saved)
-        return {
-            i: ExactSampleInFormat(
-                states[i].z, states[i].map, maps.get(i), self._flips(sample, saved[i])
-            )
-            if i in states
-            else ExactSampleInFormat(None, None, None, None)
-            for i, sample in exact.items()
-        }
+        cast = self._states(engine, x, exact)
+        own = self._own_states(rung, x, cast)
+        saved = {i: self._saved_values(run, i, state) for i, state in own.items()}
+        maps = (
+            {}
+            if self._own_ladder is None
+            else self._maps(self._own_ladder.engine(rung), own, saved)
+        )
+        samples: dict[int, ExactSampleInFormat] = {}
+        for i, sample in exact.items():
+            z, cast_map = (cast[i].z, cast[i].map) if i in cast else (None, None)
+            own_z, own_map = (own[i].z, own[i].map) if i in own else (None, None)
+            flips = self._flips(sample, saved.get(i))
+            samples[i] = ExactSampleInFormat(z, cast_map, own_z, own_map, maps.get(i), flips)
+        return samples
 
     def pieces(self, samples: int, rung: int) -> Iterator[slice]:
         """A batch in pieces that are computed together."""
@@ -111,11 +131,18 @@ class ExactFormatNetwork:
                 states[i] = sample.point
             else:
                 to_compute.append((i, cast))
-        if to_compute:
-            computed = engine.states(torch.cat([cast for _, cast in to_compute]))
-            pairs = zip(to_compute, computed, strict=True)
-            states |= {i: state for (i, _), state in pairs if isinstance(state, ExactPoint)}
-        return states
+        return states | _points(engine, to_compute)
+
+    def _own_states(
+        self, rung: int, x: Tensor, cast: Mapping[int, ExactPoint[Any, Any]]
+    ) -> dict[int, ExactPoint[Any, Any]]:
+        """The cast network with the format's own constants at the samples, by index."""
+        if self._own_ladder is None:
+            return {}
+        if self._own_ladder is self._ladder:
+            return dict(cast)
+        inputs = [(i, self.network.cast(x[i : i + 1])) for i in cast]
+        return _points(self._own_ladder.engine(rung), inputs)
 
     def _maps(
         self,
@@ -179,9 +206,25 @@ class ExactFormatNetwork:
         return saved
 
 
+def _points(
+    engine: ExactEngine[Any], inputs: Sequence[tuple[int, Tensor]]
+) -> dict[int, ExactPoint[Any, Any]]:
+    """The points at inputs (1, *shape), by index; without those that have none."""
+    if not inputs:
+        return {}
+    computed = engine.states(torch.cat([x for _, x in inputs]))
+    pairs = zip(inputs, computed, strict=True)
+    return {i: point for (i, _), point in pairs if isinstance(point, ExactPoint)}
+
+
 def _same_network(a: Capture, b: Capture) -> bool:
     """Whether two captures are the same operations with the same numbers in them."""
     if not a.is_like(b):
+        return False
+    data_a, data_b = a.data, b.data
+    if data_a.keys() != data_b.keys():
+        return False
+    if not all(same_numbers(data_a[name], data_b[name]) for name in data_a):
         return False
     constants_a, constants_b = a.constants(), b.constants()
     return constants_a.keys() == constants_b.keys() and all(

@@ -82,8 +82,13 @@ def measured_row(result: FormatResult, loss: LossAtSample | None, exact: ExactRe
     # where the format holds weights and input exactly, its cast network is the exact one
     is_exact = cast.cast is sample.point.map and cast.z is sample.z
     cast_gradient = gradient.gradient if is_exact else product(v.cast, cast.cast)
+    constants_gradient = (
+        cast_gradient if cast.has_exact_constants else product(v.constants, cast.constants)
+    )
     if gradient.resolves_stages(result.format.unit_roundoff):
-        errors = split(A, computed, gradient.gradient, v, cast.data, cast_gradient)
+        errors = split(
+            A, computed, gradient.gradient, v, cast.data, constants_gradient, cast_gradient
+        )
     else:
         errors = compared(A, computed, gradient.gradient)
     row["truly_flat"] = not bool(errors.signs.any())

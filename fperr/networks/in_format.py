@@ -194,8 +194,16 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: it cannot be copied.
     """
+    # what hooks compute in each forward pass, as the old weight norm does, has a history of
+    # autograd, which cannot be copied
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
     except Exception as fault:
         raise ModelError(
             f"the model cannot be copied, which another format or device needs: {fault}"

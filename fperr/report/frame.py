@@ -19,7 +19,7 @@ from fperr.report.summary import routing, summarise
 from fperr.report.verdict import Thresholds, judge
 from fperr.storage import SEAL, sealed, write
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 DEFAULT_THRESHOLDS = Thresholds()
 
 # Every column, in order, with its pandas dtype. Undefined numbers are NaN and undefined flags are
@@ -69,10 +69,12 @@ COLUMNS: dict[str, str] = {
     "stage_loss": "float64",
     "stage_loss_bound": "float64",
     "stage_forward": "float64",
+    "stage_constants": "float64",
     "stage_cast": "float64",
     "share_backward": "float64",
     "share_loss": "float64",
     "share_forward": "float64",
+    "share_constants": "float64",
     "share_cast": "float64",
     "log2_reference_error": "float64",
     "certainty": "string",

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from fperr.reasons import Tally, reasons, tally
 from fperr.report.plots import Plots
+from fperr.report.style import STAGES
 from fperr.report.summary import advice, certainties, headline, overview, short, summarise
 from fperr.report.verdict import Thresholds, is_judged, judge
 
@@ -50,7 +51,7 @@ _CAPTIONS = {
         "Where the error arises",
         "One dot is one image and one stage of the computation. The highest stage is the one to "
         "mend: a large loss stage is mended by another loss or scale, a large backward stage by "
-        "a loss scale or a wider format, cast and forward by a wider format only. "
+        "a loss scale or a wider format, cast, constants and forward by a wider format only. "
         "What is below 10⁻¹⁸ is not drawn.",
     ),
     "bounds": (
@@ -179,8 +180,7 @@ def _alt(kind: str, name: str, panel: str, rows: pd.DataFrame) -> str:
         stage_medians = [
             f"{fmt}: "
             + ", ".join(
-                f"{stage} {group[f'stage_{stage}'].dropna().median():.1g}"
-                for stage in ("cast", "forward", "loss", "backward")
+                f"{stage} {group[f'stage_{stage}'].dropna().median():.1g}" for stage in STAGES
             )
             for fmt, group in rows.groupby("format", sort=False)
         ]

@@ -154,6 +154,6 @@ def draw(table: pd.DataFrame, above: Axes, below: Axes) -> None:
 
 
 def legend(figure: Figure) -> None:
-    """Add a legend with the colours of cast, forward half, loss and backward half."""
+    """Add a legend with the colours of the stages."""
     handles = [Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()]
-    figure.legend(handles, _COLOURS, ncols=4, fontsize=8, frameon=False, loc="outside upper right")
+    figure.legend(handles, _COLOURS, ncols=5, fontsize=8, frameon=False, loc="outside upper right")

@@ -29,7 +29,8 @@ OWN = "the attack's own"  # gradient, beside those of losses
 CLEAN = "clean"  # images, beside attacked ones
 _SPECIAL = {OWN: (0.0, 0.0, 0.0), CLEAN: (0.5, 0.5, 0.5)}
 _ARITHMETICS = "float16", "bfloat16", "tf32", "float32", "float64", "exact"
-STAGES = ("cast", "forward", "loss", "backward")
+STAGES = ("cast", "constants", "forward", "loss", "backward")
+_STAGE_COLOURS = ("cast", "forward", "loss", "backward", "constants")  # in seaborn's order
 
 
 def picture(figure: Figure, **options: Any) -> bytes:
@@ -83,7 +84,7 @@ def colours(names: Sequence[str]) -> dict[str, Colour]:
         return {name: shades[_ARITHMETICS.index(name)] for name in names}
     if set(names) <= set(STAGES):
         palette = sns.color_palette("colorblind", len(STAGES))
-        return {name: palette[STAGES.index(name)] for name in names}
+        return {name: palette[_STAGE_COLOURS.index(name)] for name in names}
     unknown = [name for name in names if name not in _LOSS_COLOURS | _SPECIAL]
     others = dict(zip(unknown, sns.color_palette("husl", len(unknown)), strict=True))
     every = _LOSS_COLOURS | others | _SPECIAL

@@ -194,7 +194,8 @@ def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread, torch "
+    processor = platform.processor() or platform.machine()
+    print(f"{processor}, {os.cpu_count()} cores, one thread, torch "
           f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}\n")  # fmt: skip
     print("| what | 0.6.1 | now | aim |\n|---|---|---|---|")
     single = (row() for row in (measure_row, preparation_row))

@@ -26,17 +26,22 @@ K, ENTRIES = 4, 7
 
 @dataclass(frozen=True)
 class Maps:
-    """Jacobian rows: through the format's data, of the cast network, of the exact one."""
+    """Jacobian rows: through the format's data, with its constants, cast, and exact."""
 
     data: object
+    constants: object
     cast: object
     exact: object
 
 
 def split(A, computed, v, maps):
-    data, cast = (None if rows is None else MpmathRows(rows, A) for rows in (maps.data, maps.cast))
+    data, constants, cast = (
+        None if rows is None else MpmathRows(rows, A)
+        for rows in (maps.data, maps.constants, maps.cast)
+    )
     gradient = MP.matmul(v.exact, maps.exact)
-    return stages.split(A, computed, gradient, v, data, stages.product(v.cast, cast))
+    of_constants, of_cast = stages.product(v.constants, constants), stages.product(v.cast, cast)
+    return stages.split(A, computed, gradient, v, data, of_constants, of_cast)
 
 
 def exact(tensor):
@@ -48,7 +53,7 @@ def clean():
     """A computation without any error: every map and every logit gradient is the exact one."""
     rows = exact(normal(K, ENTRIES))
     v = exact(normal(1, K, seed=3))
-    return Maps(rows, rows, rows), LogitGradients(v, v, v, v), MP.matmul(v, rows)
+    return Maps(*[rows] * 4), LogitGradients(*[v] * 5), MP.matmul(v, rows)
 
 
 def plant(array, amount=1e-3):
@@ -88,10 +93,12 @@ def test_no_error_no_stage(clean):
         ("computed", {"backward"}),
         ("v.computed", {"loss", "backward"}),
         ("v.format", {"loss", "forward"}),
-        ("v.cast", {"forward", "cast"}),
+        ("v.constants", {"forward", "constants"}),
+        ("v.cast", {"constants", "cast"}),
         ("v.exact", {"cast"}),
         ("maps.data", {"backward", "forward"}),
-        ("maps.cast", {"forward", "cast"}),
+        ("maps.constants", {"forward", "constants"}),
+        ("maps.cast", {"constants", "cast"}),
         ("maps.exact", {"cast"}),
     ],
 )
@@ -110,12 +117,12 @@ def test_a_planted_error_shows_in_its_stages_and_in_no_other(clean, planted, exp
 
 
 def test_stages_and_shares_sum_to_the_error():
-    rows = [exact(normal(K, ENTRIES, seed=i)) for i in range(3)]
-    v = LogitGradients(*(exact(normal(1, K, seed=10 + i)) for i in range(4)))
+    rows = [exact(normal(K, ENTRIES, seed=i)) for i in range(4)]
+    v = LogitGradients(*(exact(normal(1, K, seed=10 + i)) for i in range(5)))
     parts = split(A, exact(normal(1, ENTRIES, seed=20)), v, Maps(*rows))
     total = sum(s.values * 2.0**s.exponent for s in parts.stages.values())
     error = parts.error.values * 2.0**parts.error.exponent
-    # four float64 vectors are added, each rounded once; they are at most 4 times the total here
+    # five float64 vectors are added, each rounded once; they are at most 4 times the total here
     assert float((total - error).norm() / error.norm()) < 16 * 2.0**-52
     assert abs(sum(shares(parts).values()) - 1) < 64 * 2.0**-52
     assert list(shares(parts)) == list(STAGES)
@@ -126,7 +133,8 @@ def test_stages_and_shares_sum_to_the_error():
     [
         ({"computed": None}, {"backward", "loss"}),
         ({"computed": None, "format": None}, {"backward", "loss", "forward"}),
-        ({"cast": None}, {"forward", "cast"}),
+        ({"constants": None}, {"forward", "constants"}),
+        ({"cast": None}, {"constants", "cast"}),
     ],
 )
 def test_what_is_not_finite_leaves_its_stages_undefined(clean, missing, undefined):

@@ -185,25 +185,35 @@ def test_cast_vanishes_where_the_format_holds_the_weights():
     assert (column(report, "stage_cast", format="float32") == 0).all()
     assert (column(report, "stage_cast", format="float64") == 0).all()
     assert (column(report, "stage_cast", format="float16") > 0).all()
+    assert (report.frame["stage_constants"] == 0).all()  # nothing is computed of weights alone
 
 
-def test_a_stage_is_seen_where_it_was_planted(monkeypatch):
-    """Wrong logits of the cast network show as forward and cast error, and nowhere else."""
+@pytest.mark.parametrize(
+    ("fields", "seen"),
+    [
+        (["z", "constants_z"], ["stage_forward", "stage_cast"]),
+        (["constants_z"], ["stage_forward", "stage_constants"]),
+        (["z"], ["stage_constants", "stage_cast"]),
+    ],
+)
+def test_a_stage_is_seen_where_it_was_planted(monkeypatch, fields, seen):
+    """Wrong logits of a network show as errors on both sides of it, and nowhere else."""
     model, x = tiny_mlp(), normal(2, 6)
     honest = fperr.measure(model, x, losses=["mifpe"], formats=["float64"]).frame
 
     def planted(self, *arguments):
         return {
-            i: replace(sample, z=[sample.z[0] + 1e-3, *sample.z[1:]])
+            i: replace(sample, **{name: [sample.z[0] + 1e-3, *sample.z[1:]] for name in fields})
             for i, sample in honest_samples(self, *arguments).items()
         }
 
     honest_samples = ExactFormatNetwork.samples
     monkeypatch.setattr(ExactFormatNetwork, "samples", planted)
     frame = fperr.measure(model, x, losses=["mifpe"], formats=["float64"]).frame
-    assert (honest[["stage_forward", "stage_cast"]] < 1e-14).all(axis=None)
-    assert (frame[["stage_forward", "stage_cast"]] > 1e-6).all(axis=None)
-    assert (frame[["stage_backward", "stage_loss"]] < 1e-14).all(axis=None)
+    others = [f"stage_{name}" for name in STAGES if f"stage_{name}" not in seen]
+    assert (honest[seen] < 1e-14).all(axis=None)
+    assert (frame[seen] > 1e-6).all(axis=None)
+    assert (frame[others] < 1e-14).all(axis=None)
 
 
 def test_loss_scale_and_mean_are_divided_out():
@@ -233,6 +243,7 @@ def test_autocast_moves_the_cast_into_the_run():
     report = fperr.measure(model, x, formats=["bfloat16", "float32"], autocast=True)
     half = report.frame[report.frame["format"] == "bfloat16"]
     assert (half["stage_cast"] == 0).all()
+    assert (half["stage_constants"] > 1e-4).all()  # autocast rounds the weights in the run
     assert (half["delta"] > 1e-4).all()
     plain = fperr.measure(model, x, formats=["float32"]).frame["delta"].tolist()
     assert column(report, "delta", format="float32").tolist() == plain
@@ -424,14 +435,14 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
     report.to_parquet(tmp_path / "new.parquet")
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match="has schema version 99, this fperr reads 8: measure again"
+        ValueError, match="has schema version 99, this fperr reads 9: measure again"
     ):
         fperr.Report.from_parquet(tmp_path / "new.parquet")
     monkeypatch.setattr("fperr.report.frame.SCHEMA_VERSION", 5)
     older = fperr.Report(report.frame.drop(columns=["value_audit", "reason"]), report.provenance)
     older.to_parquet(tmp_path / "older.parquet")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has schema version 5, this fperr reads 8: measure again"):
+    with pytest.raises(ValueError, match="has schema version 5, this fperr reads 9: measure again"):
         fperr.Report.from_parquet(tmp_path / "older.parquet")
     with pytest.raises(ValueError, match="unknown columns"):
         fperr.Report.from_rows([{"detla": 1.0}], {})

@@ -1,7 +1,9 @@
 """Run the captured graph by PyTorch in float64: a batch at once, with an estimate of the error.
 
 Numbers are float64 wherever the graph has floating-point numbers; integers, masks and what the
-graph makes from nothing are PyTorch's own, in the dtypes that the graph writes. Each sample
+graph makes from nothing are PyTorch's own, in the dtypes that the graph writes. Constants that an
+operation without an exact meaning computes are float64's by definition, and have no error. Each
+sample
 runs together with a few copies of it, in which the result of every operation is changed at random
 by about its rounding error (`rounding_noise`). The distance of the copies to the sample at the end
 is an estimate of the error of float64 (`float64_error`), and no bound. Branches are those of the
@@ -31,14 +33,8 @@ from fperr.exact.audit.float64_branches import (
 )
 from fperr.exact.audit.float64_error import COPIES, error_of_norm
 from fperr.exact.audit.rounding_noise import UNIT_ROUNDOFF, moves_numbers, noise_size
-from fperr.exact.audit.rows import (
-    NodeValue,
-    RowDims,
-    as_float64,
-    by_rows,
-    is_real,
-    tensor_by_rows,
-)
+from fperr.exact.audit.rows import NodeValue, RowDims, by_rows, is_real, tensor_by_rows
+from fperr.exact.computed_constants import as_float64, constant_values
 from fperr.exact.graph import Capture, Node
 from fperr.exact.node_kinds import is_discrete
 from fperr.exact.operations import OPERATIONS
@@ -107,6 +103,13 @@ class _Run:
         self.values: dict[str, NodeValue] = {}
         self.batched: set[str] = set()
         self._generator = torch.Generator()
+        # computed again, as everything that the audit compares
+        self._constants = constant_values(
+            capture.module,
+            capture.kinds,
+            [n for n in capture.module.graph.nodes if n.name in capture.float64_constants],
+            in_float64=True,
+        )
 
     def run(self, x: Tensor, v: Tensor) -> None:
         """Run every node."""
@@ -144,9 +147,13 @@ class _Run:
             self.values[node.name] = results[position]
             if str(source) in self.batched:
                 self.batched.add(node.name)
+        elif node.name in self.capture.given_constants:
+            self.values[node.name] = self.capture.given_constants[node.name]
         elif node.name in self.capture.kinds.made:
             arguments, options = fx.node.map_arg((node.args, node.kwargs), lambda n: self._made(n))
             self.values[node.name] = node.target(*arguments, **options)  # type: ignore[operator]
+        elif node.name in self._constants:
+            self.values[node.name] = self._constants[node.name]
         elif any(source.name in self.batched for source in node.all_input_nodes):
             self._store(node, self._decided(node, self._applied(node)))
         else:

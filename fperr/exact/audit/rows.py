@@ -17,22 +17,6 @@ def is_real(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def as_float64(value: object, *, with_integers: bool = False) -> object:
-    """The value with floating-point tensors and dtypes as float64.
-
-    Args:
-        value: An argument of an operation: a tensor, a dtype, a number, or a list of arguments.
-        with_integers: Whether tensors of integers and masks become float64, too.
-    """
-    if isinstance(value, list | tuple):
-        return [as_float64(element, with_integers=with_integers) for element in value]
-    if isinstance(value, torch.dtype):
-        return torch.float64 if value.is_floating_point else value
-    if is_real(value) or (with_integers and isinstance(value, Tensor)):
-        return value.to(torch.float64)
-    return value
-
-
 def by_rows(
     function: Callable[..., NodeValue], dims: Sequence[RowDims], arguments: Sequence[object]
 ) -> NodeValue:
