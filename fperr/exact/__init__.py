@@ -11,6 +11,7 @@ from fperr.exact.graph import Capture
 from fperr.exact.graph import capture as _capture
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
+from fperr.exact.prepared import PreparedModel, prepare
 from fperr.vocabulary import ENGINES
 
 # Users' calls run in a neutral state; inside fperr `_capture` runs in the state of a format.
@@ -24,6 +25,8 @@ __all__ = [
     "ExactGradient",
     "Interpreter",
     "MpArithmetic",
+    "PreparedModel",
     "capture",
     "gradient",
+    "prepare",
 ]

@@ -16,7 +16,7 @@ from fperr.exact.adaptive_precision import LARGEST_BITS as LARGEST_BALL_BITS
 from fperr.exact.audit.function_of_sample import check_function_of_sample, check_repeatable
 from fperr.exact.audit.samples import SampleAudit
 from fperr.exact.gradient_rungs import Cotangents, RungGradients, climbed
-from fperr.exact.graph import called_in, capture, logits_of, probe
+from fperr.exact.graph import called_in, logits_of, probe
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.precision import (
     MOST_BITS,
@@ -28,6 +28,7 @@ from fperr.exact.precision import (
     digits_of,
     engines_from,
 )
+from fperr.exact.prepared import PreparedModel
 from fperr.vocabulary import ENGINE_CHOICES, EngineChoice, EngineName
 
 MOST_DOUBLE_WORD_BITS = 96
@@ -98,7 +99,7 @@ class ExactGradient:
 
 @in_neutral_state
 def gradient(
-    model: nn.Module,
+    model: nn.Module | PreparedModel,
     x: Tensor,
     v: Tensor,
     *,
@@ -125,7 +126,8 @@ def gradient(
       twice that; the two results must agree to `digits`.
 
     Args:
-        model: Module in evaluation mode that maps (batch, *shape) to logits (batch, K).
+        model: Module in evaluation mode that maps (batch, *shape) to logits (batch, K); or such a
+            module, prepared for many calls by `fperr.exact.prepare`.
         x: Inputs (batch, *shape), in the model's dtype; taken exactly.
         v: Cotangents (batch, K), any floating-point dtype; taken exactly.
         engine: Engine to begin with; `"auto"`: the cheapest that may give `digits`.
@@ -147,6 +149,7 @@ def gradient(
         SingularGradientError: The gradient is infinite or undefined at a sample; says where.
         ContradictedError: PyTorch in float64 computes something else than the exact network.
         InexactProductError: Float64 products on x's device are not exact.
+        StaleCaptureError: The model was changed after it was prepared.
 
     Example:
         The Jacobian of a linear layer is its weight, and row i of the identity selects row i of it.
@@ -166,10 +169,13 @@ def gradient(
     for name, values in (("x", x), ("v", v)):
         if not bool(values.isfinite().all()):
             raise ValueError(f"{name} must be finite, got NaN or infinity: leave those samples out")
-    model = checks.model("model", model)
+    if not isinstance(model, PreparedModel):
+        model = PreparedModel(checks.model("model", model))
+    prepared, model = model, checks.model("model", model.model)
     logits = functools.partial(logits_of, model)
     check_repeatable(logits, x)
-    captured = capture(model, x[:1])
+    network = prepared.network_for(x)
+    captured = network.capture
     classes = captured.shapes[captured.results[0].name][1]
     if v.shape != (len(x), classes) or not v.is_floating_point():
         raise ValueError(
@@ -180,7 +186,7 @@ def gradient(
     for i in range(len(x)):
         captured.audit(model, x[i : i + 1], probe(logits(x[i : i + 1])))
     try:
-        asked = Cotangents(captured, x, v, list(range(len(x))), bits, largest_bits)
+        asked = Cotangents(network, x, v, list(range(len(x))), bits, largest_bits)
         return _joined(climbed(asked, _engines(engine, bits)), x.shape, bits)
     except SingularGradientError as fault:
         raise fault.within(called_in(fault.operation, model, x[:1])) from None

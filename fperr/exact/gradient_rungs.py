@@ -11,17 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
-from fperr.exact.adaptive_precision import AdaptivePrecision
-from fperr.exact.agreed_network import AgreedNetwork
 from fperr.exact.audit.samples import SampleAudit, audit_sample
 from fperr.exact.double_word import LARGEST_BITS
 from fperr.exact.double_word.numbers import DoubleWords
 from fperr.exact.double_word_network import BatchedNetwork, log2_relative_errors, to_mpmath
 from fperr.exact.engines.cost import announce_balls
-from fperr.exact.graph import Capture
 from fperr.exact.interpreter import ForwardRun, Interpreter
 from fperr.exact.mp import MpArithmetic, MpArray
 from fperr.exact.precision import GUARD_BITS, LEAST_BOUND, log2_difference
+from fperr.exact.prepared import PreparedNetwork
 from fperr.exact.singularities import check_regular
 from fperr.vocabulary import EngineName
 
@@ -58,7 +56,7 @@ class Cotangents:
     """The products that are asked for.
 
     Attributes:
-        capture: Network, captured for a single sample.
+        network: The network, with its arithmetics.
         x: (samples, *shape), taken exactly.
         v: (samples, K), taken exactly.
         samples: Numbers of the samples, for errors.
@@ -66,7 +64,7 @@ class Cotangents:
         largest_bits: Working precision at which balls give up.
     """
 
-    capture: Capture
+    network: PreparedNetwork
     x: Tensor
     v: Tensor
     samples: list[int]
@@ -100,7 +98,7 @@ def climbed(
     found, pending = list[tuple[list[int], RungGradients]](), list(range(len(asked.x)))
     for engine in engines:
         if engine == "ball" and found:
-            announce_balls(asked.capture, len(pending), 1)
+            announce_balls(asked.network.capture, len(pending), 1)
         gradients = _RUNS[engine](asked.of(pending))
         found.append((pending, gradients))
         errors = zip(pending, gradients.log2_errors, strict=True)
@@ -112,7 +110,7 @@ def climbed(
 
 def _in_float64(asked: Cotangents) -> RungGradients:
     """Plain float64, with float32 beside it; samples in doubt once more with value numbers."""
-    network, v = AgreedNetwork(asked.capture, asked.x.device), asked.v.to(torch.float64)
+    network, v = asked.network.agreed, asked.v.to(torch.float64)
     gradients, errors, audits = [], list[float](), list[SampleAudit | None]()
     for piece in network.pieces(len(asked.x)):
         x, of_piece = asked.x[piece], v[piece]
@@ -138,13 +136,13 @@ def _in_double_words(asked: Cotangents) -> RungGradients:
     """Pairs of float64; a run with fewer bits where the bound shows too few."""
     x, v, bits = asked.x, asked.v, asked.bits
     working = 63 if bits <= _FEW_BITS else LARGEST_BITS
-    network = BatchedNetwork(asked.capture, working, x.device)
+    network = asked.network.double_words(working)
     double_words, doubt, audits = network.audited_gradient(x, v)
     bounds = torch.where(doubt, math.inf, log2_relative_errors(double_words))
     unproved = (bounds > -bits) & (bounds <= LEAST_BOUND)
     errors = bounds.clone()
     if unproved.any():
-        coarser = BatchedNetwork(asked.capture, working - _RUNG, x.device, is_control=True)
+        coarser = asked.network.double_words(working - _RUNG, is_control=True)
         errors[unproved] = _agreement(double_words, coarser, x, v, unproved)
     context = MPContext()
     context.prec = 2 * LARGEST_BITS
@@ -161,7 +159,7 @@ def _in_double_words(asked: Cotangents) -> RungGradients:
 
 def _in_balls(asked: Cotangents) -> RungGradients:
     """Balls, at the precision that proves the bits."""
-    certifier = AdaptivePrecision(asked.capture, asked.bits, asked.largest_bits)
+    certifier = asked.network.balls(asked.bits, asked.largest_bits)
     enclosures = [
         certifier.product(asked.x[i : i + 1], asked.v[i : i + 1], number)
         for i, number in enumerate(asked.samples)
@@ -178,7 +176,7 @@ def _in_balls(asked: Cotangents) -> RungGradients:
 
 def _in_mpmath(asked: Cotangents) -> RungGradients:
     """mpmath at two precisions, which must agree."""
-    captured, x, v, bits = asked.capture, asked.x, asked.v, asked.bits
+    captured, x, v, bits = asked.network.capture, asked.x, asked.v, asked.bits
     working, control = MpArithmetic(bits + GUARD_BITS), MpArithmetic(2 * (bits + GUARD_BITS))
     try:
         runs = _samples(Interpreter(captured, working), x, v)

@@ -101,7 +101,7 @@ class Capture:
             StaleCaptureError: one of them was changed after the capture.
         """
         current = _constants(self.module)
-        if _digest(current) != self.digest:
+        if digest_of(current) != self.digest:
             raise StaleCaptureError(
                 "parameters or buffers were changed in place after the network was captured: "
                 "the exact weights no longer belong to it. Capture it again"
@@ -217,7 +217,7 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
         tuple(nodes[:border]),
         tuple(nodes[border:]),
         kinds,
-        _digest(_constants(module)),
+        digest_of(_constants(module)),
         constant_values(module, kinds, inexact, in_float64=True),
     )
     result.audit(model, x, v)
@@ -445,7 +445,7 @@ def _constants(module: fx.GraphModule) -> dict[str, Tensor]:
     return tensors
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def digest_of(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of names, dtypes, shapes and bytes; a tensor with several names counts once."""
     sha = hashlib.sha256()
     unique = {id(t): (name, t) for name, t in reversed(tensors.items())}

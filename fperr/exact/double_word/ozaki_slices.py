@@ -109,6 +109,8 @@ def bits_below(high: Tensor, low: Tensor, dims: tuple[int, ...], most: int) -> i
     top = top_exponents(high, dims)
     needed = 2
     for word in (high, low):
+        if not word.any():  # second words of weights, as a rule
+            continue
         significand, exponent = torch.frexp(word)
         integer = (significand * 2.0**_SIGNIFICAND).to(torch.int64)
         last_bit = (integer & -integer).to(torch.float64)  # the lowest bit that is set
