@@ -51,8 +51,11 @@ class LossAtSample:
         )
 
     def is_defined_at(self, context: Any, z: Sequence[Any]) -> bool:
-        """Whether the loss has a gradient at logits z; functions say so when they are run."""
-        return self.function is not None or self.logit_gradient(context, z) is not None
+        """Whether the loss has a gradient at logits z; functions say so when they are run.
+
+        DLR alone has none where its denominator is 0, or where classes that it uses are masked.
+        """
+        return self.kind != "dlr" or self.logit_gradient(context, z) is not None
 
 
 @dataclass(frozen=True, slots=True)
