@@ -152,10 +152,10 @@ class ExactSource(GradientSource):
             label, is_targeted = goal.label[numbers], goal.targets is not None
             context = Context(is_targeted, goal.y[numbers])
             c = goal.loss.scale(leading, label, context).c
-            unclear[rows] = is_order_unclear(goal.loss.kind, leading, label)
-            return logit_direction(
-                goal.loss.kind, z, leading, label, c.to(torch.float64), targeted=is_targeted
-            )
+            kind, y = goal.loss.kind, goal.y[numbers]
+            unclear[rows] = is_order_unclear(kind, leading, label, targeted=is_targeted)
+            c = c.to(torch.float64)
+            return logit_direction(kind, z, leading, label, c, y, targeted=is_targeted)
 
         found = self._float64.gradient(x, directions)
         size = torch.linalg.vector_norm(found.gradient, dim=1)

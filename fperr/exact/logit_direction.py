@@ -9,14 +9,21 @@ of a masked class: its v is 0. `fperr.exact.logit_gradient` has the same formula
 import torch
 from torch import Tensor
 
-KINDS = ("cross_entropy", "stable_ce", "cw")
+KINDS = ("cross_entropy", "stable_ce", "cw", "dlr")
 # Largest relative distance of two logits at which none is called the largest: far more than the
 # error of float64, and less than any difference that matters.
 CLOSE = 2.0**-30
 
 
 def logit_direction(
-    kind: str, z: Tensor, leading: Tensor, label: Tensor, c: Tensor, *, targeted: bool
+    kind: str,
+    z: Tensor,
+    leading: Tensor,
+    label: Tensor,
+    c: Tensor,
+    y: Tensor,
+    *,
+    targeted: bool,
 ) -> Tensor:
     """The direction (samples, K) of the loss of that kind, in the dtype of z.
 
@@ -26,8 +33,17 @@ def logit_direction(
         leading: Logits (samples, K) of the run whose order of the classes counts.
         label: (samples,), the class that the loss uses.
         c: (samples,), scale on the logits; for cross-entropy only.
+        y: (samples,), the true labels; for targeted DLR only.
         targeted: Whether the labels are targets.
     """
+    if kind == "dlr":
+        rise, fall = _weights_of_dlr(leading, label, y, targeted=targeted)
+        # masked classes are not used where DLR is defined
+        numerator, denominator = (
+            torch.where(weights != 0, weights * z, 0.0).sum(1, keepdim=True)
+            for weights in (rise.to(z.dtype), fall.to(z.dtype))
+        )
+        return rise * denominator - numerator * fall
     column = label[:, None]
     others = z.scatter(1, column, -torch.inf)
     if kind == "cw":
@@ -40,12 +56,40 @@ def logit_direction(
     return -v if targeted else v
 
 
-def is_order_unclear(kind: str, leading: Tensor, label: Tensor) -> Tensor:
+def is_order_unclear(
+    kind: str, leading: Tensor, label: Tensor, *, targeted: bool = False
+) -> Tensor:
     """(samples,): whether the direction depends on which of two close logits is larger."""
-    if kind != "cw":
-        return torch.zeros(len(leading), dtype=torch.bool, device=leading.device)
-    others = leading.scatter(1, label[:, None], -torch.inf)
-    if others.shape[1] < 3:  # a single other class
-        return torch.zeros(len(leading), dtype=torch.bool, device=leading.device)
-    first, second = others.topk(2, 1).values.unbind(1)
-    return first - second <= CLOSE * first.abs().maximum(second.abs())
+    nowhere = torch.zeros(len(leading), dtype=torch.bool, device=leading.device)
+    if kind == "cw":
+        others = leading.scatter(1, label[:, None], -torch.inf)
+        # a single other class is the largest
+        return _are_close(others, 2) if others.shape[1] > 2 else nowhere
+    if kind == "dlr":  # the classes that it uses, and the next; a masked one leaves it undefined
+        used = 4 if targeted else 3
+        is_masked = leading.topk(used, 1).values[:, -1].isneginf()
+        return _are_close(leading, min(used + 1, leading.shape[1])) | is_masked
+    return nowhere
+
+
+def _are_close(logits: Tensor, count: int) -> Tensor:
+    """(samples,): whether two neighbours among the largest logits are too close to tell apart."""
+    largest = logits.topk(count, 1).values
+    apart, sizes = -largest.diff(dim=1), largest.abs()
+    return (apart <= CLOSE * torch.maximum(sizes[:, 1:], sizes[:, :-1])).any(1)
+
+
+def _weights_of_dlr(
+    leading: Tensor, label: Tensor, y: Tensor, *, targeted: bool
+) -> tuple[Tensor, Tensor]:
+    """The weights (samples, K) of the logits in DLR's numerator and in its denominator."""
+    order = leading.argsort(dim=1, descending=True, stable=True)
+    nothing, column = torch.zeros_like(leading), label[:, None]
+    if targeted:
+        rise = nothing.scatter(1, y[:, None], -1.0).scatter_add(1, column, nothing[:, :1] + 1)
+        parts = nothing.new_tensor([[1.0, -0.5, -0.5]]).expand(len(leading), -1)
+        return rise, nothing.scatter_add(1, order[:, [0, 2, 3]], parts)
+    best = leading.scatter(1, column, -torch.inf).argmax(1, keepdim=True)
+    parts = nothing.new_tensor([[1.0, -1.0]]).expand(len(leading), -1)
+    rise = nothing.scatter(1, best, 1.0).scatter(1, column, -1.0)
+    return rise, nothing.scatter_add(1, order[:, [0, 2]], parts)

@@ -279,7 +279,7 @@ def test_costs_beyond_patience_are_extrapolated_and_say_so(study, monkeypatch, t
         assert second.seconds == pytest.approx(first.seconds * ratio)
     figure = cost.draw(frame)
     dashed = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"]
-    assert len(dashed) == 4
+    assert len(dashed) == 5
 
 
 def test_table1(study, tmp_path):
