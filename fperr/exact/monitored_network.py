@@ -7,7 +7,6 @@ by a branch, by a sum that cancels, or by a number that vanishes. Both runs are 
 2^10 times more than roundings explain. It is an estimate that has been attacked, and no proof.
 """
 
-import copy
 import functools
 import math
 from collections.abc import Callable
@@ -17,11 +16,9 @@ import torch
 from torch import Tensor
 
 from fperr.exact.graph import Capture
-from fperr.exact.interpreter import Interpreter
-from fperr.exact.monitored.arithmetic import MonitoredArithmetic
-from fperr.exact.monitored.array import MonitoredArray, norms
-from fperr.exact.monitored.tape import BranchTape
-from fperr.exact.monitored.watch import Rule
+from fperr.exact.monitored.arithmetic import SAMPLE_SIZES
+from fperr.exact.monitored.array import by_sample, norms
+from fperr.exact.monitored_pair import Doubts, MonitoredPair
 
 # (numbers of samples, logits of a run, logits of the run in float64) -> v of those samples, each
 # (samples, K); what v decides, and constants of the loss, are those of float64
@@ -66,26 +63,6 @@ class AgreedGradients:
         return self.log2_error.isfinite() | self.log2_error.isneginf()
 
 
-class _Doubts:
-    """What a run says of its samples: the first rule that leaves each in doubt."""
-
-    def __init__(self) -> None:
-        self._masks: list[tuple[Tensor, str]] = []
-
-    def add(self, samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
-        """See `OnDoubt`."""
-        if bool(samples.any()):
-            self._masks.append((samples, rule.sentence(dtype)))
-
-    def of_samples(self, count: int) -> list[str | None]:
-        """The first doubt of each sample."""
-        doubts: list[str | None] = [None] * count
-        for mask, sentence in reversed(self._masks):
-            for i in torch.nonzero(mask.expand(count)).flatten().tolist():
-                doubts[i] = sentence
-        return doubts
-
-
 class MonitoredNetwork:
     """The captured network in float64, with a run in float32 beside it.
 
@@ -98,15 +75,14 @@ class MonitoredNetwork:
     def __init__(
         self, capture: Capture, device: torch.device | str = "cpu", memory: int = _MEMORY
     ) -> None:
-        self._fast = _Pair(capture, device, with_value_numbers=False)
-        self._thorough = _Pair(capture, device, with_value_numbers=True)
+        self._pairs = pairs_of(capture, device)
         self._at_once = samples_at_once(capture, memory)
 
     def gradient(self, x: Tensor, v: Tensor | Cotangents) -> AgreedGradients:
         """J^T v of a batch.
 
-        Samples that value numbers could settle are computed again with them, and so is the rest of
-        a batch where that is most of a piece.
+        Samples that a pair leaves in doubt are computed again by the next one, which knows more;
+        where that is most of a piece, the rest of the batch begins there.
 
         Args:
             x: (samples, *shape), floating point.
@@ -114,18 +90,18 @@ class MonitoredNetwork:
         """
         if isinstance(v, Tensor):
             v = functools.partial(_given, v)
-        pieces, has_ties = list[AgreedGradients](), False
+        pieces, first = list[AgreedGradients](), 0
         for start in range(0, len(x), self._at_once):
             samples = torch.arange(start, min(start + self._at_once, len(x)), device=x.device)
-            if has_ties:
-                pieces.append(self._thorough.gradient(x[samples], samples, v))
-                continue
-            piece = self._fast.gradient(x[samples], samples, v)
-            again = torch.tensor([doubt is not None for doubt in piece.doubts], device=x.device)
-            if bool(again.any()):
-                numbers = samples[again]
-                piece = piece.replaced(again, self._thorough.gradient(x[numbers], numbers, v))
-            has_ties = int(again.sum()) > len(again) / 2
+            piece = _gradients(self._pairs[first], x[samples], samples, v)
+            for number, pair in enumerate(self._pairs[first + 1 :], first + 1):
+                again = torch.tensor([doubt is not None for doubt in piece.doubts], device=x.device)
+                if not bool(again.any()):
+                    break
+                rows = samples[again]
+                piece = piece.replaced(again, _gradients(pair, x[rows], rows, v))
+                if int(again.sum()) > len(again) / 2:
+                    first = number
             pieces.append(piece)
         return AgreedGradients(
             torch.cat([piece.logits for piece in pieces]),
@@ -135,79 +111,37 @@ class MonitoredNetwork:
         )
 
 
-class _Pair:
-    """The network in both formats, with value numbers or without."""
+def pairs_of(capture: Capture, device: torch.device | str) -> tuple[MonitoredPair, ...]:
+    """Pairs of runs, each of which leaves no sample in doubt that the one before it does not."""
+    return (
+        MonitoredPair(capture, device, sizes=SAMPLE_SIZES),
+        MonitoredPair(capture, device),
+        MonitoredPair(capture, device, with_value_numbers=True),
+    )
 
-    def __init__(
-        self, capture: Capture, device: torch.device | str, *, with_value_numbers: bool
-    ) -> None:
-        self._of_constants = _Doubts()
-        tape = BranchTape()
-        # constants may take branches, too, and the follower takes the leader's
-        self._interpreters = [
-            Interpreter(capture, A.reporting(self._of_constants.add, tape))
-            for A in (
-                MonitoredArithmetic(torch.float64, device, with_value_numbers=with_value_numbers),
-                MonitoredArithmetic(torch.float32, device, follows=True),
-            )
-        ]
 
-    def gradient(self, x: Tensor, numbers: Tensor, v: Cotangents) -> AgreedGradients:
-        """J^T v of samples that fit into memory, which have these numbers."""
-        doubts, tape, samples = _Doubts(), BranchTape(), len(x)
-        leader, follower = (
-            _Run(interpreter, x, doubts, tape) for interpreter in self._interpreters
+def _gradients(pair: MonitoredPair, x: Tensor, numbers: Tensor, v: Cotangents) -> AgreedGradients:
+    """J^T v of samples that fit into memory, which have these numbers."""
+    doubts, samples = Doubts(), len(x)
+    run = pair.forward(x, doubts)
+    logits, follower_logits = (
+        by_sample(r.logits.values).expand(samples, -1) for r in (run.leader, run.follower)
+    )
+    cotangents = [v(numbers, z, logits) for z in (logits, follower_logits)]
+    saved = [run.leader.saved_values, run.follower.saved_values]
+    products = pair.pullback(saved, cotangents, doubts, has_checked=True)
+    gradient, other = (g.expand(samples, -1) for g in products)
+    # infinities and NaN are left out of norms, not of the judgement
+    is_usable = (gradient.isfinite() & other.isfinite()).all(1)
+    error = torch.where(is_usable, log2_agreed_errors(gradient, other), torch.inf)
+    sentences = tuple(
+        constant or own
+        for constant, own in zip(
+            pair.of_constants.of_samples(samples), doubts.of_samples(samples), strict=True
         )
-        gradient = leader.pullback(v(numbers, leader.logits, leader.logits))
-        logits = leader.logits
-        other = follower.pullback(v(numbers, follower.logits, logits))
-        assert tape.is_read
-        # infinities and NaN are left out of norms, not of the judgement
-        is_usable = (gradient.isfinite() & other.isfinite()).all(1)
-        error = torch.where(is_usable, log2_agreed_errors(gradient, other), torch.inf)
-        sentences = [
-            constant or own
-            for constant, own in zip(
-                self._of_constants.of_samples(samples), doubts.of_samples(samples), strict=True
-            )
-        ]
-        in_doubt = torch.tensor([s is not None for s in sentences], device=error.device)
-        return AgreedGradients(
-            logits, gradient, torch.where(in_doubt, torch.inf, error), tuple(sentences)
-        )
-
-
-class _Run:
-    """A forward run at x, whose doubts are collected."""
-
-    def __init__(
-        self,
-        interpreter: Interpreter[MonitoredArray],
-        x: Tensor,
-        doubts: _Doubts,
-        tape: BranchTape,
-    ) -> None:
-        arithmetic = interpreter.arithmetic
-        assert isinstance(arithmetic, MonitoredArithmetic)
-        self._arithmetic = arithmetic.reporting(doubts.add, tape)
-        self._interpreter = copy.copy(interpreter)
-        self._interpreter.arithmetic = self._arithmetic
-        self._samples = len(x)
-        self._run = self._interpreter.forward_from(self._arithmetic.from_samples(x[:, None]))
-
-    @property
-    def logits(self) -> Tensor:
-        """(samples, K) in the format of the run."""
-        return self._of_all(self._run.logits)
-
-    def pullback(self, v: Tensor) -> Tensor:
-        """J^T v, (samples, entries) float64, for v (samples, K)."""
-        entering = self._arithmetic.from_samples(v[:, None])
-        gradient = self._interpreter.pullback(self._run.saved_values, entering)
-        return self._of_all(gradient).to(torch.float64)
-
-    def _of_all(self, a: MonitoredArray) -> Tensor:
-        return a.values.reshape(a.samples, -1).expand(self._samples, -1)
+    )
+    in_doubt = torch.tensor([s is not None for s in sentences], device=error.device)
+    return AgreedGradients(logits, gradient, torch.where(in_doubt, torch.inf, error), sentences)
 
 
 def log2_agreed_errors(a: Tensor, b: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import ForwardRun, Interpreter, SavedValues
-from fperr.exact.monitored.arithmetic import MonitoredArithmetic
-from fperr.exact.monitored.array import MonitoredArray
+from fperr.exact.monitored.arithmetic import ENTRY_SIZES, MonitoredArithmetic
+from fperr.exact.monitored.array import MonitoredArray, by_sample
+from fperr.exact.monitored.sizes import Sizes
 from fperr.exact.monitored.tape import BranchTape
 from fperr.exact.monitored.watch import Rule
 
@@ -27,20 +28,18 @@ class Doubts:
 
     def add(self, samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
         """See `OnDoubt`."""
-        if bool(samples.any()):
-            self._masks.append((samples, rule.sentence(dtype)))
+        self._masks.append((samples, rule.sentence(dtype)))
 
     def of_samples(self, count: int) -> list[str | None]:
         """The first doubt of each sample, in words; None: there is none."""
         doubts: list[str | None] = [None] * count
-        for mask, sentence in reversed(self._masks):
-            for i in torch.nonzero(mask.expand(count)).flatten().tolist():
-                doubts[i] = sentence
+        if self._masks:
+            # at once, so that no rule waits for the device
+            masks = torch.stack([mask.expand(count) for mask, _ in self._masks])
+            first = masks.to(torch.uint8).argmax(0)
+            for i in torch.nonzero(masks.any(0)).flatten().tolist():
+                doubts[i] = self._masks[int(first[i])][1]
         return doubts
-
-    def __bool__(self) -> bool:
-        """Whether any sample is in doubt."""
-        return bool(self._masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,7 @@ class MonitoredPair:
         capture: Network, captured for a single sample.
         device: Device to compute on.
         with_value_numbers: Whether value numbers decide exact ties.
+        sizes: What the runs know of the sizes of terms.
 
     Attributes:
         leader: Interpreter of float64 for readers of a result. It reports no doubts: use `forward`
@@ -71,13 +71,18 @@ class MonitoredPair:
     """
 
     def __init__(
-        self, capture: Capture, device: torch.device | str = "cpu", *, with_value_numbers: bool
+        self,
+        capture: Capture,
+        device: torch.device | str = "cpu",
+        *,
+        with_value_numbers: bool = False,
+        sizes: Sizes = ENTRY_SIZES,
     ) -> None:
         self.of_constants = Doubts()
         tape = BranchTape()
         # constants may take branches, too, and the follower takes the leader's
         self.leader, self._follower = (
-            self._interpreter(capture, arithmetic, tape)
+            self._interpreter(capture, arithmetic, tape, sizes)
             for arithmetic in (
                 MonitoredArithmetic(torch.float64, device, with_value_numbers=with_value_numbers),
                 MonitoredArithmetic(torch.float32, device, follows=True),
@@ -85,18 +90,25 @@ class MonitoredPair:
         )
 
     def _interpreter(
-        self, capture: Capture, arithmetic: MonitoredArithmetic, tape: BranchTape
+        self, capture: Capture, arithmetic: MonitoredArithmetic, tape: BranchTape, sizes: Sizes
     ) -> Interpreter[MonitoredArray]:
+        # constants are computed once, with the sizes of every number
         interpreter = Interpreter(capture, arithmetic.reporting(self.of_constants.add, tape))
-        interpreter.arithmetic = arithmetic
+        interpreter.arithmetic = arithmetic.with_sizes(sizes)
         return interpreter
 
     def forward(self, x: Tensor, doubts: Doubts) -> PairRun:
-        """The forward run at x (samples, *shape)."""
+        """The forward run at x (samples, *shape).
+
+        Raises:
+            StaleCaptureError: Weights were changed after the capture.
+        """
+        self.leader.capture.constants()
         tape, runs = BranchTape(), []
         for interpreter in (self.leader, self._follower):
             watched, arithmetic = _watched(interpreter, doubts, tape)
-            runs.append(watched.forward_from(arithmetic.from_samples(x[:, None])))
+            runs.append(watched.forward_from(arithmetic.from_samples(x[:, None]), has_checked=True))
+            arithmetic.watch_norm(runs[-1].logits)
         assert tape.is_read
         return PairRun(*runs)
 
@@ -105,6 +117,8 @@ class MonitoredPair:
         saved: Sequence[SavedValues[MonitoredArray]],
         v: Sequence[Tensor],
         doubts: Doubts,
+        *,
+        has_checked: bool = False,
     ) -> list[Tensor]:
         """J^T v in one format or in both, each (samples or 1, entries) float64.
 
@@ -112,14 +126,21 @@ class MonitoredPair:
             saved: Saved values of a run in float64; or of both runs.
             v: (samples or 1, K) for each of them.
             doubts: Doubts to add to.
+            has_checked: Whether the caller has just run `forward`, which checks the weights.
+
+        Raises:
+            StaleCaptureError: Weights were changed after the capture.
         """
+        if not has_checked:
+            self.leader.capture.constants()
         tape, gradients = BranchTape(), []
         pairs = zip((self.leader, self._follower), saved, v, strict=False)
         for interpreter, saved_values, cotangents in pairs:
             watched, arithmetic = _watched(interpreter, doubts, tape)
             entering = arithmetic.from_samples(cotangents[:, None])
-            gradient = watched.pullback(saved_values, entering).values
-            gradients.append(gradient.reshape(len(gradient), -1).to(torch.float64))
+            gradient = watched.pullback(saved_values, entering, has_checked=True)
+            arithmetic.watch_norm(gradient)
+            gradients.append(by_sample(gradient.values).to(torch.float64))
         return gradients
 
 
