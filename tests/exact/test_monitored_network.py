@@ -16,6 +16,7 @@ from fperr.exact.interpreter import Interpreter
 from fperr.exact.monitored import arithmetic, watch
 from fperr.exact.monitored.arithmetic import MonitoredArithmetic
 from fperr.exact.monitored_network import LOG2_SHARE, MonitoredNetwork
+from fperr.exact.monitored_pair import Doubts, MonitoredPair
 from fperr.exact.mp import MpArithmetic
 from tests.makers.networks import NETWORKS, SIDE, build
 
@@ -268,10 +269,14 @@ def test_masked_classes_are_left_out():
 
 
 def test_a_branch_behind_a_function_knows_what_its_argument_lost():
-    """tanh of what cancellation has left is as uncertain as that."""
+    """tanh of what cancellation has left is as uncertain as that.
+
+    Value numbers know that the first sums are 0, so they are not asked.
+    """
     model, where = TRAPS["near tie of one unit behind a function"]
-    found, _ = judged(model, points(where))
-    assert set(found.doubts) == {watch.Rule.UNDECIDED.sentence(torch.float64)}
+    x, doubts = points(where), Doubts()
+    MonitoredPair(capture(model.eval(), x[:1]), "cpu", "by entry").forward(x, doubts)
+    assert set(doubts.of_samples(len(x))) == {watch.Rule.UNDECIDED.sentence(torch.float64)}
 
 
 def test_the_words_of_a_doubt():
@@ -291,9 +296,4 @@ def test_networks_of_every_kind(name):
     finer = exact.gradient(model, x, v, engine="double_word", digits=20).to_torch().flatten(1)
     errors = (found.gradient - finer).norm(dim=1) / finer.norm(dim=1)
     assert (errors <= torch.exp2(found.log2_error)).all()
-    if name == "transformer_encoder":
-        # a sum in the backward half of a normalisation is 0 for every network: its rounding errors
-        # look like a cancellation, and most samples climb
-        assert set(found.doubts) <= {None, watch.Rule.ILL_CONDITIONED.sentence(torch.float32)}
-    else:
-        assert found.are_agreed.all(), found.doubts
+    assert found.are_agreed.all(), found.doubts
