@@ -15,6 +15,8 @@ from fperr.exact.graph import capture
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.monitored import arithmetic, watch
 from fperr.exact.monitored.arithmetic import MonitoredArithmetic
+from fperr.exact.monitored.array import MonitoredArray, norms
+from fperr.exact.monitored.sizes import SampleSizes
 from fperr.exact.monitored_network import LOG2_SHARE, MonitoredNetwork
 from fperr.exact.monitored_pair import Doubts, MonitoredPair
 from fperr.exact.mp import MpArithmetic
@@ -297,3 +299,58 @@ def test_networks_of_every_kind(name):
     errors = (found.gradient - finer).norm(dim=1) / finer.norm(dim=1)
     assert (errors <= torch.exp2(found.log2_error)).all()
     assert found.are_agreed.all(), found.doubts
+
+
+def forward_and_back(model, x, sizes):
+    """The forward values of float64, and the doubts of a run with a pullback."""
+    pair, doubts = MonitoredPair(capture(model, x[:1]), "cpu", sizes), Doubts()
+    run = pair.forward(x, doubts)
+    v = torch.randn(len(x), model(x).shape[1], generator=torch.Generator().manual_seed(1)).double()
+    saved = [run.leader.saved_values, run.follower.saved_values]
+    pair.pullback(saved, [v, v], doubts)
+    return run.leader.values, [doubt is not None for doubt in doubts.of_samples(len(x))]
+
+
+def are_above(coarse, fine):
+    """Whether the bounds of samples are at least the sizes of numbers, at every node of numbers."""
+    of_coarse, of_fine = arithmetic.SAMPLE_SIZES, arithmetic.ENTRY_SIZES
+    # a share for the roundings of sizes, which are computed in float32
+    return all(
+        bool((of_coarse.of(coarse[name]) * (1 + 2.0**-10) >= of_fine.of(array)).all())
+        for name, array in fine.items()
+        if isinstance(array, MonitoredArray)
+    )
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *TRAPS])
+def test_bounds_for_samples_doubt_whatever_sizes_of_numbers_doubt(name):
+    if name in TRAPS:
+        model, where = TRAPS[name]
+        model, x = model.eval(), points(where).to(next(model.parameters()).dtype)
+    else:
+        model, x = build(name), normal(8, 3, SIDE, SIDE)
+    values, in_doubt = forward_and_back(model, x, "coarse")
+    finer_values, finer_doubts = forward_and_back(model, x, "by entry")
+    assert are_above(values, finer_values)
+    assert all(coarse >= fine for coarse, fine in zip(in_doubt, finer_doubts, strict=True))
+
+
+def test_bounds_that_are_too_small_are_noticed(monkeypatch):
+    """The negative control: a bound without the norm of the weights."""
+    model, x = build("lenet"), normal(8, 3, SIDE, SIDE)
+    finer_values, _ = forward_and_back(model, x, "by entry")
+    monkeypatch.setattr(SampleSizes, "of_product", lambda self, A, a, *_: 2.0**-8 * norms(a.values))
+    values, _ = forward_and_back(model, x, "coarse")
+    assert not are_above(values, finer_values)
+
+
+def test_a_sum_that_is_0_does_no_harm_beside_larger_numbers():
+    """A gradient that has the mean 0 enters a normalisation, as behind another one."""
+
+    def centred_twice(x):
+        centred = x - x.mean(1, keepdim=True)
+        return centred - centred.mean(1, keepdim=True)
+
+    found, errors = judged(Net(centred_twice), normal(8, 4))
+    assert found.are_agreed.all(), found.doubts
+    assert not are_wrong(found, errors).any()
