@@ -152,9 +152,11 @@ class ExactSource(GradientSource):
             label, is_targeted = goal.label[numbers], goal.targets is not None
             context = Context(is_targeted, goal.y[numbers])
             c = goal.loss.scale(leading, label, context).c
-            unclear[rows] = is_order_unclear(goal.loss.kind, leading, label)
+            y = goal.y[numbers] if is_targeted else None
+            unclear[rows] = is_order_unclear(goal.loss.kind, leading, label, y)
+            scale = c.to(torch.float64)
             return logit_direction(
-                goal.loss.kind, z, leading, label, c.to(torch.float64), targeted=is_targeted
+                goal.loss.kind, z, leading, label, scale, targeted=is_targeted, y=y
             )
 
         found = self._float64.gradient(x, directions)

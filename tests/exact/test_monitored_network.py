@@ -339,7 +339,7 @@ def test_bounds_that_are_too_small_are_noticed(monkeypatch):
     """The negative control: a bound without the norm of the weights."""
     model, x = build("lenet"), normal(8, 3, SIDE, SIDE)
     finer_values, _ = forward_and_back(model, x, "by entry")
-    monkeypatch.setattr(SampleSizes, "of_product", lambda self, A, a, *_: 2.0**-8 * norms(a.values))
+    monkeypatch.setattr(SampleSizes, "of_product", lambda *use: 2.0**-8 * norms(use[2].values))
     values, _ = forward_and_back(model, x, "coarse")
     assert not are_above(values, finer_values)
 
