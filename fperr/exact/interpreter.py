@@ -113,10 +113,21 @@ class Interpreter(Generic[T]):
         return self.forward_from(self.arithmetic.from_torch(x), overrides)
 
     def forward_from(
-        self, x: T, overrides: Mapping[str, NodeValue[T]] | None = None
+        self,
+        x: T,
+        overrides: Mapping[str, NodeValue[T]] | None = None,
+        *,
+        has_checked: bool = False,
     ) -> ForwardRun[T]:
-        """Run the forward half at an array of the arithmetic: see `forward`."""
-        self.capture.constants()
+        """Run the forward half at an array of the arithmetic: see `forward`.
+
+        Args:
+            x: Input, as for `forward`.
+            overrides: See `forward`.
+            has_checked: Whether the caller has just checked that weights are those of the capture.
+        """
+        if not has_checked:
+            self.capture.constants()
         values = {**self._constants, **(overrides or {})}
         values[self.capture.placeholders[0].name] = x
         for node in self.capture.forward:
@@ -199,18 +210,27 @@ class Interpreter(Generic[T]):
         gradient = self.arithmetic.expand(gradient, (self.entries, count))
         return self.arithmetic.permute(gradient, (1, 0))
 
-    def pullback(self, saved_values: SavedValues[T], v: T, observe: Observer[T] | None = None) -> T:
+    def pullback(
+        self,
+        saved_values: SavedValues[T],
+        v: T,
+        observe: Observer[T] | None = None,
+        *,
+        has_checked: bool = False,
+    ) -> T:
         """Compute J^T v, (1, *shape), for a single v; in a batch, for one v of each sample.
 
         Args:
             saved_values: Saved values of the samples.
             v: Cotangents of the logits (1, K).
             observe: Callback that gets every node and its value.
+            has_checked: See `forward_from`.
 
         Raises:
             StaleCaptureError: weights were changed after the capture.
         """
-        self.capture.constants()
+        if not has_checked:
+            self.capture.constants()
         v = self.arithmetic.without_value_numbers(v)  # nothing is decided that depends on it
         values = {**self._constants, **saved_values.values, self.capture.placeholders[1].name: v}
         for node in self.capture.backward:
@@ -278,7 +298,7 @@ class Interpreter(Generic[T]):
             source, position = node.args
             assert isinstance(source, Node)
             assert isinstance(position, int)
-            return cast(Sequence[Output[T]], values[source.name])[position]
+            return cast("Sequence[Output[T]]", values[source.name])[position]
         if self.capture.kinds.is_discrete(node):
             assert callable(node.target)
             own_arguments, own_options = _with_values((node.args, node.kwargs), values)
@@ -292,7 +312,7 @@ class Interpreter(Generic[T]):
         options = _with_values(node.kwargs, values)
         try:
             # ATen is typed dynamically: the table gives each operation the meaning of its own type
-            return cast(NodeValue[T], operation.meaning(A, *arguments, **options))
+            return cast("NodeValue[T]", operation.meaning(A, *arguments, **options))
         except UndecidedError as fault:
             raise fault.at(node.name) from fault
 

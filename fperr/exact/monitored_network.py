@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fperr.exact.graph import Capture
-from fperr.exact.monitored.array import norms
+from fperr.exact.monitored.array import by_sample, norms
 from fperr.exact.monitored_pair import Doubts, MonitoredPair
 
 # (numbers of samples, logits of a run, logits of the run in float64) -> v of those samples, each
@@ -116,25 +116,18 @@ def _gradients(pair: MonitoredPair, x: Tensor, numbers: Tensor, v: Cotangents) -
     doubts, samples = Doubts(), len(x)
     run = pair.forward(x, doubts)
     logits, follower_logits = (
-        r.logits.values.reshape(r.logits.samples, -1).expand(samples, -1)
-        for r in (run.leader, run.follower)
+        by_sample(r.logits.values).expand(samples, -1) for r in (run.leader, run.follower)
     )
-    gradient, other = (
-        g.expand(samples, -1)
-        for g in pair.pullback(
-            [run.leader.saved_values, run.follower.saved_values],
-            [v(numbers, logits, logits), v(numbers, follower_logits, logits)],
-            doubts,
-        )
-    )
+    cotangents = [v(numbers, z, logits) for z in (logits, follower_logits)]
+    saved = [run.leader.saved_values, run.follower.saved_values]
+    products = pair.pullback(saved, cotangents, doubts, has_checked=True)
+    gradient, other = (g.expand(samples, -1) for g in products)
     # infinities and NaN are left out of norms, not of the judgement
     is_usable = (gradient.isfinite() & other.isfinite()).all(1)
     error = torch.where(is_usable, log2_agreed_errors(gradient, other), torch.inf)
-    sentences = pair.faults(doubts, samples)
+    sentences = tuple(pair.faults(doubts, samples))
     in_doubt = torch.tensor([s is not None for s in sentences], device=error.device)
-    return AgreedGradients(
-        logits, gradient, torch.where(in_doubt, torch.inf, error), tuple(sentences)
-    )
+    return AgreedGradients(logits, gradient, torch.where(in_doubt, torch.inf, error), sentences)
 
 
 def log2_agreed_errors(a: Tensor, b: Tensor) -> Tensor:

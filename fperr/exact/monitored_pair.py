@@ -15,8 +15,7 @@ from torch import Tensor
 from fperr.exact.graph import Capture
 from fperr.exact.interpreter import ForwardRun, Interpreter, SavedValues
 from fperr.exact.monitored.arithmetic import MonitoredArithmetic
-from fperr.exact.monitored.array import MonitoredArray
-from fperr.exact.monitored.coarse import CoarseArithmetic
+from fperr.exact.monitored.array import MonitoredArray, by_sample
 from fperr.exact.monitored.tape import BranchTape
 from fperr.exact.monitored.watch import Rule
 
@@ -29,20 +28,18 @@ class Doubts:
 
     def add(self, samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
         """See `OnDoubt`."""
-        if bool(samples.any()):
-            self._masks.append((samples, rule.sentence(dtype)))
+        self._masks.append((samples, rule.sentence(dtype)))
 
     def of_samples(self, count: int) -> list[str | None]:
         """The first doubt of each sample, in words; None: there is none."""
         doubts: list[str | None] = [None] * count
-        for mask, sentence in reversed(self._masks):
-            for i in torch.nonzero(mask.expand(count)).flatten().tolist():
-                doubts[i] = sentence
+        if self._masks:
+            # at once, so that no rule waits for the device
+            masks = torch.stack([mask.expand(count) for mask, _ in self._masks])
+            first = masks.to(torch.uint8).argmax(0)
+            for i in torch.nonzero(masks.any(0)).flatten().tolist():
+                doubts[i] = self._masks[int(first[i])][1]
         return doubts
-
-    def __bool__(self) -> bool:
-        """Whether any sample is in doubt."""
-        return bool(self._masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +61,9 @@ class MonitoredPair:
     Args:
         capture: Network, captured for a single sample.
         device: Device to compute on.
-        sizes: `"coarse"`: bounds for whole samples on what sums may lose; `"by number"`, with value
-            numbers that decide exact ties.
+        sizes: What the runs know of the sizes of terms: `"coarse"`, a bound for each sample;
+            `"by entry"`, one for each number; `"by number"`, these, and value numbers that decide
+            exact ties.
 
     Attributes:
         leader: Interpreter of float64 for readers of a result. It reports no doubts: use `forward`
@@ -74,36 +72,34 @@ class MonitoredPair:
     """
 
     def __init__(
-        self, capture: Capture, device: torch.device | str, sizes: Literal["coarse", "by number"]
+        self,
+        capture: Capture,
+        device: torch.device | str,
+        sizes: Literal["coarse", "by entry", "by number"],
     ) -> None:
         self.of_constants = Doubts()
         tape = BranchTape()
         # constants may take branches, too, and the follower takes the leader's
         self.leader, self._follower = (
-            self._interpreter(capture, arithmetic, tape)
+            self._interpreter(capture, arithmetic, tape, is_coarse=sizes == "coarse")
             for arithmetic in (
-                CoarseArithmetic(device)
-                if sizes == "coarse"
-                else MonitoredArithmetic(device=device),
+                MonitoredArithmetic(device=device, with_value_numbers=sizes == "by number"),
                 MonitoredArithmetic(torch.float32, device, follows=True),
             )
         )
 
     def _interpreter(
-        self, capture: Capture, arithmetic: MonitoredArithmetic, tape: BranchTape
+        self,
+        capture: Capture,
+        arithmetic: MonitoredArithmetic,
+        tape: BranchTape,
+        *,
+        is_coarse: bool,
     ) -> Interpreter[MonitoredArray]:
+        # constants are computed once, with the sizes of every number
         interpreter = Interpreter(capture, arithmetic.reporting(self.of_constants.add, tape))
-        interpreter.arithmetic = arithmetic
+        interpreter.arithmetic = arithmetic.with_sample_sizes() if is_coarse else arithmetic
         return interpreter
-
-    def forward(self, x: Tensor, doubts: Doubts) -> PairRun:
-        """The forward run at x (samples, *shape)."""
-        tape, runs = BranchTape(), []
-        for interpreter in (self.leader, self._follower):
-            watched, arithmetic = _watched(interpreter, doubts, tape)
-            runs.append(watched.forward_from(arithmetic.from_samples(x[:, None])))
-        assert tape.is_read
-        return PairRun(*runs)
 
     def faults(self, doubts: Doubts, samples: int) -> list[str | None]:
         """Why each sample is in doubt, in words; None: it is not."""
@@ -114,11 +110,28 @@ class MonitoredPair:
             )
         ]
 
+    def forward(self, x: Tensor, doubts: Doubts) -> PairRun:
+        """The forward run at x (samples, *shape).
+
+        Raises:
+            StaleCaptureError: Weights were changed after the capture.
+        """
+        self.leader.capture.constants()
+        tape, runs = BranchTape(), []
+        for interpreter in (self.leader, self._follower):
+            watched, arithmetic = _watched(interpreter, doubts, tape)
+            runs.append(watched.forward_from(arithmetic.from_samples(x[:, None]), has_checked=True))
+            arithmetic.watch_norm(runs[-1].logits)
+        assert tape.is_read
+        return PairRun(*runs)
+
     def pullback(
         self,
         saved: Sequence[SavedValues[MonitoredArray]],
         v: Sequence[Tensor],
         doubts: Doubts,
+        *,
+        has_checked: bool = False,
     ) -> list[Tensor]:
         """J^T v in one format or in both, each (samples or 1, entries) float64.
 
@@ -126,14 +139,21 @@ class MonitoredPair:
             saved: Saved values of a run in float64; or of both runs.
             v: (samples or 1, K) for each of them.
             doubts: Doubts to add to.
+            has_checked: Whether the caller has just run `forward`, which checks the weights.
+
+        Raises:
+            StaleCaptureError: Weights were changed after the capture.
         """
+        if not has_checked:
+            self.leader.capture.constants()
         tape, gradients = BranchTape(), []
         pairs = zip((self.leader, self._follower), saved, v, strict=False)
         for interpreter, saved_values, cotangents in pairs:
             watched, arithmetic = _watched(interpreter, doubts, tape)
             entering = arithmetic.from_samples(cotangents[:, None])
-            gradient = watched.pullback(saved_values, entering).values
-            gradients.append(gradient.reshape(len(gradient), -1).to(torch.float64))
+            gradient = watched.pullback(saved_values, entering, has_checked=True)
+            arithmetic.watch_norm(gradient)
+            gradients.append(by_sample(gradient.values).to(torch.float64))
         return gradients
 
 

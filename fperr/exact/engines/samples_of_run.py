@@ -11,6 +11,7 @@ from fperr.exact import index_arrays
 from fperr.exact.arithmetic import T
 from fperr.exact.double_word import DoubleWords
 from fperr.exact.interpreter import ForwardRun, SavedValues
+from fperr.exact.monitored import array
 from fperr.exact.monitored.array import MonitoredArray
 
 B = TypeVar("B", DoubleWords, MonitoredArray)  # an array of a batched arithmetic
@@ -60,8 +61,7 @@ def _joined(values: list[Any]) -> Any:
         )
         return DoubleWords(high, low, radius, None)
     if isinstance(first, MonitoredArray):
-        # what a format has saved are numbers without errors
-        return MonitoredArray(torch.cat([value.values for value in values]), None, None)
+        return array.stacked(values)
     if index_arrays.is_index_array(first):
         return torch.from_numpy(np.stack([np.asarray(value) for value in values]))
     return [_joined(list(elements)) for elements in zip(*values, strict=True)]

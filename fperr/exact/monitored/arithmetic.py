@@ -10,7 +10,8 @@ samples that the captured graph does not know of.
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.exact import index_arrays, value_numbers
-from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, Shape
+from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, R, Shape
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.monitored import products
-from fperr.exact.monitored.array import MonitoredArray, SampleSizes, aligned, by_sample
+from fperr.exact.monitored.array import MonitoredArray, aligned, any_of_sample, by_sample, largest
+from fperr.exact.monitored.sizes import EntrySizes, SampleSizes, Sizes
 from fperr.exact.monitored.tape import BranchTape
 from fperr.exact.monitored.watch import (
     MARGIN,
@@ -31,10 +33,12 @@ from fperr.exact.monitored.watch import (
     is_ill_conditioned,
     unit_roundoff,
 )
+from fperr.exact.value_numbers import ValueNumbers
 
 # samples in doubt (samples or 1,), the rule that says so, and the dtype that it is about
-Terms = Tensor | SampleSizes | None
 OnDoubt = Callable[[Tensor, Rule, torch.dtype], None]
+
+ENTRY_SIZES, SAMPLE_SIZES = EntrySizes(), SampleSizes()
 
 
 def _ignore(samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
@@ -61,6 +65,7 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         with_value_numbers: bool = True,
     ) -> None:
         self.dtype, self.device, self.follows = dtype, torch.device(device), follows
+        self._sizes: Sizes | None = None if follows else ENTRY_SIZES
         self._with_value_numbers = with_value_numbers and not follows
         self.bits = 1 - round(math.log2(unit_roundoff(dtype)))
         self._on_doubt: OnDoubt = _ignore
@@ -82,6 +87,20 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         arithmetic = copy.copy(self)
         arithmetic._on_doubt, arithmetic._tape, arithmetic._answers = on_doubt, tape, {}
         return arithmetic
+
+    def with_sample_sizes(self) -> "MonitoredArithmetic":
+        """The same arithmetic with bounds on sizes for whole samples; a follower has none."""
+        arithmetic = copy.copy(self)
+        arithmetic._sizes = None if self.follows else SAMPLE_SIZES
+        return arithmetic
+
+    def prepared(self, sources: tuple[object, ...], layout: Hashable, make: Callable[[], R]) -> R:
+        # what is computed once is on no run's tape
+        tape, self._tape = self._tape, None
+        try:
+            return super().prepared(sources, layout, make)
+        finally:
+            self._tape = tape
 
     def from_torch(self, tensor: Tensor) -> MonitoredArray:
         """The numbers, rounded to the dtype."""
@@ -145,8 +164,7 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return a.values.shape == b.values.shape and torch.equal(a.values, b.values)
 
     def zeros(self, shape: Shape) -> MonitoredArray:
-        zero = self.from_torch(torch.zeros([1] * len(shape), dtype=self.dtype))
-        return zero.moved(lambda t: t.expand(len(t), *shape))
+        return self.from_torch(torch.zeros(tuple(shape), dtype=self.dtype))
 
     def pi(self) -> MonitoredArray:
         pi = self.from_torch(torch.tensor([math.pi], dtype=torch.float64))
@@ -165,27 +183,30 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         a, b = aligned(a, b)
         values = a.values + b.values if sign > 0 else a.values - b.values
         numbers = value_numbers.total(a.value_number, b.value_number, sign)
-        terms = None if self.follows else self._terms_of_sum(a, b)
-        return self._summed(
-            MonitoredArray(values, terms, numbers), lambda: (a.values != 0) | (b.values != 0)
-        )
+        terms = None if self._sizes is None else self._sizes.added(a, b)
+        return self._summed(values, terms, numbers)
 
     def mul(self, a: MonitoredArray, b: MonitoredArray | float) -> MonitoredArray:
-        a, b = aligned(a, self._operand(b))
+        factor, (a, b) = b, aligned(a, self._operand(b))
         numbers = value_numbers.times(a.value_number, b.value_number)
-        result = MonitoredArray(a.values * b.values, self._terms_of_product(a, b), numbers)
-        self._watch_zeros(result, lambda: (a.values != 0) & (b.values != 0))
+        terms = None if self._sizes is None else self._sizes.multiplied(a, b)
+        are_exact = a.has_exact_zeros and b.has_exact_zeros
+        result = MonitoredArray(a.values * b.values, terms, numbers, are_exact)
+        if isinstance(factor, MonitoredArray) or abs(factor) < 1:  # a multiple cannot underflow
+            self._watch_zeros(result, lambda: (a.values != 0) & (b.values != 0))
         return result
 
     def div(self, a: MonitoredArray, b: MonitoredArray | float) -> MonitoredArray:
         a, b = aligned(a, self._operand(b))
-        values = a.values / b.values
-        inverted = 1 / b.values
-        inverse = MonitoredArray(inverted, self._terms_of_inverse(b, inverted), None)
-        numbers = None
+        numbers, terms = None, None
         if a.value_number is not None:
             numbers = value_numbers.times(a.value_number, value_numbers.inverse(b.value_number))
-        result = MonitoredArray(values, self._terms_of_product(a, inverse), numbers)
+        if self._sizes is not None:
+            values = 1 / b.values
+            # relative errors of divisor and quotient are alike
+            inverse_terms = self._sizes.of_function(b, values, values.square())
+            terms = self._sizes.multiplied(a, MonitoredArray(values, inverse_terms, None))
+        result = MonitoredArray(a.values / b.values, terms, numbers, a.has_exact_zeros)
         self._watch_zeros(result, lambda: (a.values != 0) & b.values.isfinite())
         return result
 
@@ -203,7 +224,7 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         # the condition number of the logarithm is 1/|log a|
         size = result.values.abs()
         is_lost = (size > 0) & (size < unit_roundoff(self.dtype) * MARGIN)
-        self._doubt(by_sample(is_lost).any(1), Rule.ILL_CONDITIONED)
+        self._doubt(any_of_sample(is_lost), Rule.ILL_CONDITIONED)
         return result
 
     def tanh(self, a: MonitoredArray) -> MonitoredArray:
@@ -220,26 +241,48 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         slope: Callable[[Tensor, Tensor], Tensor],
     ) -> MonitoredArray:
         """A function with an upper bound on its slope, from argument and value."""
-        values = function(a.values)
-        terms = self._terms_of_function(a, values, slope)
+        values, terms = function(a.values), None
+        if self._sizes is not None and a.terms is not None:
+            terms = self._sizes.of_function(a, values, slope(a.values, values))
         numbers = value_numbers.of_function(name, a.value_number)
-        return MonitoredArray(values, terms, numbers)
+        return MonitoredArray(values, terms, numbers, a.has_exact_zeros)
 
     def matmul(self, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
-        product = products.matrix_product(self, a, b, with_terms=not self.follows)
-        return self._summed(product, lambda: product.sizes != 0)
+        if b.samples == 1:
+            return self._multiplied(a, b, products.matrix_product(b))
+        for operand in (a, b):
+            self.watch_norm(operand)
+        result = products.products_by_sample(a, b, self._sizes)
+        self._watch_zeros(
+            result, lambda: self._have_terms(result, lambda: products.touched_by_sample(a, b))
+        )
+        return result
 
     def correlate(
         self, x: MonitoredArray, weight: MonitoredArray, geometry: Geometry
     ) -> MonitoredArray:
-        product = products.correlated(self, x, weight, geometry, with_terms=not self.follows)
-        return self._summed(product, lambda: product.sizes != 0)
+        return self._multiplied(x, weight, products.correlation(x, weight, geometry))
 
     def spread(
         self, y: MonitoredArray, weight: MonitoredArray, shape: Shape, geometry: Geometry
     ) -> MonitoredArray:
-        product = products.spread(self, y, weight, shape, geometry, with_terms=not self.follows)
-        return self._summed(product, lambda: product.sizes != 0)
+        return self._multiplied(y, weight, products.spreading(weight, shape, geometry))
+
+    def _multiplied(
+        self, a: MonitoredArray, b: MonitoredArray, product: products.Product
+    ) -> MonitoredArray:
+        """A product with a constant."""
+        for operand in (a, b):
+            self.watch_norm(operand)
+        result = products.multiplied(self, a, b, product, self._sizes)
+        self._watch_zeros(
+            result, lambda: self._have_terms(result, lambda: product.touched(a.values))
+        )
+        return result
+
+    def _have_terms(self, sums: MonitoredArray, touched: Callable[[], Tensor]) -> Tensor:
+        assert self._sizes is not None
+        return self._sizes.have_terms(sums, touched)
 
     def sum(self, a: MonitoredArray, dims: Sequence[int]) -> MonitoredArray:
         if not dims:
@@ -255,11 +298,8 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
             assert summed is not None
             numbers = summed.moved(lambda t: t.reshape(len(t), *shape))
         values = a.values.sum(along, keepdim=True)
-        terms = None if self.follows else self._terms_of_total(a, along)
-        return self._summed(
-            MonitoredArray(values, terms, numbers),
-            lambda: (a.values != 0).sum(along, keepdim=True) > 0,
-        )
+        terms = None if self._sizes is None else self._sizes.summed(a, along)
+        return self._summed(values, terms, numbers)
 
     def reshape(self, a: MonitoredArray, shape: Shape) -> MonitoredArray:
         return a.moved(lambda t: t.reshape(len(t), *shape))
@@ -271,17 +311,26 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return a.with_rank(len(shape)).moved(lambda t: t.expand(len(t), *shape))
 
     def concatenate(self, arrays: Sequence[MonitoredArray], dim: int) -> MonitoredArray:
-        return products.concatenated(arrays, dim)
+        return products.concatenated(arrays, dim, self._sizes)
 
     def take(self, a: MonitoredArray, index: IndexArray) -> MonitoredArray:
         return products.taken(a, index)
 
     def scatter_add(self, a: MonitoredArray, index: IndexArray, shape: Shape) -> MonitoredArray:
-        total = products.scattered(a, index, shape)
-        return self._summed(total, lambda: total.sizes != 0)
+        return products.scattered(a, index, shape, self._sizes)
 
     def where(self, mask: IndexArray, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
-        return products.selected(mask, *aligned(a, b))
+        known = self._answers.get((id(a), 0.0))
+        is_relu = known is not None and known[1] is mask and a.shape == b.shape
+        if known is None or not is_relu or not products.is_constant_zero(b.values):
+            return products.selected(mask, *aligned(a, b), self._sizes)
+        # what is left is positive where the argument is, and exactly 0 elsewhere
+        is_plain = not self.follows and a.value_number is None
+        compute = products.rectified if is_plain else None
+        result = products.selected(mask, a, b, self._sizes, compute)
+        result = replace(result, has_exact_zeros=True)
+        self._answers[id(result), 0.0] = result, known[1]
+        return result
 
     def exceeds(self, a: MonitoredArray, threshold: float) -> Tensor:
         # both halves of a ReLU ask the same; holding the array keeps its id from reuse
@@ -291,16 +340,24 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return self._answers[key][1]
 
     def _exceeding(self, a: MonitoredArray, threshold: float) -> Tensor:
-        are_equal, undecided = self._compared_with(a, threshold)
-        self._doubt(by_sample(undecided).any(1), Rule.UNDECIDED)
-        return (a.values > threshold) & ~are_equal
-
-    def _compared_with(self, a: MonitoredArray, threshold: float) -> tuple[Tensor, Tensor]:
-        """Where the numbers are equal to a threshold, and where that is undecided."""
+        assert self._sizes is not None
+        apart = a.values - threshold if threshold else a.values
+        sizes = self._sizes.of(a) + abs(threshold)
+        if a.value_number is None and self._are_far(apart, sizes):
+            return apart > 0
         numbers = a.value_number
         is_threshold = None if numbers is None else numbers.equals_float(threshold)
-        apart = a.values - threshold if threshold else a.values
-        return compared(apart, a.sizes + abs(threshold), is_threshold, self.dtype)
+        are_zeros = self._sizes.are_zeros(a) & (threshold == 0)
+        are_equal, undecided = compared(apart, sizes, are_zeros, is_threshold, self.dtype)
+        self._doubt(any_of_sample(undecided), Rule.UNDECIDED)
+        return (apart > 0) & ~are_equal
+
+    def _are_far(self, apart: Tensor, sizes: Tensor) -> bool:
+        """Whether all distances are decided by their least one: a quick test of single bounds."""
+        if sizes.numel() > len(sizes):
+            return False
+        least = by_sample(apart.abs()).amin(1)
+        return bool((least > (MARGIN * unit_roundoff(self.dtype)) * sizes.flatten()).all())
 
     def sign(self, a: MonitoredArray) -> Tensor:
         above = self.exceeds(a, 0.0).to(torch.int64)
@@ -316,7 +373,7 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         are_equal, undecided = self._equal(largest, a)
         # the largest is equal to itself, with or without value numbers
         is_best = torch.zeros_like(undecided).scatter(-1, best, True)
-        self._doubt(by_sample(undecided & is_valid & ~is_best).any(1), Rule.UNDECIDED)
+        self._doubt(any_of_sample(undecided & is_valid & ~is_best), Rule.UNDECIDED)
         return ((are_equal | is_best) & is_valid).to(torch.uint8).argmax(-1)
 
     def same(self, a: MonitoredArray, b: MonitoredArray) -> Tensor:
@@ -326,7 +383,7 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         are_equal, undecided = self._equal(a, b)
         # logits of masked classes are minus infinity
         is_masked = (a.values == b.values) & a.values.isinf()
-        self._doubt(by_sample(undecided & ~is_masked).any(1), Rule.UNDECIDED)
+        self._doubt(any_of_sample(undecided & ~is_masked), Rule.UNDECIDED)
         return are_equal | is_masked
 
     def _equal(self, a: MonitoredArray, b: MonitoredArray) -> tuple[Tensor, Tensor]:
@@ -334,7 +391,10 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         same_number = None
         if a.value_number is not None and b.value_number is not None:
             same_number = a.value_number.equals(b.value_number)
-        return compared(distance(a, b), a.sizes + b.sizes, same_number, self.dtype)
+        assert self._sizes is not None
+        sizes = self._sizes.of(a) + self._sizes.of(b)
+        are_zeros = self._sizes.are_zeros(a) & self._sizes.are_zeros(b)
+        return compared(distance(a, b), sizes, are_zeros, same_number, self.dtype)
 
     def _answer(self, compute: Callable[[], Tensor]) -> Tensor:
         """The answer of a comparison: this run's, or that of the run that it follows."""
@@ -348,45 +408,24 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         self._tape.record(answer)
         return answer
 
-    def _terms_of_sum(self, a: MonitoredArray, b: MonitoredArray) -> Terms:
-        """The sizes of the terms of a + b, and of a - b."""
-        return a.sizes + b.sizes
+    def _summed(
+        self, values: Tensor, terms: Tensor | None, numbers: ValueNumbers | None
+    ) -> MonitoredArray:
+        """Sums. Those that value numbers know to be 0 have no terms."""
+        if terms is not None and numbers is not None and bool((values == 0).any()):
+            terms = torch.where((values == 0) & numbers.equals_float(0.0), 0.0, terms)
+        return MonitoredArray(values, terms, numbers, has_exact_zeros=False)
 
-    def _terms_of_product(self, a: MonitoredArray, b: MonitoredArray) -> Terms:
-        """The sizes of the terms of a * b: the larger of those that either operand brings."""
-        if a.terms is None and b.terms is None:
-            return None
-        if b.terms is None:
-            return a.sizes * b.values.abs()
-        if a.terms is None:
-            return a.values.abs() * b.sizes
-        return torch.maximum(a.sizes * b.values.abs(), a.values.abs() * b.sizes)
-
-    def _terms_of_inverse(self, b: MonitoredArray, inverse: Tensor) -> Terms:
-        """The sizes of the terms of 1/b: relative errors of divisor and quotient are alike."""
-        return None if b.terms is None else b.sizes * inverse.square()
-
-    def _terms_of_function(
-        self, a: MonitoredArray, values: Tensor, slope: Callable[[Tensor, Tensor], Tensor]
-    ) -> Terms:
-        """The sizes of the terms of a function's values: what its argument lost, it has lost."""
-        if a.terms is None:
-            return None
-        # NaN where a class is masked: minus infinity has lost nothing
-        return torch.fmax(values.abs(), slope(a.values, values).abs() * a.sizes)
-
-    def _terms_of_total(self, a: MonitoredArray, along: list[int]) -> Terms:
-        """The sizes of the terms of sums along dimensions of the tensor."""
-        total: Tensor = a.sizes.sum(along, keepdim=True)
-        return total
-
-    def _summed(self, a: MonitoredArray, may_vanish: Callable[[], Tensor]) -> MonitoredArray:
-        """The sums, once they are watched, for the follower's precision, too."""
-        if not self.follows:
-            for dtype, is_lost in is_ill_conditioned(a.values, a.sizes):
-                self._on_doubt(is_lost, Rule.ILL_CONDITIONED, dtype)
-        self._watch_zeros(a, may_vanish)
-        return a
+    def watch_norm(self, a: MonitoredArray) -> None:
+        """Doubt the samples in which numbers have lost their digits before a product uses them."""
+        if self._sizes is None or a.terms is None:
+            return
+        numbers = torch.linalg.vector_norm(by_sample(a.values), dim=1)
+        sizes = self._sizes.norm(a)
+        if a.has_exact_zeros and bool((numbers == 0).any()):
+            sizes = torch.where(largest(a.values) == 0, 0.0, sizes)
+        for rule, dtype, samples in is_ill_conditioned(numbers, sizes):
+            self._on_doubt(samples, rule, dtype)
 
     def _watch_zeros(self, a: MonitoredArray, may_vanish: Callable[[], Tensor]) -> None:
         """Doubt the samples in which a result has vanished.
@@ -397,21 +436,19 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         """
         if self._tape is None:
             return
-        if not a.values.numel():
-            return
-        # a single pass where there are none, as is usual
-        has_zeros = int(a.values.count_nonzero()) < a.values.numel()
-        is_zero = a.values == 0 if has_zeros else None
+        is_zero = None
+        if int(torch.count_nonzero(a.values)) < a.values.numel():
+            is_zero = a.values == 0
         if self.follows:
             expected = self._tape.read()
-            vanished = is_zero if expected is None or is_zero is None else is_zero & ~expected
+            vanished = is_zero if is_zero is None or expected is None else is_zero & ~expected
         else:
             self._tape.record(is_zero)
             vanished = None if is_zero is None else is_zero & may_vanish()
             if vanished is not None and a.value_number is not None:
                 vanished = vanished & ~a.value_number.equals_float(0.0)
         if vanished is not None:
-            self._doubt(by_sample(vanished).any(1), Rule.VANISHED)
+            self._doubt(any_of_sample(vanished), Rule.VANISHED)
 
     def _doubt(self, samples: Tensor, rule: Rule) -> None:
         self._on_doubt(samples, rule, self.dtype)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,36 +11,41 @@ from fperr.exact import index_arrays, value_numbers
 from fperr.exact.arithmetic import Arithmetic, Geometry
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.monitored.array import MonitoredArray, by_sample
+from fperr.exact.monitored.sizes import Multiply, Rows, Sizes
 from fperr.exact.value_numbers import Factor
 
-Multiply = Callable[[Tensor, Tensor], Tensor]
-_SMALL, _LARGE = 2.0**-60, 2.0**60  # far within float32's range, and so are products with weights
+_BLOCK = 8  # channels: oneDNN's smallest block
 
 
-def matrix_product(
-    A: Arithmetic[MonitoredArray],
-    a: MonitoredArray,
-    b: MonitoredArray,
-    *,
-    with_terms: bool,
-    values: Tensor | None = None,
-) -> MonitoredArray:
-    """The product of (m, k) and (k, n) of every sample, whose values may be known."""
-    if b.samples > 1:
-        return _products_by_sample(a, b, with_terms=with_terms, values=values)
-    return _product(A, a, b, b.shape[0], torch.matmul, with_terms=with_terms, values=values)
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product with a constant operand.
+
+    Attributes:
+        multiply: The product of values (samples, *shape) with those of the constant.
+        rows: Which entries of the constant belong to one sum.
+        count: Number of the terms of a sum.
+        touched: Function from values to a mask, which broadcasts to the product: the sums that an
+            entry other than 0 may have entered.
+    """
+
+    multiply: Multiply
+    rows: Rows
+    count: int
+    touched: Callable[[Tensor], Tensor]
 
 
-def correlated(
-    A: Arithmetic[MonitoredArray],
-    x: MonitoredArray,
-    weight: MonitoredArray,
-    geometry: Geometry,
-    *,
-    with_terms: bool,
-    values: Tensor | None = None,
-) -> MonitoredArray:
-    """Cross-correlation of (rows, channels, *size) of every sample with the weight."""
+def matrix_product(b: MonitoredArray) -> Product:
+    """The product of (m, k) with b (k, n)."""
+    return Product(torch.matmul, Rows(1, along_rows=False), b.shape[0], _of_row)
+
+
+def _of_row(values: Tensor) -> Tensor:
+    return values.abs().amax(-1, keepdim=True) != 0
+
+
+def correlation(x: MonitoredArray, weight: MonitoredArray, geometry: Geometry) -> Product:
+    """Cross-correlation of x (rows, channels, *size) with the weight."""
     rows, _, *size = x.shape
     settings = geometry.over(len(size))
 
@@ -49,58 +55,82 @@ def correlated(
         )
         return y.reshape(-1, rows, *y.shape[1:])
 
-    return _product(
-        A, x, weight, math.prod(weight.shape[1:]), run, with_terms=with_terms, values=values
-    )
+    def touched(left: Tensor) -> Tensor:
+        return _repeated(run(*_active(left, weight, geometry.groups)) != 0, weight.shape[0])
+
+    return Product(run, Rows(1, along_rows=True), math.prod(weight.shape[1:]), touched)
 
 
-def spread(
-    A: Arithmetic[MonitoredArray],
-    y: MonitoredArray,
-    weight: MonitoredArray,
-    shape: Sequence[int],
-    geometry: Geometry,
-    *,
-    with_terms: bool,
-    values: Tensor | None = None,
-) -> MonitoredArray:
-    """The transpose of `correlated`: an array like its input, of shape (rows, channels, *size)."""
+def _active(left: Tensor, weight: MonitoredArray, groups: int) -> tuple[Tensor, Tensor]:
+    """Where any channel of a group is not 0, and a filter of ones for each group, in float32."""
+    by_group = left.abs().reshape(len(left), left.shape[1], groups, -1, *left.shape[3:]).amax(3)
+    ones = torch.ones((groups, 1, *weight.shape[2:]), dtype=torch.float32, device=left.device)
+    return (by_group != 0).to(torch.float32), ones
+
+
+def _repeated(mask: Tensor, channels: int) -> Tensor:
+    """The mask of groups (samples, rows, groups, *size) for every channel of a group."""
+    groups = mask.shape[2]
+    return mask if groups == 1 else mask.repeat_interleave(channels // groups, 2)
+
+
+def spreading(weight: MonitoredArray, shape: Sequence[int], geometry: Geometry) -> Product:
+    """The transpose of `correlation`: to an array of the shape (rows, channels, *size) of x."""
     rows, channels, *size = shape
     settings = geometry.over(len(size))
 
     def run(left: Tensor, filters: Tensor) -> Tensor:
-        flat = left.flatten(0, 1)
-        like = flat.new_zeros(1).expand(len(flat), channels, *size)
-        x: Tensor = torch.ops.aten.convolution_backward(
-            flat, like, filters, None, *settings, False, [0] * len(size), geometry.groups,
-            [True, False, False],
-        )[0]  # fmt: skip
+        flat, width = left.flatten(0, 1), filters.shape[1] * geometry.groups
+        like = flat.new_zeros(1).expand(len(flat), width, *size)
+        x = _transposed(flat, like, filters, settings, geometry.groups)
         return x.reshape(-1, rows, *x.shape[1:])
 
-    terms = weight.shape[0] // geometry.groups * math.prod(weight.shape[2:])
-    return _product(A, y, weight, terms, run, with_terms=with_terms, values=values)
+    def touched(left: Tensor) -> Tensor:
+        return _repeated(run(*_active(left, weight, geometry.groups)) != 0, channels)
+
+    count = weight.shape[0] // geometry.groups * math.prod(weight.shape[2:])
+    return Product(run, Rows(geometry.groups, along_rows=False), count, touched)
 
 
-def _product(
+def _transposed(
+    y: Tensor, like: Tensor, filters: Tensor, settings: list[list[int]], groups: int
+) -> Tensor:
+    """The transpose of a convolution, (rows, channels, *size) like `like`."""
+    stride, padding, dilation = settings
+    mask = [True, False, False]
+    is_narrow = y.dtype == torch.float32 and y.device.type == "cpu" and like.shape[1] < _BLOCK
+    if is_narrow and like.ndim == 4 and groups == 1 and dilation == [1, 1]:
+        # oneDNN computes whole blocks of channels, and takes longer than plain matrix products
+        kernel = list(filters.shape[2:])
+        x: Tensor = torch.ops.aten._slow_conv2d_backward.output_mask(
+            y, like, filters, kernel, stride, padding, mask
+        )[0]
+        return x
+    spread_values: Tensor = torch.ops.aten.convolution_backward(
+        y, like, filters, None, *settings, False, [0] * len(stride), groups, mask
+    )[0]
+    return spread_values
+
+
+def multiplied(
     A: Arithmetic[MonitoredArray],
     a: MonitoredArray,
     b: MonitoredArray,
-    count: int,
-    multiply: Multiply,
-    *,
-    with_terms: bool,
-    values: Tensor | None,
+    product: Product,
+    sizes: Sizes | None,
 ) -> MonitoredArray:
-    """A product with a constant, whose sums have `count` terms."""
-    values = multiply(a.values, b.values[0]) if values is None else values
-    if not with_terms:
+    """The product with a constant; its terms, if `sizes` are kept."""
+    values = product.multiply(a.values, b.values[0])
+    if sizes is None:
         return MonitoredArray(values, None, None)
-    sizes = A.prepared((b,), "sizes", lambda: b.values[0].abs().float())
     numbers = None
     if a.value_number is not None:
-        factor: Factor | None = A.prepared((b,), ("factor", count), lambda: _factor(b, count))
-        numbers = value_numbers.product(a.value_number, factor, multiply)
-    return MonitoredArray(values, _terms(a.values, sizes, multiply), numbers)
+        factor: Factor | None = A.prepared(
+            (b,), ("factor", product.count), lambda: _factor(b, product.count)
+        )
+        numbers = value_numbers.product(a.value_number, factor, product.multiply)
+    terms = sizes.of_product(A, a, b, product.multiply, product.rows)
+    return MonitoredArray(values, terms, numbers)
 
 
 def _factor(b: MonitoredArray, count: int) -> Factor | None:
@@ -108,30 +138,10 @@ def _factor(b: MonitoredArray, count: int) -> Factor | None:
     return value_numbers.factor(None if numbers is None else numbers.moved(lambda t: t[0]), count)
 
 
-def _terms(values: Tensor, sizes: Tensor, multiply: Multiply) -> Tensor:
-    """The sizes of the terms of a product: few digits do, so they are computed in float32.
-
-    Where a sample would not fit into float32's range, it is scaled by a power of two.
-    """
-    largest = torch.linalg.vector_norm(by_sample(values), torch.inf, dim=1)
-    if bool(((largest == 0) | ((largest > _SMALL) & (largest < _LARGE))).all()):
-        return multiply(values.float().abs_(), sizes).to(values.dtype)
-    power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
-    products = multiply((values / _per_sample(power, values)).float().abs_(), sizes)
-    return products.to(values.dtype).mul_(_per_sample(power, products))
-
-
-def _per_sample(numbers: Tensor, like: Tensor) -> Tensor:
-    """Numbers (samples,) with dimensions of length 1, so that they broadcast to `like`."""
-    return numbers.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _products_by_sample(
-    a: MonitoredArray, b: MonitoredArray, *, with_terms: bool, values: Tensor | None
-) -> MonitoredArray:
-    """The products of (m, k) and (k, n), each of which has its own matrices for every sample."""
-    values = a.values @ b.values if values is None else values
-    if not with_terms:
+def products_by_sample(a: MonitoredArray, b: MonitoredArray, sizes: Sizes | None) -> MonitoredArray:
+    """The products of (m, k) and (k, n), both of which are different for every sample."""
+    values = a.values @ b.values
+    if sizes is None:
         return MonitoredArray(values, None, None)
     numbers = None
     if a.value_number is not None and b.value_number is not None:
@@ -142,18 +152,26 @@ def _products_by_sample(
             factor = value_numbers.factor(right.moved(lambda t: t[0]), b.shape[0])
             arrays.append(value_numbers.product(left, factor, torch.matmul))
         numbers = value_numbers.concatenated(arrays, 0)
-    return MonitoredArray(values, a.values.abs() @ b.values.abs(), numbers)
+    return MonitoredArray(values, sizes.of_products_by_sample(a, b), numbers)
 
 
-def concatenated(arrays: Sequence[MonitoredArray], dim: int) -> MonitoredArray:
+def touched_by_sample(a: MonitoredArray, b: MonitoredArray) -> Tensor:
+    """Where a product of matrices may have a term other than 0: see `Product.touched`."""
+    return _of_row(a.values) & _of_row(b.values.transpose(1, 2)).transpose(1, 2)
+
+
+def concatenated(arrays: Sequence[MonitoredArray], dim: int, sizes: Sizes | None) -> MonitoredArray:
     """The arrays joined along `dim`."""
     samples = max(a.samples for a in arrays)
+
+    def join(parts: list[Tensor]) -> Tensor:
+        return torch.cat([t.expand(samples, *t.shape[1:]) for t in parts], dim + 1)
+
+    terms = None if sizes is None else sizes.joined(arrays, join)
     expanded = [a.moved(lambda t: t.expand(samples, *t.shape[1:])) for a in arrays]
-    terms = None
-    if any(a.terms is not None for a in arrays):
-        terms = torch.cat([a.sizes for a in expanded], dim + 1)
     numbers = value_numbers.concatenated([a.value_number for a in expanded], dim + 1)
-    return MonitoredArray(torch.cat([a.values for a in expanded], dim + 1), terms, numbers)
+    are_exact = all(a.has_exact_zeros for a in arrays)
+    return MonitoredArray(join([a.values for a in arrays]), terms, numbers, are_exact)
 
 
 def taken(a: MonitoredArray, index: IndexArray) -> MonitoredArray:
@@ -170,7 +188,9 @@ def taken(a: MonitoredArray, index: IndexArray) -> MonitoredArray:
     return expanded.moved(lambda t: t.gather(1, flat).reshape(len(t), *shape))
 
 
-def scattered(a: MonitoredArray, index: IndexArray, shape: Sequence[int]) -> MonitoredArray:
+def scattered(
+    a: MonitoredArray, index: IndexArray, shape: Sequence[int], sizes: Sizes | None
+) -> MonitoredArray:
     """Zeros of `shape` with every number added at its flat position; -1 is dropped."""
     count = math.prod(shape)
     positions = index_arrays.with_samples(index, a.values.device).flatten(1)
@@ -186,26 +206,52 @@ def scattered(a: MonitoredArray, index: IndexArray, shape: Sequence[int]) -> Mon
     if numbers is not None:
         flat_numbers = numbers.moved(lambda t: t.reshape(len(t), -1).expand(samples, -1))
         numbers = value_numbers.scattered(flat_numbers, positions, count + 1)
-    total = MonitoredArray(added(a.values), added(a.sizes), numbers)
+    terms = None if sizes is None else sizes.scattered(a, added)
+    total = MonitoredArray(added(a.values), terms, numbers, has_exact_zeros=False)
     return total.moved(lambda t: t[:, :-1].reshape(samples, *shape))
 
 
-def selected(mask: IndexArray, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
-    """a where the mask holds, else b; both have equal numbers of dimensions."""
+def selected(
+    mask: IndexArray,
+    a: MonitoredArray,
+    b: MonitoredArray,
+    sizes: Sizes | None,
+    compute: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> MonitoredArray:
+    """a where the mask holds, else b; both have equal numbers of dimensions.
+
+    Args:
+        mask: The mask.
+        a: Numbers where the mask holds.
+        b: The other numbers.
+        sizes: What is known of the sizes of terms.
+        compute: Function of the mask and the values, if there is one faster than `torch.where`.
+    """
     condition = index_arrays.with_samples(mask, a.values.device, rank=a.values.ndim)
     terms = None
-    if a.terms is not None or b.terms is not None:
-        terms = torch.where(condition, a.sizes, b.sizes)
+    if sizes is not None:
+        terms = sizes.joined([a, b], lambda parts: torch.where(condition, parts[0], parts[1]))
     numbers = value_numbers.where(condition, a.value_number, b.value_number)
-    return MonitoredArray(_chosen(condition, a.values, b.values), terms, numbers)
+    values = (compute or _where)(condition, a.values, b.values)
+    are_exact = a.has_exact_zeros and b.has_exact_zeros
+    return MonitoredArray(values, terms, numbers, are_exact)
 
 
-def _chosen(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """a where the condition holds, else b."""
-    is_one_number = not any(step for step, n in zip(b.stride(), b.shape, strict=True) if n > 1)
-    is_zero = is_one_number and b.numel() > 0 and not bool(b.flatten()[:1].any())
-    if is_zero and condition.shape == a.shape:
-        # four times as fast as `torch.where`, and the same, for infinities and NaN, too
-        chosen: Tensor = torch.ops.aten.threshold_backward(a, condition.to(a.dtype), 0.5)
-        return chosen
-    return torch.where(condition, a, b)
+def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a where the mask holds, else b."""
+    if mask.shape == a.shape and a.shape[1:] == b.shape[1:] and is_constant_zero(b):
+        # torch.where takes six times as long: its processor guesses every branch
+        kept: Tensor = torch.ops.aten.threshold_backward(a, mask.to(a.dtype), 0)
+        return kept
+    return torch.where(mask, a, b)
+
+
+def rectified(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a where the mask holds, which says where a is positive, else 0."""
+    del mask, b
+    return a.clamp_min(0)
+
+
+def is_constant_zero(values: Tensor) -> bool:
+    """Whether these are zeros for all samples."""
+    return len(values) == 1 and not bool(values.any())

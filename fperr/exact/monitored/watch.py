@@ -10,7 +10,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from fperr.exact.monitored.array import MonitoredArray, by_sample
+from fperr.exact.monitored.array import MonitoredArray
 
 MARGIN = 2.0**8  # a result that is smaller than its error times this has lost its digits
 WATCHED = (torch.float64, torch.float32)
@@ -33,35 +33,44 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def is_ill_conditioned(sums: Tensor, sizes: Tensor) -> Iterator[tuple[torch.dtype, Tensor]]:
-    """For each watched dtype, (samples,): whether sums have lost all but eight bits, in norm.
+def is_ill_conditioned(
+    numbers: Tensor, sizes: Tensor
+) -> Iterator[tuple[Rule, torch.dtype, Tensor]]:
+    """For each watched dtype, (samples,): whether numbers have lost all but eight bits, in norm.
+
+    Numbers are judged where products use them, and not where they are summed: what cancels in one
+    sum may be added to larger numbers by the next.
 
     Args:
-        sums: (samples, *shape).
-        sizes: Sums of the magnitudes of the terms.
+        numbers: (samples,), their Euclidean norms.
+        sizes: (samples,), norms of the sums of the magnitudes of their terms.
     """
-    # an infinite norm exceeds no other: infinities are judged at the end
-    of_sums, of_sizes = (torch.linalg.vector_norm(by_sample(t), dim=1) for t in (sums, sizes))
+    yield Rule.VANISHED, torch.float64, (numbers == 0) & ~(sizes == 0)
     for dtype in WATCHED:
         limit = 1 / (unit_roundoff(dtype) * MARGIN)
-        yield dtype, (of_sizes > limit * of_sums) & (of_sums > 0)
+        # an infinite norm exceeds no other: infinities are judged at the end; NaN is a doubt
+        yield Rule.ILL_CONDITIONED, dtype, ~(sizes <= limit * numbers)
 
 
 def compared(
-    apart: Tensor, sizes: Tensor, same_number: Tensor | None, dtype: torch.dtype
+    apart: Tensor,
+    sizes: Tensor,
+    are_zeros: Tensor,
+    same_number: Tensor | None,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Where numbers are equal, and where that is undecided.
 
     Args:
         apart: Difference of the numbers, or of numbers and a threshold.
         sizes: Sums of the magnitudes of all terms of both.
+        are_zeros: Where both are exactly 0.
         same_number: Where their value numbers are equal; None: value numbers are not used.
         dtype: Type of the numbers.
     """
     are_different = apart.abs() > (MARGIN * unit_roundoff(dtype)) * sizes
     if same_number is None:
-        are_equal = sizes == 0  # of terms that are all 0
-        return are_equal, ~(are_different | are_equal)
+        return are_zeros, ~(are_different | are_zeros)
     # equal value numbers of numbers that are certainly different are a collision
     return same_number & ~are_different, same_number == are_different
 
