@@ -22,6 +22,7 @@ from fperr.exact.double_word.ozaki_slices import (
     by_sample,
     cut,
     fast_two_sum,
+    in_parts,
     left_out,
     plan,
     power_of_two,
@@ -111,12 +112,7 @@ def prepare_right(
     top = torch.where(usable, top, 0)
     cheapest = plan(terms, bits_below(high, low, over, bits + 4), bits)
     slices = cut(high, low, top, cheapest.right_width, cheapest.right_count)
-    # the slices are exact if high minus their sum, computed without an error, is -low
-    remainder, is_exact = high, True
-    for of_slice in slices:
-        remainder, error = two_sum(remainder, -of_slice)
-        is_exact = is_exact and not bool(error.any())
-    is_exact = is_exact and bool((remainder == -low).all())
+    is_exact = _is_sum_of(slices, high, low)
     omitted = left_out(top, cheapest.right_width, len(slices)).expand_as(high)
     operator_norm = norm(high, True) + norm(low, False)
     # by the triangle inequality, because the norm of the operand is tight
@@ -126,6 +122,19 @@ def prepare_right(
     if not bool(usable.all()):
         omitted_norm = math.inf
     return Right(cheapest, slices, along, operator_norm, slice_norms, omitted_norm)
+
+
+def _is_sum_of(slices: list[Tensor], high: Tensor, low: Tensor) -> bool:
+    """Whether the slices add up to high + low without an error."""
+    for remainder, low_part, *of_slices in in_parts(high, low, *slices):
+        for of_slice in of_slices:
+            remainder, error = two_sum(remainder, -of_slice)
+            if bool(error.any()):
+                return False
+        # high minus the slices, computed without an error, is -low
+        if not bool((remainder == -low_part).all()):
+            return False
+    return True
 
 
 def sliced_product(

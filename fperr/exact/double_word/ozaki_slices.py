@@ -7,6 +7,7 @@ of a network have few bits.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ _SIGNIFICAND = 53
 WIDEST = 48  # bits of a slice: its sum with 1.5 * 2^52 units has 53 bits
 _LOW_ENTERS = 50  # bits below the top, where the low words are added to what is left
 _MOST_RIGHT_SLICES = 6
+_CACHED_ENTRIES = 1 << 14  # 128 kB an array: some ten of them stay in the cache of a core
 _NARROWEST = 5  # bits of a slice: `_largest_integer` counts in sixteenths of the largest
 
 
@@ -107,17 +109,30 @@ def top_exponents(high: Tensor, dims: tuple[int, ...]) -> Tensor:
 def bits_below(high: Tensor, low: Tensor, dims: tuple[int, ...], most: int) -> int:
     """How many bits numbers take, from above the largest over `dims` to the last; up to `most`."""
     top = top_exponents(high, dims)
+    top = top.expand(len(high), *top.shape[1:])
     needed = 2
     for word in (high, low):
         if not word.any():  # second words of weights, as a rule
             continue
-        significand, exponent = torch.frexp(word)
-        integer = (significand * 2.0**_SIGNIFICAND).to(torch.int64)
-        last_bit = (integer & -integer).to(torch.float64)  # the lowest bit that is set
-        lowest = torch.frexp(last_bit)[1] - 1 - _SIGNIFICAND + exponent
-        below = torch.where(integer == 0, 0, top + 1 - lowest)
-        needed = max(needed, int(below.max()) if below.numel() else 0)
+        for part, top_of_part in in_parts(word, top):
+            significand, exponent = torch.frexp(part)
+            integer = (significand * 2.0**_SIGNIFICAND).to(torch.int64)
+            last_bit = (integer & -integer).to(torch.float64)  # the lowest bit that is set
+            lowest = torch.frexp(last_bit)[1] - 1 - _SIGNIFICAND + exponent
+            below = torch.where(integer == 0, 0, top_of_part + 1 - lowest)
+            needed = max(needed, int(below.max()) if below.numel() else 0)
     return min(needed, most)
+
+
+def in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Parts, along the first dimension, of tensors of that length: small enough for a CPU's cache.
+
+    Passes over a part then take no memory from the system. On other devices all is one part.
+    """
+    first = tensors[0]
+    rows = max(_CACHED_ENTRIES // max(first[:1].numel(), 1), 1) if first.is_cpu else len(first)
+    for start in range(0, len(first), max(rows, 1)):
+        yield tuple(tensor[start : start + rows] for tensor in tensors)
 
 
 def cut(high: Tensor, low: Tensor, top: Tensor, width: int, count: int) -> list[Tensor]:
