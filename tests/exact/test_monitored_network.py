@@ -344,6 +344,31 @@ def test_bounds_that_are_too_small_are_noticed(monkeypatch):
     assert not are_above(values, finer_values)
 
 
+class InvertedResidual(nn.Module):
+    """The block of MobileNetV3: depthwise filters, squeeze and excitation, Hardswish."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        torch.manual_seed(0)
+        self.expand, self.project = nn.Conv2d(3, width, 1), nn.Conv2d(width, 4, 1)
+        self.depthwise = nn.Conv2d(width, width, 3, 2, 1, groups=width, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.squeeze, self.excite = nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 1)
+
+    def forward(self, x):
+        y = F.hardswish(self.norm(self.depthwise(F.hardswish(self.expand(x)))))
+        weights = F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))
+        y = y * F.hardsigmoid(self.excite(weights))
+        return self.project(y).mean((2, 3))
+
+
+def test_depthwise_filters_and_piecewise_functions_are_agreed():
+    model, x = InvertedResidual().eval(), normal(4, 3, SIDE, SIDE)
+    found, errors = judged(model, x)
+    assert found.are_agreed.all(), found.doubts
+    assert not are_wrong(found, errors).any(), (found.log2_error, errors)
+
+
 def test_a_sum_that_is_0_does_no_harm_beside_larger_numbers():
     """A gradient that has the mean 0 enters a normalisation, as behind another one."""
 
