@@ -106,6 +106,22 @@ def one_unit_cancels(x):
     return torch.relu(torch.tanh(sums)) * (1 + 1e17 * first)
 
 
+class OneUnitBehindAWeight(Net):
+    """A unit that a sum absorbs, beside others that it does not, and a weight that needs it."""
+
+    def __init__(self, share):
+        super().__init__(None)
+        self.share = share
+        self.rescale = nn.Linear(4, 4, bias=False)
+        with torch.no_grad():
+            self.rescale.weight.copy_(torch.diag(torch.tensor([1 / share, 1.0, 1.0, 1.0])))
+
+    def forward(self, x):
+        first = torch.tensor([1.0, 0.0, 0.0, 0.0])
+        y = self.inner(x) * (1 - first + self.share * first) + 1.1 - 1.1
+        return self.outer(torch.tanh(self.rescale(y)))
+
+
 def chain(function, times):
     def run(x):
         for _ in range(times):
@@ -138,6 +154,8 @@ TRAPS = {
     "near tie": (Net(lambda x: torch.relu(x * 3 - x - 2 * x + 1e-17 * x) * 1e17), 1.0),
     "near tie of one unit behind a function": (Net(one_unit_cancels), 1.0),
     "near tie in float32": (Net(lambda x: torch.relu((x * 3 - x - 2 * x) + 1e-9 * x) * 1e9), 1.0),
+    "one unit is absorbed in both": (OneUnitBehindAWeight(1e-25), 1.0),
+    "one unit is absorbed in float32": (OneUnitBehindAWeight(1e-12), 1.0),
     "deep SiLU": (Net(chain(F.silu, 24)), 1.0),
     "deep GELU": (Net(chain(F.gelu, 12)), 1.0),
     "layer norm of nearly equal numbers": (
