@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fperr.exact.graph import Capture
-from fperr.exact.monitored.array import by_sample, norms
+from fperr.exact.monitored.array import by_sample, largest, norms
 from fperr.exact.monitored_pair import Doubts, MonitoredPair
 
 # (numbers of samples, logits of a run, logits of the run in float64) -> v of those samples, each
@@ -123,7 +123,7 @@ def _gradients(pair: MonitoredPair, x: Tensor, numbers: Tensor, v: Cotangents) -
     products = pair.pullback(saved, cotangents, doubts, has_checked=True)
     gradient, other = (g.expand(samples, -1) for g in products)
     # infinities and NaN are left out of norms, not of the judgement
-    is_usable = (gradient.isfinite() & other.isfinite()).all(1)
+    is_usable = largest(gradient).isfinite() & largest(other).isfinite()
     error = torch.where(is_usable, log2_agreed_errors(gradient, other), torch.inf)
     sentences = tuple(pair.faults(doubts, samples))
     in_doubt = torch.tensor([s is not None for s in sentences], device=error.device)

@@ -106,6 +106,22 @@ def one_unit_cancels(x):
     return torch.relu(torch.tanh(sums)) * (1 + 1e17 * first)
 
 
+class OneUnitBehindAWeight(Net):
+    """A unit that a sum absorbs, beside others that it does not, and a weight that needs it."""
+
+    def __init__(self, share):
+        super().__init__(None)
+        self.share = share
+        self.rescale = nn.Linear(4, 4, bias=False)
+        with torch.no_grad():
+            self.rescale.weight.copy_(torch.diag(torch.tensor([1 / share, 1.0, 1.0, 1.0])))
+
+    def forward(self, x):
+        first = torch.tensor([1.0, 0.0, 0.0, 0.0])
+        y = self.inner(x) * (1 - first + self.share * first) + 1.1 - 1.1
+        return self.outer(torch.tanh(self.rescale(y)))
+
+
 def chain(function, times):
     def run(x):
         for _ in range(times):
@@ -138,6 +154,8 @@ TRAPS = {
     "near tie": (Net(lambda x: torch.relu(x * 3 - x - 2 * x + 1e-17 * x) * 1e17), 1.0),
     "near tie of one unit behind a function": (Net(one_unit_cancels), 1.0),
     "near tie in float32": (Net(lambda x: torch.relu((x * 3 - x - 2 * x) + 1e-9 * x) * 1e9), 1.0),
+    "one unit is absorbed in both": (OneUnitBehindAWeight(1e-25), 1.0),
+    "one unit is absorbed in float32": (OneUnitBehindAWeight(1e-12), 1.0),
     "deep SiLU": (Net(chain(F.silu, 24)), 1.0),
     "deep GELU": (Net(chain(F.gelu, 12)), 1.0),
     "layer norm of nearly equal numbers": (
@@ -342,6 +360,31 @@ def test_bounds_that_are_too_small_are_noticed(monkeypatch):
     monkeypatch.setattr(SampleSizes, "of_product", lambda *use: 2.0**-8 * norms(use[2].values))
     values, _ = forward_and_back(model, x, "coarse")
     assert not are_above(values, finer_values)
+
+
+class InvertedResidual(nn.Module):
+    """The block of MobileNetV3: depthwise filters, squeeze and excitation, Hardswish."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        torch.manual_seed(0)
+        self.expand, self.project = nn.Conv2d(3, width, 1), nn.Conv2d(width, 4, 1)
+        self.depthwise = nn.Conv2d(width, width, 3, 2, 1, groups=width, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.squeeze, self.excite = nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 1)
+
+    def forward(self, x):
+        y = F.hardswish(self.norm(self.depthwise(F.hardswish(self.expand(x)))))
+        weights = F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))
+        y = y * F.hardsigmoid(self.excite(weights))
+        return self.project(y).mean((2, 3))
+
+
+def test_depthwise_filters_and_piecewise_functions_are_agreed():
+    model, x = InvertedResidual().eval(), normal(4, 3, SIDE, SIDE)
+    found, errors = judged(model, x)
+    assert found.are_agreed.all(), found.doubts
+    assert not are_wrong(found, errors).any(), (found.log2_error, errors)
 
 
 def test_a_sum_that_is_0_does_no_harm_beside_larger_numbers():

@@ -418,6 +418,10 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
 
     def watch_norm(self, a: MonitoredArray) -> None:
         """Doubt the samples in which numbers have lost their digits before a product uses them."""
+        if not a.has_exact_zeros:
+            # a weight may be so large that it needs the digits of a number that norms do not see
+            everywhere = torch.ones((), dtype=torch.bool, device=self.device)
+            self._watch_zeros(a, lambda: self._have_terms(a, lambda: everywhere))
         if self._sizes is None or a.terms is None:
             return
         numbers = torch.linalg.vector_norm(by_sample(a.values), dim=1)
