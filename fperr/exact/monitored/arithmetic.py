@@ -317,7 +317,15 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return products.taken(a, index)
 
     def scatter_add(self, a: MonitoredArray, index: IndexArray, shape: Shape) -> MonitoredArray:
-        return products.scattered(a, index, shape, self._sizes)
+        result = products.scattered(a, index, shape, self._sizes)
+
+        def touched() -> Tensor:
+            is_active = MonitoredArray((a.values != 0).to(torch.float32), None, None)
+            return products.scattered(is_active, index, shape, None).values != 0
+
+        # most numbers of a sparse sum are 0, and exactly so
+        self._watch_zeros(result, lambda: self._have_terms(result, touched))
+        return replace(result, has_exact_zeros=a.has_exact_zeros)
 
     def where(self, mask: IndexArray, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
         known = self._answers.get((id(a), 0.0))
