@@ -334,6 +334,7 @@ LIGHT: dict[str, Door] = {
     "attack_in_batches": _batches,
     "gradient by balls": _gradient("ball"),
     "gradient by words": _gradient("double_word"),
+    "prepare": lambda m, x, y: _gradient("float64")(exact.prepare(m), x, y),
     "capture": lambda m, x, y: exact.capture(m, x).network_digest,
     "check": lambda m, x, y: bounds.check(_z(x), y),
     "logit_gradient": lambda m, x, y: bounds.logit_gradient(_z(x), y),
