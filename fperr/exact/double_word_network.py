@@ -3,7 +3,7 @@
 import copy
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -122,21 +122,26 @@ class BatchedNetwork:
             x: (samples, *shape), floating point, taken exactly.
             v: (samples, K), floating point, taken exactly.
         """
-        product, undecided, _ = self._gradient(x, v, is_audited=False)
+        product, undecided, _ = self._gradient(x, v, None)
         return product, undecided
 
     def audited_gradient(
-        self, x: Tensor, v: Tensor
+        self, x: Tensor, v: Tensor, names: Sequence[int] | None = None
     ) -> tuple[DoubleWords, Tensor, list[SampleAudit | None]]:
         """`gradient`, with the audit of every sample that is decided and has a finite radius.
+
+        Args:
+            x: See `gradient`.
+            v: See `gradient`.
+            names: Numbers of the samples, for errors; None: 0, 1, ...
 
         Raises:
             ContradictedError: PyTorch in float64 computes something else.
         """
-        return self._gradient(x, v, is_audited=True)
+        return self._gradient(x, v, range(len(x)) if names is None else names)
 
     def _gradient(
-        self, x: Tensor, v: Tensor, *, is_audited: bool
+        self, x: Tensor, v: Tensor, names: Sequence[int] | None
     ) -> tuple[DoubleWords, Tensor, list[SampleAudit | None]]:
         products, undecided_of_pieces, audits = [], [], list[SampleAudit | None]()
         for piece in self.pieces(len(x)):
@@ -148,9 +153,9 @@ class BatchedNetwork:
             undecided = forward.undecided | undecided
             products.append(product)
             undecided_of_pieces.append(undecided)
-            if is_audited:
+            if names is not None:
                 is_usable = ~undecided & product.radius.isfinite()
-                audits += self.audits(forward, x[piece], v[piece], product, is_usable, piece.start)
+                audits += self.audits(forward, x[piece], v[piece], product, is_usable, names[piece])
         high, low, radius = (
             torch.cat([getattr(product, name) for product in products])
             for name in ("high", "low", "radius")
@@ -164,7 +169,7 @@ class BatchedNetwork:
         v: Tensor,
         gradient: DoubleWords,
         is_usable: Tensor,
-        first: int = 0,
+        names: Sequence[int] | None = None,
     ) -> list[SampleAudit | None]:
         """The audit of a run at x: see `audit_values`.
 
@@ -174,7 +179,7 @@ class BatchedNetwork:
             v: (samples, K).
             gradient: J^T v (samples, entries).
             is_usable: (samples,) bool: samples that are decided and have a finite radius.
-            first: Number of the first sample, for errors.
+            names: Numbers of the samples, for errors; None: 0, 1, ...
         """
         if not bool(is_usable.any()):
             return [None] * len(x)
@@ -189,7 +194,7 @@ class BatchedNetwork:
             (values, torch.zeros(len(x), dtype=torch.int64)),
             off=gradient.radius.expand(len(x)),
             is_usable=is_usable,
-            names=range(first, first + len(x)),
+            names=names,
         )
 
     def _for_run(self) -> tuple[Interpreter[DoubleWords], list[Tensor]]:

@@ -109,27 +109,18 @@ def climbed(
 
 
 def _in_float64(asked: Cotangents) -> RungGradients:
-    """Plain float64, with float32 beside it; samples in doubt once more with value numbers."""
-    network, v = asked.network.agreed, asked.v.to(torch.float64)
-    gradients, errors, audits = [], list[float](), list[SampleAudit | None]()
-    for piece in network.pieces(len(asked.x)):
-        x, of_piece = asked.x[piece], v[piece]
-        run = network.products(network.fast, x, of_piece, asked.samples[piece.start])
-        gradient, of_run = run.leader[0].clone(), list(run.audits)
-        log2_errors = run.log2_errors.clone()
-        again = [i for i, audit in enumerate(of_run) if audit is None]
-        if again:
-            first = asked.samples[piece.start + again[0]]
-            more = network.products(network.thorough, x[again], of_piece[again], first)
-            gradient[again], log2_errors[again] = more.leader[0], more.log2_errors
-            for i, audit in zip(again, more.audits, strict=True):
-                of_run[i] = audit
-        in_doubt = torch.tensor([audit is None for audit in of_run], device=log2_errors.device)
-        gradients.append(gradient)
-        errors += torch.where(in_doubt, torch.inf, log2_errors).tolist()
-        audits += of_run
-    name = "float64, errors by agreement with float32"
-    return RungGradients(name, torch.cat(gradients), None, errors, [False] * len(v), audits)
+    """Plain float64, with float32 beside it."""
+    agreed = asked.network.monitored.gradient(
+        asked.x, asked.v.to(torch.float64), is_audited=True, names=asked.samples
+    )
+    return RungGradients(
+        "float64, errors by agreement with float32",
+        agreed.gradient,
+        None,
+        agreed.log2_error.tolist(),
+        [False] * len(asked.x),
+        list(agreed.audits),
+    )
 
 
 def _in_double_words(asked: Cotangents) -> RungGradients:
@@ -137,7 +128,7 @@ def _in_double_words(asked: Cotangents) -> RungGradients:
     x, v, bits = asked.x, asked.v, asked.bits
     working = 63 if bits <= _FEW_BITS else LARGEST_BITS
     network = asked.network.double_words(working)
-    double_words, doubt, audits = network.audited_gradient(x, v)
+    double_words, doubt, audits = network.audited_gradient(x, v, asked.samples)
     bounds = torch.where(doubt, math.inf, log2_relative_errors(double_words))
     unproved = (bounds > -bits) & (bounds <= LEAST_BOUND)
     errors = bounds.clone()

@@ -64,19 +64,24 @@ def is_order_unclear(
     if kind == "cw":
         others = leading.scatter(1, label[:, None], -torch.inf)
         # a single other class is the largest
-        return _are_close(others, 2) if others.shape[1] > 2 else nowhere
+        return are_neighbours_close(others.topk(2, 1).values) if others.shape[1] > 2 else nowhere
     if kind == "dlr":  # the classes that it uses, and the next; a masked one leaves it undefined
         used = 4 if targeted else 3
-        is_masked = leading.topk(used, 1).values[:, -1].isneginf()
-        return _are_close(leading, min(used + 1, leading.shape[1])) | is_masked
+        ranked = leading.topk(min(used + 1, leading.shape[1]), 1).values
+        is_masked = ranked[:, used - 1].isneginf()
+        return are_neighbours_close(ranked) | is_masked
     return nowhere
 
 
-def _are_close(logits: Tensor, count: int) -> Tensor:
-    """(samples,): whether two neighbours among the largest logits are too close to tell apart."""
-    largest = logits.topk(count, 1).values
-    apart, sizes = -largest.diff(dim=1), largest.abs()
-    return (apart <= CLOSE * torch.maximum(sizes[:, 1:], sizes[:, :-1])).any(1)
+def are_neighbours_close(ranked: Tensor) -> Tensor:
+    """(samples,): whether two neighbours in falling order are too close to tell that order.
+
+    Args:
+        ranked: (samples, count) logits; those of masked classes, minus infinity, are close to none.
+    """
+    apart, sizes = -ranked.diff(dim=1), ranked.abs()
+    are_close = apart <= CLOSE * torch.maximum(sizes[:, 1:], sizes[:, :-1])
+    return (are_close & ranked[:, 1:].isfinite()).any(1)
 
 
 def _weights_of_dlr(

@@ -9,9 +9,9 @@ from fperr import checks
 from fperr.caller_state import in_neutral_state
 from fperr.errors import StaleCaptureError
 from fperr.exact.adaptive_precision import AdaptivePrecision
-from fperr.exact.agreed_network import AgreedNetwork
 from fperr.exact.double_word_network import BatchedNetwork
 from fperr.exact.graph import Capture, capture, digest_of
+from fperr.exact.monitored_network import MonitoredNetwork
 
 
 class PreparedNetwork:
@@ -28,9 +28,9 @@ class PreparedNetwork:
         self._balls: dict[tuple[int, int], AdaptivePrecision] = {}
 
     @cached_property
-    def agreed(self) -> AgreedNetwork:
+    def monitored(self) -> MonitoredNetwork:
         """The network in float64, beside float32."""
-        return AgreedNetwork(self.capture, self._device)
+        return MonitoredNetwork(self.capture, self._device)
 
     def double_words(self, bits: int, *, is_control: bool = False) -> BatchedNetwork:
         """The network in pairs of float64; arguments as for `BatchedNetwork`."""

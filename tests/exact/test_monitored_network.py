@@ -11,13 +11,14 @@ from torch import nn
 
 from fperr import data, exact, zoo
 from fperr.errors import UndecidedError
+from fperr.exact.agreed_run import LOG2_SHARE
 from fperr.exact.graph import capture
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.monitored import arithmetic, watch
 from fperr.exact.monitored.arithmetic import MonitoredArithmetic
 from fperr.exact.monitored.array import MonitoredArray, norms
 from fperr.exact.monitored.sizes import SampleSizes
-from fperr.exact.monitored_network import LOG2_SHARE, MonitoredNetwork
+from fperr.exact.monitored_network import MonitoredNetwork
 from fperr.exact.monitored_pair import Doubts, MonitoredPair
 from fperr.exact.mp import MpArithmetic
 from tests.makers.networks import NETWORKS, SIDE, build

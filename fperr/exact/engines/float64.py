@@ -1,6 +1,6 @@
 """The exact network in plain float64, with float32 beside it to estimate its error.
 
-The lowest rung: cheap, and agreed, never proved. See `fperr.exact.monitored_network`.
+The lowest rung: cheap, and agreed, never proved. See `fperr.exact.agreed_run`.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
 from fperr.exact.adaptive_precision import arb_of
-from fperr.exact.agreed_network import AgreedNetwork, AgreedRun, of_all
+from fperr.exact.agreed_run import AgreedRun, agreed_run, audits_of, log2_of_share
 from fperr.exact.audit.samples import SampleAudit
 from fperr.exact.ball.arithmetic import BallArithmetic
 from fperr.exact.branches import branches_of
@@ -26,10 +26,10 @@ from fperr.exact.engines.samples_of_run import sample_of_run, stacked
 from fperr.exact.engines.scaled import Scaled
 from fperr.exact.graph import Capture, probe
 from fperr.exact.interpreter import SavedValues
-from fperr.exact.logit_direction import CLOSE
-from fperr.exact.monitored.array import MonitoredArray
+from fperr.exact.logit_direction import are_neighbours_close
+from fperr.exact.monitored.array import MonitoredArray, norms
 from fperr.exact.monitored.watch import MARGIN
-from fperr.exact.monitored_network import log2_of_share
+from fperr.exact.monitored_network import MonitoredNetwork
 from fperr.exact.monitored_pair import Doubts, MonitoredPair
 
 _LOGIT_BITS = 200  # working precision of the gradients of losses that are functions
@@ -144,7 +144,7 @@ class Float64Engine(ExactEngine[Scaled]):
 
     def __init__(self, capture: Capture, device: torch.device, *, by_rows: bool) -> None:
         super().__init__(Float64Vectors(device))
-        self._network, self._by_rows = AgreedNetwork(capture, device), by_rows
+        self._network, self._by_rows = MonitoredNetwork(capture, device), by_rows
         self._classes = capture.shapes[capture.results[0].name][1]
 
     @property
@@ -161,7 +161,7 @@ class Float64Engine(ExactEngine[Scaled]):
 
         Samples that value numbers could settle are computed again with them.
         """
-        points = self._states(self._network.fast, x)
+        points = self._states(self._network.coarse, x)
         again = [i for i, point in enumerate(points) if isinstance(point, NoExactPoint)]
         if again:
             for i, point in zip(again, self._states(self._network.thorough, x[again]), strict=True):
@@ -170,9 +170,14 @@ class Float64Engine(ExactEngine[Scaled]):
 
     def _states(self, pair: MonitoredPair, x: Tensor) -> list[_Point | NoExactPoint]:
         v = probe(x.new_empty((len(x), self._classes), dtype=torch.float64))
-        compute = self._network.rows if self._by_rows else self._network.products
-        run = compute(pair, x, v)
-        unclear = _is_order_unclear(of_all(run.run.leader.logits, len(x)))
+        cotangents = list(self._one_hot()) if self._by_rows else [v]
+        run = agreed_run(pair, x, lambda *_: cotangents)
+        gradient = run.leader[0]
+        if self._by_rows:
+            terms = [w[:, None] * row for w, row in zip(v.T, run.leader, strict=True)]
+            gradient = torch.stack(terms).sum(0)
+        audits = audits_of(run, x, v, gradient, range(len(x)))
+        unclear = are_neighbours_close(run.logits.sort(1, descending=True).values)
         return [
             NoExactPoint(
                 ReferenceNotCertifiedError(
@@ -181,7 +186,7 @@ class Float64Engine(ExactEngine[Scaled]):
             )
             if audit is None or is_unclear
             else self._point(run, x, i, audit)
-            for i, (audit, is_unclear) in enumerate(zip(run.audits, unclear.tolist(), strict=True))
+            for i, (audit, is_unclear) in enumerate(zip(audits, unclear.tolist(), strict=True))
         ]
 
     def _one_hot(self) -> Tensor:
@@ -201,8 +206,8 @@ class Float64Engine(ExactEngine[Scaled]):
         else:
             saved = own.saved_values, follower.saved_values
             jacobian = AgreedPullbacks(pair, *saved, follower_z)
-        z = own.logits.values.reshape(-1)
-        size = float(torch.linalg.vector_norm(z.nan_to_num(0.0, 0.0, 0.0)))
+        z = run.logits[i]
+        size = float(norms(z[None]))
         return ExactPoint(
             x[i : i + 1],
             [context.mpf(value) for value in z.tolist()],
@@ -223,7 +228,7 @@ class Float64Engine(ExactEngine[Scaled]):
     ) -> list[TransposedJacobian[Scaled] | None]:
         """See `ExactEngine`; in float64 alone."""
         maps = dict[int, TransposedJacobian[Scaled] | None]()
-        for pair in (self._network.fast, self._network.thorough):
+        for pair in (self._network.coarse, self._network.thorough):
             own = [i for i, state in enumerate(states) if state.interpreter is pair.leader]
             if own and self._by_rows:
                 saved = [saved_values[i] for i in own]
@@ -279,11 +284,3 @@ class Float64Engine(ExactEngine[Scaled]):
         entering = self.vectors.from_torch(v[None])
         g, h = point.map.products(entering, entering)
         return g, self._log2_error(g, h), False
-
-
-def _is_order_unclear(z: Tensor) -> Tensor:
-    """(samples,): whether two logits (samples, K) are too close to tell their order."""
-    ranked = z.sort(1).values
-    apart, sizes = ranked.diff(dim=1), ranked.abs()
-    close = apart <= CLOSE * torch.maximum(sizes[:, 1:], sizes[:, :-1])
-    return (close & ranked[:, 1:].isfinite() & ranked[:, :-1].isfinite()).any(1)
