@@ -175,7 +175,6 @@ class Interpreter(Generic[T]):
         saved_values: SavedValues[T],
         v: T,
         observe: Observer[T] | None = None,
-        overrides: Mapping[str, NodeValue[T]] | None = None,
     ) -> T:
         """Compute J^T v for every row of v, with the J that the saved values define.
 
@@ -184,7 +183,6 @@ class Interpreter(Generic[T]):
             v: Cotangents of the logits (count, K).
             observe: Callback that gets every node and its value, which has a trailing axis with one
                 entry for each row of v.
-            overrides: Values of nodes to use instead of computing them, by node name.
 
         Returns:
             The products (count, entries of x).
@@ -198,7 +196,6 @@ class Interpreter(Generic[T]):
         entering = self.arithmetic.permute(self.arithmetic.without_value_numbers(v), (1, 0))
         v_node = self.capture.placeholders[1].name
         values[v_node] = self.arithmetic.reshape(entering, (1, classes, count))
-        values |= {name: self._lift(value) for name, value in (overrides or {}).items()}
         for node in self.capture.backward:
             if node.name in values:
                 continue
@@ -216,6 +213,7 @@ class Interpreter(Generic[T]):
         v: T,
         observe: Observer[T] | None = None,
         *,
+        overrides: Mapping[str, NodeValue[T]] | None = None,
         has_checked: bool = False,
     ) -> T:
         """Compute J^T v, (1, *shape), for a single v; in a batch, for one v of each sample.
@@ -224,6 +222,7 @@ class Interpreter(Generic[T]):
             saved_values: Saved values of the samples.
             v: Cotangents of the logits (1, K).
             observe: Callback that gets every node and its value.
+            overrides: Values of nodes to use instead of computing them, by node name.
             has_checked: See `forward_from`.
 
         Raises:
@@ -232,7 +231,12 @@ class Interpreter(Generic[T]):
         if not has_checked:
             self.capture.constants()
         v = self.arithmetic.without_value_numbers(v)  # nothing is decided that depends on it
-        values = {**self._constants, **saved_values.values, self.capture.placeholders[1].name: v}
+        values = {
+            **self._constants,
+            **saved_values.values,
+            self.capture.placeholders[1].name: v,
+            **(overrides or {}),
+        }
         for node in self.capture.backward:
             if node.name not in values:
                 values[node.name] = self._run(node, values)

@@ -11,29 +11,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from fperr.exact.adaptive_precision import (
-    AdaptivePrecision,
-    log2_relative_radius,
-    losses,
-    midpoints,
-)
-from fperr.exact.ball.arithmetic import BallArithmetic
-from fperr.exact.ball.array import BallArray
-from fperr.exact.branches import branches_of, corresponding, flips
+from fperr.exact import index_arrays
+from fperr.exact.branches import Branches, branches_of, corresponding, flips
+from fperr.exact.engines.gradient import LossAtSample
+from fperr.exact.engines.replays import ReplayLadder, Replays, replay_vectors
+from fperr.exact.engines.samples_of_run import sample_of_run, sample_of_saved
 from fperr.exact.engines.scaled import scaled
-from fperr.exact.engines.vectors import MpVectors
-from fperr.exact.error_bound import decide_order, logit_gradient_balls
 from fperr.exact.graph import Capture, Node
-from fperr.exact.interpreter import ForwardRun, Interpreter
-from fperr.exact.mp import MpArithmetic, MpArray
+from fperr.exact.interpreter import Interpreter
+from fperr.exact.mp import MpArray
 from fperr.exact.own_constants import with_own_constants
+from fperr.exact.precision import bits_for_delta
 from fperr.exact.saved_values import FloatRun, float_run
 from fperr.losses import Context
 from fperr.measurement.arguments import MeasureRequest
 from fperr.networks.in_format import FloatGradient, FormatNetwork
 
-_BITS = 120  # correct bits of every gradient, so that differences of two of them are accurate
+# What a step adds is known to four digits down to 2**-10 of the format's unit roundoff.
+_MORE_BITS = 10
 _CAST = "cast", "weights and input rounded"
 _CONSTANTS = "constants", "operations on weights alone"
 
@@ -95,7 +92,11 @@ class LayerTracer:
                 self.computed.logit_gradient,
                 everything=True,
             )
-        self.vectors = MpVectors(MpArithmetic(2 * _BITS))
+        self._bits = bits_for_delta(network.format.unit_roundoff) + _MORE_BITS
+        self.vectors = replay_vectors(self._bits)
+        self.loss_at_sample = LossAtSample(
+            self.loss.kind, int(self.label), float(self.computed.scale.c), self.targeted, self.y
+        )
 
     @property
     def is_finite(self) -> bool:
@@ -108,8 +109,8 @@ class LayerTracer:
     def rows(self) -> Iterator[dict[str, object]]:
         """The row of each step: the vector that it adds, relative to gradient and total error."""
         A = self.vectors
-        gradient, exact_run = self._exact_gradient()
-        steps = self._steps(exact_run)
+        gradient, branches = self._exact_gradient()
+        steps = self._steps(branches)
         computed = A.from_torch(self.computed.gradient.reshape(1, -1))
         g = scaled(A, gradient)
         total_error = scaled(A, A.sub(computed, gradient))
@@ -131,151 +132,119 @@ class LayerTracer:
             }
             before = step.gradient
 
-    def _gradient(
-        self, interpreter: Interpreter[BallArray], run: ForwardRun[BallArray], bits: list[float]
-    ) -> MpArray:
-        """The gradient of the loss, exact after the logits; adds its proved bits to `bits`."""
-        A = interpreter.arithmetic
-        assert isinstance(A, BallArithmetic)
-        decide_order(run.logits)
-        v = logit_gradient_balls(
-            A,
-            self.loss.kind,
-            run.logits,
-            int(self.label),
-            c=self.vectors.context.mpf(float(self.computed.scale.c)),
-            targeted=self.targeted,
-            y=self.y,
-        )
-        if v is None:
-            raise ValueError(f"loss {self.loss.name!r} is undefined at this sample: leave it out")
-        return self._midpoints(interpreter.products(run.saved_values, v), bits)
+    def _exact_gradient(self) -> tuple[MpArray, tuple[Branches, ...]]:
+        """The exact gradient, and the branches that the exact network takes."""
 
-    def _midpoints(self, balls: BallArray, bits: list[float]) -> MpArray:
-        """The midpoints of a gradient in balls; adds its proved bits to `bits`."""
-        bits.append(-log2_relative_radius(balls))
-        return midpoints(balls, self.vectors.context)
+        def use(replays: Replays[Any]) -> tuple[tuple[MpArray, tuple[Branches, ...]], float]:
+            interpreter = replays.interpreter
+            run = interpreter.forward(self.x)
+            gradient, bits = replays.loss_gradient(run, self.loss_at_sample)
+            sample = sample_of_run(run, 0)
+            branches = branches_of(self.exact_capture, sample, interpreter.arithmetic)
+            return (gradient, branches), bits
 
-    def _exact_gradient(
-        self,
-    ) -> tuple[MpArray, tuple[Interpreter[BallArray], ForwardRun[BallArray]]]:
-        """The exact gradient, and the run of the exact network that it comes from."""
+        return self._ladder(self.exact_capture, self.x, 1).settled(use)
 
-        def attempt(
-            interpreter: Interpreter[BallArray],
-        ) -> tuple[MpArray, Interpreter[BallArray], ForwardRun[BallArray], float]:
-            run, bits = interpreter.forward(self.x), list[float]()
-            gradient = self._gradient(interpreter, run, bits)
-            return gradient, interpreter, run, min(bits)
+    def _ladder(self, capture: Capture, x: Tensor, gradients: int) -> ReplayLadder:
+        return ReplayLadder(capture, x, self._bits, self.vectors, gradients)
 
-        (gradient, interpreter, run, _), _ = AdaptivePrecision(self.exact_capture, _BITS).raised(
-            attempt, lambda result: result[3], lambda i: losses(i, self.x, None)
-        )
-        return gradient, (interpreter, run)
-
-    def _steps(
-        self, exact: tuple[Interpreter[BallArray], ForwardRun[BallArray]]
-    ) -> list[LayerStep]:
-        """The steps from the exact gradient to the format's, each with `_BITS` proved bits."""
+    def _steps(self, branches: tuple[Branches, ...]) -> list[LayerStep]:
+        """The steps from the exact gradient to the format's, each with the proved bits."""
         assert self.own_capture is not None
         if self.own_capture is self.capture:
-            return self._raised(self.capture, functools.partial(self._walk, exact, _CAST))
-        cast = self._raised(self.capture, functools.partial(self._step_of_weights, _CAST))
-        return cast + self._raised(
-            self.own_capture, functools.partial(self._walk, exact, _CONSTANTS)
+            return self._settled(self.capture, functools.partial(self._walk, branches, _CAST))
+        cast = self._settled(self.capture, functools.partial(self._step_of_weights, _CAST))
+        return cast + self._settled(
+            self.own_capture, functools.partial(self._walk, branches, _CONSTANTS)
         )
 
-    def _raised(
-        self,
-        capture: Capture,
-        steps: Callable[[Interpreter[BallArray], list[float]], Iterable[LayerStep]],
+    def _settled(
+        self, capture: Capture, steps: Callable[[Replays[Any], list[float]], Iterable[LayerStep]]
     ) -> list[LayerStep]:
-        """Steps through a network, at a precision that proves `_BITS` bits of each."""
+        """Steps through a network, in an arithmetic that proves enough bits of each."""
 
-        def attempt(interpreter: Interpreter[BallArray]) -> tuple[list[LayerStep], float]:
+        def use(replays: Replays[Any]) -> tuple[list[LayerStep], float]:
             bits: list[float] = []
-            return list(steps(interpreter, bits)), min(bits)
+            return list(steps(replays, bits)), min(bits)
 
-        cast_x = self.network.cast(self.x)
-        (layer_steps, _), _ = AdaptivePrecision(capture, _BITS).raised(
-            attempt, lambda result: result[1], lambda i: losses(i, cast_x, None)
-        )
-        return layer_steps
+        nodes = len(capture.forward) + len(capture.backward)
+        return self._ladder(capture, self.network.cast(self.x), nodes).settled(use)
 
     def _step_of_weights(
-        self, words: tuple[str, str], interpreter: Interpreter[BallArray], bits: list[float]
+        self, words: tuple[str, str], replays: Replays[Any], bits: list[float]
     ) -> Iterator[LayerStep]:
-        """The step to the network of the interpreter: its layer and half, and what it rounds."""
-        run = interpreter.forward(self.network.cast(self.x))
-        gradient = self._gradient(interpreter, run, bits)
+        """The step to the network of the replays: its layer and half, and what it rounds."""
+        run = replays.interpreter.forward(self.network.cast(self.x))
+        gradient, proved_bits = replays.loss_gradient(run, self.loss_at_sample)
+        bits.append(proved_bits)
         yield LayerStep(words[0], words[1], words[0], gradient, 0)
 
     def _walk(
         self,
-        exact: tuple[Interpreter[BallArray], ForwardRun[BallArray]],
+        branches: tuple[Branches, ...],
         words: tuple[str, str],
-        interpreter: Interpreter[BallArray],
+        replays: Replays[Any],
         bits: list[float],
     ) -> Iterator[LayerStep]:
-        """The steps, at the precision of the interpreter; adds their proved bits to `bits`.
+        """The steps, in the arithmetic of the replays; adds their proved bits to `bits`.
 
         Args:
-            exact: The exact network and its run.
+            branches: Branches that the exact network takes.
             words: Layer and half of the first step, and what it rounds.
-            interpreter: Network with the format's weights and constants.
+            replays: Network with the format's weights and constants.
             bits: List that the proved bits are added to.
         """
-        cast_x = self.network.cast(self.x)
-        flips_at = self._flips(interpreter, exact)
+        cast_x, interpreter = self.network.cast(self.x), replays.interpreter
+        flips_at = self._flips(interpreter, branches)
+
+        def with_bits(gradient: MpArray, proved_bits: float) -> MpArray:
+            bits.append(proved_bits)
+            return gradient
+
         run = interpreter.forward(cast_x)
-        gradient = self._gradient(interpreter, run, bits)
+        gradient = with_bits(*replays.loss_gradient(run, self.loss_at_sample))
         yield LayerStep(words[0], words[1], words[0], gradient, 0)
         # values of the nodes that have been replayed as the format computed them, by node
         replayed: dict[str, Any] = {
             self.capture.placeholders[0].name: interpreter.arithmetic.from_torch(cast_x)
         }
         for node in self.capture.forward:
-            rounds = self._advance(interpreter, node, replayed)
+            rounds = self._advance(replays, node, replayed)
             if rounds:
                 run = interpreter.forward(cast_x, replayed)
-                gradient = self._gradient(interpreter, run, bits)
+                gradient = with_bits(*replays.loss_gradient(run, self.loss_at_sample))
             if rounds or node.name in flips_at:
                 yield LayerStep(
                     node.name, _operation(node), "forward", gradient, flips_at.get(node.name, 0)
                 )
-        v = interpreter.arithmetic.from_torch(self.computed.logit_gradient)
-        gradient = self._midpoints(interpreter.products(run.saved_values, v), bits)
+        v = self.computed.logit_gradient
+        gradient = with_bits(*replays.product(run.saved_values, v))
         yield LayerStep("loss", self.loss.name, "loss", gradient, 0)
-        replayed = {**run.values, self.capture.placeholders[1].name: v}
+        entering = interpreter.arithmetic.from_torch(v)
+        replayed = {**run.values, self.capture.placeholders[1].name: entering}
         backward_values: dict[str, Any] = {}
         for node in self.capture.backward:
-            if self._advance(interpreter, node, replayed):
+            if self._advance(replays, node, replayed):
                 backward_values[node.name] = replayed[node.name]
-                balls = interpreter.products(run.saved_values, v, overrides=backward_values)
-                gradient = self._midpoints(balls, bits)
+                gradient = with_bits(*replays.product(run.saved_values, v, backward_values))
                 yield LayerStep(node.name, _operation(node), "backward", gradient, 0)
             backward_values[node.name] = replayed[node.name]
 
-    def _advance(
-        self, interpreter: Interpreter[BallArray], node: Node, replayed: dict[str, Any]
-    ) -> bool:
+    def _advance(self, replays: Replays[Any], node: Node, replayed: dict[str, Any]) -> bool:
         """Add the format's value of a node to `replayed`; return whether the node rounded."""
-        computed = interpreter.converted(self.run.values[node.name])
-        exact = interpreter.applied(node, replayed)
+        computed = replays.interpreter.converted(self.run.values[node.name])
+        exact = replays.interpreter.applied(node, replayed)
         replayed[node.name] = computed
-        return not _equal(computed, exact, interpreter)
+        return not _is_same(computed, exact, replays)
 
     def _flips(
-        self,
-        interpreter: Interpreter[BallArray],
-        exact: tuple[Interpreter[BallArray], ForwardRun[BallArray]],
+        self, interpreter: Interpreter[Any], branches: tuple[Branches, ...]
     ) -> dict[str, int]:
         """The number of branches that differ from the exact network's, by layer."""
-        branches = branches_of(self.exact_capture, exact[1], exact[0].arithmetic)
         keys = corresponding(branches, self.capture)
         if keys is None:
             return {}
-        saved = interpreter.saved_values_of(self.run, 0)
+        saved = sample_of_saved(interpreter.saved_values_of(self.run, 0), 0)
         return {f.layer: f.flips + f.tie_flips for f in flips(branches, saved, keys)}
 
 
@@ -284,12 +253,12 @@ def _operation(node: Node) -> str:
     return str(node.target).removeprefix("aten.").rsplit(".", 1)[0]
 
 
-def _equal(a: Any, b: Any, interpreter: Interpreter[BallArray]) -> bool:
+def _is_same(a: Any, b: Any, replays: Replays[Any]) -> bool:
     """Whether a and b hold the same numbers; outputs that one of them lacks count as equal."""
     if isinstance(a, list | tuple):
         return all(
-            x is None or y is None or _equal(x, y, interpreter) for x, y in zip(a, b, strict=True)
+            x is None or y is None or _is_same(x, y, replays) for x, y in zip(a, b, strict=True)
         )
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    return interpreter.arithmetic.equal(a, b)
+    if index_arrays.is_index_array(a):
+        return np.array_equal(index_arrays.of_one(a), index_arrays.of_one(b))
+    return replays.is_same(a, b)

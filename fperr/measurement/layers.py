@@ -41,7 +41,9 @@ def trace_layers(
     """Split the error of an input gradient by the operations of the network.
 
     The report says how much each operation adds to the error. Every sample runs by itself (batch
-    size 1). The cost is about one exact gradient for each operation that rounds.
+    size 1). The cost is about one exact gradient for each operation that rounds; every gradient is
+    proved, in pairs of float64 or else in balls, to ten bits more than four digits of the format's
+    delta need.
 
     Args:
         model: Module in evaluation mode that maps (batch, *shape) to logits (batch, K).
@@ -64,6 +66,7 @@ def trace_layers(
 
     Warns:
         UserWarning: a sample overflows in the format, and is left out.
+        SlowReferenceWarning: a sample needs balls, and how long that takes.
 
     Example:
         The input's cast is traced first; then the forward half, the loss and the backward half.

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 import fperr
 from fperr import exact, zoo
-from fperr.errors import CaptureAuditError
+from fperr.errors import CaptureAuditError, SlowReferenceWarning
 from fperr.exact import Interpreter, MpArithmetic
 from fperr.exact.branches import branches_of, corresponding, flips
 from fperr.exact.interpreter import SavedValues
+from fperr.exact.precision import BITS_OF_DELTA
 from tests.conftest import integers, normal, seeded, tiny_mlp
 from tests.makers.networks import build
 
@@ -261,6 +262,40 @@ def test_an_error_planted_in_one_operation_is_found_there(monkeypatch):
     )
     before = frame.loc[: frame.index[frame["layer"] == "addmm"][0] - 1, "contribution"]
     assert before.max() < 1e-13
+
+
+@pytest.mark.parametrize(("name", "form"), [("lenet", "float16"), ("vgg_bn", "float64")])
+def test_pairs_and_balls_give_the_same_trace(name, form, monkeypatch):
+    model, x = build(name), torch.rand(1, 3, 8, 8)
+
+    def traced():
+        return fperr.trace_layers(model, x, loss="mifpe", format=form, progress=False).frame
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fperr.exact.engines.replays.AdaptivePrecision", None)  # no ball is needed
+        pairs = traced()
+    monkeypatch.setattr("fperr.exact.engines.replays._PairReplays", None)
+    monkeypatch.setattr("fperr.exact.engines.replays.MOST_BITS", {"double_word": 0})
+    balls = traced()
+    assert (pairs["layer"].tolist(), pairs["flips"].tolist()) == (
+        balls["layer"].tolist(),
+        balls["flips"].tolist(),
+    )
+    # every gradient is off by less than 2^-(bits + 10) of its norm, and each step has two of them
+    off = 4 * 2.0 ** (-BITS_OF_DELTA - 10) * torch.finfo(getattr(torch, form)).eps / 2
+    assert (pairs["contribution"] - balls["contribution"]).abs().max() <= off
+    assert balls["contribution"].max() > 1000 * off
+
+
+def test_a_trace_goes_to_balls_where_pairs_prove_too_little(monkeypatch):
+    """Pairs that lose their bits, as in deep networks, change nothing but the time."""
+    model, x = build("lenet"), torch.rand(1, 3, 8, 8)
+    honest = fperr.trace_layers(model, x, loss="mifpe", progress=False).frame
+    monkeypatch.setattr("fperr.exact.engines.replays.log2_relative_errors", lambda _: -20.0)
+    monkeypatch.setattr("fperr.exact.engines.cost._MOMENT", 0.0)
+    with pytest.warns(SlowReferenceWarning, match=r"1 sample needs balls.* Trace fewer samples"):
+        fallen = fperr.trace_layers(model, x, loss="mifpe", progress=False).frame
+    assert fallen["layer"].tolist() == honest["layer"].tolist()
 
 
 def test_a_trace_takes_targets_and_refuses_nonsense():

@@ -25,19 +25,26 @@ _PRODUCTS = {
 }
 
 
-def announce_balls(capture: Capture, samples: int, products: int) -> None:
+def announce_balls(
+    capture: Capture,
+    samples: int,
+    products: int,
+    remedy: str = "`fperr.measure(max_seconds=...)` leaves them uncertified instead",
+) -> None:
     """Say how long samples take in balls, where that is longer than a moment.
 
     Args:
         capture: Network, captured for a single sample.
         samples: Number of samples.
         products: Number of vector-Jacobian products at each of them.
+        remedy: What the caller can do instead.
     """
     seconds = seconds_in_balls(capture, samples, products)
     if seconds > _MOMENT:
         warnings.warn(
-            f"{samples} samples need balls, as no cheaper arithmetic settles them: about "
-            f"{seconds:.0f} s. `fperr.measure(max_seconds=...)` leaves them uncertified instead",
+            f"{samples} {'sample needs' if samples == 1 else 'samples need'} balls, as no cheaper "
+            f"arithmetic settles {'it' if samples == 1 else 'them'}: about "
+            f"{seconds:.0f} s. {remedy}",
             SlowReferenceWarning,
             stacklevel=3,
         )

@@ -7,16 +7,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from flint import arb
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fperr.errors import ReferenceNotCertifiedError, UndecidedError
-from fperr.exact.adaptive_precision import arb_of, midpoints, norms
 from fperr.exact.audit.samples import SampleAudit
-from fperr.exact.ball.arithmetic import BallArithmetic, log2_upper
 from fperr.exact.branches import branches_of
 from fperr.exact.double_word import LARGEST_BITS, DoubleWords
 from fperr.exact.double_word.comparisons import order_undecided
@@ -26,13 +21,13 @@ from fperr.exact.double_word_network import (
     BatchRun,
     log2_relative_errors,
     of_all,
-    to_mpmath,
 )
 from fperr.exact.engines.base import ExactEngine, ExactPoint, NoExactPoint
 from fperr.exact.engines.gradient import (
     GradientAtSample,
     LossAtSample,
-    logit_gradient_in_balls,
+    logit_gradient_in_pairs,
+    logits_of_pairs,
 )
 from fperr.exact.engines.jacobian import DoubleWordPullbacks, DoubleWordRows, TransposedJacobian
 from fperr.exact.engines.samples_of_run import sample_of_run, sample_of_saved, stacked
@@ -48,8 +43,6 @@ _RUNG = 22  # bits below, where a run must agree if the bound proves too few bit
 _GUARD_BITS, _MORE_OF_LOGITS = 4, 12
 # up to so many bits, matrix products with so many suffice
 _FEW_BITS, _FEW_WORKING_BITS = 34, 63
-_LOGIT_BITS = 200  # working precision of the logit gradients that pairs of float64 multiply
-_LEAST_LOG2_RADIUS = -1000.0  # 2.0**log2_radius must not underflow: float64 ends at 2**-1074
 _Point = ExactPoint[DoubleWords, ScaledDoubleWords]
 
 
@@ -191,13 +184,8 @@ class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
         The logit gradient is computed in balls around the point's logits; the product with the
         Jacobian is computed in pairs of float64.
         """
-        A, B = self.vectors, BallArithmetic(_LOGIT_BITS)
-        radius = 2.0 ** math.ceil(max(point.log2_radius, _LEAST_LOG2_RADIUS))
-        logits = B.array([arb(arb_of(z), radius) for z in point.z], (1, len(point.z)))
-        v_balls = logit_gradient_in_balls(B, loss, logits)
-        width, _ = norms(v_balls)
-        numbers = midpoints(v_balls, A.context)
-        v = A.array(numbers, log2_upper(width) if width > 0 else None)
+        A = self.vectors
+        v = logit_gradient_in_pairs(A, loss, point.z, point.log2_radius)
         g = point.map.product(v)
         v_error, g_error = (float(log2_relative_errors(vector.words)) for vector in (v, g))
         error = max(v_error, g_error)
@@ -277,7 +265,7 @@ class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
         radius = float(logits.radius)
         return ExactPoint(
             x,
-            _equal_logits_alike(to_mpmath(logits, self.vectors.context), logits),
+            logits_of_pairs(logits, self.vectors.context),
             math.log2(radius) if radius else -math.inf,
             run.saved_values,
             DoubleWordPullbacks(self._network, run.saved_values)
@@ -292,15 +280,6 @@ class DoubleWordEngine(ExactEngine[ScaledDoubleWords]):
             audit,
             None if rows else CoarserPullbacks(self._coarser, x),
         )
-
-
-def _equal_logits_alike(numbers: NDArray[np.object_], logits: DoubleWords) -> list[Any]:
-    """The numbers, with the first of those that are equal by construction in place of all."""
-    assert logits.value_number is not None
-    first: dict[int, Any] = {}
-    identifiers = logits.value_number.identifiers().reshape(-1).tolist()
-    pairs = zip(identifiers, numbers.reshape(-1), strict=True)
-    return [first.setdefault(identifier, number) for identifier, number in pairs]
 
 
 def _matrix(rows: list[DoubleWords]) -> DoubleWords:

@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import mpmath
+from flint import arb
+from mpmath import MPContext
 
 from fperr.errors import ReferenceNotCertifiedError
-from fperr.exact.ball.arithmetic import BallArithmetic
+from fperr.exact.adaptive_precision import arb_of, midpoints, norms
+from fperr.exact.ball.arithmetic import BallArithmetic, log2_upper
 from fperr.exact.ball.array import BallArray
+from fperr.exact.double_word import DoubleWords
+from fperr.exact.double_word_network import to_mpmath
 from fperr.exact.engines.scaled import Vector
+from fperr.exact.engines.vectors import DoubleWordVectors, ScaledDoubleWords
 from fperr.exact.error_bound import logit_gradient_balls
 from fperr.exact.logit_gradient import logit_gradient
 from fperr.exact.loss_function import LossGradient
 from fperr.exact.precision import Certainty, certainty
 
 _STAGE_BITS = 10  # a stage is resolved to 2**-10 of a format's rounding
+_LOGIT_BITS = 200  # working precision of the logit gradients that pairs of float64 multiply
+_LEAST_LOG2_RADIUS = -1000.0  # 2.0**log2_radius must not underflow: float64 ends at 2**-1074
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +133,34 @@ def logit_gradient_in_balls(A: BallArithmetic, loss: LossAtSample, logits: BallA
     if gradient is None:
         raise ReferenceNotCertifiedError("the loss has no finite gradient at these logits")
     return gradient
+
+
+def logit_gradient_in_pairs(
+    A: DoubleWordVectors, loss: LossAtSample, z: Sequence[Any], log2_radius: float
+) -> ScaledDoubleWords:
+    """The loss's logit gradient (1, K), computed in balls, as pairs of float64 with its radius.
+
+    Args:
+        A: Vectors in pairs of float64.
+        loss: The loss.
+        z: K logits, `mpf`.
+        log2_radius: log2 of an upper bound on the error of each logit.
+
+    Raises:
+        UndecidedError, ReferenceNotCertifiedError: As for `logit_gradient_in_balls`.
+    """
+    B = BallArithmetic(_LOGIT_BITS)
+    radius = 2.0 ** math.ceil(max(log2_radius, _LEAST_LOG2_RADIUS))
+    logits = B.array([arb(arb_of(number), radius) for number in z], (1, len(z)))
+    balls = logit_gradient_in_balls(B, loss, logits)
+    width, _ = norms(balls)
+    return A.array(midpoints(balls, A.context), log2_upper(width) if width > 0 else None)
+
+
+def logits_of_pairs(logits: DoubleWords, context: MPContext) -> list[Any]:
+    """The logits (1, K) as `mpf`; of those that are equal by construction, the first for all."""
+    assert logits.value_number is not None
+    first: dict[int, Any] = {}
+    identifiers = logits.value_number.identifiers().reshape(-1).tolist()
+    pairs = zip(identifiers, to_mpmath(logits, context).reshape(-1), strict=True)
+    return [first.setdefault(identifier, number) for identifier, number in pairs]
