@@ -31,7 +31,8 @@ from fperr.exact.precision import (
 from fperr.exact.prepared import PreparedModel
 from fperr.vocabulary import ENGINE_CHOICES, EngineChoice, EngineName
 
-MOST_DOUBLE_WORD_BITS = 96
+# the most that a caller may ask of an engine
+_MOST_BITS: dict[EngineChoice, float] = {"float64": MOST_BITS["float64"], "double_word": 96}
 _DEFAULT_BITS: dict[EngineChoice, int] = {
     "mpmath": 128,
     "ball": 128,
@@ -133,8 +134,8 @@ def gradient(
         engine: Engine to begin with; `"auto"`: the cheapest that may give `digits`.
         digits: Correct decimal digits required, relative to the norm of each sample's gradient: 4
             or more. By default, for `"auto"`, what four digits of the relative error of a gradient
-            in x's dtype need (11 for float32, 20 for float64); 11 for `"float64"` (38 bits), 24
-            for `"double_word"` (80 bits; 28 at most), 38 for the others (128 bits).
+            in x's dtype need (11 for float32, 20 for float64); 11 for `"float64"` (38 bits; 13 at
+            most), 24 for `"double_word"` (80 bits; 28 at most), 38 for the others (128 bits).
         largest_digits: Working precision at which `"ball"` gives up, in decimal digits; by default
             2,466.
 
@@ -142,7 +143,8 @@ def gradient(
         The gradients (batch, *shape) with bounds on their errors.
 
     Raises:
-        TypeError, ValueError: Unknown engine, too few digits, or v does not fit the logits.
+        TypeError, ValueError: Unknown engine, too few digits or more than the engine gives, or v
+            does not fit the logits.
         ModelError, UnsupportedOperationError, CaptureAuditError: As `capture`.
         ReferenceNotCertifiedError: The digits cannot be reached: a comparison of a ReLU or of a
             pooling is too close, or too many bits are lost; says where.
@@ -203,11 +205,11 @@ def _required_bits(
     if largest_digits is not None:
         least = SMALLEST_DIGITS if digits is None else digits
         largest_bits = bits_of(checks.whole_number("largest_digits", largest_digits, least))
-    if engine == "double_word" and bits > MOST_DOUBLE_WORD_BITS:
-        most = math.floor(digits_of(MOST_DOUBLE_WORD_BITS))
+    most_bits = _MOST_BITS.get(engine, math.inf)
+    if bits > most_bits:
         raise ValueError(
-            f"engine='double_word' gives at most {most} digits, got digits={digits}: use "
-            "engine='ball' for more"
+            f"engine={engine!r} gives at most {math.floor(digits_of(most_bits))} digits, got "
+            f"digits={digits}: use engine='ball' for more"
         )
     return bits, largest_bits
 

@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fperr import checks
-from fperr.kernel_switches import mathematical_attention
 from fperr.networks.in_format import copied, device_and_dtype
 
 Accessor = Callable[[Any], Tensor]
@@ -159,10 +157,3 @@ def _usable_device(device: str | torch.device) -> torch.device:
     if usable.type == "meta":
         raise ValueError("device='meta' computes nothing: use device='cpu'")
     return usable
-
-
-def multiply_adds(model: nn.Module, x: Tensor) -> int:
-    """The number of multiply-adds in the products of one forward pass at x."""
-    with torch.no_grad(), mathematical_attention(), FlopCounterMode(display=False) as counter:
-        model(x)
-    return int(counter.get_total_flops()) // 2

@@ -94,6 +94,7 @@ def _network(
         "samples": frame["sample"].nunique(),
         "classes": provenance["model"]["classes"],
         "interrupted": provenance["interrupted"],
+        "time_is_up": provenance["time_is_up"],
         "margin": short(frame["margin"].median()) if frame["margin"].notna().any() else None,
         "verdicts": [
             _verdict(str(loss), str(fmt), rows, thresholds)

@@ -81,3 +81,12 @@ def test_each_shape_is_captured_once():
     assert isinstance(first.capture, Capture)
     assert first.double_words(106) is first.double_words(106)
     assert first.double_words(84, is_control=True) is not first.double_words(84)
+
+
+@pytest.mark.parametrize(("engine", "most"), [("float64", 13), ("double_word", 28)])
+def test_more_digits_than_an_engine_gives_are_refused_and_the_remedy_helps(engine, most):
+    model, x, v = tiny_mlp(), normal(1, 6), normal(1, 4)
+    with pytest.raises(ValueError, match=f"at most {most} digits.*digits={most + 1}.*'ball'"):
+        exact.gradient(model, x, v, engine=engine, digits=most + 1)
+    assert exact.gradient(model, x, v, engine="ball", digits=most + 1).certainty == ("proved",)
+    exact.gradient(model, x, v, engine=engine, digits=most)

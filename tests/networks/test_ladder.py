@@ -123,6 +123,9 @@ def test_balls_say_how_long_they_take_and_can_be_left_out(monkeypatch, tmp_path)
         report = fperr.measure(tiny_mlp(), normal(2, 6), max_seconds=1e-9, **options)
     assert set(report.frame["certainty"]) == {"uncertified"}
     assert next(iter(report.provenance.values()))["time_is_up"]
+    page = report.to_html()
+    assert "The time limit was over" in page
+    assert "images are missing" not in page
     # the remedy, in the same folder
     report = fperr.measure(tiny_mlp(), normal(2, 6), **options)
     assert report.frame.equals(alone)

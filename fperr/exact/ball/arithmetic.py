@@ -235,8 +235,9 @@ class BallArithmetic(Arithmetic[BallArray]):
         return comparisons.are_identical(a, b)
 
     def error_norms(self, a: BallArray) -> Tensor:
-        squares = [float(ball.rad()) ** 2 for ball in a.listed() if ball.rad().is_finite()]
-        return torch.tensor([math.sqrt(math.fsum(squares)) * (1 + 2.0**-20)], dtype=torch.float64)
+        # hypot does not overflow where a square does
+        norm = math.hypot(*(float(b.rad()) for b in a.listed() if b.rad().is_finite()))
+        return torch.tensor([norm * (1 + 2.0**-20)], dtype=torch.float64)
 
     def without_value_numbers(self, a: BallArray) -> BallArray:
         return a.renumbered(None)
