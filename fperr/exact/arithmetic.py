@@ -137,6 +137,14 @@ class Arithmetic(ABC, Generic[T]):
     def exp(self, a: T) -> T:
         """The exponential."""
 
+    def softmax_weights(self, a: T, dim: int) -> tuple[T, T | None]:
+        """e^(a - m), and m, a number for each row along `dim`; None for 0.
+
+        Here exponents have no limit. Where they have one, m is close to the row's largest number.
+        """
+        del dim
+        return self.exp(a), None
+
     @abstractmethod
     def log(self, a: T) -> T:
         """The natural logarithm of positive numbers."""

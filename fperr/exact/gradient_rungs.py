@@ -1,5 +1,6 @@
 """J^T v of a batch by each engine, and the climb from the cheapest to the one that proves it."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from fperr.exact.singularities import check_regular
 from fperr.vocabulary import EngineName
 
 # Pairs of float64: up to this many bits, the coarser of two working precisions is enough on
-# ordinary networks.
+# ordinary networks; where it is not, the finer one is still far cheaper than balls.
 _FEW_BITS = 44
 # Difference in bits to the second run, which must agree where the bound proves too few.
 _RUNG = 22
@@ -99,12 +100,15 @@ def climbed(
     for engine in engines:
         if engine == "ball" and found:
             announce_balls(asked.network.capture, len(pending), 1)
-        gradients = _RUNS[engine](asked.of(pending))
-        found.append((pending, gradients))
-        errors = zip(pending, gradients.log2_errors, strict=True)
-        pending = [i for i, error in errors if not error <= -asked.bits]
-        if not pending:
-            break
+        for run, most_bits in _RUNS[engine]:
+            if asked.bits > most_bits:
+                continue
+            gradients = run(asked.of(pending))
+            found.append((pending, gradients))
+            errors = zip(pending, gradients.log2_errors, strict=True)
+            pending = [i for i, error in errors if not error <= -asked.bits]
+            if not pending:
+                return found
     return found
 
 
@@ -123,10 +127,9 @@ def _in_float64(asked: Cotangents) -> RungGradients:
     )
 
 
-def _in_double_words(asked: Cotangents) -> RungGradients:
+def _in_pairs(asked: Cotangents, working: int) -> RungGradients:
     """Pairs of float64; a run with fewer bits where the bound shows too few."""
     x, v, bits = asked.x, asked.v, asked.bits
-    working = 63 if bits <= _FEW_BITS else LARGEST_BITS
     network = asked.network.double_words(working)
     double_words, doubt, audits = network.audited_gradient(x, v, asked.samples)
     bounds = torch.where(doubt, math.inf, log2_relative_errors(double_words))
@@ -262,9 +265,13 @@ def _samples(interpreter: Interpreter[MpArray], x: Tensor, v: Tensor) -> list[_M
     return runs
 
 
-_RUNS: dict[EngineName, Callable[[Cotangents], RungGradients]] = {
-    "float64": _in_float64,
-    "double_word": _in_double_words,
-    "ball": _in_balls,
-    "mpmath": _in_mpmath,
+# what an engine tries, one after the other, and the most bits that each is asked for
+_RUNS: dict[EngineName, list[tuple[Callable[[Cotangents], RungGradients], float]]] = {
+    "float64": [(_in_float64, math.inf)],
+    "double_word": [
+        (functools.partial(_in_pairs, working=63), _FEW_BITS),
+        (functools.partial(_in_pairs, working=LARGEST_BITS), math.inf),
+    ],
+    "ball": [(_in_balls, math.inf)],
+    "mpmath": [(_in_mpmath, math.inf)],
 }

@@ -121,7 +121,7 @@ class MonitoredPair:
         for interpreter in (self.leader, self._follower):
             watched, arithmetic = _watched(interpreter, doubts, tape)
             runs.append(watched.forward_from(arithmetic.from_samples(x[:, None]), has_checked=True))
-            arithmetic.watch_norm(runs[-1].logits)
+            arithmetic.watch_result(runs[-1].logits)
         assert tape.is_read
         return PairRun(*runs)
 
@@ -152,7 +152,7 @@ class MonitoredPair:
             watched, arithmetic = _watched(interpreter, doubts, tape)
             entering = arithmetic.from_samples(cotangents[:, None])
             gradient = watched.pullback(saved_values, entering, has_checked=True)
-            arithmetic.watch_norm(gradient)
+            arithmetic.watch_result(gradient)
             gradients.append(by_sample(gradient.values).to(torch.float64))
         return gradients
 

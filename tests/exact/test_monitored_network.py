@@ -107,6 +107,22 @@ def one_unit_cancels(x):
     return torch.relu(torch.tanh(sums)) * (1 + 1e17 * first)
 
 
+def amplified(x, times, last=1.0):
+    """x times a power of two that no float32 holds."""
+    for _ in range(times):
+        x = 2.0**100 * x
+    return last * x
+
+
+def attention(scores, values):
+    """The sums of values (samples, n), weighted by softmax of products of scores."""
+    weights = torch.softmax(scores[:, :, None] * values[:, None, :], -1)
+    return (weights @ values[:, :, None])[:, :, 0]
+
+
+LARGE_AND_SMALL = torch.diag(2.0 ** torch.tensor([60.0, 0.0, 0.0, 0.0]))
+
+
 class OneUnitBehindAWeight(Net):
     """A unit that a sum absorbs, beside others that it does not, and a weight that needs it."""
 
@@ -162,6 +178,29 @@ TRAPS = {
     "layer norm of nearly equal numbers": (
         Net(lambda x: F.layer_norm(1e4 + 1e-3 * x, (4,), eps=0.0)), 1.0,
     ),
+    "exponential that float64 loses": (
+        Net(lambda x: amplified(torch.exp(x - 800), 11, 2.0**54), first=True), 1.0,
+    ),
+    "exponential that float64 loses beside others": (
+        Net(lambda x: x + amplified(torch.exp(x - 800), 11, 2.0**54), first=True), 1.0,
+    ),
+    "subnormal exponential": (
+        Net(lambda x: x + amplified(torch.exp(x - 740), 10, 2.0**67), first=True), 1.0,
+    ),
+    "softmax weight that vanishes": (
+        Net(lambda x: x + amplified(torch.softmax(300 * x, 1), 10), first=True), 1.0,
+    ),
+    "logarithm of a weight that vanishes": (
+        Net(lambda x: x + torch.log(torch.softmax(400 * x, 1)), first=True), 1.0,
+    ),
+    "logarithm of a sum that vanishes": (
+        Net(lambda x: torch.log(torch.exp(x - 800) @ torch.ones(4, 4)), first=True), 1.0,
+    ),
+    "zeros behind a large weight": (
+        Net(lambda x: (x + 2.0**60 - 2.0**60) @ LARGE_AND_SMALL + x),
+        1.0,
+    ),
+    "saturated attention": (Net(lambda x: attention(300 * x, x)), 1.0),
     "difference of squares": (Net(lambda x: (x + 1e6) ** 2 - (x - 1e6) ** 2 - 4e6 * x + x), 1.0),
 }  # fmt: skip
 

@@ -153,6 +153,10 @@ class DoubleWordArithmetic(Arithmetic[DoubleWords], Convolving[DoubleWords]):
     def exp(self, a: DoubleWords) -> DoubleWords:
         return self._finished(elementwise.elementary("exp", a))
 
+    def softmax_weights(self, a: DoubleWords, dim: int) -> tuple[DoubleWords, DoubleWords]:
+        weights, shift = elementwise.softmax_weights(a, dim)
+        return self._finished(weights), shift
+
     def log(self, a: DoubleWords) -> DoubleWords:
         return self._finished(elementwise.elementary("log", a))
 

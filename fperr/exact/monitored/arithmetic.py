@@ -23,10 +23,11 @@ from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, R,
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.monitored import products
 from fperr.exact.monitored.array import MonitoredArray, aligned, any_of_sample, by_sample, largest
-from fperr.exact.monitored.sizes import EntrySizes, SampleSizes, Sizes
+from fperr.exact.monitored.sizes import TINY, EntrySizes, SampleSizes, Sizes
 from fperr.exact.monitored.tape import BranchTape
 from fperr.exact.monitored.watch import (
     MARGIN,
+    MOST_HIDDEN,
     Rule,
     compared,
     distance,
@@ -215,12 +216,23 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
 
     def exp(self, a: MonitoredArray) -> MonitoredArray:
         result = self._elementary("exp", a, torch.exp, lambda _, f: f)
-        self._watch_zeros(result, lambda: ~a.values.isneginf())
-        return result
+        if self._sizes is None:
+            return result  # what vanishes here alone shows in the difference of the runs
+        is_tiny = (result.values < TINY) & ~a.values.isneginf()
+        return result if not bool(is_tiny.any()) else self._sizes.with_underflow(result, is_tiny)
+
+    def softmax_weights(self, a: MonitoredArray, dim: int) -> tuple[MonitoredArray, MonitoredArray]:
+        rows = a.values.amax(dim if dim < 0 else dim + 1, keepdim=True)
+        shift = self.from_samples(torch.where(rows.isfinite(), rows, 0.0))
+        return self.exp(self.sub(a, shift)), shift
 
     def log(self, a: MonitoredArray) -> MonitoredArray:
         result = self._elementary("log", a, torch.log, lambda x, _: 1 / x)
         self._watch_zeros(result, lambda: a.values != 0)
+        if self._sizes is not None:
+            # minus infinity means a masked class: what is 0 by underflow must not become that
+            is_false_mask = (a.values == 0) & ~self._sizes.are_zeros(a)
+            self._doubt(any_of_sample(is_false_mask.expand_as(a.values)), Rule.VANISHED)
         # the condition number of the logarithm is 1/|log a|
         size = result.values.abs()
         is_lost = (size > 0) & (size < unit_roundoff(self.dtype) * MARGIN)
@@ -245,6 +257,10 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         if self._sizes is not None and a.terms is not None:
             terms = self._sizes.of_function(a, values, slope(a.values, values))
         numbers = value_numbers.of_function(name, a.value_number)
+        if name == "exp" and numbers is not None:
+            # minus infinity masks a number: its exponential is 0, exactly
+            nothing = value_numbers.zeros((1, *a.shape), self.device)
+            numbers = value_numbers.where(a.values.isneginf(), nothing, numbers)
         return MonitoredArray(values, terms, numbers, a.has_exact_zeros)
 
     def matmul(self, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
@@ -253,6 +269,8 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         for operand in (a, b):
             self.watch_norm(operand)
         result = products.products_by_sample(a, b, self._sizes)
+        self._watch_hidden(a, lambda sizes: sizes @ b.values.abs(), result)
+        self._watch_hidden(b, lambda sizes: a.values.abs() @ sizes, result)
         self._watch_zeros(
             result, lambda: self._have_terms(result, lambda: products.touched_by_sample(a, b))
         )
@@ -275,14 +293,15 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         for operand in (a, b):
             self.watch_norm(operand)
         result = products.multiplied(self, a, b, product, self._sizes)
+        self._watch_hidden(a, lambda sizes: product.multiply(sizes, b.values[0].abs()), result)
+        self._watch_hidden(b, lambda sizes: product.multiply(a.values.abs(), sizes[0]), result)
         self._watch_zeros(
             result, lambda: self._have_terms(result, lambda: product.touched(a.values))
         )
         return result
 
     def _have_terms(self, sums: MonitoredArray, touched: Callable[[], Tensor]) -> Tensor:
-        assert self._sizes is not None
-        return self._sizes.have_terms(sums, touched)
+        return touched() if self._sizes is None else self._sizes.have_terms(sums, touched)
 
     def sum(self, a: MonitoredArray, dims: Sequence[int]) -> MonitoredArray:
         if not dims:
@@ -426,10 +445,6 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
 
     def watch_norm(self, a: MonitoredArray) -> None:
         """Doubt the samples in which numbers have lost their digits before a product uses them."""
-        if not a.has_exact_zeros:
-            # a weight may be so large that it needs the digits of a number that norms do not see
-            everywhere = torch.ones((), dtype=torch.bool, device=self.device)
-            self._watch_zeros(a, lambda: self._have_terms(a, lambda: everywhere))
         if self._sizes is None or a.terms is None:
             return
         numbers = torch.linalg.vector_norm(by_sample(a.values), dim=1)
@@ -438,6 +453,36 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
             sizes = torch.where(largest(a.values) == 0, 0.0, sizes)
         for rule, dtype, samples in is_ill_conditioned(numbers, sizes):
             self._on_doubt(samples, rule, dtype)
+
+    def watch_result(self, a: MonitoredArray) -> None:
+        """Doubt the samples in which a result has lost its digits."""
+        self.watch_norm(a)
+        self._watch_hidden(a, lambda sizes: sizes, a)
+
+    def _watch_hidden(
+        self, a: MonitoredArray, multiply: Callable[[Tensor], Tensor], product: MonitoredArray
+    ) -> None:
+        """Doubt the samples in which a product may show the digits of a number that is 0.
+
+        Both runs may lose the same number, and a weight may be so large that it needs its digits.
+
+        Args:
+            a: An operand.
+            multiply: Function of the sizes of its numbers, to those in the product.
+            product: The product.
+        """
+        if self._sizes is None or a.terms is None or a.has_exact_zeros:
+            return
+        if int(torch.count_nonzero(a.values)) == a.values.numel():
+            return
+        are_zeros = a.values == 0
+        if a.value_number is not None:
+            are_zeros = are_zeros & ~a.value_number.equals_float(0.0)
+        shown, size = (
+            torch.linalg.vector_norm(by_sample(t), dim=1)
+            for t in (multiply(self._sizes.hidden(a, are_zeros)), product.values)
+        )
+        self._doubt(shown > MOST_HIDDEN * size, Rule.VANISHED)
 
     def _watch_zeros(self, a: MonitoredArray, may_vanish: Callable[[], Tensor]) -> None:
         """Doubt the samples in which a result has vanished.
@@ -454,6 +499,8 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         if self.follows:
             expected = self._tape.read()
             vanished = is_zero if is_zero is None or expected is None else is_zero & ~expected
+            if vanished is not None and bool(vanished.any()):
+                vanished = vanished & may_vanish()
         else:
             self._tape.record(is_zero)
             vanished = None if is_zero is None else is_zero & may_vanish()

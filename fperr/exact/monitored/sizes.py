@@ -9,7 +9,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from fperr.exact.arithmetic import Arithmetic
 from fperr.exact.monitored.array import MonitoredArray, by_sample, largest, per_sample
 
+# A number that falls below this is off by as much as a sum of terms of this size.
+TINY = 2.0**-1021
 Multiply = Callable[[Tensor, Tensor], Tensor]
 _SMALL, _LARGE = 2.0**-60, 2.0**60  # far within float32's range, and so are products with weights
 # Bounds are computed in floating point: a share of them pays for its roundings, and this for
@@ -71,6 +73,14 @@ class Sizes(ABC):
     @abstractmethod
     def of_function(self, a: MonitoredArray, values: Tensor, slope: Tensor) -> Tensor | None:
         """The terms of a function: what its argument lost by cancellation, it has lost, too."""
+
+    @abstractmethod
+    def with_underflow(self, a: MonitoredArray, is_tiny: Tensor) -> MonitoredArray:
+        """The array, where numbers that are masked are off by 2^-1075, and 0 need not be exact."""
+
+    def hidden(self, a: MonitoredArray, are_zeros: Tensor) -> Tensor:
+        """The sizes of numbers that a mask says are 0, and 0 for others."""
+        return torch.where(are_zeros, self.of(a), 0.0)
 
     @abstractmethod
     def summed(self, a: MonitoredArray, along: Sequence[int]) -> Tensor:
@@ -157,6 +167,11 @@ class EntrySizes(Sizes):
         # NaN where a class is masked: minus infinity has lost nothing
         return torch.fmax(values.abs(), slope.abs() * a.sizes)
 
+    def with_underflow(self, a: MonitoredArray, is_tiny: Tensor) -> MonitoredArray:
+        """See `Sizes`."""
+        sizes = torch.where(is_tiny, a.sizes.clamp_min(TINY), a.sizes)
+        return replace(a, terms=sizes, has_exact_zeros=False)
+
     def summed(self, a: MonitoredArray, along: Sequence[int]) -> Tensor:
         """See `Sizes`."""
         return a.sizes.sum(list(along), keepdim=True)
@@ -241,6 +256,11 @@ class SampleSizes(Sizes):
         if a.terms is None:
             return None
         return torch.maximum(largest(values), largest(slope) * _bound(a))
+
+    def with_underflow(self, a: MonitoredArray, is_tiny: Tensor) -> MonitoredArray:
+        """See `Sizes`."""
+        del is_tiny
+        return replace(a, terms=_bound(a).clamp_min(TINY), has_exact_zeros=False)
 
     def summed(self, a: MonitoredArray, along: Sequence[int]) -> Tensor:
         """See `Sizes`."""

@@ -13,6 +13,9 @@ from torch import Tensor
 from fperr.exact.monitored.array import MonitoredArray
 
 MARGIN = 2.0**8  # a result that is smaller than its error times this has lost its digits
+# A 0 that a sum left may be as large as a rounding of its terms. What a product makes of it must be
+# less than 2^-46 of the product: float64's error is claimed to be 2^-19 of float32's, or more.
+MOST_HIDDEN = 2.0**7
 WATCHED = (torch.float64, torch.float32)
 
 

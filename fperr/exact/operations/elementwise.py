@@ -207,9 +207,9 @@ def mean_dims(
 
 @operation("aten._softmax.default")
 def softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool = False) -> T:
-    """exp(a) over its sum along `dim`; exponents have no limit, so no maximum is subtracted."""
+    """exp(a) over its sum along `dim`."""
     del half_to_float
-    weights = A.exp(a)
+    weights, _ = A.softmax_weights(a, dim)
     return A.div(weights, A.sum(weights, _dims(len(A.shape(a)), [dim])))
 
 
@@ -232,7 +232,9 @@ def softmax_backward(A: Arithmetic[T], gradient: T, output: T, dim: int, dtype: 
 def log_softmax(A: Arithmetic[T], a: T, dim: int, half_to_float: bool) -> T:
     """a - log of the sum of exp(a) along `dim`."""
     del half_to_float
-    return A.sub(a, A.log(A.sum(A.exp(a), _dims(len(A.shape(a)), [dim]))))
+    weights, shift = A.softmax_weights(a, dim)
+    total = A.log(A.sum(weights, _dims(len(A.shape(a)), [dim])))
+    return A.sub(a, total if shift is None else A.add(total, shift))
 
 
 @operation("aten._log_softmax_backward_data.default")
