@@ -195,4 +195,6 @@ def _loss_at_sample(sample: ExactSample, goal: Goal, i: int) -> LossAtSample:
     row, is_targeted = slice(i, i + 1), goal.targets is not None
     label, context = goal.label[row].cpu(), Context(is_targeted, goal.y[row].cpu())
     c = float(goal.loss.scale(sample.logits, label, context).c)
-    return LossAtSample(goal.loss.kind, int(label), c, is_targeted, int(goal.y[i]))
+    return LossAtSample(
+        goal.loss.kind, int(label), c, is_targeted, int(goal.y[i]), tau=goal.loss.tau
+    )

@@ -27,6 +27,10 @@ class _BallContext:
         """The exponential."""
         return a.exp()
 
+    def log(self, a: arb) -> arb:
+        """The natural logarithm of a positive number."""
+        return a.log()
+
     def fsum(self, numbers: Iterable[arb]) -> arb:
         """The sum."""
         return sum(numbers, arb(0))
@@ -60,6 +64,7 @@ def logit_gradient_balls(
     c: MpNumber,
     targeted: bool,
     y: int | None,
+    tau: float = 1.0,
 ) -> BallArray | None:
     """Compute a loss's gradient (1, K) with respect to the logits; None where it is undefined.
 
@@ -71,10 +76,11 @@ def logit_gradient_balls(
         c: Scale on the logits, an `mpf`.
         targeted: Whether `label` is a target.
         y: True label, for targeted DLR.
+        tau: Member of the comp-sum family.
     """
     with A.precision():
         v = logit_gradient(
-            kind, _BallContext(), z.listed(), label, c=arb_of(c), targeted=targeted, y=y
+            kind, _BallContext(), z.listed(), label, c=arb_of(c), targeted=targeted, y=y, tau=tau
         )
     return None if v is None else A.array(v, (1, len(v)))
 

@@ -1,15 +1,16 @@
 """The direction of the logit gradient of each loss, for batches in floating point, in closed form.
 
 v = dL/dz up to a positive factor of each sample, as an attack needs it. For cross-entropy, v is
-P (q, -1) with q the softmax over the other classes and P their probability. P, which underflows
-for confident networks, is left out; that changes no direction. A logit of minus infinity is that
+P (q, -1) with q the softmax over the other classes and P their probability, and for the comp-sum
+losses another multiple of that. P, which underflows for confident networks, is left out; that
+changes no direction. A logit of minus infinity is that
 of a masked class: its v is 0. `fperr.exact.logit_gradient` has the same formulas for mpmath.
 """
 
 import torch
 from torch import Tensor
 
-KINDS = ("cross_entropy", "stable_ce", "cw", "dlr")
+KINDS = ("cross_entropy", "stable_ce", "comp_sum", "cw", "dlr")
 # Largest relative distance of two logits at which none is called the largest: far more than the
 # error of float64, and less than any difference that matters.
 CLOSE = 2.0**-30
@@ -28,7 +29,7 @@ def logit_direction(
     """The direction (samples, K) of the loss of that kind, in the dtype of z.
 
     Args:
-        kind: `"cross_entropy"`, `"stable_ce"` or `"cw"`.
+        kind: One of `KINDS`.
         z: Logits (samples, K) of a run.
         leading: Logits (samples, K) of the run whose order of the classes counts.
         label: (samples,), the class that the loss uses.
@@ -50,7 +51,7 @@ def logit_direction(
         best = leading.scatter(1, column, -torch.inf).argmax(1, keepdim=True)
         q = torch.zeros_like(z).scatter(1, best, 1.0)
     else:
-        scale = torch.ones_like(c) if kind == "stable_ce" else c
+        scale = c if kind == "cross_entropy" else torch.ones_like(c)
         q = torch.softmax(scale[:, None].to(z.dtype) * (others - others.amax(1, keepdim=True)), 1)
     v = q.scatter(1, column, -1.0)
     return -v if targeted else v

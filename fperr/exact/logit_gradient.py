@@ -39,6 +39,24 @@ def stable_ce(
     return _signed(v, targeted=targeted)
 
 
+def comp_sum(
+    context: NumberContext[N], z: Sequence[N], label: int, tau: float, *, targeted: bool = False
+) -> list[N]:
+    """Compute v of (p_l^(tau - 1) - 1)/(1 - tau): P p_l^(tau - 1) (q, -1), P = 1 - p_l.
+
+    q is the softmax over the other classes; tau = 1 is -log p_l.
+    """
+    top = max(z)
+    weights = [context.exp(value - top) for value in z]
+    of_others = context.fsum(weights[i] for i in range(len(z)) if i != label)
+    total = of_others + weights[label]
+    # p_l^(tau - 1); log p_l is that of a quotient whose numerator may be far below any other
+    power = context.exp(context.mpf(tau - 1) * (z[label] - top - context.log(total)))
+    v = [power * weight / total for weight in weights]
+    v[label] = -(power * of_others / total)
+    return _signed(v, targeted=targeted)
+
+
 def cw(context: NumberContext[N], z: Sequence[N], label: int, *, targeted: bool = False) -> list[N]:
     """Compute v of max_{i != l} z_i - z_l: 1 at the largest other class, -1 at the label."""
     v = [context.zero] * len(z)
@@ -99,18 +117,22 @@ def logit_gradient(
     c: N,
     targeted: bool = False,
     y: int | None = None,
+    tau: float = 1.0,
 ) -> list[N] | None:
     """Compute v of the loss of that `kind`; None where it is undefined.
 
     Args:
-        kind: Kind of loss: `"cross_entropy"`, `"stable_ce"`, `"cw"` or `"dlr"`.
+        kind: Kind of loss: `"cross_entropy"`, `"stable_ce"`, `"comp_sum"`, `"cw"` or `"dlr"`.
         context: Functions on the numbers, at their precision: an mpmath context, or balls.
         z: Logits, K numbers.
         label: Class that the loss uses.
         c: Scale on the logits, for cross-entropy only.
         targeted: Whether `label` is a target.
         y: True label, for targeted DLR only.
+        tau: Member of the comp-sum family, for that only.
     """
+    if kind == "comp_sum":
+        return comp_sum(context, z, label, tau, targeted=targeted)
     if kind == "cross_entropy":
         return cross_entropy(context, z, label, c, targeted=targeted)
     if kind == "stable_ce":
@@ -119,7 +141,9 @@ def logit_gradient(
         return cw(context, z, label, targeted=targeted)
     if kind == "dlr":
         return dlr(context, z, label, targeted=targeted, y=y)
-    raise ValueError(f"unknown kind of loss {kind!r}: expected cross_entropy, stable_ce, cw or dlr")
+    raise ValueError(
+        f"unknown kind of loss {kind!r}: expected cross_entropy, stable_ce, comp_sum, cw or dlr"
+    )
 
 
 def _ranked(z: Sequence[Number]) -> list[int]:

@@ -44,6 +44,9 @@ class NumberContext(Protocol[N]):
     def exp(self, a: N) -> N:
         """The exponential."""
 
+    def log(self, a: N) -> N:
+        """The natural logarithm of a positive number."""
+
     def fsum(self, numbers: Iterable[N]) -> N:
         """The sum."""
 

@@ -26,7 +26,7 @@ from fperr.theory.scenarios import Scenario
 # A loss that a user gives: (logits (batch, K), y (batch,), targets (batch,) or None where the
 # attack is untargeted) -> (batch,), each value of its own row alone.
 LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr", "gama"]
+Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr", "gama", "comp_sum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class Loss:
         forced: Scenario that the optimal T is chosen for, whatever the logits say; None: the
             scenario that the logits show.
         weight: Factor on GAMA's distance term in the first step.
+        tau: Member of the comp-sum family; used by that kind alone.
         least_classes: Smallest K that the loss needs, untargeted and targeted.
 
     Example:
@@ -86,6 +87,7 @@ class Loss:
     units: float | None = None
     forced: Scenario | None = None
     weight: float = 0.0
+    tau: float = 1.0
     least_classes: tuple[int, int] = (2, 2)
 
     @property

@@ -4,6 +4,8 @@ import math
 
 from torch import Tensor
 
+from fperr.losses.arguments import Reduction
+from fperr.losses.attack_loss import AttackLoss, loss_of
 from fperr.losses.base import Context, Loss
 from fperr.losses.classes import gather
 
@@ -19,3 +21,47 @@ def margin_loss(loss: Loss, logits: Tensor, label: Tensor, context: Context) -> 
 
 
 CW = Loss("cw", "cw", margin_loss, "C&W", "#cc78bc")
+
+
+def cw(
+    logits: Tensor,
+    y: Tensor | None,
+    *,
+    targets: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The margin loss of Carlini and Wagner, max_{i != y} z_i - z_y, which an attack ascends.
+
+    With targets, it is the negative for the target. It is linear in the logits between ties, so
+    that second derivatives are 0.
+
+    Args:
+        logits: Logits (batch, K) of any floating-point dtype; -inf at masked classes.
+        y: True classes (batch,).
+        targets: Target classes (batch,), for a targeted attack.
+        reduction: `"none"`, `"sum"` or `"mean"`.
+
+    Returns:
+        The loss, (batch,) or a number; in float32 under autocast.
+
+    Raises:
+        TypeError, ValueError: Arguments that do not fit; logits that are NaN or inf.
+
+    Source: Carlini and Wagner, S&P 2017, f_6 without its limit; answers all four scenarios.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> losses.cw(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0]))
+        tensor(-2.)
+    """
+    return loss_of(CW, logits, y, targets, reduction)
+
+
+class CWLoss(AttackLoss):
+    """`cw` as a module."""
+
+    function = staticmethod(cw)
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from fperr.losses.base import Loss
 from fperr.losses.ce import CE
+from fperr.losses.comp_sum import ACCURATE_CE, COMP_SUM, GCE, MAE
 from fperr.losses.cw import CW
 from fperr.losses.dlr import DLR
 from fperr.losses.gama import GAMA
@@ -17,21 +19,24 @@ from fperr.theory.scenarios import SCENARIOS
 # in the order in which figures show them
 LOSSES = (
     CE, MIFPE, TMIFPE, STABLE_CE, CW, DLR, MIFPE_SHIFTED, TMIFPE_SHIFTED, PMIFPE, GAMA,
+    ACCURATE_CE, COMP_SUM, GCE, MAE,
 )  # fmt: skip
 _FIXED = {loss.name: loss for loss in LOSSES}
+# name -> its parameter, and the field that holds it
 _PARAMETERS = {
-    "mifpe": "T",
-    "mifpe_shifted": "T",
-    "pmifpe": "C",
-    "tmifpe": "scenario",
-    "tmifpe_shifted": "scenario",
-    "gama": "weight",
+    "mifpe": ("T", "T"),
+    "mifpe_shifted": ("T", "T"),
+    "pmifpe": ("C", "units"),
+    "tmifpe": ("scenario", "forced"),
+    "tmifpe_shifted": ("scenario", "forced"),
+    "gama": ("weight", "weight"),
+    "comp_sum": ("tau", "tau"),
 }
 LOSS_NAMES = (
     *_FIXED,
     *(
         f"{name}:{parameter}=<{'name' if parameter == 'scenario' else 'number'}>"
-        for name, parameter in _PARAMETERS.items()
+        for name, (parameter, _) in _PARAMETERS.items()
     ),
 )
 
@@ -56,25 +61,20 @@ def loss_named(name: str) -> Loss:
         return _FIXED[name]
     base, _, assignment = name.partition(":")
     parameter, separator, text = assignment.partition("=")
-    if not separator or _PARAMETERS.get(base) != parameter:
+    expected, field = _PARAMETERS.get(base, ("", ""))
+    if not separator or parameter != expected:
         raise ValueError(f"unknown loss {name!r}: expected one of {', '.join(LOSS_NAMES)}")
-    parametrised = replace(_FIXED[base], name=name)
     if parameter == "scenario":
         if text not in SCENARIOS:
             raise ValueError(f"loss {name!r}: scenario must be one of {', '.join(SCENARIOS)}")
-        return replace(parametrised, forced=SCENARIOS[text])
+        return replace(_FIXED[base], name=name, forced=SCENARIOS[text])
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not (0 < number < math.inf):
+    if not (0 < number < math.inf) and not (parameter == "tau" and number == 0):
         raise ValueError(
             f"loss {name!r}: {parameter} must be a positive finite number, got {text!r}"
         )
-    if parameter == "T":
-        return replace(parametrised, T=number)
-    return (
-        replace(parametrised, units=number)
-        if parameter == "C"
-        else replace(parametrised, weight=number)
-    )
+    changes: dict[str, Any] = {"name": name, field: number}
+    return replace(_FIXED[base], **changes)

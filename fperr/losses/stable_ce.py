@@ -1,13 +1,11 @@
 """Stable cross-entropy: without the cancellation 1 - p of the label's probability."""
 
-import math
-from typing import Any
-
-import torch
 from torch import Tensor
 
+from fperr.losses.arguments import Reduction
+from fperr.losses.attack_loss import AttackLoss, loss_of
 from fperr.losses.base import Context, Loss
-from fperr.losses.classes import gather
+from fperr.losses.log_odds import log_odds_against
 
 
 def stable_cross_entropy(loss: Loss, logits: Tensor, label: Tensor, context: Context) -> Tensor:
@@ -17,36 +15,57 @@ def stable_cross_entropy(loss: Loss, logits: Tensor, label: Tensor, context: Con
     relative error is O(K u) for every margin.
     """
     del loss
-    other_logits = logits.detach().scatter(1, label[:, None], -math.inf)
-    log_sum = _no_plus_infinity(other_logits.logsumexp(1, keepdim=True))
-    v = other_logits.softmax(1).scatter_(1, label[:, None], -1.0)  # shifted by the best other class
-    v.masked_fill_(log_sum == -math.inf, 0.0)
-    label_logit = _no_plus_infinity(gather(logits.detach(), label))
-    values: Tensor = _WithGradient.apply(logits, log_sum[:, 0] - label_logit, v)  # type: ignore[no-untyped-call]
+    values = log_odds_against(logits, label).to(logits.dtype)
     return -values if context.targeted else values
 
 
-def _no_plus_infinity(numbers: Tensor) -> Tensor:
-    """The numbers, in place, with NaN for +inf."""
-    return numbers.nan_to_num_(math.nan, math.nan, -math.inf)
-
-
-class _WithGradient(torch.autograd.Function):
-    """A value (batch,) with a prescribed gradient with respect to the logits.
-
-    Written as sum v_i z_i minus the same sum detached, the value would be NaN if a logit is -inf.
-    """
-
-    @staticmethod
-    def forward(context: Any, logits: Tensor, value: Tensor, v: Tensor) -> Tensor:
-        del logits
-        context.save_for_backward(v)
-        return value.clone()
-
-    @staticmethod
-    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (v,) = context.saved_tensors
-        return upstream[:, None] * v, None, None
-
-
 STABLE_CE = Loss("stable_ce", "stable_ce", stable_cross_entropy, "stable CE", "#d55e00")
+
+
+def stable_ce(
+    logits: Tensor,
+    y: Tensor | None,
+    *,
+    targets: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Stable cross-entropy, log sum_{i != y} e^{z_i} - z_y, which an attack ascends.
+
+    It is a strictly increasing function of cross-entropy, log(e^CE - 1), so that both are ascended
+    by the same steps; its gradient, the softmax over the other classes and -1 at y, never vanishes.
+    With targets, it is the negative for the target. It may be negative. Derivatives of every order
+    are right.
+
+    Args:
+        logits: Logits (batch, K) of any floating-point dtype; -inf at masked classes.
+        y: True classes (batch,).
+        targets: Target classes (batch,), for a targeted attack.
+        reduction: `"none"`, `"sum"` or `"mean"`.
+
+    Returns:
+        The loss, (batch,) or a number; in float32 under autocast.
+
+    Raises:
+        TypeError, ValueError: Arguments that do not fit; logits that are NaN or inf.
+
+    Source: the other classes' log-sum-exp, as in the margin form of cross-entropy; answers all four
+    scenarios.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> z = torch.tensor([[90.0, 1.0, 1.0]], requires_grad=True)
+        >>> loss = losses.stable_ce(z, torch.tensor([0]))
+        >>> loss, torch.autograd.grad(loss, z)[0]
+        (tensor(-88.3069, grad_fn=<MeanBackward0>), tensor([[-1.0000,  0.5000,  0.5000]]))
+    """
+    return loss_of(STABLE_CE, logits, y, targets, reduction)
+
+
+class StableCELoss(AttackLoss):
+    """`stable_ce` as a module."""
+
+    function = staticmethod(stable_ce)
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)

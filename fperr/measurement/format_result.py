@@ -80,7 +80,9 @@ class FormatResult:
         if self.is_scale_degenerate:
             return None
         c = float(self.float_gradient.scale.c[self.i])
-        return LossAtSample(self.loss.kind, self.label, c, self.assignment.targeted, self.y)
+        return LossAtSample(
+            self.loss.kind, self.label, c, self.assignment.targeted, self.y, tau=self.loss.tau
+        )
 
     def unscaled(self, A: Vectors[Any], batch: Tensor) -> Vector:
         """This sample's row of `batch` (1, entries), with loss scale and averaging divided out."""

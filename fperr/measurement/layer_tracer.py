@@ -95,7 +95,12 @@ class LayerTracer:
         self._bits = bits_for_delta(network.format.unit_roundoff) + _MORE_BITS
         self.vectors = replay_vectors(self._bits)
         self.loss_at_sample = LossAtSample(
-            self.loss.kind, int(self.label), float(self.computed.scale.c), self.targeted, self.y
+            self.loss.kind,
+            int(self.label),
+            float(self.computed.scale.c),
+            self.targeted,
+            self.y,
+            tau=self.loss.tau,
         )
 
     @property

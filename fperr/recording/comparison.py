@@ -282,7 +282,7 @@ class Comparison:
         if not 0 < c < math.inf:
             return None
         label = int(recognised.label[row])
-        return LossAtSample(loss.kind, label, c, recognised.targeted, int(y[row]))
+        return LossAtSample(loss.kind, label, c, recognised.targeted, int(y[row]), tau=loss.tau)
 
 
 def _scenario_cells(z: Tensor, recognised: RecognisedLoss, label: int, sample: int) -> Cells:

@@ -39,6 +39,7 @@ class LossAtSample:
         y: True label, or None where it is not known.
         function: The loss as a function of the logits; label and c are ignored then. mpmath cannot
             differentiate it.
+        tau: Member of the comp-sum family, for that kind.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class LossAtSample:
     targeted: bool
     y: int | None
     function: LossGradient | None = None
+    tau: float = 1.0
 
     def logit_gradient(self, context: Any, z: Sequence[Any]) -> list[Any] | None:
         """dL/dz, K `mpf`, at logits z of an mpmath context; None where it is undefined.
@@ -55,7 +57,7 @@ class LossAtSample:
         """
         c = context.mpf(self.c)
         return logit_gradient(
-            self.kind, context, z, self.label, c=c, targeted=self.targeted, y=self.y
+            self.kind, context, z, self.label, c=c, targeted=self.targeted, y=self.y, tau=self.tau
         )
 
     def is_defined_at(self, context: Any, z: Sequence[Any]) -> bool:
@@ -125,7 +127,7 @@ def logit_gradient_in_balls(A: BallArithmetic, loss: LossAtSample, logits: BallA
     if loss.function is None:
         c = mpmath.mpf(loss.c)
         v = logit_gradient_balls(
-            A, loss.kind, logits, loss.label, c=c, targeted=loss.targeted, y=loss.y
+            A, loss.kind, logits, loss.label, c=c, targeted=loss.targeted, y=loss.y, tau=loss.tau
         )
         assert v is not None
         return v

@@ -1,0 +1,105 @@
+"""The log odds against a class, log sum_{i != y} e^{z_i} - z_y, which several losses are made of.
+
+Its gradient is q, the softmax over the other classes, and -1 at the class: no number near 1 is
+subtracted from another. Cross-entropy is softplus of the log odds, stable cross-entropy is the log
+odds, and the losses of the comp-sum family are other functions of them.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def log_odds_against(logits: Tensor, y: Tensor) -> Tensor:
+    """log sum_{i != y} e^{z_i} - z_y of each row, (batch,), with right derivatives of every order.
+
+    With m the largest other logit and S = sum_{i != y} e^{z_i - m}, it is log S - (z_y - m): a
+    common offset of the logits costs no digits. It is -inf, with a gradient of 0, where no other
+    class is present, inf where y is absent (its logit is -inf), and NaN where a logit is NaN or inf
+    or no class is present.
+
+    Args:
+        logits: (batch, K), any floating-point dtype; half formats are computed in float32.
+        y: Classes (batch,), int64.
+
+    Returns:
+        The log odds, in float32 for half formats, else in the dtype of the logits.
+    """
+    z = logits.to(torch.float32) if logits.dtype in _HALF else logits
+    odds: Tensor = _LogOdds.apply(z, y)[0]  # type: ignore[no-untyped-call]
+    return odds
+
+
+def others(logits: Tensor, y: Tensor) -> Tensor:
+    """The logits with -inf at y; with 0 there if no other class is present, for its softmax."""
+    column = y[:, None]
+    of_others = logits.scatter(1, column, -math.inf)
+    is_alone = of_others.amax(1, keepdim=True) == -math.inf
+    return of_others.scatter(1, column, torch.where(is_alone, 0.0, -math.inf).to(logits.dtype))
+
+
+class _LogOdds(torch.autograd.Function):
+    """(log odds, q), of which only the log odds are differentiable."""
+
+    @staticmethod
+    def forward(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        column = y[:, None]
+        of_others = logits.scatter(1, column, -math.inf)
+        largest = of_others.amax(1, keepdim=True)
+        at_label = torch.where(largest == -math.inf, 0.0, -math.inf).to(logits.dtype)
+        q = of_others.scatter_(1, column, at_label).softmax(1)
+        log_sum = q.amax(1, keepdim=True).reciprocal_().log_()  # the largest q is e^0/S
+        label_logit = logits.gather(1, column).nan_to_num_(math.nan, math.nan, -math.inf)
+        return (log_sum - (label_logit - largest))[:, 0], q
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        (logits, y), (odds, q) = inputs, output
+        ctx.mark_non_differentiable(q)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, y, odds, q)
+        ctx.save_for_forward(y, odds, q)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, of_q: None) -> tuple[Tensor | None, None]:
+        del of_q
+        if upstream is None:
+            return None, None
+        logits, y, odds, q = ctx.saved_tensors
+        column = y[:, None]
+        factor = _unless_alone(upstream, odds)
+        if torch.is_grad_enabled():  # to be differentiated again: q as a function of the logits
+            return (factor * others(logits, y).softmax(1)).scatter(1, column, -factor), None
+        return (factor * q).scatter_(1, column, -factor), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, of_y: None) -> tuple[Tensor | None, None]:
+        del of_y
+        if tangent is None:
+            return None, None
+        y, odds, q = ctx.saved_tensors
+        column = y[:, None]
+        along_others = (q * tangent).scatter(1, column, 0.0).sum(1, keepdim=True)
+        change = along_others - tangent.gather(1, column)
+        return torch.where(odds[:, None] == -math.inf, 0.0, change)[:, 0], None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None], logits: Tensor, y: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        batches = [
+            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip((logits, y), in_dims, strict=True)
+        ]
+        odds, q = _LogOdds.apply(*(t.flatten(0, 1) for t in batches))  # type: ignore[no-untyped-call]
+        shape = batches[1].shape
+        return (odds.reshape(shape), q.reshape(*shape, -1)), (0, 0)
+
+
+def _unless_alone(upstream: Tensor, odds: Tensor) -> Tensor:
+    """The upstream gradient as a column; 0 where no other class is present."""
+    return torch.where(odds == -math.inf, 0.0, upstream)[:, None]
