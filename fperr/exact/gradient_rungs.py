@@ -220,7 +220,8 @@ def _agreement(
         double_words.moved(lambda t: t[is_unproved]), radius=double_words.radius[is_unproved]
     )
     difference = coarser.arithmetic.sub(selected, other)
-    log2_differences = torch.log2(difference.norm() / selected.norm()).nan_to_num(nan=math.inf)
+    log2_differences = torch.log2(difference.norm() / selected.norm())
+    log2_differences[log2_differences.isnan()] = math.inf
     return torch.where(doubt, math.inf, log2_differences)
 
 

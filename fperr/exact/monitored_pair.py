@@ -25,10 +25,20 @@ class Doubts:
 
     def __init__(self) -> None:
         self._masks: list[tuple[Tensor, str]] = []
+        self._conditions: list[Tensor] = []
 
     def add(self, samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
-        """See `OnDoubt`."""
+        """See `Watcher`."""
         self._masks.append((samples, rule.sentence(dtype)))
+
+    def note(self, conditions: Tensor) -> None:
+        """See `Watcher`."""
+        self._conditions.append(conditions)
+
+    def condition_of_samples(self, count: int) -> Tensor:
+        """(count,): the largest condition of any sum of a sample, in norm, and at least 1."""
+        known = [c.nan_to_num(1.0, 1.0).expand(count) for c in self._conditions]
+        return torch.stack(known).amax(0).clamp_min(1.0) if known else torch.ones(count)
 
     def of_samples(self, count: int) -> list[str | None]:
         """The first doubt of each sample, in words; None: there is none."""
@@ -97,7 +107,7 @@ class MonitoredPair:
         is_coarse: bool,
     ) -> Interpreter[MonitoredArray]:
         # constants are computed once, with the sizes of every number
-        interpreter = Interpreter(capture, arithmetic.reporting(self.of_constants.add, tape))
+        interpreter = Interpreter(capture, arithmetic.reporting(self.of_constants, tape))
         interpreter.arithmetic = arithmetic.with_sample_sizes() if is_coarse else arithmetic
         return interpreter
 
@@ -163,7 +173,7 @@ def _watched(
     """The interpreter for a single run, which adds to the doubts, and its arithmetic."""
     arithmetic = interpreter.arithmetic
     assert isinstance(arithmetic, MonitoredArithmetic)
-    arithmetic = arithmetic.reporting(doubts.add, tape)
+    arithmetic = arithmetic.reporting(doubts, tape)
     watched = copy.copy(interpreter)
     watched.arithmetic = arithmetic
     return watched, arithmetic

@@ -2,21 +2,22 @@
 
 Compilers number values in the same sense: equal numbers for equal expressions. Here the network is
 evaluated a second time over two finite fields. Every number carries its residues modulo two primes
-just below 2^20. A float m 2^e has residues because 2 has an inverse modulo an odd prime. Sums,
-differences, products, quotients, matrix products and convolutions of residues are those of the
-fields. Taking residues commutes with all of these operations, so numbers that are equal by the
-rules of arithmetic have equal value numbers, in whatever order they were computed: a filter that
-sums to zero has the value number 0 on a constant patch, and so has x - mean(x) on a constant row.
+below 2^20, which are drawn at random. A float m 2^e has residues because 2 has an inverse modulo an
+odd prime. Sums, differences, products, quotients, matrix products and convolutions of residues are
+those of the fields. Taking residues commutes with all of these operations, so numbers that are
+equal by the rules of arithmetic have equal value numbers, in whatever order they were computed: a
+filter that sums to zero has the value number 0 on a constant patch, and so has x - mean(x) on a
+constant row.
 The fields have no exp or tanh. The residues of such a function f(a) are hashed from f and the value
 number of a, and satisfy the exact relations that `_Function` lists.
 
 Different numbers have the same value number if both primes divide the numerator of their
 difference: for numbers without a pattern with a probability near 2^-40. With residues drawn at
 random, it would be at most (d/p)^2 for a difference that is a polynomial of degree d in them
-(Schwartz, Zippel), where d is about the number of layers. The primes are public, so a network can
-be built to collide. Therefore value numbers are used only where the error bounds of two numbers
-cannot tell them apart, and a sample is reported as undecided if two numbers have equal value
-numbers and are certainly different.
+(Schwartz, Zippel), where d is about the number of layers. The primes are drawn for each process, so
+that no network can be built to collide. Still, value numbers are used only where the error bounds
+of two numbers cannot tell them apart, and a sample is reported as undecided if two numbers have
+equal value numbers and are certainly different.
 
 Two small primes are faster than a single large one. Sums of products of residues below 2^20 fit
 into float64, so a product of matrices takes two products in float64. A prime below 2^40 would need
@@ -28,6 +29,7 @@ None stands in place of value numbers that are not needed, as in the backward ha
 
 import hashlib
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -35,8 +37,24 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-PRIMES = (1048573, 1048571)  # the two largest below 2^20
 _BITS = 20
+
+
+def _drawn_primes() -> tuple[int, int]:
+    """Two of the 38,635 primes between 2^19 and 2^20, by the system's generator."""
+    numbers = range(2 ** (_BITS - 1) + 1, 2**_BITS, 2)
+    is_prime = bytearray([1]) * len(numbers)
+    for divisor in range(3, 2 ** (_BITS // 2), 2):
+        first = -(-numbers[0] // divisor) * divisor
+        first += divisor if first % 2 == 0 else 0
+        start = (first - numbers[0]) // 2
+        is_prime[start::divisor] = bytes(len(range(start, len(numbers), divisor)))
+    primes = [number for number, prime in zip(numbers, is_prime, strict=True) if prime]
+    first, second = secrets.SystemRandom().sample(primes, 2)
+    return first, second
+
+
+PRIMES = _drawn_primes()  # for each process: no network can be built to collide
 # `_reduced` is exact below 2^51. Products of two residues are below 2^38, as |residue| < 2^19: sums
 # of 2^13 of them can be reduced.
 _REDUCIBLE, LONGEST_SUM = 2**51, 2**13

@@ -1,6 +1,7 @@
 """Elementwise functions of `DoubleWords`, with their error radii and value numbers."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -84,7 +85,10 @@ def times_power_of_two(a: DoubleWords, factor: float) -> DoubleWords:
         numbers = value_numbers.times(a.value_number, numbers_of_factor)
     underflow = SMALLEST if abs(factor) < 1 else 0.0
     radius = a.radius * abs(factor) + underflow
-    return DoubleWords(a.high * factor, a.low * factor, radius, numbers)
+    result = DoubleWords(a.high * factor, a.low * factor, radius, numbers)
+    # minus infinity, which masks a number, is no overflow
+    overflows = result.high.isinf() & a.high.isfinite()
+    return replace(result, radius=torch.where(by_sample(overflows).any(1), torch.inf, radius))
 
 
 def quotient(a: DoubleWords, b: DoubleWords) -> DoubleWords:

@@ -29,6 +29,8 @@ from fperr.exact.monitored.watch import (
     MARGIN,
     MOST_HIDDEN,
     Rule,
+    Unwatched,
+    Watcher,
     compared,
     distance,
     is_ill_conditioned,
@@ -36,15 +38,7 @@ from fperr.exact.monitored.watch import (
 )
 from fperr.exact.value_numbers import ValueNumbers
 
-# samples in doubt (samples or 1,), the rule that says so, and the dtype that it is about
-OnDoubt = Callable[[Tensor, Rule, torch.dtype], None]
-
 ENTRY_SIZES, SAMPLE_SIZES = EntrySizes(), SampleSizes()
-
-
-def _ignore(samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
-    """Report nothing."""
-    del samples, rule, dtype
 
 
 class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]):
@@ -69,7 +63,7 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         self._sizes: Sizes | None = None if follows else ENTRY_SIZES
         self._with_value_numbers = with_value_numbers and not follows
         self.bits = 1 - round(math.log2(unit_roundoff(dtype)))
-        self._on_doubt: OnDoubt = _ignore
+        self._watcher: Watcher = Unwatched()
         self._tape: BranchTape | None = None
         self._answers: dict[tuple[int, float], tuple[MonitoredArray, Tensor]] = {}
         self._prepared: dict[object, object] = {}
@@ -78,15 +72,15 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
     def name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
-    def reporting(self, on_doubt: OnDoubt, tape: BranchTape) -> "MonitoredArithmetic":
+    def reporting(self, watcher: Watcher, tape: BranchTape) -> "MonitoredArithmetic":
         """The same arithmetic for one run, which says where digits are lost.
 
         Args:
-            on_doubt: Called with the samples in doubt, the rule, and the dtype that it is about.
+            watcher: Told of samples in doubt, and of the condition of sums.
             tape: Tape that a leader records on, and that a follower reads.
         """
         arithmetic = copy.copy(self)
-        arithmetic._on_doubt, arithmetic._tape, arithmetic._answers = on_doubt, tape, {}
+        arithmetic._watcher, arithmetic._tape, arithmetic._answers = watcher, tape, {}
         return arithmetic
 
     def with_sample_sizes(self) -> "MonitoredArithmetic":
@@ -204,18 +198,20 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
             numbers = value_numbers.times(a.value_number, value_numbers.inverse(b.value_number))
         if self._sizes is not None:
             values = 1 / b.values
-            # relative errors of divisor and quotient are alike
-            inverse_terms = self._sizes.of_function(b, values, values.square())
+            least = (b.values.abs() - self._sizes.reach(b)).clamp_min(0.0)
+            inverse_terms = self._sizes.of_function(b, values, least.square().reciprocal())
             terms = self._sizes.multiplied(a, MonitoredArray(values, inverse_terms, None))
         result = MonitoredArray(a.values / b.values, terms, numbers, a.has_exact_zeros)
         self._watch_zeros(result, lambda: (a.values != 0) & b.values.isfinite())
         return result
 
     def rsqrt(self, a: MonitoredArray) -> MonitoredArray:
-        return self._elementary("rsqrt", a, torch.rsqrt, lambda x, f: f / (2 * x))
+        return self._elementary(
+            "rsqrt", a, torch.rsqrt, lambda x, off: (x - off).clamp_min(0.0) ** -1.5 / 2
+        )
 
     def exp(self, a: MonitoredArray) -> MonitoredArray:
-        result = self._elementary("exp", a, torch.exp, lambda _, f: f)
+        result = self._elementary("exp", a, torch.exp, lambda x, off: torch.exp(x + off))
         if self._sizes is None:
             return result  # what vanishes here alone shows in the difference of the runs
         is_tiny = (result.values < TINY) & ~a.values.isneginf()
@@ -227,7 +223,7 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return self.exp(self.sub(a, shift)), shift
 
     def log(self, a: MonitoredArray) -> MonitoredArray:
-        result = self._elementary("log", a, torch.log, lambda x, _: 1 / x)
+        result = self._elementary("log", a, torch.log, lambda x, off: 1 / (x - off).clamp_min(0.0))
         self._watch_zeros(result, lambda: a.values != 0)
         if self._sizes is not None:
             # minus infinity means a masked class: what is 0 by underflow must not become that
@@ -240,10 +236,17 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         return result
 
     def tanh(self, a: MonitoredArray) -> MonitoredArray:
-        return self._elementary("tanh", a, torch.tanh, lambda _, f: 1 - f * f)
+        def slope(x: Tensor, off: Tensor) -> Tensor:
+            least = (x.abs() - off).clamp_min(0.0)
+            return (4 * torch.exp(-2 * least)).clamp_max(1.0)
+
+        return self._elementary("tanh", a, torch.tanh, slope)
 
     def erf(self, a: MonitoredArray) -> MonitoredArray:
-        return self._elementary("erf", a, torch.erf, lambda x, _: 1.2 * torch.exp(-x * x))
+        def slope(x: Tensor, off: Tensor) -> Tensor:
+            return 1.2 * torch.exp(-(x.abs() - off).clamp_min(0.0).square())
+
+        return self._elementary("erf", a, torch.erf, slope)
 
     def _elementary(
         self,
@@ -252,10 +255,11 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         function: Callable[[Tensor], Tensor],
         slope: Callable[[Tensor, Tensor], Tensor],
     ) -> MonitoredArray:
-        """A function with an upper bound on its slope, from argument and value."""
+        """A function with a bound on its slope, from argument and how far that may be off."""
         values, terms = function(a.values), None
         if self._sizes is not None and a.terms is not None:
-            terms = self._sizes.of_function(a, values, slope(a.values, values))
+            bound = slope(a.values, self._sizes.reach(a))
+            terms = self._sizes.of_function(a, values, bound)
         numbers = value_numbers.of_function(name, a.value_number)
         if name == "exp" and numbers is not None:
             # minus infinity masks a number: its exponential is 0, exactly
@@ -271,10 +275,7 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         result = products.products_by_sample(a, b, self._sizes)
         self._watch_hidden(a, lambda sizes: sizes @ b.values.abs(), result)
         self._watch_hidden(b, lambda sizes: a.values.abs() @ sizes, result)
-        self._watch_zeros(
-            result, lambda: self._have_terms(result, lambda: products.touched_by_sample(a, b))
-        )
-        return result
+        return self._with_judged_zeros(result, lambda: products.touched_by_sample(a, b))
 
     def correlate(
         self, x: MonitoredArray, weight: MonitoredArray, geometry: Geometry
@@ -295,13 +296,28 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         result = products.multiplied(self, a, b, product, self._sizes)
         self._watch_hidden(a, lambda sizes: product.multiply(sizes, b.values[0].abs()), result)
         self._watch_hidden(b, lambda sizes: product.multiply(a.values.abs(), sizes[0]), result)
-        self._watch_zeros(
-            result, lambda: self._have_terms(result, lambda: product.touched(a.values))
-        )
-        return result
+        return self._with_judged_zeros(result, lambda: product.touched(a.values))
 
-    def _have_terms(self, sums: MonitoredArray, touched: Callable[[], Tensor]) -> Tensor:
-        return touched() if self._sizes is None else self._sizes.have_terms(sums, touched)
+    def _with_judged_zeros(
+        self, sums: MonitoredArray, touched: Callable[[], Tensor]
+    ) -> MonitoredArray:
+        """The sums, which say whether each 0 is exact.
+
+        Where single sizes are not known, samples with a 0 that may be lost digits are in doubt.
+
+        Args:
+            sums: Results of a product.
+            touched: Function that gives the mask of sums that an entry other than 0 may enter.
+        """
+        if self._sizes is None or int(torch.count_nonzero(sums.values)) == sums.values.numel():
+            return sums
+        may_be_lost = (sums.values == 0) & self._sizes.have_terms(sums, touched)
+        if sums.value_number is not None:
+            may_be_lost = may_be_lost & ~sums.value_number.equals_float(0.0)
+        if self._sizes.are_by_entry:
+            return replace(sums, has_exact_zeros=not bool(may_be_lost.any()))
+        self._doubt(any_of_sample(may_be_lost), Rule.VANISHED)
+        return sums
 
     def sum(self, a: MonitoredArray, dims: Sequence[int]) -> MonitoredArray:
         if not dims:
@@ -343,8 +359,8 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
             return products.scattered(is_active, index, shape, None).values != 0
 
         # most numbers of a sparse sum are 0, and exactly so
-        self._watch_zeros(result, lambda: self._have_terms(result, touched))
-        return replace(result, has_exact_zeros=a.has_exact_zeros)
+        exact = replace(result, has_exact_zeros=a.has_exact_zeros)
+        return self._with_judged_zeros(exact, touched)
 
     def where(self, mask: IndexArray, a: MonitoredArray, b: MonitoredArray) -> MonitoredArray:
         known = self._answers.get((id(a), 0.0))
@@ -449,10 +465,11 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
             return
         numbers = torch.linalg.vector_norm(by_sample(a.values), dim=1)
         sizes = self._sizes.norm(a)
+        self._watcher.note(sizes / numbers)
         if a.has_exact_zeros and bool((numbers == 0).any()):
             sizes = torch.where(largest(a.values) == 0, 0.0, sizes)
         for rule, dtype, samples in is_ill_conditioned(numbers, sizes):
-            self._on_doubt(samples, rule, dtype)
+            self._watcher.add(samples, rule, dtype)
 
     def watch_result(self, a: MonitoredArray) -> None:
         """Doubt the samples in which a result has lost its digits."""
@@ -510,7 +527,7 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
             self._doubt(any_of_sample(vanished), Rule.VANISHED)
 
     def _doubt(self, samples: Tensor, rule: Rule) -> None:
-        self._on_doubt(samples, rule, self.dtype)
+        self._watcher.add(samples, rule, self.dtype)
 
     def _operand(self, b: MonitoredArray | float) -> MonitoredArray:
         if isinstance(b, MonitoredArray):

@@ -19,6 +19,10 @@ from fperr.exact.monitored.array import MonitoredArray, by_sample, largest, per_
 
 # A number that falls below this is off by as much as a sum of terms of this size.
 TINY = 2.0**-1021
+UNIT_ROUNDOFF = 2.0**-53  # of float64, which leads
+# A number that is so much smaller than its terms has lost 16 bits. Ordinary sums of n terms lose
+# log2(n)/2; if these counted, too, no network of many layers would have a bit left.
+LOST = 2.0**16
 Multiply = Callable[[Tensor, Tensor], Tensor]
 _SMALL, _LARGE = 2.0**-60, 2.0**60  # far within float32's range, and so are products with weights
 # Bounds are computed in floating point: a share of them pays for its roundings, and this for
@@ -48,7 +52,13 @@ class Rows:
 
 
 class Sizes(ABC):
-    """The sizes of the terms of arrays, as `MonitoredArray.terms` holds them."""
+    """The sizes of the terms of arrays, as `MonitoredArray.terms` holds them.
+
+    Attributes:
+        are_by_entry: Whether every number has a size of its own.
+    """
+
+    are_by_entry: bool
 
     @abstractmethod
     def of(self, a: MonitoredArray) -> Tensor:
@@ -72,7 +82,32 @@ class Sizes(ABC):
 
     @abstractmethod
     def of_function(self, a: MonitoredArray, values: Tensor, slope: Tensor) -> Tensor | None:
-        """The terms of a function: what its argument lost by cancellation, it has lost, too."""
+        """The terms of a function: what its argument lost by cancellation, it has lost, too.
+
+        Args:
+            a: Argument.
+            values: Values of the function.
+            slope: Upper bounds on its slope as far as the argument may be off: see `reach`.
+        """
+
+    def reach(self, a: MonitoredArray) -> Tensor:
+        """How far numbers may be off in float64; 0 for infinities. It broadcasts to the values."""
+        return torch.where(a.values.isinf(), 0.0, UNIT_ROUNDOFF * self.of(a))
+
+    def counted(self, a: MonitoredArray) -> Tensor:
+        """The magnitudes that products multiply; for numbers that are lost, the sizes of terms.
+
+        What a sum lost, the next product does not find again.
+        """
+        magnitudes = a.values.abs()
+        if a.terms is None:
+            return magnitudes
+        are_lost = self.of(a) > LOST * magnitudes
+        if a.has_exact_zeros:
+            are_lost = are_lost & (magnitudes != 0)
+        if not bool(are_lost.any()):
+            return magnitudes
+        return torch.where(are_lost, self.of(a), magnitudes)
 
     @abstractmethod
     def with_underflow(self, a: MonitoredArray, is_tiny: Tensor) -> MonitoredArray:
@@ -132,6 +167,8 @@ class Sizes(ABC):
 class EntrySizes(Sizes):
     """A size for every number."""
 
+    are_by_entry = True
+
     def of(self, a: MonitoredArray) -> Tensor:
         """See `Sizes`."""
         return a.sizes
@@ -158,7 +195,8 @@ class EntrySizes(Sizes):
             return a.sizes * b.values.abs()
         if a.terms is None:
             return a.values.abs() * b.sizes
-        return torch.maximum(a.sizes * b.values.abs(), a.values.abs() * b.sizes)
+        of_one = torch.maximum(a.sizes * b.values.abs(), a.values.abs() * b.sizes)
+        return of_one + UNIT_ROUNDOFF * a.sizes * b.sizes  # both may be 0, and lost
 
     def of_function(self, a: MonitoredArray, values: Tensor, slope: Tensor) -> Tensor | None:
         """See `Sizes`."""
@@ -201,13 +239,13 @@ class EntrySizes(Sizes):
         Where a sample would not fit into float32's range, it is scaled by a power of two.
         """
         del rows
-        values = a.values
+        values = self.counted(a)
         sizes = A.prepared((b,), "sizes", lambda: b.values[0].abs().float())
         size = largest(values)
         if bool(((size == 0) | ((size > _SMALL) & (size < _LARGE))).all()):
-            return multiply(values.float().abs_(), sizes).to(values.dtype)
+            return multiply(values.float(), sizes).to(values.dtype)
         power = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent)
-        products = multiply((values / per_sample(power, values)).float().abs_(), sizes)
+        products = multiply((values / per_sample(power, values)).float(), sizes)
         return products.to(values.dtype).mul_(per_sample(power, products))
 
     def have_terms(self, sums: MonitoredArray, touched: Callable[[], Tensor]) -> Tensor:
@@ -217,11 +255,13 @@ class EntrySizes(Sizes):
 
     def of_products_by_sample(self, a: MonitoredArray, b: MonitoredArray) -> Tensor:
         """See `Sizes`."""
-        return a.values.abs() @ b.values.abs()
+        return self.counted(a) @ self.counted(b)
 
 
 class SampleSizes(Sizes):
     """One upper bound for all numbers of a sample, (samples,) as `MonitoredArray.terms`."""
+
+    are_by_entry = False
 
     def of(self, a: MonitoredArray) -> Tensor:
         """See `Sizes`."""
@@ -249,7 +289,8 @@ class SampleSizes(Sizes):
             return _bound(a) * largest(b.values)
         if a.terms is None:
             return largest(a.values) * _bound(b)
-        return torch.maximum(_bound(a) * largest(b.values), largest(a.values) * _bound(b))
+        of_one = torch.maximum(_bound(a) * largest(b.values), largest(a.values) * _bound(b))
+        return of_one + UNIT_ROUNDOFF * _bound(a) * _bound(b)
 
     def of_function(self, a: MonitoredArray, values: Tensor, slope: Tensor) -> Tensor | None:
         """See `Sizes`."""
@@ -292,7 +333,7 @@ class SampleSizes(Sizes):
         """See `Sizes`: by the inequality of Cauchy and Schwarz, |a| times the longest row of b."""
         del multiply
         row = A.prepared((b,), rows, lambda: _norm_bound(rows.of(b.values[0])).max())
-        return _norm_bound(a.values) * row
+        return _norm_bound(self.counted(a)) * row
 
     def have_terms(self, sums: MonitoredArray, touched: Callable[[], Tensor]) -> Tensor:
         """See `Sizes`."""
@@ -303,7 +344,7 @@ class SampleSizes(Sizes):
         """See `Sizes`."""
         rows, columns = (
             _norm_bound(t.flatten(0, 1)).reshape(t.shape[:2]).amax(1)
-            for t in (a.values, b.values.transpose(1, 2))
+            for t in (self.counted(a), self.counted(b).transpose(1, 2))
         )
         return rows * columns
 

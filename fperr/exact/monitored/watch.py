@@ -6,6 +6,7 @@ They tell where two runs of different precisions may agree by accident.
 
 from collections.abc import Iterator
 from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,26 @@ class Rule(Enum):
     def sentence(self, dtype: torch.dtype) -> str:
         """What the rule says of a run in that dtype."""
         return self.value.format(str(dtype).removeprefix("torch."))
+
+
+class Watcher(Protocol):
+    """What a run tells of its samples."""
+
+    def add(self, samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
+        """Samples (samples or 1,) that a rule doubts, and the dtype that it is about."""
+
+    def note(self, conditions: Tensor) -> None:
+        """(samples or 1,): how many times larger than some numbers their terms are, in norm."""
+
+
+class Unwatched:
+    """A watcher that keeps nothing."""
+
+    def add(self, samples: Tensor, rule: Rule, dtype: torch.dtype) -> None:
+        """See `Watcher`."""
+
+    def note(self, conditions: Tensor) -> None:
+        """See `Watcher`."""
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
