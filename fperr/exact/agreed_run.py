@@ -19,6 +19,7 @@ from fperr.exact.monitored.array import MonitoredArray, by_sample, largest, norm
 from fperr.exact.monitored_pair import Doubts, MonitoredPair, PairRun
 
 LOG2_SHARE = -19  # of the difference that is claimed as an error, log2
+_FEW = 16  # numbers; of more, it takes many that are close by luck
 _ROUNDINGS = 4  # units roundoff of float64, the least relative error that is claimed
 # (logits of a run, logits of the run in float64) -> v for each product, (samples or 1, K); what v
 # decides, and constants of the loss, are those of float64
@@ -73,9 +74,11 @@ def agreed_run(pair: MonitoredPair, x: Tensor, cotangents: CotangentsOfRun) -> A
     # the norms leave infinities and NaN out, the judgement does not; a masked logit is -infinity
     is_finite = largest(everything).isfinite() & largest(in_float32).isfinite()
     is_finite = is_finite & (z < math.inf).all(1)
-    # a difference may be small by luck: float64 lost what the worst of its sums lost
-    lost = _ROUNDINGS * 2.0**-53 * doubts.condition_of_samples(samples).to(z.device)
-    errors = torch.maximum(log2_agreed_errors(everything, in_float32), torch.log2(lost))
+    errors = log2_agreed_errors(everything, in_float32)
+    if everything.shape[1] <= _FEW:
+        # one difference in 2^10 is small by luck; float64 lost what the worst of its sums lost
+        lost = _ROUNDINGS * 2.0**-53 * doubts.condition_of_samples(samples).to(z.device)
+        errors = torch.maximum(errors, torch.log2(lost))
     errors = torch.where(is_finite, errors, torch.inf)
     faults = [
         "the logits or the gradient are not finite"

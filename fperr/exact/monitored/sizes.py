@@ -20,11 +20,12 @@ from fperr.exact.monitored.array import MonitoredArray, by_sample, largest, per_
 # A number that falls below this is off by as much as a sum of terms of this size.
 TINY = 2.0**-1021
 UNIT_ROUNDOFF = 2.0**-53  # of float64, which leads
-# A number that is so much smaller than its terms has lost 16 bits. Ordinary sums of n terms lose
-# log2(n)/2; if these counted, too, no network of many layers would have a bit left.
-LOST = 2.0**16
 Multiply = Callable[[Tensor, Tensor], Tensor]
 _SMALL, _LARGE = 2.0**-60, 2.0**60  # far within float32's range, and so are products with weights
+# How many times larger than a number its terms are where it counts as lost: 23 of 53 bits are left.
+# Ordinary sums of n terms lose log2(n)/2 bits: if these counted, too, no network of many layers
+# would have a bit left. Bounds for samples are looser; most noise is below 2^-45 of its terms.
+_LOST = 2.0**30
 # Bounds are computed in floating point: a share of them pays for its roundings, and this for
 # squares that underflow, which are below 2^-1022.
 _ROUNDED, _UNDERFLOW = 1 + 2.0**-10, 2.0**-511
@@ -102,7 +103,7 @@ class Sizes(ABC):
         magnitudes = a.values.abs()
         if a.terms is None:
             return magnitudes
-        are_lost = self.of(a) > LOST * magnitudes
+        are_lost = self.of(a) > _LOST * magnitudes
         if a.has_exact_zeros:
             are_lost = are_lost & (magnitudes != 0)
         if not bool(are_lost.any()):
