@@ -282,6 +282,18 @@ def test_a_difference_that_is_small_by_luck_is_not_believed():
     assert not are_wrong(found, errors).any()
 
 
+def test_a_logit_near_0_is_no_influence_of_the_batch():
+    torch.manual_seed(1)
+    layers = (nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
+    model = nn.Sequential(*layers).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    x = torch.linspace(-1, 1, 1500, dtype=torch.float64)[:, None]
+    near = x[model(x).abs()[:, 0].argsort()]  # the logits closest to 0 first
+    exact.gradient(model, near, torch.ones(1500, 1), engine="float64")
+
+
 class Scalar(nn.Module):
     """tanh of a number that an offset has passed through."""
 

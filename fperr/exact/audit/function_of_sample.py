@@ -63,16 +63,19 @@ def check_function_of_sample(
 
     Raises:
         ModelError: Two equal runs differ; or a sample's logits depend on its batch by more than
-            64 u sqrt(depth) in relative norm: kernels that add in another order stay below that.
+            64 u sqrt(depth) of its norm, or of the batch's median norm: kernels that add in another
+            order stay below that.
     """
     check_repeatable(logits, x)
     allowed = 64 * unit_roundoff * math.sqrt(max(1, depth))
     company = x if len(x) > 1 else torch.cat([x, 0.5 * x])
     together = logits(company)
+    # logits that are close to 0 by chance are off by no less than others
+    usual = float(torch.linalg.vector_norm(_finite(together), dim=1).median())
     for i in range(min(len(company), _PROBED_SAMPLES)):
         alone = logits(company[i : i + 1])[0]
         distance = float(difference(together[i], alone).norm())
-        size = float(alone.double().nan_to_num(0.0, 0.0, 0.0).norm())
+        size = max(usual, float(_finite(alone).norm()))
         if not distance <= allowed * size:
             relative = distance / size if size else math.inf
             raise ModelError(
@@ -80,6 +83,11 @@ def check_function_of_sample(
                 f"batch of {len(company)} and a batch of 1, more than the {allowed:.2g} that "
                 "rounding explains: the model depends on the batch. Use running statistics"
             )
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """The logits in float64, with 0 for NaN and infinities."""
+    return logits.detach().double().nan_to_num(0.0, 0.0, 0.0)
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:
