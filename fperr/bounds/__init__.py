@@ -1,5 +1,10 @@
 """Bounds on the error of a loss's gradient: the papers', ours, and what follows for an attack."""
 
+from fperr.bounds.accurate import (
+    AccurateBound,
+    accurate_cross_entropy,
+    accurate_cross_entropy_errors,
+)
 from fperr.bounds.backward import backward_units
 from fperr.bounds.checking import check
 from fperr.bounds.cross_entropy import logit_gradient
@@ -11,8 +16,11 @@ from fperr.bounds.stable import stable_ce_logit_gradient, stable_ce_relative_err
 __all__ = [
     "KERNELS",
     "Accuracy",
+    "AccurateBound",
     "Kernel",
     "accuracy",
+    "accurate_cross_entropy",
+    "accurate_cross_entropy_errors",
     "backward_units",
     "check",
     "log2_delta_sup_input",

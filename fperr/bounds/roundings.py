@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fperr.formats import Format
+from fperr.formats import FLOAT64, Format
 
 # Sums and products of up to 2^10 positive float64 numbers are off by far less than one part in 2^40
 UP = 1 + 2.0**-40
@@ -24,6 +24,17 @@ def half_ulp(size: Tensor, fmt: Format, *, underflow: float = 1.0) -> Tensor:
     spacing = torch.ldexp(torch.full_like(size, fmt.storage_unit_roundoff), exponent)
     spacing = torch.where(size > 0, spacing, 0.0)  # frexp of 0 has exponent 0
     return spacing.clamp_min(underflow * max(fmt.smallest_subnormal / 2, _LEAST))
+
+
+def rounding_near(v: Tensor, error: Tensor, fmt: Format) -> Tensor:
+    """Bound the rounding to a format of any number within `error` of v.
+
+    The distance to the nearest number of the format grows no faster than a number moves.
+    """
+    if fmt == FLOAT64:  # v itself is known to float64 only
+        return half_ulp(v + error, fmt)
+    distance = (v.to(fmt.dtype).to(torch.float64) - v).abs()
+    return torch.minimum(half_ulp(v + error, fmt), distance * UP + error)
 
 
 def known_rounding(rounded: Tensor, exact: Tensor, fmt: Format) -> Tensor:

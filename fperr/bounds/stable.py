@@ -25,7 +25,7 @@ from fperr.bounds import kernels
 from fperr.bounds.arguments import checked_arguments, format_of
 from fperr.bounds.cross_entropy import Bound
 from fperr.bounds.kernels import Accuracy, Kernel
-from fperr.bounds.roundings import UP, half_ulp
+from fperr.bounds.roundings import UP, half_ulp, rounding_near
 from fperr.bounds.steps import shifted_logits, sum_of_exponentials
 from fperr.caller_state import in_neutral_state
 from fperr.formats import Format
@@ -115,7 +115,10 @@ def enclosed(
     least = S - S_error
     error = torch.where(least > 0, (e_error + p * S_error) / least, torch.inf)
     error = torch.minimum(error, torch.maximum(p, 1 - p))
-    error = error + _DIVISIONS * half_ulp(p + error, worked)
+    division = _DIVISIONS * half_ulp(p + error, worked)
+    # 1/S, of the largest, is a quotient, or the inverse itself
+    of_largest = torch.minimum(division, 2 * rounding_near(p, error, worked))
+    error = error + torch.where(d.exact == 0, of_largest, division)
     if worked != stored:
         error = error + half_ulp(p + error, stored)
     error = a * error

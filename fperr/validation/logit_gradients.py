@@ -37,6 +37,25 @@ def pytorch_gradient(cases: TrialLogits, *, strided: bool = False) -> Tensor:
     return gradient
 
 
+def signed_gradient(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor, float]:
+    """v of plain cross-entropy as high + low, (batch, K) float64, and its relative accuracy.
+
+    For float64 in double words, and in float64 for narrower formats.
+    """
+    is_label = torch.zeros_like(z, dtype=torch.bool).scatter(1, label[:, None], value=True)
+    is_absent = z == -math.inf
+    wide = torch.where(is_absent, z.amax(1, keepdim=True), z).to(torch.float64)
+    sign = torch.where(is_label, -1.0, 1.0)
+    if z.dtype == torch.float64:
+        ones = torch.ones(len(z), 1, dtype=torch.float64)
+        high, low = _double_word_magnitude(wide, ones, 1.0, is_label, is_absent)
+        return sign * high, sign * low, 2.0**-95
+    e = (wide - wide.amax(1, keepdim=True)).exp().masked_fill(is_absent, 0.0)
+    off_label = torch.where(is_label, 0.0, e).sum(1, keepdim=True)
+    v = sign * torch.where(is_label, off_label, e) / e.sum(1, keepdim=True)
+    return v, torch.zeros_like(v), 2.0**-44
+
+
 def absolute_error(cases: TrialLogits, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Lower bounds on the error |v_hat - v|, and |v|: both (batch, K) float64.
 
