@@ -7,11 +7,12 @@ every name with a leading underscore, may change without notice.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fperr import bounds, errors, exact, formats, zoo
+from fperr import bounds, errors, exact, formats, losses, zoo
 from fperr.attacks import AttackResult, attack
 from fperr.errors import FperrError
 from fperr.measurement import measure, trace_layers
 from fperr.recording import Trace, record
+from fperr.repair import Rescaled, repaired
 from fperr.report.frame import Report
 from fperr.report.layers import LayerReport
 from fperr.report.verdict import Thresholds
@@ -26,6 +27,7 @@ __all__ = [
     "FperrError",
     "LayerReport",
     "Report",
+    "Rescaled",
     "Thresholds",
     "Trace",
     "__version__",
@@ -34,8 +36,10 @@ __all__ = [
     "errors",
     "exact",
     "formats",
+    "losses",
     "measure",
     "record",
+    "repaired",
     "trace_layers",
     "zoo",
 ]

@@ -95,5 +95,9 @@ class InexactProductError(FperrError):
     """A float64 product of integers that needs no rounding was rounded, or flushed to zero."""
 
 
+class RepairWarning(UserWarning):
+    """Calls within `fperr.repaired` were not repaired."""
+
+
 class SlowReferenceWarning(UserWarning):
     """Samples need balls, which take time; says how long."""

@@ -46,11 +46,22 @@ def loss_of(
     label, targeted = checked_classes(logits, y, targets)
     z = logits.to(output_dtype(logits))
     if not has_curvature:
-        z = _FirstOrder.apply(z, loss.name)  # type: ignore[no-untyped-call]
+        z = first_order_only(z, loss.name)
     true = None if y is None else y.long()
     values = loss(z, label, Context(targeted, true, clean=clean, weight=loss.weight))
     check_values(values, logits)
     return reduced(values, reduction)
+
+
+def first_order_only(logits: Tensor, name: str) -> Tensor:
+    """The same logits, whose gradient refuses to be differentiated again.
+
+    Args:
+        logits: Logits of any shape.
+        name: Name of the loss, for the error.
+    """
+    guarded: Tensor = _FirstOrder.apply(logits, name)  # type: ignore[no-untyped-call]
+    return guarded
 
 
 class AttackLoss(nn.Module):
