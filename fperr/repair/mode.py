@@ -46,10 +46,10 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
     Not repaired are calls that the block does not see: in other threads, under `torch.jit.script`,
     of other losses. Those that it sees and cannot repair are named at its end.
 
-    A training step in the block raises: a call whose graph has no leaf but parameters, and an
-    optimiser's step on gradients of a repaired loss, also after the block; so does a second
-    derivative. `repaired("cross_entropy")` computes cross-entropy itself, more accurately, and
-    allows all that.
+    A training step in the block raises: the gradient of a call whose graph has no leaf but
+    parameters, and an optimiser's step on gradients of a repaired loss, also after the block; so
+    does a second derivative. `repaired("cross_entropy")` computes cross-entropy itself, more
+    accurately, and allows all that.
 
     Args:
         repair: Loss whose gradient is taken: `"stable_ce"`, `"mifpe"`, `"tmifpe"`, or
@@ -158,20 +158,23 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
         value = call.stable() if self.value == "stable_ce" else call.as_it_is()
         if not is_tracked(input):
             return value
-        if self.repair == "cross_entropy":
-            loss = call.accurate()
-        else:
-            assert self._guard is not None
-            parameters, has_other = leaves(input)
-            if parameters and not has_other:
-                raise RuntimeError(
-                    _TRAINING.format(self.repair, "a loss that depends on parameters alone")
-                )
-            self._guard.watch(parameters)
-            loss = call.surrogate(self.repair)
+        loss, refusal = self._loss(call)
         self.repaired_calls += 1
-        with_value: Tensor = _WithValue.apply(loss, value)  # type: ignore[no-untyped-call]
+        with_value: Tensor = _WithValue.apply(loss, value, refusal)  # type: ignore[no-untyped-call]
         return with_value
+
+    def _loss(self, call: "_Call") -> tuple[Tensor, str | None]:
+        """The loss that is differentiated, and why it must not be, if so."""
+        if self.repair == "cross_entropy":
+            return call.accurate(), None
+        assert self._guard is not None
+        parameters, has_other = leaves(call.input)
+        if parameters and not has_other:
+            # some attacks read the value of such a loss; only a training step differentiates it
+            what = "the gradient of a loss that depends on parameters alone"
+            return call.surrogate(self.repair), _TRAINING.format(self.repair, what)
+        self._guard.watch(parameters)
+        return call.surrogate(self.repair), None
 
 
 def _active_modes() -> list[TorchFunctionMode]:
@@ -251,14 +254,16 @@ class _Call:
 
 
 class _WithValue(torch.autograd.Function):
-    """A loss that returns another value."""
+    """A loss that returns another value, and may refuse to be differentiated."""
 
     @staticmethod
-    def forward(context: Any, loss: Tensor, value: Tensor) -> Tensor:
-        del context, loss
+    def forward(context: Any, loss: Tensor, value: Tensor, refusal: str | None) -> Tensor:
+        del loss
+        context.refusal = refusal
         return value.clone()
 
     @staticmethod
-    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        del context
-        return upstream, None
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        if context.refusal is not None:
+            raise RuntimeError(context.refusal)
+        return upstream, None, None

@@ -37,8 +37,9 @@ from pyautoattack.fab_pt import FABAttack_PT
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def attacks(radius: float, steps: int = 10) -> dict[str, Attack]:
-    """By name, in the maximum norm."""
+def attacks(radius: float, steps: int = 10, step_size: float | None = None) -> dict[str, Attack]:
+    """By name, in the maximum norm; steps are a quarter of the radius if no size is given."""
+    step_size = radius / 4 if step_size is None else step_size
     pyauto = {"norm": "Linf", "eps": radius, "seed": 0, "device": "cpu"}
 
     def by_art(kind: type, **options: object) -> Attack:
@@ -48,7 +49,7 @@ def attacks(radius: float, steps: int = 10) -> dict[str, Attack]:
                 model, loss, shape, 10, clip_values=(0.0, 1.0), device_type="cpu"
             )
             attack = kind(
-                known, eps=radius, eps_step=radius / 4, max_iter=steps, verbose=False, **options
+                known, eps=radius, eps_step=step_size, max_iter=steps, verbose=False, **options
             )
             return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
 
@@ -56,7 +57,9 @@ def attacks(radius: float, steps: int = 10) -> dict[str, Attack]:
 
     def by_foolbox(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-        return foolbox.attacks.LinfPGD(steps=steps)(wrapped, x, y, epsilons=radius)[1]
+        return foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=step_size)(
+            wrapped, x, y, epsilons=radius
+        )[1]
 
     return {
         "pyautoattack APGD-CE": lambda m, x, y: APGDAttack(
@@ -67,7 +70,7 @@ def attacks(radius: float, steps: int = 10) -> dict[str, Attack]:
         ).perturb(x, y),
         "pyautoattack FAB": lambda m, x, y: FABAttack_PT(m, n_iter=3, **pyauto).perturb(x, y),
         "torchattacks PGD": lambda m, x, y: torchattacks.PGD(
-            m, eps=radius, alpha=radius / 4, steps=steps
+            m, eps=radius, alpha=step_size, steps=steps
         )(x, y),
         "torchattacks APGD": lambda m, x, y: torchattacks.APGD(m, eps=radius, steps=steps)(x, y),
         "foolbox LinfPGD": by_foolbox,
