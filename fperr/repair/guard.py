@@ -62,7 +62,10 @@ class GradientGuard:
 
     def _note(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        self._noted[id(parameter)] = weakref.ref(parameter), weakref.ref(parameter.grad)
+        self._noted[id(parameter)] = (
+            weakref.ref(parameter),
+            weakref.ref(parameter.grad, self._on_release),
+        )
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -73,6 +76,10 @@ class GradientGuard:
                 noted = self._noted.get(id(parameter))
                 if noted is not None and _is_there(*noted):
                     raise RuntimeError(self._message)
+
+    def _on_release(self, gradient: weakref.ref[Tensor]) -> None:
+        """A noted gradient is gone: never while an optimiser walks through its hooks."""
+        del gradient
         self._remove_if_done()
 
     def _remove_if_done(self) -> None:

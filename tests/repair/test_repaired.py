@@ -1,0 +1,292 @@
+"""`fperr.repaired`: other people's attacks find what they missed, and nobody trains by accident."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim import optimizer
+
+import fperr
+from fperr import data, zoo
+from fperr.errors import RepairWarning
+from fperr.losses import Context, loss_named
+from fperr.repair.guard import leaves
+from fperr.shares import wilson_interval
+from tests.conftest import normal, tiny_mlp
+from tests.makers.libraries import attacks
+
+IMAGES = data.fashion_mnist_1000().first(100)
+STEPS = 20
+
+
+def robust(network, attack, radius, repair=None, value="cross_entropy"):
+    """How many images are right after an attack, repaired or not."""
+    model, run = zoo.load(network), attacks(radius, STEPS, radius / 5)[attack]
+    torch.manual_seed(0)
+    if repair is None:
+        adversarial = run(model, IMAGES.x.clone(), IMAGES.y.clone())
+    else:
+        with fperr.repaired(repair, value=value) as mode:
+            adversarial = run(model, IMAGES.x.clone(), IMAGES.y.clone())
+        assert mode.repaired_calls >= STEPS
+        assert not mode.other_calls
+    with torch.no_grad():
+        return int((model(adversarial).argmax(1) == IMAGES.y).sum())
+
+
+@pytest.mark.parametrize("attack", ["torchattacks PGD", "foolbox LinfPGD", "ART PGD"])
+def test_pgd_of_other_libraries_finds_what_it_missed(attack):
+    assert robust("fashion_saturated", attack, 0.05) >= 75
+    assert robust("fashion_saturated", attack, 0.05, "stable_ce") <= 20
+    assert robust("fashion_saturated", attack, 0.05, "mifpe") <= 15
+    # the true gradient is e^-1000 there: no accuracy helps
+    assert robust("fashion_saturated", attack, 0.05, "cross_entropy") >= 75
+
+
+@pytest.mark.parametrize("attack", ["pyautoattack APGD-CE", "adv_lib PGD"])
+def test_attacks_that_read_values_take_those_of_stable_ce(attack):
+    before = robust("fashion_saturated", attack, 0.05)
+    by_gradient = robust("fashion_saturated", attack, 0.05, "mifpe")
+    by_both = robust("fashion_saturated", attack, 0.05, "mifpe", "stable_ce")
+    assert before >= 75
+    assert by_both <= by_gradient <= 45
+
+
+@pytest.mark.parametrize("repair", ["stable_ce", "mifpe", "tmifpe", "cross_entropy"])
+def test_a_network_whose_gradients_are_there_does_not_move(repair):
+    """Negative control: within the interval of a share of 100 images."""
+    before = robust("fashion_standard", "torchattacks PGD", 0.01)
+    assert 10 < before < 90
+    low, high = wilson_interval(before, len(IMAGES.x))
+    after = robust("fashion_standard", "torchattacks PGD", 0.01, repair) / len(IMAGES.x)
+    assert low <= after <= high
+
+
+@pytest.mark.slow
+def test_torchattacks_on_a_thousand_images():
+    images, model = data.fashion_mnist_1000(), zoo.load("fashion_saturated")
+    run = attacks(0.05, STEPS, 0.01)["torchattacks PGD"]
+
+    def share(repair):
+        torch.manual_seed(0)
+        with fperr.repaired(repair):
+            adversarial = run(model, images.x.clone(), images.y.clone())
+        return 100 * float((model(adversarial).argmax(1) == images.y).float().mean())
+
+    torch.manual_seed(0)
+    plain = run(model, images.x.clone(), images.y.clone())
+    assert 86 <= 100 * float((model(plain).argmax(1) == images.y).float().mean()) <= 90
+    assert share("stable_ce") <= 13
+    assert share("mifpe") <= 10
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("repair", ["stable_ce", "mifpe", "tmifpe"])
+def test_the_value_is_cross_entropys_and_the_gradient_another_losss(repair, reduction):
+    z, y = (3 * normal(6, 5)).requires_grad_(), torch.tensor([0, 1, 2, 3, 4, 0])
+    with fperr.repaired(repair):
+        loss = functional.cross_entropy(z, y, reduction=reduction)
+    assert torch.equal(loss, functional.cross_entropy(z, y, reduction=reduction))
+    upstream = torch.ones_like(loss)
+    other = loss_named(repair)(z, y, Context())
+    other = other if reduction == "none" else getattr(other, reduction)()
+    (found,), (expected,) = (
+        torch.autograd.grad(objective, z, upstream) for objective in (loss, other)
+    )
+    assert torch.equal(found, expected)
+    with fperr.repaired(repair, value="stable_ce"):
+        value = functional.cross_entropy(z, y, reduction="none")
+    assert torch.equal(value, loss_named("stable_ce")(z, y, Context()))
+
+
+def test_positions_of_more_dimensions_and_modules_are_repaired():
+    z, y = normal(2, 5, 3, 4).requires_grad_(), torch.randint(5, (2, 3, 4))
+    with fperr.repaired("stable_ce") as mode:
+        loss = nn.CrossEntropyLoss(reduction="none")(z, y)
+    assert mode.repaired_calls == 1
+    assert loss.shape == y.shape
+    (gradient,) = torch.autograd.grad(loss.sum(), z)
+    rows = gradient.movedim(1, -1).reshape(-1, 5)
+    assert torch.allclose(rows[torch.arange(24), y.flatten()], -torch.ones(24))
+
+
+def test_plain_cross_entropy_keeps_all_of_its_arguments():
+    z, y = normal(6, 5).requires_grad_(), torch.tensor([0, 1, -100, 3, 4, 0])
+    options = {"weight": torch.rand(5) + 0.1, "label_smoothing": 0.1, "reduction": "sum"}
+    with fperr.repaired("cross_entropy") as mode:
+        loss = functional.cross_entropy(z, y, **options)
+    assert mode.repaired_calls == 1
+    plain = functional.cross_entropy(z, y, **options)
+    assert torch.equal(loss, plain)
+    (found,), (expected,) = (torch.autograd.grad(objective, z) for objective in (loss, plain))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def not_repaired(call):
+    """The warning of calls that are left as they are."""
+    z, y = normal(4, 5).requires_grad_(), torch.tensor([0, 1, 2, 3])
+    with pytest.warns(RepairWarning) as caught, fperr.repaired("mifpe"):
+        loss = call(z, y)
+    loss.sum().backward()
+    return str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda z, y: functional.nll_loss(z.log_softmax(1), y), "1 of nll_loss (of a log_softmax"),
+        (lambda z, _: functional.cross_entropy(z, z.softmax(1).detach()), "probabilities"),
+        (lambda z, y: functional.cross_entropy(z, y, weight=torch.ones(5)), "weights"),
+        (lambda z, y: functional.cross_entropy(z, y, label_smoothing=0.1), "label smoothing"),
+        (lambda z, y: functional.cross_entropy(z, y.clamp_max(2), ignore_index=2), "ignored"),
+        (lambda z, y: functional.multi_margin_loss(z, y), "no cross-entropy"),
+        (lambda z, _: z.square().sum(), "saw no call"),
+    ],
+)
+def test_what_is_not_repaired_is_named_with_a_remedy(call, text):
+    message = not_repaired(call)
+    assert text in message
+    assert "fperr.Rescaled(model)" in message
+
+
+def test_other_threads_are_not_seen():
+    z, y = normal(4, 5).requires_grad_(), torch.tensor([0, 1, 2, 3])
+
+    def in_a_thread():
+        with fperr.repaired():
+            thread = threading.Thread(target=functional.cross_entropy, args=(z, y))
+            thread.start()
+            thread.join()
+
+    with pytest.warns(RepairWarning, match=r"saw no call.*another thread"):
+        in_a_thread()
+
+
+def training_step(model, optimiser, *, own_input=False):
+    x = normal(4, 6).requires_grad_(own_input)
+    functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 3])).backward()
+    optimiser.step()
+
+
+@pytest.mark.parametrize("repair", ["stable_ce", "mifpe", "tmifpe"])
+def test_a_training_step_raises(repair):
+    model = tiny_mlp()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with fperr.repaired(repair), pytest.raises(RuntimeError, match="is for attacks, got"):
+        training_step(model, optimiser)
+    # the input is a leaf, too: an attack fills the gradients of parameters, and nobody steps
+    with fperr.repaired(repair), pytest.raises(RuntimeError, match="got an optimiser's step"):
+        training_step(model, optimiser, own_input=True)
+    with pytest.raises(RuntimeError, match="got an optimiser's step"):
+        optimiser.step()  # after the block, with the same gradients
+    assert all(map(torch.equal, model.parameters(), before))
+    # the remedy
+    optimiser.zero_grad()
+    training_step(model, optimiser)
+    assert not all(map(torch.equal, model.parameters(), before))
+
+
+def test_training_in_repaired_cross_entropy_is_training():
+    models = [tiny_mlp(), tiny_mlp()]
+    for model, context in zip(models, [fperr.repaired("cross_entropy"), None], strict=True):
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            if context is None:
+                training_step(model, optimiser)
+            else:
+                with fperr.repaired("cross_entropy"):
+                    training_step(model, optimiser)
+            optimiser.zero_grad()
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_hooks_are_gone_once_nobody_needs_them():
+    before = len(optimizer._global_optimizer_pre_hooks)
+    model = tiny_mlp()
+    x, y = normal(4, 6).requires_grad_(), torch.tensor([0, 1, 2, 3])
+    with fperr.repaired():
+        functional.cross_entropy(model(x), y).backward()
+    assert len(optimizer._global_optimizer_pre_hooks) == before + 1  # its gradients are there
+    model.zero_grad()
+    torch.optim.SGD([x], lr=0.1).step()
+    assert len(optimizer._global_optimizer_pre_hooks) == before
+    with fperr.repaired():
+        torch.autograd.grad(functional.cross_entropy(model(x), y), x)
+    assert len(optimizer._global_optimizer_pre_hooks) == before
+
+
+def test_a_second_derivative_raises():
+    z, y = normal(4, 5).requires_grad_(), torch.tensor([0, 1, 2, 3])
+    with fperr.repaired("tmifpe"):
+        loss = functional.cross_entropy(z, y)
+        (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+        with pytest.raises(RuntimeError, match='second derivative of "repaired'):
+            gradient.square().sum().backward()
+    with fperr.repaired("cross_entropy"):
+        loss = functional.cross_entropy(z, y)
+        (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+        gradient.square().sum().backward()
+
+
+def nested():
+    with fperr.repaired("mifpe"), fperr.repaired():
+        pass
+
+
+def of_class_9():
+    with fperr.repaired():
+        functional.cross_entropy(normal(2, 5).requires_grad_(), torch.tensor([0, 9]))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (
+            lambda: fperr.repaired("ce"), ValueError,
+            r"repair must be one of 'cross_entropy', 'stable_ce', 'mifpe', 'tmifpe', got 'ce': use",
+        ),
+        (lambda: fperr.repaired(value="mifpe"), ValueError, r"value must be one of .* got 'mifpe'"),
+        (nested, RuntimeError, r"inside repaired, got a second one: leave the first block"),
+        (of_class_9, IndexError, r"Target 9 is out of bounds"),  # as PyTorch answers it
+        (lambda: fperr.Rescaled(abs), TypeError, r"torch\.nn\.Module, got builtin_function"),
+        (lambda: fperr.Rescaled(tiny_mlp(), T=0), ValueError, r"T must be finite and above 0, got"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_answered_with_a_sentence(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_leaves_of_a_graph():
+    model, x = tiny_mlp(), normal(2, 6)
+    parameters, has_other = leaves(model(x))
+    assert len(parameters) == len(list(model.parameters()))
+    assert not has_other
+    assert leaves(model(x.requires_grad_()))[1]
+    assert leaves(x) == ([], True)
+
+
+def test_nan_logits_stay_the_attacks_business():
+    z = normal(3, 5)
+    z[1, 2] = float("nan")
+    z.requires_grad_()
+    with fperr.repaired():
+        loss = functional.cross_entropy(z, torch.tensor([0, 1, 2]), reduction="none")
+    assert loss.isnan().tolist() == [False, True, False]
+
+
+def test_a_rescaled_model_has_a_margin_of_1_and_the_same_predictions():
+    model = zoo.load("fashion_saturated")
+    rescaled = fperr.Rescaled(model)
+    z, scaled = model(IMAGES.x), rescaled(IMAGES.x)
+    assert torch.equal(z.argmax(1), scaled.argmax(1))
+    top = scaled.topk(2).values
+    assert torch.allclose(top[:, 0] - top[:, 1], torch.ones(len(z)), atol=1e-3)
+    run = attacks(0.05, STEPS, 0.01)["torchattacks PGD"]
+    torch.manual_seed(0)
+    adversarial = run(rescaled, IMAGES.x.clone(), IMAGES.y.clone())
+    assert int((model(adversarial).argmax(1) == IMAGES.y).sum()) <= 15
