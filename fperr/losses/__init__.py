@@ -20,6 +20,7 @@ from fperr.losses.cross_entropy import CrossEntropyLoss, cross_entropy
 from fperr.losses.cw import CWLoss, cw
 from fperr.losses.dlr import DLRLoss, dlr
 from fperr.losses.gama import GAMALoss, gama
+from fperr.losses.linear_cross_entropy import linear_cross_entropy
 from fperr.losses.mifpe import MIFPELoss, mifpe
 from fperr.losses.pmifpe import PMIFPELoss, pmifpe
 from fperr.losses.registry import LOSS_NAMES, LOSSES, loss_named
@@ -50,6 +51,7 @@ __all__ = [
     "dlr",
     "gama",
     "generalized_cross_entropy",
+    "linear_cross_entropy",
     "logistic",
     "loss_named",
     "mean_absolute_error",

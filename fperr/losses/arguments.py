@@ -117,7 +117,7 @@ def checked_classes(
 
 
 def check_values(values: Tensor, logits: Tensor) -> None:
-    """Say why a loss is NaN, where its logits are to blame.
+    """Say why a loss is NaN or infinite, where its logits are to blame.
 
     Args:
         values: Loss of each sample (batch,).
@@ -126,7 +126,7 @@ def check_values(values: Tensor, logits: Tensor) -> None:
     Raises:
         ValueError: Logits are NaN or inf, or all of a sample are -inf.
     """
-    if not _is_true(values.isnan().any()):
+    if not _is_true(~values.isfinite().all()):
         return
     z = logits.detach()
     for rows, found in (

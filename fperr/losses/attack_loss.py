@@ -60,6 +60,8 @@ def first_order_only(logits: Tensor, name: str) -> Tensor:
         logits: Logits of any shape.
         name: Name of the loss, for the error.
     """
+    if torch.compiler.is_compiling():
+        return logits  # PyTorch itself refuses a second derivative of what it compiled
     guarded: Tensor = _FirstOrder.apply(logits, name)  # type: ignore[no-untyped-call]
     return guarded
 

@@ -67,6 +67,7 @@ class Loss:
         weight: Factor on GAMA's distance term in the first step.
         tau: Member of the comp-sum family; used by that kind alone.
         least_classes: Smallest K that the loss needs, untargeted and targeted.
+        full_name: Name on pages; empty: the display name.
 
     Example:
         >>> import torch
@@ -89,6 +90,7 @@ class Loss:
     weight: float = 0.0
     tau: float = 1.0
     least_classes: tuple[int, int] = (2, 2)
+    full_name: str = ""
 
     @property
     def has_value(self) -> bool:

@@ -21,4 +21,11 @@ def scaled_cross_entropy(loss: Loss, logits: Tensor, label: Tensor, context: Con
     return -values if context.targeted else values
 
 
-CE = Loss("ce", "cross_entropy", scaled_cross_entropy, "CE", "#0173b2")
+CE = Loss(
+    "ce",
+    "cross_entropy",
+    scaled_cross_entropy,
+    "CE",
+    "#0173b2",
+    full_name="Cross-entropy",
+)

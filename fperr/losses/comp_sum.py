@@ -25,10 +25,33 @@ def comp_sum_values(loss: Loss, logits: Tensor, label: Tensor, context: Context)
     return -values if context.targeted else values
 
 
-ACCURATE_CE = Loss("accurate_ce", "comp_sum", comp_sum_values, "accurate CE", "#004d7a")
+ACCURATE_CE = Loss(
+    "accurate_ce",
+    "comp_sum",
+    comp_sum_values,
+    "accurate CE",
+    "#004d7a",
+    full_name="Accurate cross-entropy",
+)
 COMP_SUM = Loss("comp_sum", "comp_sum", comp_sum_values, "comp-sum", "#7a5195", tau=1.0)
-GCE = Loss("gce", "comp_sum", comp_sum_values, "GCE", "#a05d56", tau=1.7)
-MAE = Loss("mae", "comp_sum", comp_sum_values, "MAE", "#6b8e23", tau=2.0)
+GCE = Loss(
+    "gce",
+    "comp_sum",
+    comp_sum_values,
+    "GCE",
+    "#a05d56",
+    tau=1.7,
+    full_name="Generalised cross-entropy",
+)
+MAE = Loss(
+    "mae",
+    "comp_sum",
+    comp_sum_values,
+    "MAE",
+    "#6b8e23",
+    tau=2.0,
+    full_name="Mean absolute error",
+)
 
 
 def comp_sum(

@@ -30,8 +30,24 @@ def log_odds_against(logits: Tensor, y: Tensor) -> Tensor:
         The log odds, in float32 for half formats, else in the dtype of the logits.
     """
     z = logits.to(torch.float32) if logits.dtype in _HALF else logits
+    if torch.compiler.is_compiling():  # the compiler fuses the steps, and differentiates them
+        return _composed(z, y)
     odds: Tensor = _LogOdds.apply(z, y)[0]  # type: ignore[no-untyped-call]
     return odds
+
+
+def _composed(logits: Tensor, y: Tensor) -> Tensor:
+    """The log odds in steps that autograd differentiates."""
+    column = y[:, None]
+    of_others = logits.scatter(1, column, -math.inf)
+    largest = of_others.detach().amax(1, keepdim=True)
+    is_alone = largest == -math.inf
+    largest = torch.where(is_alone, 0.0, largest)
+    sums = torch.where(is_alone, 1.0, (of_others - largest).exp().sum(1, keepdim=True))
+    label_logit = logits.gather(1, column)
+    label_logit = torch.where(label_logit == math.inf, math.nan, label_logit)
+    odds = sums.log() - (label_logit - largest)
+    return torch.where(is_alone, -math.inf, odds)[:, 0]
 
 
 def others(logits: Tensor, y: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ MIFPE = Loss(
 )
 MIFPE_SHIFTED = Loss(
     "mifpe_shifted", "cross_entropy", scaled_cross_entropy, "MIFPE, shifted", "#fbafe4", 1.0,
-    is_scaled=True, is_shifted=True,
+    is_scaled=True, is_shifted=True, full_name="Shifted MIFPE",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from fperr.losses.ce import scaled_cross_entropy
 
 PMIFPE = Loss(
     "pmifpe", "cross_entropy", scaled_cross_entropy, "P-MIFPE", "#ece133",
-    is_scaled=True, units=1.0,
+    is_scaled=True, units=1.0, full_name="Format-aware MIFPE",
 )  # fmt: skip
 
 

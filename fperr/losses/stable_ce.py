@@ -19,7 +19,14 @@ def stable_cross_entropy(loss: Loss, logits: Tensor, label: Tensor, context: Con
     return -values if context.targeted else values
 
 
-STABLE_CE = Loss("stable_ce", "stable_ce", stable_cross_entropy, "stable CE", "#d55e00")
+STABLE_CE = Loss(
+    "stable_ce",
+    "stable_ce",
+    stable_cross_entropy,
+    "stable CE",
+    "#d55e00",
+    full_name="Stable cross-entropy",
+)
 
 
 def stable_ce(

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fperr.recording.missing_delta import NO_RERUN, NOT_THE_NETWORK, OTHER_LOGITS, OTHER_POINT
+from fperr.repair.words import how_to_use
 
 STEP_COLUMNS = [
     "step",
@@ -198,7 +199,7 @@ class Diagnosis:
             by_count.setdefault((count, self._rows[step]), []).append(step)
         return [
             f"dL/dz was exactly 0 at {_in_words(steps)} for {count} of {rows} samples: the loss, "
-            "not the network, lost the gradient"
+            f"not the network, lost the gradient. Use stable_ce: {how_to_use('stable_ce')}"
             for (count, rows), steps in by_count.items()
         ]
 

@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fperr.losses import LOSSES
 from fperr.reasons import Tally, reasons, tally
 from fperr.report.plots import Plots
 from fperr.report.style import STAGES
@@ -22,17 +23,7 @@ _ENVIRONMENT = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
 )
-_LOSSES = {
-    "ce": "Cross-entropy",
-    "stable_ce": "Stable cross-entropy",
-    "mifpe": "MIFPE",
-    "tmifpe": "T-MIFPE",
-    "mifpe_shifted": "Shifted MIFPE",
-    "tmifpe_shifted": "Shifted T-MIFPE",
-    "pmifpe": "Format-aware MIFPE",
-    "cw": "C&W",
-    "dlr": "DLR",
-}
+_LOSSES = {loss.name: loss.full_name or loss.display_name for loss in LOSSES}
 _CAPTIONS = {
     "relative_error": (
         "How wrong the gradient is",

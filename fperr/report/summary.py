@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from fperr.reasons import reasons, tally
+from fperr.repair.words import how_to_use
 from fperr.report.verdict import Thresholds, is_unmeasured, judge
 
 # the headline names a gap between two losses only if the larger median relative error is above the
@@ -106,7 +107,23 @@ def advice(frame: pd.DataFrame, thresholds: Thresholds) -> str:
     ]
     if good and bad:
         clauses[:2] = [", but ".join(clauses[:2])]
-    return f"{'; '.join(clauses)}."
+    remedy = _remedy(good, bad)
+    return f"{'; '.join(clauses)}.{remedy and ' ' + remedy}"
+
+
+def _remedy(good: Mapping[str, list[str]], bad: Mapping[str, list[str]]) -> str:
+    """How to take a loss that may be followed where another one may not; nothing if there is none.
+
+    Args:
+        good: Formats in which a loss may be followed, by loss.
+        bad: Formats in which it may not.
+    """
+    unsafe = {fmt for formats in bad.values() for fmt in formats}
+    for loss, formats in good.items():
+        words = how_to_use(loss)
+        if words is not None and unsafe <= set(formats):
+            return f"Use {loss}: {words}."
+    return ""
 
 
 def _joined(words: Sequence[str]) -> str:

@@ -1,0 +1,281 @@
+"""The losses as functions and modules: values, derivatives, transforms, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fperr import losses
+from fperr.losses import LOSSES, Context, loss_named
+from tests.conftest import normal
+
+# PyTorch's own words: of operations without a batching rule, and of torch.jit
+QUIET = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop", "ignore:.torch.jit", "ignore:An output with one or more"
+)
+K = 5
+FUNCTIONS = {
+    "stable_ce": ("stable_ce", losses.StableCELoss),
+    "mifpe": ("mifpe", losses.MIFPELoss),
+    "tmifpe": ("tmifpe", losses.TMIFPELoss),
+    "pmifpe": ("pmifpe", losses.PMIFPELoss),
+    "cw": ("cw", losses.CWLoss),
+    "dlr": ("dlr", losses.DLRLoss),
+    "gama": ("gama", losses.GAMALoss),
+    "comp_sum": ("comp_sum", losses.CompSumLoss),
+    "logistic": ("accurate_ce", losses.LogisticLoss),
+    "generalized_cross_entropy": ("gce", losses.GeneralizedCrossEntropyLoss),
+    "mean_absolute_error": ("mae", losses.MeanAbsoluteErrorLoss),
+}
+RESCALED = ("mifpe", "tmifpe", "pmifpe")
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+y = torch.tensor([0, 1, 2, 3, 4, 0])
+TARGETS = (y + 1) % K
+
+
+def logits(dtype=torch.float64, scale=3.0):
+    return (scale * normal(6, K)).to(dtype).requires_grad_()
+
+
+def called(name, z, label=y, **options):
+    """The function of that name; GAMA's clean probabilities are uniform."""
+    if name == "gama":
+        options["clean"] = torch.full_like(z, 1 / z.shape[1]).detach()
+    return getattr(losses, name)(z, label, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_modules_and_the_registry_are_one(name, dtype):
+    z, (registered, module) = logits(dtype), FUNCTIONS[name]
+    clean = torch.full_like(z, 1 / K).detach()
+    loss = loss_named(registered)
+    extra = {"clean": clean} if name == "gama" else {}
+    for targets in (None, TARGETS):
+        label = y if targets is None else targets
+        context = Context(targets is not None, y, clean=clean, weight=loss.weight)
+        expected = loss(z, label, context)
+        for reduction in ("none", "sum", "mean"):
+            found = called(name, z, targets=targets, reduction=reduction)
+            reduced = expected if reduction == "none" else getattr(expected, reduction)()
+            assert torch.equal(found, reduced)
+            assert found.dtype == dtype
+            by_module = module(reduction=reduction)(z, y, targets, **extra)
+            assert torch.equal(by_module, found)
+
+
+def test_every_loss_of_the_registry_has_a_function_or_is_a_shifted_one():
+    named = {registered for registered, _ in FUNCTIONS.values()} | {"ce"}
+    assert {loss.name for loss in LOSSES} - named == {"mifpe_shifted", "tmifpe_shifted"}
+    colours = [loss.colour for loss in LOSSES]
+    assert len(set(colours)) == len(colours)
+
+
+@QUIET
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_transforms_of_torch(name):
+    z = logits(scale=2.0)
+    (plain,) = torch.autograd.grad(called(name, z, reduction="sum"), z)
+
+    def of_one(row, label):
+        return called(name, row[None], label[None], reduction="sum")
+
+    by_sample = torch.func.vmap(torch.func.grad(of_one))(z.detach(), y)
+    assert torch.allclose(by_sample, plain, rtol=1e-10, atol=1e-12)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda a, b: called(name, a, b, reduction="sum"), backend="aot_eager")
+    (found,) = torch.autograd.grad(compiled(z, y), z)
+    assert torch.allclose(found, plain, rtol=1e-10, atol=1e-12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert called(name, logits(torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n not in RESCALED])
+def test_second_derivatives_are_right(name):
+    z = logits(scale=1.0)
+    assert torch.autograd.gradcheck(lambda t: called(name, t, reduction="none"), z)
+    assert torch.autograd.gradgradcheck(lambda t: called(name, t, reduction="none"), z)
+
+
+@QUIET
+@pytest.mark.parametrize("name", RESCALED)
+def test_second_derivatives_of_a_detached_factor_are_refused(name):
+    z = logits()
+    (gradient,) = torch.autograd.grad(called(name, z), z, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"second derivative of '{name}'.*use fperr.losses"):
+        gradient.square().sum().backward()
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.func.hessian(lambda t: called(name, t))(z.detach())
+    again = torch.autograd.grad(losses.stable_ce(z, y), z, create_graph=True)[0]
+    again.square().sum().backward()  # the remedy
+
+
+@QUIET
+def test_the_hessian_of_cross_entropy():
+    z = logits()
+
+    def of_one(row, label):
+        return losses.cross_entropy(row[None], label[None])
+
+    hessian = torch.func.vmap(torch.func.hessian(of_one))
+    p = z.detach().softmax(1)
+    expected = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    assert torch.allclose(hessian(z.detach(), y), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_masked_classes_count_for_nothing(name):
+    z = logits()
+    masked = torch.cat([z, torch.full((6, 1), -math.inf).double()], 1).detach().requires_grad_()
+    if name == "gama":
+        pytest.skip("its clean probabilities have as many classes as the logits")
+    assert torch.allclose(called(name, masked), called(name, z), rtol=1e-12)
+    (gradient,) = torch.autograd.grad(called(name, masked), masked)
+    (expected,) = torch.autograd.grad(called(name, z), z)
+    assert torch.allclose(gradient[:, :K], expected, rtol=1e-10)
+    assert not gradient[:, K].any()
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.7, 2.0, 3.0])
+def test_comp_sum_losses_are_functions_of_p(tau):
+    z = logits()
+    p = z.detach().softmax(1).gather(1, y[:, None])[:, 0]
+    expected = -p.log() if tau == 1 else (p ** (tau - 1) - 1) / (1 - tau)
+    assert torch.allclose(losses.comp_sum(z, y, tau=tau, reduction="none"), expected, rtol=1e-12)
+    # where p is 1 or 0 to float32, the gradient has its digits
+    for margin in (80.0, -80.0):
+        sharp = torch.tensor([[margin, 0.0, 1.0]], requires_grad=True)
+        wide = sharp.detach().double().requires_grad_()
+        loss = losses.comp_sum(sharp, torch.tensor([0]), tau=tau)
+        if not loss.isfinite():
+            continue  # e^80 to a power
+        found = torch.autograd.grad(loss, sharp)[0].double()
+        truth = torch.autograd.grad(losses.comp_sum(wide, torch.tensor([0]), tau=tau), wide)[0]
+        size = truth.norm()
+        if size > 1e-36:  # else float32 has no such numbers
+            assert (found - truth).norm() <= 200 * 2.0**-24 * size
+
+
+@pytest.mark.parametrize("shape", [(6, K), (4, K, 3), (2, K, 3, 2), (K,)])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_has_the_arguments_of_pytorchs(shape, reduction, smoothing, weighted):
+    for dtype, close in ((torch.float64, 1e-12), (torch.float32, 2e-6), (torch.float16, 4e-3)):
+        z = (3 * normal(*shape)).to(dtype).requires_grad_()
+        target = torch.randint(K, (*shape[:1], *shape[2:])) if len(shape) > 1 else torch.tensor(2)
+        if target.ndim:
+            target.view(-1)[0] = -100
+        options = {"reduction": reduction, "label_smoothing": smoothing}
+        options["weight"] = (torch.rand(K) + 0.1).to(dtype) if weighted else None
+        ours, theirs = (
+            f(z, target, **options) for f in (losses.cross_entropy, functional.cross_entropy)
+        )
+        assert ours.dtype == theirs.dtype
+        assert torch.allclose(ours, theirs, rtol=close, atol=close)
+        gradients = [torch.autograd.grad(loss.sum(), z)[0] for loss in (ours, theirs)]
+        assert torch.allclose(*gradients, rtol=close, atol=close)
+        module = losses.CrossEntropyLoss(**options)(z, target)
+        assert torch.equal(module, ours)
+
+
+def test_small_values_of_cross_entropy_are_there():
+    z = torch.tensor([[40.0, 0.0, 0.0]])
+    assert float(functional.cross_entropy(z, torch.tensor([0]))) == 0
+    assert float(losses.cross_entropy(z, torch.tensor([0]))) == pytest.approx(2 * math.exp(-40))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_a_linear_layer_in_pieces_is_the_same(reduction):
+    hidden, weight, bias = (normal(*s).double().requires_grad_() for s in ((10, 4), (7, 4), (7,)))
+    label = torch.tensor([0, 1, 2, 3, -100, 5, 6, 0, 1, 2])
+    ours = losses.linear_cross_entropy(
+        hidden, weight, label, bias=bias, reduction=reduction, rows_at_once=3
+    )
+    theirs = functional.cross_entropy(
+        functional.linear(hidden, weight, bias), label, reduction=reduction
+    )
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+    inputs = (hidden, weight, bias)
+    pairs = (torch.autograd.grad(loss.sum(), inputs) for loss in (ours, theirs))
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(*pairs, strict=True))
+
+
+def test_a_linear_layer_in_pieces_keeps_no_logits():
+    """What autograd saves has the size of a piece's inputs, and not of all logits."""
+    hidden, weight = normal(64, 8).requires_grad_(), normal(500, 8).requires_grad_()
+    saved = []
+
+    def count(loss):
+        saved.clear()
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda t: saved.append((t.data_ptr(), t.numel())) or t, lambda t: t
+        )
+        with hooks:
+            loss()
+        return sum(dict(saved).values())  # of each storage, once
+
+    label = torch.arange(64)
+    in_pieces = count(lambda: losses.linear_cross_entropy(hidden, weight, label, rows_at_once=4))
+    at_once = count(lambda: losses.cross_entropy(hidden @ weight.T, label))
+    assert in_pieces * 5 < at_once
+
+
+Z = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.5, 0.0, 3.0, 1.0]])
+Y = torch.tensor([0, 2])
+BAD = {
+    "labels out of range": (lambda f: f(Z, torch.tensor([0, 4])), "y must hold classes from 0"),
+    "negative labels": (lambda f: f(Z, torch.tensor([0, -1])), "got values from -1 to 0: give"),
+    "float labels": (lambda f: f(Z, Y.float()), r"integer dtype, got torch.float32: use y.long"),
+    "too few labels": (lambda f: f(Z, Y[:1]), r"y must be \(2,\) for logits \(2, 4\), got \(1,\)"),
+    "probabilities": (lambda f: f(Z.softmax(1), Y), "these are probabilities; give what the model"),
+    "one class": (lambda f: f(Z[:, :1], Y * 0), r"K >= 2, got \(2, 1\): give one row a sample"),
+    "an empty batch": (lambda f: f(Z[:0], Y[:0]), "at least one sample, got .*leave out empty"),
+    "a vector": (lambda f: f(Z[0], Y[:1]), r"\(batch, K\) with K >= 2, got \(4,\)"),
+    "integers": (lambda f: f(Z.long(), Y), "got torch.int64: convert them with .float"),
+    "a list": (lambda f: f(Z.tolist(), Y), "must be a torch.Tensor, got list: give torch.tensor"),
+    "NaN": (lambda f: f(Z + torch.tensor([[0.0], [math.nan]]), Y), "got NaN at sample 1: leave"),
+    "inf": (lambda f: f(Z.masked_fill(Z == 3, math.inf), Y), "got inf at sample 1: leave such"),
+    "nothing left": (lambda f: f(Z.masked_fill(Z > -9, -math.inf), Y), "every class is masked"),
+    "reduction": (lambda f: f(Z, Y, reduction="avg"), "'none', 'sum', 'mean', got 'avg': use 'sum"),
+    "targets equal y": (
+        lambda f: f(Z, Y, targets=Y), "targets must differ from y, got class 0 for both at sample 0"
+    ),
+    "no classes": (lambda f: f(Z, None), "y must be given, got None: give the true classes, or"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BAD)
+@pytest.mark.parametrize("name", ["stable_ce", "tmifpe", "cw", "generalized_cross_entropy"])
+def test_bad_input_is_answered_with_expected_got_and_remedy(name, fault):
+    call, text = BAD[fault]
+    with pytest.raises((TypeError, ValueError), match=text):
+        call(getattr(losses, name))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: losses.cross_entropy(Z, Z.softmax(1)), r"target.argmax\(1\) for rows of prob"),
+        (lambda: losses.cross_entropy(Z, Y, label_smoothing=2), "from 0 to 1, got 2: give the"),
+        (lambda: losses.cross_entropy(Z, Y, weight=torch.ones(3)), r"weight must be \(4,\), got"),
+        (lambda: losses.cross_entropy(Z, Y, size_average=True), "must be left out, got True"),
+        (lambda: losses.cross_entropy(Z, torch.tensor([0, 7])), "target must hold classes from 0"),
+        (lambda: losses.mifpe(Z, Y, T=-1), "T must be finite and above 0, got -1: leave it out"),
+        (lambda: losses.comp_sum(Z, Y, tau=math.inf), "tau must be finite and at least 0, got inf"),
+        (lambda: losses.gama(Z, Y, clean=Z, weight="much"), "weight must be a number, got str"),
+        (lambda: losses.dlr(Z[:, :2], Y * 0), "needs at least 3 classes here, got 2: leave it out"),
+        (lambda: losses.dlr(Z, None, targets=Y), "needs the true label: give y as well"),
+        (lambda: losses.linear_cross_entropy(Z, normal(5, 3), Y), r"weight must be \(K, 4\)"),
+        (lambda: losses.linear_cross_entropy(Z[None], Z, Y), "hidden must be a matrix, got"),
+    ],
+)
+def test_more_bad_input(call, text):
+    with pytest.raises((TypeError, ValueError), match=text):
+        call()
+
+
+def test_one_hot_logits_are_no_probabilities():
+    assert losses.cw(torch.eye(3), torch.arange(3)).isfinite()
+    assert losses.cw(torch.tensor([[0.5, 0.5]]) * 1.01, torch.tensor([0])).isfinite()
