@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # a process for each core, each with one thread: kernels on small tensors gain nothing from more
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-engines bench-exact repair-table robust-accuracy \
+.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-engines bench-exact bench-losses repair-table robust-accuracy \
     test-lowest clean
 
 demo: .venv/core.stamp
@@ -49,6 +49,9 @@ bench-attack: .venv/test.stamp
 
 robust-accuracy: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.robust_accuracy
+
+bench-losses: .venv/test.stamp
+	$(BIN)/python -m tests.benchmarks.bench_losses
 
 repair-table: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.repair_table

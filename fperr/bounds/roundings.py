@@ -34,7 +34,8 @@ def rounding_near(v: Tensor, error: Tensor, fmt: Format) -> Tensor:
     if fmt == FLOAT64:  # v itself is known to float64 only
         return half_ulp(v + error, fmt)
     distance = (v.to(fmt.dtype).to(torch.float64) - v).abs()
-    return torch.minimum(half_ulp(v + error, fmt), distance * UP + error)
+    own = (UP - 1) * v  # what v itself is off by, in float64
+    return torch.minimum(half_ulp(v + error, fmt), distance + own + error)
 
 
 def known_rounding(rounded: Tensor, exact: Tensor, fmt: Format) -> Tensor:

@@ -53,7 +53,7 @@ def check_logits(logits: Tensor, *, dimensions: int | None = 2) -> None:
         )
 
 
-def check_classes(name: str, classes: Tensor, logits: Tensor, ignored: int | None = None) -> None:
+def check_classes(name: str, classes: Tensor, logits: Tensor, ignored: int | None = None) -> bool:
     """Check class indices (batch, ...) for logits (batch, K, ...).
 
     Args:
@@ -61,6 +61,9 @@ def check_classes(name: str, classes: Tensor, logits: Tensor, ignored: int | Non
         classes: The indices.
         logits: The logits.
         ignored: Index that stands for no class.
+
+    Returns:
+        Whether some may be the ignored index.
 
     Raises:
         TypeError, ValueError: Not one index below K for each sample.
@@ -81,6 +84,8 @@ def check_classes(name: str, classes: Tensor, logits: Tensor, ignored: int | Non
             "give one class a sample"
         )
     is_class = (classes >= 0) & (classes < logits.shape[1])
+    if _is_true(is_class.all()):
+        return False
     if ignored is not None:
         is_class = is_class | (classes == ignored)
     if _is_true(~is_class.all()):
@@ -89,6 +94,7 @@ def check_classes(name: str, classes: Tensor, logits: Tensor, ignored: int | Non
             f"{name} must hold classes from 0 to {logits.shape[1] - 1}, got values from {low} to "
             f"{high}: give those of the model's {logits.shape[1]} classes"
         )
+    return True
 
 
 def checked_classes(
@@ -189,8 +195,7 @@ def output_dtype(logits: Tensor) -> torch.dtype:
 def _are_probabilities(logits: Tensor) -> Tensor:
     """Whether all rows are probabilities other than 0 and 1, as a tensor."""
     z = logits.detach()
-    first = z[:1]
-    if not _is_true(_look_like_probabilities(first)):  # most logits are told by a single row
+    if _is_true((z[0] < 0).any()):  # most logits are told by a single row
         return torch.zeros((), dtype=torch.bool)
     return _look_like_probabilities(z)
 

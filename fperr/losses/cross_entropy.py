@@ -78,7 +78,7 @@ def cross_entropy(
             input[None], target[None], weight, None, ignore_index, None, reduction, label_smoothing
         ).reshape(())
     check_logits(input, dimensions=None)
-    check_classes("target", target, input, ignore_index)
+    has_ignored = check_classes("target", target, input, ignore_index)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(
             f"label_smoothing must be from 0 to 1, got {label_smoothing}: give the share of the "
@@ -90,12 +90,14 @@ def cross_entropy(
             f"weight must be ({classes},), got {tuple(weight.shape)}: give one number a class"
         )
     # rows are samples, and positions of further dimensions
-    logits = input.movedim(1, -1).reshape(-1, classes)
-    label = target.reshape(-1).long()
-    is_used = label != ignore_index
-    label = torch.where(is_used, label, 0)
+    logits, label = input, target.long()
+    if input.ndim > 2:
+        logits, label = input.movedim(1, -1).reshape(-1, classes), label.reshape(-1)
+    is_used = label != ignore_index if has_ignored else None
+    if is_used is not None:
+        label = label.where(is_used, 0)
     values = -logsigmoid(-log_odds_against(logits, label))
-    check_values(values.where(is_used, 0.0), logits)
+    check_values(values if is_used is None else values.where(is_used, 0.0), logits)
     of_label = None if weight is None else weight.to(values.dtype)[label]
     if of_label is not None:
         values = values * of_label
@@ -110,18 +112,21 @@ def cross_entropy(
 def _reduced(
     values: Tensor,
     of_label: Tensor | None,
-    is_used: Tensor,
+    is_used: Tensor | None,
     shape: torch.Size,
     reduction: Reduction,
 ) -> Tensor:
     """The reduction of the values of the rows, without those that are ignored."""
-    values = values.where(is_used, 0.0)
+    if is_used is not None:
+        values = values.where(is_used, 0.0)
     if reduction == "none":
         return values.reshape(shape)
     if reduction == "sum":
         return values.sum()
-    weights = is_used.to(values.dtype) if of_label is None else of_label.where(is_used, 0.0)
-    return values.sum() / weights.sum()
+    if of_label is not None:
+        weights = of_label if is_used is None else of_label.where(is_used, 0.0)
+        return values.sum() / weights.sum()
+    return values.mean() if is_used is None else values.sum() / is_used.sum()
 
 
 class CrossEntropyLoss(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def log_odds_against(logits: Tensor, y: Tensor) -> Tensor:
+def log_odds_against(logits: Tensor, y: Tensor, *, by_kernel: bool = False) -> Tensor:
     """log sum_{i != y} e^{z_i} - z_y of each row, (batch,), with right derivatives of every order.
 
     With m the largest other logit and S = sum_{i != y} e^{z_i - m}, it is log S - (z_y - m): a
@@ -25,6 +25,8 @@ def log_odds_against(logits: Tensor, y: Tensor) -> Tensor:
     Args:
         logits: (batch, K), any floating-point dtype; half formats are computed in float32.
         y: Classes (batch,), int64.
+        by_kernel: Whether q is that of PyTorch's softmax, which rounds otherwise and takes longer:
+            attacks on stable cross-entropy keep the bits that they have had.
 
     Returns:
         The log odds, in float32 for half formats, else in the dtype of the logits.
@@ -32,7 +34,7 @@ def log_odds_against(logits: Tensor, y: Tensor) -> Tensor:
     z = logits.to(torch.float32) if logits.dtype in _HALF else logits
     if torch.compiler.is_compiling():  # the compiler fuses the steps, and differentiates them
         return _composed(z, y)
-    odds: Tensor = _LogOdds.apply(z, y)[0]  # type: ignore[no-untyped-call]
+    odds: Tensor = _LogOdds.apply(z, y, by_kernel)[0]  # type: ignore[no-untyped-call]
     return odds
 
 
@@ -62,39 +64,48 @@ class _LogOdds(torch.autograd.Function):
     """(log odds, q), of which only the log odds are differentiable."""
 
     @staticmethod
-    def forward(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(logits: Tensor, y: Tensor, by_kernel: bool) -> tuple[Tensor, Tensor]:
         column = y[:, None]
         of_others = logits.scatter(1, column, -math.inf)
         largest = of_others.amax(1, keepdim=True)
-        at_label = torch.where(largest == -math.inf, 0.0, -math.inf).to(logits.dtype)
-        q = of_others.scatter_(1, column, at_label).softmax(1)
-        log_sum = q.amax(1, keepdim=True).reciprocal_().log_()  # the largest q is e^0/S
+        is_alone = largest == -math.inf  # no other class is present
+        if by_kernel:
+            at_label = torch.where(is_alone, 0.0, -math.inf).to(logits.dtype)
+            q = of_others.scatter_(1, column, at_label).softmax(1)
+            log_sum = q.amax(1, keepdim=True).reciprocal_().log_()  # the largest q is e^0/S
+        else:  # in place: such a loss spends its time on memory
+            powers = of_others.sub_(torch.where(is_alone, 0.0, largest)).exp_()
+            total = torch.where(is_alone, 1.0, powers.sum(1, keepdim=True))
+            q, log_sum = powers.div_(total), total.log()
         label_logit = logits.gather(1, column).nan_to_num_(math.nan, math.nan, -math.inf)
         return (log_sum - (label_logit - largest))[:, 0], q
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        (logits, y), (odds, q) = inputs, output
+        (logits, y, _), (odds, q) = inputs, output
         ctx.mark_non_differentiable(q)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, y, odds, q)
         ctx.save_for_forward(y, odds, q)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, of_q: None) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, upstream: Tensor | None, of_q: None) -> tuple[Tensor | None, None, None]:
         del of_q
         if upstream is None:
-            return None, None
+            return None, None, None
         logits, y, odds, q = ctx.saved_tensors
         column = y[:, None]
         factor = _unless_alone(upstream, odds)
         if torch.is_grad_enabled():  # to be differentiated again: q as a function of the logits
-            return (factor * others(logits, y).softmax(1)).scatter(1, column, -factor), None
-        return (factor * q).scatter_(1, column, -factor), None
+            again = factor * others(logits, y).softmax(1)
+            return again.scatter(1, column, -factor), None, None
+        return (factor * q).scatter_(1, column, -factor), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, of_y: None) -> tuple[Tensor | None, None]:
-        del of_y
+    def jvp(
+        ctx: Any, tangent: Tensor | None, of_y: None, of_kernel: None
+    ) -> tuple[Tensor | None, None]:
+        del of_y, of_kernel
         if tangent is None:
             return None, None
         y, odds, q = ctx.saved_tensors
@@ -105,13 +116,18 @@ class _LogOdds(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, int | None], logits: Tensor, y: Tensor
+        info: Any,
+        in_dims: tuple[int | None, int | None, None],
+        logits: Tensor,
+        y: Tensor,
+        by_kernel: bool,
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         batches = [
             t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip((logits, y), in_dims, strict=True)
+            for t, dim in zip((logits, y), in_dims[:2], strict=True)
         ]
-        odds, q = _LogOdds.apply(*(t.flatten(0, 1) for t in batches))  # type: ignore[no-untyped-call]
+        flat = (t.flatten(0, 1) for t in batches)
+        odds, q = _LogOdds.apply(*flat, by_kernel)  # type: ignore[no-untyped-call]
         shape = batches[1].shape
         return (odds.reshape(shape), q.reshape(*shape, -1)), (0, 0)
 

@@ -15,7 +15,7 @@ def stable_cross_entropy(loss: Loss, logits: Tensor, label: Tensor, context: Con
     relative error is O(K u) for every margin.
     """
     del loss
-    values = log_odds_against(logits, label).to(logits.dtype)
+    values = log_odds_against(logits, label, by_kernel=True).to(logits.dtype)
     return -values if context.targeted else values
 
 

@@ -137,6 +137,18 @@ def test_masked_classes_count_for_nothing(name):
     assert not gradient[:, K].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["stable_ce", "logistic", "comp_sum", "mean_absolute_error"])
+def test_a_class_alone_has_no_gradient(name, dtype):
+    z = torch.full((2, 4), -math.inf, dtype=dtype)
+    z[:, 1] = torch.tensor([3.0, -2.0], dtype=dtype)
+    z.requires_grad_()
+    value = called(name, z, torch.tensor([1, 1]), reduction="none")
+    assert value.tolist() == [-math.inf if name == "stable_ce" else 0.0] * 2
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.7, 2.0, 3.0])
 def test_comp_sum_losses_are_functions_of_p(tau):
     z = logits()

@@ -333,7 +333,8 @@ def test_bounds_are_those_of_the_present_classes(name, kernel):
             for bound, reference in ((found, expected), (steady, unmasked)):
                 for part in ("error", "exact"):
                     a, b = getattr(bound, part)[i, keep], getattr(reference, part)[0]
-                    assert ((a - b).abs() <= near * b).all()
+                    # a known rounding is as uncertain as the number that is rounded
+                    assert ((a - b).abs() <= near * (b + reference.exact[0])).all()
             for per_class in (False, True):
                 a = bounds.paper(cases.z[i : i + 1], cases.label[i : i + 1], c, per_class=per_class)
                 b = bounds.paper(own, number, c, per_class=per_class)
