@@ -23,12 +23,13 @@ from fperr.losses.gama import GAMALoss, gama
 from fperr.losses.linear_cross_entropy import linear_cross_entropy
 from fperr.losses.mifpe import MIFPELoss, mifpe
 from fperr.losses.pmifpe import PMIFPELoss, pmifpe
-from fperr.losses.registry import LOSS_NAMES, LOSSES, loss_named
+from fperr.losses.registry import LOSS_NAMES, LOSSES, LOSSES_BY_NAME, loss_named
 from fperr.losses.stable_ce import StableCELoss, stable_ce
 from fperr.losses.tmifpe import TMIFPELoss, tmifpe
 
 __all__ = [
     "LOSSES",
+    "LOSSES_BY_NAME",
     "LOSS_NAMES",
     "CWLoss",
     "CompSumLoss",

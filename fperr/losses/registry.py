@@ -21,7 +21,8 @@ LOSSES = (
     CE, MIFPE, TMIFPE, STABLE_CE, CW, DLR, MIFPE_SHIFTED, TMIFPE_SHIFTED, PMIFPE, GAMA,
     ACCURATE_CE, COMP_SUM, GCE, MAE,
 )  # fmt: skip
-_FIXED = {loss.name: loss for loss in LOSSES}
+# the losses without a parameter, by name: everything that names or draws a loss reads this
+LOSSES_BY_NAME = {loss.name: loss for loss in LOSSES}
 # name -> its parameter, and the field that holds it
 _PARAMETERS = {
     "mifpe": ("T", "T"),
@@ -33,7 +34,7 @@ _PARAMETERS = {
     "comp_sum": ("tau", "tau"),
 }
 LOSS_NAMES = (
-    *_FIXED,
+    *LOSSES_BY_NAME,
     *(
         f"{name}:{parameter}=<{'name' if parameter == 'scenario' else 'number'}>"
         for name, (parameter, _) in _PARAMETERS.items()
@@ -57,8 +58,8 @@ def loss_named(name: str) -> Loss:
         >>> loss_named("mifpe").T, loss_named("mifpe:T=4").T
         (1.0, 4.0)
     """
-    if name in _FIXED:
-        return _FIXED[name]
+    if name in LOSSES_BY_NAME:
+        return LOSSES_BY_NAME[name]
     base, _, assignment = name.partition(":")
     parameter, separator, text = assignment.partition("=")
     expected, field = _PARAMETERS.get(base, ("", ""))
@@ -67,7 +68,7 @@ def loss_named(name: str) -> Loss:
     if parameter == "scenario":
         if text not in SCENARIOS:
             raise ValueError(f"loss {name!r}: scenario must be one of {', '.join(SCENARIOS)}")
-        return replace(_FIXED[base], name=name, forced=SCENARIOS[text])
+        return replace(LOSSES_BY_NAME[base], name=name, forced=SCENARIOS[text])
     try:
         number = float(text)
     except ValueError:
@@ -77,4 +78,4 @@ def loss_named(name: str) -> Loss:
             f"loss {name!r}: {parameter} must be a positive finite number, got {text!r}"
         )
     changes: dict[str, Any] = {"name": name, field: number}
-    return replace(_FIXED[base], **changes)
+    return replace(LOSSES_BY_NAME[base], **changes)

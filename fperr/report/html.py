@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fperr.losses import LOSSES
+from fperr.losses import LOSSES_BY_NAME
 from fperr.reasons import Tally, reasons, tally
 from fperr.report.plots import Plots
 from fperr.report.style import STAGES
@@ -23,7 +23,6 @@ _ENVIRONMENT = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
 )
-_LOSSES = {loss.name: loss.full_name or loss.display_name for loss in LOSSES}
 _CAPTIONS = {
     "relative_error": (
         "How wrong the gradient is",
@@ -130,12 +129,18 @@ def _grid(frame: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
     return {"formats": formats, "lines": lines}
 
 
+def _in_full(name: str) -> str:
+    """A loss by its full name and its name; those with a parameter by their name alone."""
+    loss = LOSSES_BY_NAME.get(name)
+    return name if loss is None else f"{loss.full_name or loss.display_name} ({name})"
+
+
 def _verdict(loss: str, fmt: str, rows: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
     """What the template shows of one loss in one format."""
     verdict = judge(rows, thresholds)
     words = verdict.sentence.partition(": ")[2]
     return {
-        "loss": f"{_LOSSES[loss]} ({loss})" if loss in _LOSSES else loss,
+        "loss": _in_full(loss),
         "format": fmt,
         "is_trustworthy": verdict.is_trustworthy,
         "rows": verdict.rows,

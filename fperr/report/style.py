@@ -10,12 +10,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fperr.losses import LOSSES
+from fperr.losses import LOSSES_BY_NAME
 
 Colour = tuple[float, float, float]
-_LOSSES = tuple(loss.name for loss in LOSSES)
-_DISPLAY_NAMES = {loss.name: loss.display_name for loss in LOSSES}
-_LOSS_COLOURS = {loss.name: to_rgb(loss.colour) for loss in LOSSES}
 _DASHES: tuple[tuple[float, ...], ...] = (
     (),
     (4, 1.5),
@@ -56,7 +53,7 @@ def legend(figure: Figure, hues: list[str], title: str, *, lines: bool = False) 
     """
     handles = []
     for name, colour in colours(hues).items():
-        label = _DISPLAY_NAMES.get(name, name)
+        label = LOSSES_BY_NAME[name].display_name if name in LOSSES_BY_NAME else name
         if lines:
             dash = dashes(hues)[name] or (None, None)
             handles.append(Line2D([], [], color=colour, label=label, dashes=dash))
@@ -73,7 +70,7 @@ def dashes(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
 def ordered(names: pd.Series) -> list[str]:
     """The distinct names: losses, stages and formats in their usual order, then all other names."""
     distinct = list(dict.fromkeys(names))
-    usual = [name for name in (*_LOSSES, *STAGES, *_ARITHMETICS) if name in distinct]
+    usual = [name for name in (*LOSSES_BY_NAME, *STAGES, *_ARITHMETICS) if name in distinct]
     return usual + [name for name in distinct if name not in usual]
 
 
@@ -85,7 +82,8 @@ def colours(names: Sequence[str]) -> dict[str, Colour]:
     if set(names) <= set(STAGES):
         palette = sns.color_palette("colorblind", len(STAGES))
         return {name: palette[_STAGE_COLOURS.index(name)] for name in names}
-    unknown = [name for name in names if name not in _LOSS_COLOURS | _SPECIAL]
+    of_losses = {name: to_rgb(loss.colour) for name, loss in LOSSES_BY_NAME.items()}
+    unknown = [name for name in names if name not in of_losses | _SPECIAL]
     others = dict(zip(unknown, sns.color_palette("husl", len(unknown)), strict=True))
-    every = _LOSS_COLOURS | others | _SPECIAL
+    every = of_losses | others | _SPECIAL
     return {name: every[name] for name in names}

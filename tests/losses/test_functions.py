@@ -1,14 +1,18 @@
 """The losses as functions and modules: values, derivatives, transforms, and what they refuse."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch.nn import functional
 
+import fperr
 from fperr import losses
-from fperr.losses import LOSSES, Context, loss_named
-from tests.conftest import normal
+from fperr.losses import LOSSES, LOSSES_BY_NAME, Context, Loss, loss_named
+from fperr.losses.comp_sum import comp_sum_values
+from fperr.report import style
+from tests.conftest import normal, tiny_mlp
 
 # PyTorch's own words: of operations without a batching rule, and of torch.jit
 QUIET = pytest.mark.filterwarnings(
@@ -73,6 +77,31 @@ def test_every_loss_of_the_registry_has_a_function_or_is_a_shifted_one():
 
 
 @QUIET
+def test_a_loss_is_added_in_one_place(monkeypatch):
+    """Measured, attacked with, recorded, reported and drawn by its name, once it is registered."""
+    half = Loss(
+        "half", "comp_sum", comp_sum_values, "Half", "#123456", tau=0.5, full_name="Half way"
+    )
+    with pytest.raises(ValueError, match="unknown loss 'half'"):
+        fperr.measure(tiny_mlp(), normal(2, 6), losses=["half"])
+    monkeypatch.setitem(LOSSES_BY_NAME, "half", half)
+    model, x, label = tiny_mlp(), normal(3, 6), torch.tensor([0, 1, 2])
+    report = fperr.measure(model, x, losses=["half", "ce"], formats=["float32"], progress=False)
+    frame = report.frame[report.frame["loss"] == "half"]
+    assert (frame["delta"] < 1e-4).all()
+    assert "Half way (half) in float32: trustworthy" in re.sub("<[^>]*>", "", report.to_html())
+    assert style.colours(["half"])["half"] == style.to_rgb("#123456")
+    attacked = fperr.attack(model, x, label, radius=0.1, loss="half", steps=2, box=(-9, 9))
+    exact = fperr.attack(
+        model, x, label, radius=0.1, loss="half", steps=2, box=(-9, 9), format="exact"
+    )
+    assert attacked.adversarial.shape == exact.adversarial.shape
+    with fperr.record(model, x, label, losses=["half"]) as trace:
+        leaf = x.clone().requires_grad_()
+        half(model(leaf), label, Context()).sum().backward()
+    assert "half" in set(trace.frame["loss"])
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_transforms_of_torch(name):
     z = logits(scale=2.0)
