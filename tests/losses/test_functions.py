@@ -99,7 +99,7 @@ def test_a_loss_is_added_in_one_place(monkeypatch):
     with fperr.record(model, x, label, losses=["half"]) as trace:
         leaf = x.clone().requires_grad_()
         half(model(leaf), label, Context()).sum().backward()
-    assert "half" in set(trace.frame["loss"])
+    assert "half" in set(trace.errors()["loss"])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
