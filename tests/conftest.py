@@ -1,3 +1,4 @@
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from fperr import data, zoo
+from fperr.exact.precision import MOST_BITS, digits_of
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +85,9 @@ def normal(*shape: int, seed: int = 2) -> torch.Tensor:
 def tiny_mlp(inputs: int = 6, classes: int = 4, seed: int = 0) -> nn.Module:
     """Two linear layers: 0.1 s to measure."""
     return seeded(nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, classes)), seed)
+
+
+def at_most(engine: str, digits: float) -> float:
+    """The digits, or those that float64 gives at most: more are refused."""
+    most = math.floor(digits_of(MOST_BITS["float64"]))
+    return min(digits, most) if engine == "float64" else digits

@@ -18,7 +18,7 @@ from fperr.errors import ModelError, UnsupportedOperationError
 from fperr.exact import BallArithmetic, Interpreter, MpArithmetic
 from fperr.exact.double_word_network import BatchedNetwork
 from fperr.exact.operations import OPERATIONS
-from tests.conftest import Of, normal
+from tests.conftest import Of, at_most, normal
 
 WIDTH = 4
 DTYPES = {
@@ -331,7 +331,7 @@ def test_the_comparison_notices_a_wrong_meaning(monkeypatch):
 def test_constants_have_the_dtype_that_the_graph_writes(engine, constant):
     model = Of(lambda x: x * constant().to(x.dtype)).eval()
     x, v = normal(2, 6).double(), torch.ones(2, 6).double()
-    found = exact.gradient(model, x, v, engine=engine, digits=20).to_torch()
+    found = exact.gradient(model, x, v, engine=engine, digits=at_most(engine, 20)).to_torch()
     # x times a number: its derivative is that number, and nothing is rounded
     assert torch.equal(found, constant().double().expand(2, 6))
 
@@ -386,9 +386,9 @@ def test_randomness_is_refused():
         exact.gradient(model, normal(2, 4), torch.ones(2, 4), engine="ball")
 
 
-@pytest.mark.parametrize("engine", exact.ENGINES)
+@pytest.mark.parametrize("engine", sorted({*exact.ENGINES} - {"float64"}))
 def test_large_integers_are_exact(engine):
-    """2^53 + 1 is no float64; times 2^-53 it is 1 + 2^-53 of x."""
+    """2^53 + 1 is no float64, so that float64 cannot give it."""
     model = Of(lambda x: (x * ((x > 0).long() * (2**53) + 1)).sum(1, keepdim=True).repeat(1, 2))
     x, v = torch.tensor([[1.0, -1.0]]).double(), torch.tensor([[1.0, 0.0]]).double()
     found = exact.gradient(model.eval(), x, v, engine=engine, digits=20)

@@ -340,6 +340,10 @@ LIGHT: dict[str, Door] = {
     "logit_gradient": lambda m, x, y: bounds.logit_gradient(_z(x), y),
     "stable_ce_logit_gradient": lambda m, x, y: bounds.stable_ce_logit_gradient(_z(x), y),
     "stable_ce_relative_error": lambda m, x, y: bounds.stable_ce_relative_error(10, "float16"),
+    "accurate_cross_entropy": lambda m, x, y: bounds.accurate_cross_entropy(_z(x), y).length,
+    "accurate_cross_entropy_errors": lambda m, x, y: bounds.accurate_cross_entropy_errors(
+        10, 5.0, "float16"
+    ),
     "paper": lambda m, x, y: bounds.paper(_z(x), y, 1.0),
     "backward_units": lambda m, x, y: bounds.backward_units(m, x),
     "log2_input_gradient": lambda m, x, y: bounds.log2_input_gradient([0.5, 0.1], [1.0, 2.0]),
@@ -362,6 +366,7 @@ HEAVY: dict[str, Door] = {
 PURE = (
     "accuracy",
     "stable_ce_relative_error",
+    "accurate_cross_entropy_errors",
     "Report.summary",
     "Report.routing",
     "LayerReport.summary",
