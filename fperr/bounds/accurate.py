@@ -14,7 +14,8 @@ the error of exp in ulps:
   q and these products are.
 
 Half formats round each number of v once more. Below the smallest normal number, roundings are not
-relative any more: such gradients are said to be out of range, and have no bound.
+relative any more. If P is below it, the gradient is said to be out of range, and has no bound;
+if other numbers are, they round by half the smallest subnormal number.
 """
 
 import math
@@ -38,8 +39,8 @@ class AccurateBound:
     Attributes:
         direction: On |v_hat/|v_hat| - v/|v||_2, (batch,) float64; inf out of range.
         length: On ||v_hat|_2/|v|_2 - 1|, (batch,) float64; inf out of range.
-        is_in_range: Whether P, the largest number of v, is a normal number of the format, and far
-            enough above the smallest one that no number of v that counts is below it, (batch,).
+        is_in_range: Whether P, the largest number of v, is a normal number of the format, (batch,).
+            Others may be subnormal: their rounding is counted.
     """
 
     direction: Tensor
@@ -140,12 +141,13 @@ def accurate_cross_entropy_errors(
     The results are upper bounds on the errors of direction and of length of the gradient of
     `fperr.losses.cross_entropy`, with reduction `"sum"`, where it is in range:
 
-        direction   R + u + u_s, and second orders, with R = `stable_ce_relative_error`
+        direction   R + u + u_s + sqrt(K) tiny/P, and second orders, R = `stable_ce_relative_error`
         length      that, and e + (kappa + 3) u, e = u (C + 2 + (2 lambda + 1) log K + 2 |z_y - m|)
 
-    where C = 2 log(K - 1) + K + 4 + 6 kappa, u is the unit roundoff of the format in which it is
-    computed, u_s that of a half format that stores it (else 0), and kappa and lambda are twice the
-    errors of exp and log in ulps.
+    where C = 2 log(K - 1) + K + 4 + 6 kappa; u is the unit roundoff of the format in which it is
+    computed, u_s that of a half format that stores it (else 0); kappa and lambda are twice the
+    errors of exp and log in ulps; tiny is half the smallest subnormal number, by which numbers of v
+    below the normal ones round, and P the larger of e^-|z_y - m|/2 and the smallest normal number.
 
     Args:
         K: Number of classes.
@@ -171,6 +173,10 @@ def accurate_cross_entropy_errors(
     kappa, lam = 2 * known.exp_ulps, 2 * known.log_ulps
     off = stable.stable_ce_relative_error(K, worked, accuracy) + u
     off = off + stored * (1 + off)
+    # |v| >= P, which is in range, and at least this, as log S >= 0
+    least_P = max(fmt.smallest_normal, math.exp(-distance) / 2)
+    tiny = 0.5 * (fmt.smallest_subnormal + (worked.smallest_subnormal if stored else 0.0))
+    off = off + math.sqrt(K) * tiny / least_P
     direction = off / (1 - off / 2)
     C = 2 * math.log(max(K - 1, 2)) + K + 4 + 6 * kappa
     e = u * (C + 2 + (2 * lam + 1) * math.log(K) + 2 * distance)

@@ -17,7 +17,7 @@ _FEWEST_CLASSES = 2
 
 
 def check_logits(logits: Tensor, *, dimensions: int | None = 2) -> None:
-    """Check type, dtype and shape of logits (batch, K, ...).
+    """Check logits (batch, K, ...): their type, dtype and shape, and that they are none of softmax.
 
     Args:
         logits: The logits.
@@ -25,6 +25,29 @@ def check_logits(logits: Tensor, *, dimensions: int | None = 2) -> None:
 
     Raises:
         TypeError, ValueError: Not floating-point logits of at least one sample and two classes.
+    """
+    check_logits_type(logits, dimensions=dimensions)
+    if logits.numel() == 0:
+        raise ValueError(
+            f"logits must hold at least one sample, got {tuple(logits.shape)}: leave out empty "
+            "batches"
+        )
+    if _is_true(_are_probabilities(logits)):
+        raise ValueError(
+            "logits must be those of the model, got rows that are not negative and sum to 1: these "
+            "are probabilities; give what the model computes before its softmax"
+        )
+
+
+def check_logits_type(logits: Tensor, *, dimensions: int | None = 2) -> None:
+    """Check type, dtype and shape of logits (batch, K, ...), of which there may be none.
+
+    Args:
+        logits: The logits.
+        dimensions: Number of dimensions; None: at least two.
+
+    Raises:
+        TypeError, ValueError: Not floating-point logits of at least two classes.
     """
     if not isinstance(logits, Tensor):
         raise TypeError(
@@ -40,16 +63,6 @@ def check_logits(logits: Tensor, *, dimensions: int | None = 2) -> None:
         raise ValueError(
             f"logits must be (batch, K) with K >= {_FEWEST_CLASSES}, got {tuple(logits.shape)}: "
             "give one row a sample and one column a class"
-        )
-    if logits.numel() == 0:
-        raise ValueError(
-            f"logits must hold at least one sample, got {tuple(logits.shape)}: leave out empty "
-            "batches"
-        )
-    if _is_true(_are_probabilities(logits)):
-        raise ValueError(
-            "logits must be those of the model, got rows that are not negative and sum to 1: these "
-            "are probabilities; give what the model computes before its softmax"
         )
 
 
@@ -85,9 +98,11 @@ def check_classes(name: str, classes: Tensor, logits: Tensor, ignored: int | Non
         )
     is_class = (classes >= 0) & (classes < logits.shape[1])
     if _is_true(is_class.all()):
-        return False
+        if ignored is None or not 0 <= ignored < logits.shape[1]:
+            return False
+        return not _is_true((classes != ignored).all())
     if ignored is not None:
-        is_class = is_class | (classes == ignored)
+        is_class = is_class | (classes.long() == ignored)  # of uint8, -100 would be 156
     if _is_true(~is_class.all()):
         low, high = (int(number) for number in classes.aminmax())
         raise ValueError(
@@ -202,9 +217,12 @@ def _are_probabilities(logits: Tensor) -> Tensor:
 
 def _look_like_probabilities(rows: Tensor) -> Tensor:
     numbers = rows.to(torch.float64)
-    u = torch.finfo(rows.dtype).eps / 2
-    # K rounded numbers, which are 1 together, sum to 1 within u times that; 4 for the softmax
-    sum_to_one = ((numbers.sum(1) - 1).abs() <= 4 * rows.shape[1] * u).all()
+    # a softmax, computed in float32 as a rule, sums to 1 within K roundings; and each of its
+    # numbers is rounded to the dtype, which moves a sum of 1 by u
+    of_float32 = torch.finfo(torch.float32).eps / 2
+    of_storage = max(torch.finfo(rows.dtype).eps / 2, of_float32)
+    most = 4 * (of_storage + rows.shape[1] * of_float32)
+    sum_to_one = ((numbers.sum(1) - 1).abs() <= most).all()
     return (numbers >= 0).all() & sum_to_one & ((numbers > 0) & (numbers < 1)).any()
 
 

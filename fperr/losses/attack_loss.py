@@ -46,7 +46,7 @@ def loss_of(
     label, targeted = checked_classes(logits, y, targets)
     z = logits.to(output_dtype(logits))
     if not has_curvature:
-        z = first_order_only(z, loss.name)
+        z = first_order_only(z, repr(loss.name))
     true = None if y is None else y.long()
     values = loss(z, label, Context(targeted, true, clean=clean, weight=loss.weight))
     check_values(values, logits)
@@ -60,9 +60,9 @@ def first_order_only(logits: Tensor, name: str) -> Tensor:
         logits: Logits of any shape.
         name: Name of the loss, for the error.
     """
-    if torch.compiler.is_compiling():
-        return logits  # PyTorch itself refuses a second derivative of what it compiled
-    guarded: Tensor = _FirstOrder.apply(logits, name)  # type: ignore[no-untyped-call]
+    # the compiler takes no function with a rule for forward-mode derivatives
+    function = _ReverseFirstOrder if torch.compiler.is_compiling() else _FirstOrder
+    guarded: Tensor = function.apply(logits, name)  # type: ignore[no-untyped-call]
     return guarded
 
 
@@ -99,8 +99,8 @@ class AttackLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
-class _FirstOrder(torch.autograd.Function):
-    """The identity, whose derivative refuses to be differentiated."""
+class _ReverseFirstOrder(torch.autograd.Function):
+    """The identity, whose reverse-mode derivative refuses to be differentiated."""
 
     generate_vmap_rule = True
 
@@ -116,15 +116,32 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return _NoSecondDerivative.apply(upstream, ctx.name), None  # type: ignore[no-untyped-call]
+        return _ReverseNoDerivative.apply(upstream, ctx.name), None  # type: ignore[no-untyped-call]
+
+
+class _FirstOrder(_ReverseFirstOrder):
+    """The same, for forward-mode derivatives as well."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        del output
+        logits, ctx.name = inputs
+        ctx.save_for_forward(logits)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return _NoDerivative.apply(upstream, upstream, ctx.name), None  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, of_name: None) -> Tensor:
-        del ctx, of_name
-        return tangent.view_as(tangent)
+        del of_name
+        # whose derivative is taken again also differentiates the logits, and often nothing else
+        (logits,) = ctx.saved_tensors
+        again: Tensor = _NoDerivative.apply(tangent, logits, ctx.name)  # type: ignore[no-untyped-call]
+        return again
 
 
-class _NoSecondDerivative(torch.autograd.Function):
+class _ReverseNoDerivative(torch.autograd.Function):
     """The identity, without a derivative."""
 
     generate_vmap_rule = True
@@ -144,15 +161,36 @@ class _NoSecondDerivative(torch.autograd.Function):
         del upstream
         raise _no_curvature(ctx.name)
 
+
+class _NoDerivative(torch.autograd.Function):
+    """The first argument, without a derivative with respect to any."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, of_name: None) -> Tensor:
-        del tangent, of_name
+    def forward(gradient: Tensor, logits: Tensor, name: str) -> Tensor:
+        del logits, name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        del output
+        ctx.name = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        del upstream
+        raise _no_curvature(ctx.name)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        del tangents
         raise _no_curvature(ctx.name)
 
 
 def _no_curvature(name: str) -> RuntimeError:
     return RuntimeError(
-        f"the second derivative of {name!r} must not be used, got a double backward: its factor on "
-        "the logits counts as a constant, so that the curvature would be wrong; use "
-        "fperr.losses.cross_entropy or stable_ce"
+        f"the second derivative of {name} must not be used, got a double backward: it would be "
+        "wrong, as a factor on the logits counts as a constant, or as the loss is not the one that "
+        "the code names; use fperr.losses.cross_entropy or fperr.losses.stable_ce"
     )

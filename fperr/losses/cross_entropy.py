@@ -89,15 +89,48 @@ def cross_entropy(
         raise ValueError(
             f"weight must be ({classes},), got {tuple(weight.shape)}: give one number a class"
         )
+    is_used = target.long() != ignore_index if has_ignored else None
+    return accurate_cross_entropy(
+        input, target, is_used, weight, reduction, label_smoothing, are_checked=True
+    )
+
+
+def accurate_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    is_used: Tensor | None,
+    weight: Tensor | None,
+    reduction: Reduction,
+    label_smoothing: float,
+    *,
+    are_checked: bool = False,
+) -> Tensor:
+    """`cross_entropy` of arguments that fit, and of whatever numbers they hold.
+
+    Args:
+        input: Logits (batch, K, ...).
+        target: Class indices (batch, ...).
+        is_used: Which of them are not ignored, (batch, ...); None: all.
+        weight: Weights of the classes, (K,).
+        reduction: `"none"`, `"sum"` or `"mean"`.
+        label_smoothing: Share of the uniform distribution in the target, 0 to 1.
+        are_checked: Whether logits that are NaN or inf are refused.
+
+    Raises:
+        ValueError: Logits that are NaN or inf, if they are refused.
+    """
+    classes = input.shape[1]
     # rows are samples, and positions of further dimensions
     logits, label = input, target.long()
     if input.ndim > 2:
         logits, label = input.movedim(1, -1).reshape(-1, classes), label.reshape(-1)
-    is_used = label != ignore_index if has_ignored else None
+        is_used = None if is_used is None else is_used.reshape(-1)
     if is_used is not None:
         label = label.where(is_used, 0)
+        logits = logits.where(is_used[:, None], 0.0)  # which may be NaN, and have no gradient
     values = -logsigmoid(-log_odds_against(logits, label))
-    check_values(values if is_used is None else values.where(is_used, 0.0), logits)
+    if are_checked:
+        check_values(values, logits)
     of_label = None if weight is None else weight.to(values.dtype)[label]
     if of_label is not None:
         values = values * of_label

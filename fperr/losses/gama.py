@@ -65,7 +65,13 @@ def gama(
         tensor(-0.7296)
     """
     chosen = replace(GAMA, weight=check_number("weight", weight, least=0))
-    return loss_of(chosen, logits, y, targets, reduction, clean=clean)
+    if not isinstance(clean, Tensor) or clean.shape != logits.shape:
+        got = tuple(clean.shape) if isinstance(clean, Tensor) else type(clean).__name__
+        raise ValueError(
+            f"clean must be {tuple(logits.shape)} like the logits, got {got}: give "
+            "model(x).softmax(1) of the clean inputs"
+        )
+    return loss_of(chosen, logits, y, targets, reduction, clean=clean.detach())
 
 
 class GAMALoss(AttackLoss):

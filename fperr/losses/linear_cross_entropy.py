@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from fperr.losses.arguments import Reduction, check_classes, check_reduction
+from fperr.losses.arguments import Reduction, check_classes, check_reduction, output_dtype
 from fperr.losses.cross_entropy import cross_entropy
 
 _LOGITS_AT_ONCE = 1 << 24  # 64 MB in float32, and about four times that with its gradient
@@ -70,6 +70,8 @@ def linear_cross_entropy(
 
     def of_piece(piece: Tensor, classes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         logits = linear(piece, weight, bias)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()  # a sum of losses may leave the range of the format
         return cross_entropy(logits, classes, ignore_index=ignore_index, reduction="none")
 
     pieces = [
@@ -77,7 +79,10 @@ def linear_cross_entropy(
         for piece, classes in zip(torch.split(hidden, rows), torch.split(y, rows), strict=True)
     ]
     values = torch.cat(pieces)
+    dtype = output_dtype(hidden)
     if reduction == "none":
-        return values
+        return values.to(dtype)
     total = values.sum()
-    return total if reduction == "sum" else total / (y != ignore_index).sum()
+    if reduction == "mean":
+        total = total / (y.long() != ignore_index).sum()
+    return total.to(dtype)

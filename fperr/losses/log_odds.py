@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -86,7 +87,7 @@ class _LogOdds(torch.autograd.Function):
         ctx.mark_non_differentiable(q)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, y, odds, q)
-        ctx.save_for_forward(y, odds, q)
+        ctx.save_for_forward(logits, y, odds)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, of_q: None) -> tuple[Tensor | None, None, None]:
@@ -108,11 +109,15 @@ class _LogOdds(torch.autograd.Function):
         del of_y, of_kernel
         if tangent is None:
             return None, None
-        y, odds, q = ctx.saved_tensors
+        logits, y, odds = ctx.saved_tensors
         column = y[:, None]
-        along_others = (q * tangent).scatter(1, column, 0.0).sum(1, keepdim=True)
-        change = along_others - tangent.gather(1, column)
-        return torch.where(odds[:, None] == -math.inf, 0.0, change)[:, 0], None
+        # forward mode is off in here: an outer derivative would take q as a constant
+        with forward_ad._set_fwd_grad_enabled(True):
+            primal = forward_ad.unpack_dual(logits).primal  # type: ignore[no-untyped-call]
+            q = others(primal, y).softmax(1)
+            along_others = (q * tangent).scatter(1, column, 0.0).sum(1, keepdim=True)
+            change = along_others - tangent.gather(1, column)
+            return torch.where(odds[:, None] == -math.inf, 0.0, change)[:, 0], None
 
     @staticmethod
     def vmap(

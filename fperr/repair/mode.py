@@ -4,23 +4,18 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor, overrides
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fperr.errors import RepairWarning
-from fperr.losses import Context, cross_entropy, loss_named
-from fperr.losses.arguments import reduced
-from fperr.losses.attack_loss import first_order_only
-from fperr.repair.guard import GradientGuard, is_tracked, leaves
+from fperr.repair.call import REPAIRS, VALUES, CrossEntropyCall, Repair, Value
+from fperr.repair.guard import GradientGuard
+from fperr.repair.leaves import has_derivative, leaves
+from fperr.repair.with_value import with_value
 
-Repair = Literal["cross_entropy", "stable_ce", "mifpe", "tmifpe"]
-Value = Literal["cross_entropy", "stable_ce"]
-REPAIRS: tuple[Repair, ...] = ("cross_entropy", "stable_ce", "mifpe", "tmifpe")
-VALUES: tuple[Value, ...] = ("cross_entropy", "stable_ce")
 # calls that are seen, and cannot be repaired: their logits are gone, or other losses are meant
 _NOT_REPAIRED: dict[Callable[..., Any], str] = {
     functional.nll_loss: "nll_loss (of a log_softmax: its logits cannot be reached)",
@@ -28,18 +23,18 @@ _NOT_REPAIRED: dict[Callable[..., Any], str] = {
     functional.kl_div: "kl_div (no cross-entropy)",
 }
 _TRAINING = (
-    "repaired({0!r}) is for attacks, got {1}: use fperr.losses.cross_entropy, or "
-    "repaired('cross_entropy'), for training, and leave the `with` block before an optimiser's step"
+    "repaired({0!r}) is for attacks, got {1}: {2}; for training, use fperr.losses.cross_entropy or "
+    "repaired('cross_entropy')"
 )
 
 
 class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
-    """Within this block, `torch.nn.functional.cross_entropy` has a gradient that does not vanish.
+    """Within this block, `torch.nn.functional.cross_entropy` has the gradient of another loss.
 
     So has `torch.nn.CrossEntropyLoss`: attacks of torchattacks, foolbox, ART and AutoAttack, which
     ascend it, become attacks on another loss with the same maximiser, unchanged. Values stay those
-    of cross-entropy: in float32 they are 0 from a margin of 17 on, so that an attack that *reads*
-    them (APGD's best point and step sizes, early stops) sees nothing. For such, take
+    of cross-entropy: in float32 they are 0 from a margin of about 17 on, so that an attack that
+    *reads* them (APGD's best point and step sizes, early stops) sees nothing. For such, take
     `value="stable_ce"`: log sum_{i != y} e^{z_i} - z_y, a strictly increasing function of
     cross-entropy which never saturates, and may be negative.
 
@@ -48,8 +43,9 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
 
     A training step in the block raises: the gradient of a call whose graph has no leaf but
     parameters, and an optimiser's step on gradients of a repaired loss, also after the block; so
-    does a second derivative. `repaired("cross_entropy")` computes cross-entropy itself, more
-    accurately, and allows all that.
+    does a second derivative. (Not seen: weights that are no `nn.Parameter`, parameters inside a
+    reentrant checkpoint, and steps by hand.) `repaired("cross_entropy")` computes cross-entropy
+    itself, more accurately, and allows all that.
 
     Args:
         repair: Loss whose gradient is taken: `"stable_ce"`, `"mifpe"`, `"tmifpe"`, or
@@ -59,6 +55,7 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
 
     Attributes:
         repaired_calls: Number of calls with another gradient.
+        calls_for_values: Number of calls of which no derivative can be taken.
         other_calls: Calls that were seen and left as they are, by their reason.
 
     Raises:
@@ -89,7 +86,8 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
                     f"{known[1]!r}"
                 )
         self.repair, self.value = repair, value
-        self.repaired_calls, self.other_calls = 0, Counter[str]()
+        self.repaired_calls, self.calls_for_values = 0, 0
+        self.other_calls = Counter[str]()
         self._guard: GradientGuard | None = None
 
     def __enter__(self) -> Self:
@@ -100,7 +98,8 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
             )
         if self.repair != "cross_entropy":
             what = "an optimiser's step on gradients of a repaired loss"
-            self._guard = GradientGuard(_TRAINING.format(self.repair, what))
+            remedy = "leave the block and call optimizer.zero_grad() before the next pass"
+            self._guard = GradientGuard(_TRAINING.format(self.repair, what, remedy))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -123,14 +122,22 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
                 RepairWarning,
                 stacklevel=2,
             )
-        elif not self.repaired_calls:
+        elif not self.repaired_calls and not self._has_changed_values():
+            seen = (
+                "all calls of torch.nn.functional.cross_entropy without a gradient"
+                if self.calls_for_values
+                else "no call of torch.nn.functional.cross_entropy"
+            )
             warnings.warn(
-                f"repaired({self.repair!r}) saw no call of torch.nn.functional.cross_entropy: the "
-                "attack uses another loss, another thread, or torch.jit.script; "
-                "fperr.Rescaled(model) rescales the logits for any loss",
+                f"repaired({self.repair!r}) saw {seen}: the attack takes its gradients from "
+                "another loss, in another thread, or in torch.jit.script; fperr.Rescaled(model) "
+                "rescales the logits for any loss",
                 RepairWarning,
                 stacklevel=2,
             )
+
+    def _has_changed_values(self) -> bool:
+        return self.value == "stable_ce" and self.calls_for_values > 0
 
     def __torch_function__(
         self,
@@ -150,120 +157,42 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
 
     def _cross_entropy(self, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Cross-entropy with another gradient, and perhaps another value."""
-        call = _Call.of(input, target, *args, **kwargs)
+        call = CrossEntropyCall.of(input, target, *args, **kwargs)
         why_not = call.why_not(only_plain=self.repair != "cross_entropy")
         if why_not is not None:
             self.other_calls[f"cross_entropy ({why_not})"] += 1
             return functional.cross_entropy(input, target, *args, **kwargs)
-        value = call.stable() if self.value == "stable_ce" else call.as_it_is()
-        if not is_tracked(input):
+        value = call.as_it_is()  # which says what does not fit, as PyTorch does
+        if self.value == "stable_ce":
+            value = call.stable()
+        if not has_derivative(input):
+            self.calls_for_values += 1
             return value
-        loss, refusal = self._loss(call)
         self.repaired_calls += 1
-        with_value: Tensor = _WithValue.apply(loss, value, refusal)  # type: ignore[no-untyped-call]
-        return with_value
+        if self._guard is None:
+            return with_value(call.accurate(), value, _allow)
+        return with_value(call.surrogate(self.repair), value, self._before_backward(input))
 
-    def _loss(self, call: "_Call") -> tuple[Tensor, str | None]:
-        """The loss that is differentiated, and why it must not be, if so."""
-        if self.repair == "cross_entropy":
-            return call.accurate(), None
-        assert self._guard is not None
-        parameters, has_other = leaves(call.input)
-        if parameters and not has_other:
+    def _before_backward(self, input: Tensor) -> Callable[[], None]:
+        """What happens when the gradient of a loss of these logits is taken."""
+        guard = self._guard
+        assert guard is not None
+        parameters, has_other = leaves(input)
+        what = "the gradient of a loss that depends on parameters alone"
+        remedy = "make a perturbation a tensor, as in torch.zeros_like(x).requires_grad_()"
+
+        def before_backward() -> None:
             # some attacks read the value of such a loss; only a training step differentiates it
-            what = "the gradient of a loss that depends on parameters alone"
-            return call.surrogate(self.repair), _TRAINING.format(self.repair, what)
-        self._guard.watch(parameters)
-        return call.surrogate(self.repair), None
+            if parameters and not has_other:
+                raise RuntimeError(_TRAINING.format(self.repair, what, remedy))
+            guard.expect(parameters)
+
+        return before_backward
+
+
+def _allow() -> None:
+    """Any backward pass."""
 
 
 def _active_modes() -> list[TorchFunctionMode]:
     return list(overrides._get_current_function_mode_stack())  # type: ignore[no-untyped-call]
-
-
-class _Call:
-    """The arguments of a call of `torch.nn.functional.cross_entropy`."""
-
-    def __init__(self, input: Tensor, target: Tensor, options: dict[str, Any]) -> None:
-        self.input, self.target, self.options = input, target, options
-
-    @classmethod
-    def of(
-        cls,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        size_average: bool | None = None,
-        ignore_index: int = -100,
-        reduce: bool | None = None,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-    ) -> "_Call":
-        """The call with these arguments, which are PyTorch's."""
-        options = {
-            "weight": weight,
-            "size_average": size_average,
-            "ignore_index": ignore_index,
-            "reduce": reduce,
-            "reduction": reduction,
-            "label_smoothing": label_smoothing,
-        }
-        return cls(input, target, options)
-
-    def why_not(self, *, only_plain: bool) -> str | None:
-        """Why the call is left as it is, in words; None: it is repaired."""
-        options = self.options
-        if self.target.is_floating_point():
-            return "targets that are probabilities"
-        if options["size_average"] is not None or options["reduce"] is not None:
-            return "size_average or reduce, which PyTorch has retired"
-        if self.input.ndim < 2 or self.input.shape[1] < 2:
-            return "a single sample without a batch, or a single class"
-        if only_plain and options["weight"] is not None:
-            return "weights of the classes"
-        if only_plain and options["label_smoothing"]:
-            return "label smoothing"
-        if only_plain and bool((self.target == options["ignore_index"]).any()):
-            return "ignored targets"
-        return None
-
-    def as_it_is(self) -> Tensor:
-        """PyTorch's value."""
-        return functional.cross_entropy(self.input.detach(), self.target, **self.options)
-
-    def accurate(self) -> Tensor:
-        """Cross-entropy with the accurate gradient, and the same arguments."""
-        return cross_entropy(self.input, self.target, **self.options)
-
-    def stable(self) -> Tensor:
-        """The value of stable cross-entropy."""
-        with torch.no_grad():
-            return self._of_rows("stable_ce", self.input.detach())
-
-    def surrogate(self, name: str) -> Tensor:
-        """The loss of that name, whose derivative refuses to be differentiated."""
-        return self._of_rows(name, first_order_only(self.input, f"repaired({name!r})"))
-
-    def _of_rows(self, name: str, input: Tensor) -> Tensor:
-        """The loss of that name, reduced; rows are samples, and positions of more dimensions."""
-        rows = input.movedim(1, -1).reshape(-1, input.shape[1])
-        values = loss_named(name)(rows, self.target.reshape(-1).long(), Context())
-        if self.options["reduction"] == "none":
-            return values.reshape(self.target.shape)
-        return reduced(values, self.options["reduction"])
-
-
-class _WithValue(torch.autograd.Function):
-    """A loss that returns another value, and may refuse to be differentiated."""
-
-    @staticmethod
-    def forward(context: Any, loss: Tensor, value: Tensor, refusal: str | None) -> Tensor:
-        del loss
-        context.refusal = refusal
-        return value.clone()
-
-    @staticmethod
-    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        if context.refusal is not None:
-            raise RuntimeError(context.refusal)
-        return upstream, None, None

@@ -4,15 +4,17 @@ import torch
 from torch import Tensor, nn
 
 from fperr.formats import of_dtype
-from fperr.losses.arguments import check_logits, check_number
+from fperr.losses.arguments import check_logits_type, check_number
+from fperr.losses.attack_loss import first_order_only
 from fperr.theory.scaling import factor
 
 
 class Rescaled(nn.Module):
     """A model with the logits c z, c = T/Delta: MIFPE for an attack that hard-codes cross-entropy.
 
-    Delta, the margin between the two largest logits of a sample, counts as a constant. Predictions
-    stay what they are; probabilities, and values of losses, do not.
+    Delta, the margin between the two largest logits of a sample, counts as a constant, so that a
+    second derivative is refused. Predictions stay what they are; probabilities, and values of
+    losses, do not.
 
     Args:
         model: Module that maps (batch, *shape) to logits (batch, K).
@@ -39,7 +41,7 @@ class Rescaled(nn.Module):
                 f"model must be a torch.nn.Module, got {type(model).__name__}: give the module"
             )
         self.model, self.T = model, check_number("T", T, least=0, is_above=True)
-        self.train(model.training)
+        self.training = model.training  # train() would also change frozen parts of the model
 
     def forward(self, x: Tensor) -> Tensor:
         """The rescaled logits (batch, K).
@@ -48,8 +50,8 @@ class Rescaled(nn.Module):
             x: Inputs (batch, *shape).
         """
         z: Tensor = self.model(x)
-        check_logits(z)
+        check_logits_type(z)
         T = torch.full(z.shape[:1], self.T, dtype=torch.float64, device=z.device)
         with torch.no_grad():
             c = factor(z, T, of_dtype(z.dtype))
-        return c[:, None] * z
+        return c[:, None] * first_order_only(z, "fperr.Rescaled(model)")

@@ -1,6 +1,6 @@
 """How to take another loss, in two lines of code: in one's own loop, and in others' attacks."""
 
-from fperr.repair.mode import REPAIRS
+from fperr.repair.call import REPAIRS
 
 _FUNCTIONS = ("stable_ce", "mifpe", "tmifpe", "pmifpe", "cw", "dlr", "accurate_ce")
 

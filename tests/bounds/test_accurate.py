@@ -109,11 +109,24 @@ def test_the_closed_form_is_above_the_bound_of_each_case():
             distance = (z.double().gather(1, label[:, None])[:, 0] - others).abs()
             far = float(distance.max())
             direction, length = bounds.accurate_cross_entropy_errors(K, far, name)
-            is_normal = single.is_in_range & (
-                single.direction.isfinite() if name != "float16" else distance < 4
-            )
-            assert (single.direction[is_normal] <= direction).all()
-            assert (single.length[is_normal] <= length).all()
+            in_range = single.is_in_range
+            assert (single.direction[in_range] <= direction).all()
+            assert (single.length[in_range] <= length).all()
+
+
+def test_the_closed_form_counts_subnormal_numbers():
+    """Float16 with P just above 2^-14: the other numbers of v are a few subnormal steps."""
+    z = torch.full((1, 300), -5.0).half()
+    z[0, 0], z[0, 1] = 9.5, 0.0
+    label = torch.tensor([0])
+    single = bounds.accurate_cross_entropy(z, label)
+    assert single.is_in_range.all()
+    frame = errors_and_bounds(z, label)
+    direction, length = bounds.accurate_cross_entropy_errors(300, 9.5, "float16")
+    assert float(frame["direction_error"].iloc[0]) <= direction
+    assert float(frame["length_error"].iloc[0]) <= length
+    # without the subnormal numbers, the closed form would not have held
+    assert float(frame["direction_error"].iloc[0]) > 4 * format_named("float16").unit_roundoff
 
 
 def test_what_leaves_the_range_of_the_format_is_said():

@@ -14,9 +14,12 @@ from fperr.losses.comp_sum import comp_sum_values
 from fperr.report import style
 from tests.conftest import normal, tiny_mlp
 
-# PyTorch's own words: of operations without a batching rule, and of torch.jit
+# PyTorch's own words: of operations without a batching rule, of torch.jit, and of its compiler
 QUIET = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop", "ignore:.torch.jit", "ignore:An output with one or more"
+    "ignore:There is a performance drop",
+    "ignore:.torch.jit",
+    "ignore:An output with one or more",
+    "ignore:.class 'torch.autograd.function.Function'. should not be instantiated",
 )
 K = 5
 FUNCTIONS = {
@@ -102,6 +105,7 @@ def test_a_loss_is_added_in_one_place(monkeypatch):
     assert "half" in set(trace.errors()["loss"])
 
 
+@QUIET
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_transforms_of_torch(name):
     z = logits(scale=2.0)
@@ -320,3 +324,100 @@ def test_more_bad_input(call, text):
 def test_one_hot_logits_are_no_probabilities():
     assert losses.cw(torch.eye(3), torch.arange(3)).isfinite()
     assert losses.cw(torch.tensor([[0.5, 0.5]]) * 1.01, torch.tensor([0])).isfinite()
+
+
+@pytest.mark.parametrize("function", [losses.cross_entropy, losses.linear_cross_entropy])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_an_ignored_class_may_be_one_of_the_model(function, dtype):
+    z, label = normal(4, K).requires_grad_(), torch.tensor([0, 2, 1, 2]).to(dtype)
+    arguments = (z,) if function is losses.cross_entropy else (z, torch.eye(K))
+    found = function(*arguments, label, ignore_index=2)
+    expected = functional.cross_entropy(z, label.long(), ignore_index=2)
+    assert torch.allclose(found, expected)
+    (gradient,) = torch.autograd.grad(found, z)
+    assert not gradient[[1, 3]].any()
+    with pytest.raises(ValueError, match="must hold classes from 0 to 4, got values from 0 to 156"):
+        function(*arguments, torch.tensor([0, 1, 156, 3], dtype=torch.uint8))
+
+
+def test_an_ignored_row_may_hold_nan():
+    z = normal(3, K)
+    z[1] = math.nan
+    z.requires_grad_()
+    losses.cross_entropy(z, torch.tensor([0, -100, 2])).backward()
+    assert bool(z.grad.isfinite().all())
+
+
+ORDERS = [torch.func.jacfwd, torch.func.jacrev]
+
+
+@QUIET
+@pytest.mark.parametrize("outer", ORDERS)
+@pytest.mark.parametrize("inner", ORDERS)
+@pytest.mark.parametrize("name", ["stable_ce", "logistic", "mean_absolute_error"])
+def test_second_derivatives_are_right_in_every_mode(name, outer, inner):
+    z = normal(K).double()
+
+    def plainly(z):
+        p = z.softmax(0)[0]
+        return {
+            "stable_ce": z[1:].logsumexp(0) - z[0],
+            "logistic": -p.log(),
+            "mean_absolute_error": 1 - p,
+        }[name]
+
+    def own(z):
+        return getattr(losses, name)(z[None], y[:1], reduction="sum")
+
+    found = outer(inner(own))(z)
+    assert torch.allclose(found, torch.func.hessian(plainly)(z), rtol=1e-12, atol=1e-14)
+
+
+@QUIET
+@pytest.mark.parametrize("outer", ORDERS)
+@pytest.mark.parametrize("inner", ORDERS)
+@pytest.mark.parametrize("name", RESCALED)
+def test_wrong_curvature_is_refused_in_every_mode(name, outer, inner):
+    def own(z):
+        return getattr(losses, name)(z[None], y[:1], reduction="sum")
+
+    assert inner(own)(normal(K)).shape == (K,)
+    with pytest.raises(RuntimeError, match=f"second derivative of '{name}' must not be used"):
+        outer(inner(own))(normal(K))
+
+
+@QUIET
+def test_wrong_curvature_is_not_given_by_compiled_functions():
+    z = logits(torch.float32)
+    compiled = torch.compile(
+        lambda z: losses.mifpe(z, y, reduction="sum"), backend="eager", fullgraph=True
+    )
+    (gradient,) = torch.autograd.grad(compiled(z), z, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.square().sum(), z)
+
+
+def test_clean_probabilities_are_constants_of_the_right_shape():
+    z, clean = logits(), logits()
+    losses.gama(z, y, clean=clean.softmax(1)).backward()
+    assert clean.grad is None
+    with pytest.raises(ValueError, match=r"clean must be \(6, 5\) like the logits, got \(6, 4\)"):
+        losses.gama(z, y, clean=clean[:, :4])
+
+
+def test_a_mean_of_half_losses_beyond_their_range_is_finite():
+    hidden, weight = torch.eye(4).half(), 30_000 * torch.eye(4).half()
+    label = torch.tensor([1, 2, 3, 0])
+    found = losses.linear_cross_entropy(hidden, weight, label)
+    assert found.dtype == torch.float16
+    assert float(found) == float(torch.tensor(30_000.0).half())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_probabilities_are_told_and_few_logits_are_taken_for_them(dtype):
+    for classes in (2, 10, 1000):
+        rows = (3 * normal(20, classes)).softmax(1).to(dtype)
+        with pytest.raises(ValueError, match="these are probabilities"):
+            losses.stable_ce(rows, torch.zeros(20, dtype=torch.long))
+        # logits which sum to 2 are none, however wide the format rounds
+        losses.stable_ce(2 * rows, torch.zeros(20, dtype=torch.long))

@@ -12,7 +12,7 @@ import fperr
 from fperr import data, zoo
 from fperr.errors import RepairWarning
 from fperr.losses import Context, loss_named
-from fperr.repair.guard import leaves
+from fperr.repair.leaves import leaves
 from fperr.shares import wilson_interval
 from tests.conftest import normal, tiny_mlp
 from tests.makers.libraries import attacks
@@ -189,6 +189,161 @@ def test_a_training_step_raises(repair):
     assert not all(map(torch.equal, model.parameters(), before))
 
 
+def noted_model():
+    """A model, its optimiser, and a loss of `repaired` that also fills the gradients."""
+    model = tiny_mlp()
+    x = normal(4, 6).requires_grad_()
+    with fperr.repaired("mifpe"):
+        loss = functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 3]))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), loss
+
+
+def test_a_backward_pass_after_the_block_is_noticed():
+    _, optimiser, loss = noted_model()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="got an optimiser's step"):
+        optimiser.step()
+
+
+def test_another_tensor_with_the_same_gradient_is_noticed():
+    model, optimiser, loss = noted_model()
+    loss.backward()
+    for parameter in model.parameters():
+        parameter.grad = parameter.grad.clone()
+    with pytest.raises(RuntimeError, match=r"call optimizer.zero_grad\(\) before"):
+        optimiser.step()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_the_remedy_of_a_refused_step(set_to_none):
+    model, optimiser, loss = noted_model()
+    loss.backward()
+    optimiser.zero_grad(set_to_none=set_to_none)
+    training_step(model, optimiser)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.LBFGS])
+def test_an_optimisers_closure_is_noticed_before_its_step(kind):
+    model = tiny_mlp()
+    optimiser = kind(model.parameters(), lr=0.1)
+    before = [parameter.clone() for parameter in model.parameters()]
+
+    def closure():
+        optimiser.zero_grad()
+        x = normal(4, 6).requires_grad_()
+        loss = functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 3]))
+        loss.backward()
+        return loss
+
+    with fperr.repaired("mifpe"), pytest.raises(RuntimeError, match="got an optimiser's step"):
+        optimiser.step(closure)
+    assert all(map(torch.equal, model.parameters(), before))
+    optimiser.step(closure)
+
+
+def test_an_optimiser_of_the_perturbation_may_step():
+    model, x = tiny_mlp(), normal(4, 6)
+    shift = torch.zeros_like(x).requires_grad_()  # what the error for a parameter names
+    optimiser = torch.optim.Adam([shift])
+    with fperr.repaired("mifpe"):
+        for _ in range(2):
+            optimiser.zero_grad()
+            functional.cross_entropy(model(x + shift), torch.tensor([0, 1, 2, 3])).backward()
+            optimiser.step()
+    assert bool(shift.any())
+
+
+def test_a_perturbation_that_is_a_parameter_is_told_the_remedy():
+    model, shift = tiny_mlp().requires_grad_(False), nn.Parameter(torch.zeros(4, 6))
+    with fperr.repaired("mifpe"):
+        loss = functional.cross_entropy(model(shift), torch.tensor([0, 1, 2, 3]))
+        with pytest.raises(RuntimeError, match=r"torch\.zeros_like\(x\)\.requires_grad_\(\)"):
+            loss.backward()
+
+
+def test_logits_that_are_parameters_are_trained():
+    z = nn.Parameter(normal(4, 5))
+    with fperr.repaired("mifpe"):
+        loss = functional.cross_entropy(z, torch.tensor([0, 1, 2, 3]))
+        with pytest.raises(RuntimeError, match="depends on parameters alone"):
+            loss.backward()
+
+
+def test_gradients_that_another_hook_takes_away_are_not_marked():
+    model, optimiser, loss = noted_model()
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    loss.backward()
+    optimiser.step()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # PyTorch's own, of forward mode
+def test_transforms_take_the_repaired_gradient():
+    z, y = 40 * normal(4, 5), torch.tensor([0, 1, 2, 3])
+
+    def of_repaired(z):
+        return functional.cross_entropy(z, y, reduction="sum")
+
+    leaf = z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss_named("mifpe")(leaf, y, Context()).sum(), leaf)
+    with fperr.repaired("mifpe") as mode:
+        assert torch.allclose(torch.func.grad(of_repaired)(z), expected)
+        assert torch.allclose(torch.func.jacfwd(of_repaired)(z), expected, atol=1e-6)
+        alone = torch.func.vmap(torch.func.grad(lambda z: of_repaired(z[None].expand(4, -1))))(z)
+    assert mode.repaired_calls == 3
+    assert alone.shape == z.shape
+
+
+def test_calls_for_values_alone_are_named_as_such():
+    z, y = normal(4, 5), torch.tensor([0, 1, 2, 3])
+    says = pytest.warns(RepairWarning, match="saw all calls of .* without a gradient")
+    with says, fperr.repaired():
+        functional.cross_entropy(z, y)
+    with fperr.repaired(value="stable_ce") as mode:
+        functional.cross_entropy(z, y)
+    assert mode.calls_for_values == 1
+
+
+@pytest.mark.parametrize("repair", ["stable_ce", "mifpe", "tmifpe", "cross_entropy"])
+@pytest.mark.parametrize(
+    "z",
+    [
+        torch.tensor([[1.0, float("nan"), 0.0]]),
+        torch.tensor([[1.0, float("inf"), 0.0]]),
+        torch.empty(0, 3),
+        torch.tensor([[0.5, 0.25, 0.25]]),
+    ],
+    ids=["nan", "inf", "empty", "probabilities"],
+)
+def test_what_pytorch_answers_is_answered(repair, z):
+    z, y = z.clone().requires_grad_(), torch.zeros(len(z), dtype=torch.long)
+    plain = functional.cross_entropy(z, y)
+    with fperr.repaired(repair):
+        loss = functional.cross_entropy(z, y)
+    assert torch.equal(loss.nan_to_num(7), plain.nan_to_num(7))
+    loss.backward()
+    assert z.grad.shape == z.shape
+
+
+def test_an_ignored_class_is_left_out():
+    z, y = normal(4, 5).requires_grad_(), torch.tensor([0, 1, 2, 1])
+    with fperr.repaired("cross_entropy"):
+        loss = functional.cross_entropy(z, y, ignore_index=1)
+    (found,) = torch.autograd.grad(loss, z)
+    (expected,) = torch.autograd.grad(functional.cross_entropy(z, y, ignore_index=1), z)
+    assert torch.allclose(found, expected, atol=1e-7)
+    assert not found[[1, 3]].any()
+
+
+def test_a_scaled_loss_of_half_logits_does_not_overflow():
+    """GradScaler multiplies the loss by 2^16, the largest power beyond float16."""
+    layer, x = nn.Linear(6, 5), normal(8, 6).requires_grad_()
+    with torch.autocast("cpu", torch.float16), fperr.repaired("stable_ce"):
+        loss = functional.cross_entropy(layer(x), torch.arange(8) % 5)
+    (gradient,) = torch.autograd.grad(2.0**16 * loss, x)
+    assert bool(gradient.isfinite().all())
+
+
 def test_training_in_repaired_cross_entropy_is_training():
     models = [tiny_mlp(), tiny_mlp()]
     for model, context in zip(models, [fperr.repaired("cross_entropy"), None], strict=True):
@@ -212,8 +367,10 @@ def test_hooks_are_gone_once_nobody_needs_them():
         functional.cross_entropy(model(x), y).backward()
     assert len(optimizer._global_optimizer_pre_hooks) == before + 1  # its gradients are there
     model.zero_grad()
-    torch.optim.SGD([x], lr=0.1).step()
+    torch.optim.SGD([x], lr=0.1).step()  # of another tensor
+    training_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert len(optimizer._global_optimizer_pre_hooks) == before
+    assert not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
     with fperr.repaired():
         torch.autograd.grad(functional.cross_entropy(model(x), y), x)
     assert len(optimizer._global_optimizer_pre_hooks) == before
@@ -224,7 +381,7 @@ def test_a_second_derivative_raises():
     with fperr.repaired("tmifpe"):
         loss = functional.cross_entropy(z, y)
         (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
-        with pytest.raises(RuntimeError, match='second derivative of "repaired'):
+        with pytest.raises(RuntimeError, match="second derivative of repaired"):
             gradient.square().sum().backward()
     with fperr.repaired("cross_entropy"):
         loss = functional.cross_entropy(z, y)
@@ -277,6 +434,19 @@ def test_nan_logits_stay_the_attacks_business():
     with fperr.repaired():
         loss = functional.cross_entropy(z, torch.tensor([0, 1, 2]), reduction="none")
     assert loss.isnan().tolist() == [False, True, False]
+
+
+def test_a_rescaled_model_leaves_the_model_as_it_is():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).train()
+    model[1].eval()  # frozen
+    rescaled = fperr.Rescaled(model)
+    assert [m.training for m in (rescaled, model, model[0], model[1])] == [True, True, True, False]
+    assert rescaled(torch.empty(0, 6)).shape == (0, 3)
+    x = normal(2, 6).requires_grad_()
+    loss = functional.cross_entropy(rescaled(x), torch.tensor([0, 1]))
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivative of fperr\.Rescaled\(model\)"):
+        gradient.sum().backward()
 
 
 def test_a_rescaled_model_has_a_margin_of_1_and_the_same_predictions():
