@@ -16,6 +16,8 @@ from fperr.kernel_switches import controlled
 from fperr.losses import Context, Loss
 from fperr.theory.scaling import Scale
 
+_ALIGNMENT = 64  # bytes: what PyTorch's own allocations have on a CPU
+
 
 @dataclass(frozen=True, slots=True)
 class FloatGradient:
@@ -75,8 +77,8 @@ class FormatNetwork:
             )
 
     def cast(self, x: Tensor) -> Tensor:
-        """Cast the input to the dtype that this network takes."""
-        return x.to(self.dtype)
+        """Cast the input to the dtype that this network takes, in memory of its own if need be."""
+        return aligned(x.to(self.dtype))
 
     @contextmanager
     def running(self) -> Iterator[dict[str, str]]:
@@ -208,3 +210,11 @@ def copied(model: nn.Module) -> nn.Module:
         raise ModelError(
             f"the model cannot be copied, which another format or device needs: {fault}"
         ) from fault
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The tensor, or a copy of it where a batch was cut out of the middle of another tensor.
+
+    Kernels may choose their order of summation by the address of the first number.
+    """
+    return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()

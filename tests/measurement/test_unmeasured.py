@@ -376,7 +376,8 @@ def test_no_loss_is_left_out_of_the_advice():
     frame = measured(*CASES["undefined"][:2], **CASES["undefined"][2]).frame
     assert advice(frame, Thresholds()) == (
         "follow cw in float16, float32 and float64; "
-        "not judged: dlr in float16, float32 and float64."
+        "not judged: dlr in float16, float32 and float64. "
+        'Use cw: in your own loop: loss = fperr.losses.cw(logits, y, reduction="sum").'
     )
 
 
