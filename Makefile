@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # a process for each core, each with one thread: kernels on small tensors gain nothing from more
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-engines bench-exact bench-losses repair-table robust-accuracy \
+.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-engines bench-exact bench-losses repair-table evidence evidence-half robust-accuracy \
     test-lowest clean
 
 demo: .venv/core.stamp
@@ -58,6 +58,13 @@ repair-table: .venv/test.stamp
 
 bench-exact: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.bench_ladder
+
+# what the gaps of known networks are made of: hours, resumed where it was cut off
+evidence: .venv/test.stamp
+	$(BIN)/python -m tests.benchmarks.evidence
+
+evidence-half: .venv/test.stamp
+	$(BIN)/python -m tests.benchmarks.evidence --half
 
 bench-engines: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.bench_exact

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fperr import bounds, errors, exact, formats, losses, zoo
 from fperr.attacks import AttackResult, attack
+from fperr.attribution import Attribution, attribute
 from fperr.errors import FperrError
 from fperr.measurement import measure, trace_layers
 from fperr.recording import Trace, record
@@ -24,6 +25,7 @@ except PackageNotFoundError:  # its source is on the path
 
 __all__ = [
     "AttackResult",
+    "Attribution",
     "FperrError",
     "LayerReport",
     "Report",
@@ -32,6 +34,7 @@ __all__ = [
     "Trace",
     "__version__",
     "attack",
+    "attribute",
     "bounds",
     "errors",
     "exact",

@@ -30,3 +30,35 @@ def wilson_interval(count: int, samples: int) -> tuple[float, float]:
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clopper_pearson_limit(count: int, samples: int, confidence: float = CONFIDENCE) -> float:
+    """The upper confidence limit for a share, which holds for every true share.
+
+    Source: C. J. Clopper and E. S. Pearson, Biometrika 26 (1934), 404.
+
+    Args:
+        count: Number of samples that count.
+        samples: Number of all samples, up to some hundreds.
+        confidence: Confidence of the limit, one-sided.
+
+    Returns:
+        The largest share at which `count` or fewer samples have a probability of 1 - confidence;
+        1 if all samples count, or there are none.
+
+    Example:
+        >>> from fperr.shares import clopper_pearson_limit
+        >>> clopper_pearson_limit(0, 30)
+        0.095...
+    """
+    if count >= samples:
+        return 1.0
+    low, high = count / samples, 1.0
+    for _ in range(60):
+        share = (low + high) / 2
+        few = math.fsum(
+            math.comb(samples, k) * share**k * (1 - share) ** (samples - k)
+            for k in range(count + 1)
+        )
+        low, high = (share, high) if few > 1 - confidence else (low, share)
+    return high

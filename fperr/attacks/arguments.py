@@ -127,8 +127,8 @@ def _source(
 ) -> GradientSource:
     if format != "exact":
         return FloatSource(model, formats.format_named(format))
-    if loss.kind == "gama":
-        raise ValueError("loss 'gama' has no exact gradient here: choose another loss")
+    if loss.is_for_attacks_only:
+        raise ValueError(f"loss {loss.name!r} has no exact gradient here: choose another loss")
     if dtype != x.dtype:
         raise ValueError(
             f"the model is {dtype} and x {x.dtype}, exact gradients need them alike: convert one, "

@@ -26,7 +26,7 @@ from fperr.theory.scenarios import Scenario
 # A loss that a user gives: (logits (batch, K), y (batch,), targets (batch,) or None where the
 # attack is untargeted) -> (batch,), each value of its own row alone.
 LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr", "gama", "comp_sum"]
+Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr", "gama", "comp_sum", "unlimited"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,12 @@ class Loss:
     @property
     def has_value(self) -> bool:
         """Whether the value ranks points: no if scale or weight change during an attack."""
-        return not self.is_scaled and self.kind != "gama"
+        return not self.is_scaled and not self.is_for_attacks_only
+
+    @property
+    def is_for_attacks_only(self) -> bool:
+        """Whether the gradient has no exact counterpart: it compares points, or is a rounding."""
+        return self.kind in ("gama", "unlimited")
 
     @property
     def has_scale(self) -> bool:

@@ -14,6 +14,7 @@ from fperr.losses.mifpe import MIFPE, MIFPE_SHIFTED
 from fperr.losses.pmifpe import PMIFPE
 from fperr.losses.stable_ce import STABLE_CE
 from fperr.losses.tmifpe import TMIFPE, TMIFPE_SHIFTED
+from fperr.losses.unlimited_ce import UNLIMITED_CE
 from fperr.theory.scenarios import SCENARIOS
 
 # in the order in which figures show them
@@ -23,6 +24,8 @@ LOSSES = (
 )  # fmt: skip
 # the losses without a parameter, by name: everything that names or draws a loss reads this
 LOSSES_BY_NAME = {loss.name: loss for loss in LOSSES}
+# known by its name, and no loss that one would choose
+_DIAGNOSTIC = {UNLIMITED_CE.name: UNLIMITED_CE}
 # name -> its parameter, and the field that holds it
 _PARAMETERS = {
     "mifpe": ("T", "T"),
@@ -58,8 +61,9 @@ def loss_named(name: str) -> Loss:
         >>> loss_named("mifpe").T, loss_named("mifpe:T=4").T
         (1.0, 4.0)
     """
-    if name in LOSSES_BY_NAME:
-        return LOSSES_BY_NAME[name]
+    known = LOSSES_BY_NAME | _DIAGNOSTIC
+    if name in known:
+        return known[name]
     base, _, assignment = name.partition(":")
     parameter, separator, text = assignment.partition("=")
     expected, field = _PARAMETERS.get(base, ("", ""))

@@ -270,8 +270,8 @@ def _check_class_counts(
 ) -> None:
     targeted = has_targets if scenarios is None else any(s.targeted for s in scenarios)
     for loss in losses:
-        if loss.kind == "gama":
-            raise ValueError("loss 'gama' compares points of an attack: use fperr.attack")
+        if loss.is_for_attacks_only:
+            raise ValueError(f"loss {loss.name!r} compares points of an attack: use fperr.attack")
         if classes < loss.smallest_K(targeted=targeted):
             raise ValueError(
                 f"loss {loss.name!r} needs at least {loss.smallest_K(targeted=targeted)} classes "

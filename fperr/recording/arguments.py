@@ -143,10 +143,10 @@ def check_name(loss: str) -> None:
     """Check that a loss of that name exists, and that its gradient depends on the logits alone.
 
     Raises:
-        ValueError: there is none, or it is `"gama"`.
+        ValueError: there is none, or it is for attacks only, as `"gama"` is.
     """
-    if loss_named(loss).kind == "gama":
-        raise ValueError("loss 'gama' compares points of an attack: leave it out")
+    if loss_named(loss).is_for_attacks_only:
+        raise ValueError(f"loss {loss!r} compares points of an attack: leave it out")
 
 
 def runs_on(model: nn.Module, x: Tensor) -> Tensor | None:

@@ -1,0 +1,102 @@
+"""How long the arms will take, from a few steps of each."""
+
+import time
+import warnings
+from dataclasses import dataclass
+
+from fperr.attacks import AttackWarning, attack
+from fperr.attribution.arms import CE, EXACT, EXACT_CE, Arm, Setting
+from fperr.errors import FperrError
+
+_TIMED_IMAGES = 32
+_TIMED_STEPS = 3
+_AUTOATTACK_STEPS = 7_000  # passes of its standard version for an image that withstands
+_MOST_SECONDS = 20 * 60  # of exact arms that `exact="auto"` runs on all images
+_STAND_IN_SHARE = 0.2  # of the images that usually get exact gradients beside a stand-in
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Seconds that the arms take, within a factor of 2 or so.
+
+    Attributes:
+        in_format: All arms in the format.
+        exact: The exact arms, on all images; inf if they cannot run.
+        search: AutoAttack on all images: an upper limit, as most may be fooled before.
+        why_not_exact: Why exact gradients cannot be had, in words; None: they can.
+    """
+
+    in_format: float
+    exact: float
+    search: float
+    why_not_exact: str | None
+
+    @property
+    def allows_all(self) -> bool:
+        """Whether exact gradients on all images take at most 20 minutes."""
+        return self.exact <= _MOST_SECONDS
+
+    def share(self, exact: str) -> float:
+        """The share of the exact arms' work that is done with that choice."""
+        return {"all": 1.0, "sample": _STAND_IN_SHARE / len(EXACT)}.get(exact, 0.0)
+
+    def describe(self, exact: str, *, with_autoattack: bool) -> str:
+        """The forecast of a call in words."""
+        of_exact = self.share(exact) * self.exact if self.share(exact) else 0.0
+        text = f"about {_duration(self.in_format + of_exact)} of computing"
+        if of_exact:
+            text += f", {_duration(of_exact)} of it exact gradients"
+        if with_autoattack:
+            text += f"; AutoAttack beside it, at most {_duration(self.search)}"
+        return text
+
+
+def forecast(setting: Setting, arms: int) -> Forecast:
+    """Time a few steps of cross-entropy, in the format and exactly.
+
+    Args:
+        setting: What all arms have in common.
+        arms: Number of arms in the format.
+    """
+    per_step = _seconds_per_image_and_step(CE, setting)
+    total = len(setting.x) * setting.starts * setting.steps
+    why_not, of_exact = None, float("inf")
+    try:
+        of_exact = _seconds_per_image_and_step(EXACT_CE, setting) * total * len(EXACT)
+    except FperrError as fault:
+        why_not = str(fault)
+    search = per_step * len(setting.x) * _AUTOATTACK_STEPS
+    return Forecast(per_step * total * arms, of_exact, search, why_not)
+
+
+def _seconds_per_image_and_step(arm: Arm, setting: Setting) -> float:
+    """Seconds, from the difference of a long and a short attack on the first images."""
+    m = min(_TIMED_IMAGES, len(setting.x), setting.batch_size)
+    seconds = []
+    for steps in (1, 1, 1 + _TIMED_STEPS):  # the first prepares
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AttackWarning)
+            attack(
+                setting.model,
+                setting.x[:m],
+                setting.y[:m],
+                radius=setting.radius,
+                norm=setting.norm,
+                box=setting.box,
+                steps=steps,
+                seed=setting.seed,
+                loss=arm.loss,
+                format="exact" if arm.is_exact else setting.format,  # type: ignore[arg-type]
+                targets=None if setting.targets is None else setting.targets[:m],
+                freeze=False,
+            )
+        seconds.append(time.perf_counter() - started)
+    return max(seconds[2] - seconds[1], 0.0) / (m * _TIMED_STEPS)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

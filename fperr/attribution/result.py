@@ -1,0 +1,131 @@
+"""What `attribute` returns."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from fperr import checks
+from fperr.attribution.parts import Part
+from fperr.attribution.plots import AttributionPlots
+from fperr.attribution.sentences import sentence, share_of_gap
+from fperr.attribution.stand_in import StandIn
+from fperr.storage import write
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Attribution:
+    """What a robust-accuracy gap is made of.
+
+    It prints as one sentence. An image's outcome in an arm is the share of its starts that
+    withstand; differences are means over the images, in shares of 1.
+
+    Attributes:
+        frame: A row an image: `sample`, `label`, `is_judged`; outcomes in the arms, `ce`,
+            `stable_ce`, `mifpe`, `tmifpe` in the format, `exact_ce` and `exact_mifpe` on exact
+            gradients (NaN where they were not computed), `unlimited_ce` with why=True; `floor` with
+            a search; and `never_had_gradient`: every gradient of cross-entropy in the format was
+            exactly zero.
+        parts: The parts of the gap, the gap, and lines beside it; see `summary`.
+        kind: The attack in words.
+        stand_in: How far stable cross-entropy stands in for exact gradients; None if exact
+            gradients were computed for all images, or for none.
+        search: What the floor is made of, or None.
+        note: Why exact gradients were not computed, or None.
+
+    Example:
+        >>> import fperr
+        >>> from fperr import data, zoo
+        >>> images, model = data.fashion_mnist_1000().first(20), zoo.load("fashion_saturated")
+        >>> result = fperr.attribute(model, images.x, images.y, radius=0.05, steps=10, starts=1)
+        >>> result.part("numerical").difference.only_second
+        0
+        >>> list(result.summary().index)
+        ['numerical', 'loss', 'gap', 'mifpe_rounding', 'tmifpe']
+    """
+
+    frame: pd.DataFrame
+    parts: tuple[Part, ...]
+    kind: str
+    stand_in: StandIn | None
+    search: str | None
+    note: str | None
+
+    def __repr__(self) -> str:
+        return f"Attribution({self.sentence})"
+
+    @property
+    def sentence(self) -> str:
+        """How much of the gap is floating-point error, and what to do, in words."""
+        return sentence(self.frame, self.parts, self.search)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the sentence should know besides."""
+        share = share_of_gap(self.parts)
+        dead = int((self.frame["never_had_gradient"] & self.frame["is_judged"]).sum())
+        of_dead = (
+            f"{dead} of {len(self.frame)} images never had a gradient of cross-entropy that is not "
+            "zero."
+        )
+        return tuple(
+            text
+            for text in (
+                share,
+                of_dead if dead else None,
+                None if self.stand_in is None else self.stand_in.sentence,
+                self.note,
+            )
+            if text is not None
+        )
+
+    def part(self, name: str) -> Part:
+        """The part of that name.
+
+        Raises:
+            ValueError: There is none.
+        """
+        for part in self.parts:
+            if part.name == name:
+                return part
+        known = ", ".join(repr(part.name) for part in self.parts)
+        raise ValueError(f"name must be one of {known}, got {name!r}: give one of them")
+
+    def summary(self) -> pd.DataFrame:
+        """The parts in percentage points: a row a part, indexed by its name.
+
+        Columns: `words`, `points`, `low`, `high` (the interval), `only_first` and `only_second`
+        (numbers of images), `is_told` (the interval excludes 0), `is_equivalent` (less than half a
+        point, by two one-sided tests at 5 %), `first` and `second` (robust accuracy of the arms in
+        per cent).
+        """
+        judged = self.frame[self.frame["is_judged"]]
+        rows = {
+            part.name: {
+                "words": part.words,
+                "points": 100 * part.difference.estimate,
+                "low": 100 * part.difference.low,
+                "high": 100 * part.difference.high,
+                "only_first": part.difference.only_first,
+                "only_second": part.difference.only_second,
+                "is_told": part.difference.is_told,
+                "is_equivalent": part.difference.is_equivalent,
+                "first": 100 * judged[part.first].mean(),
+                "second": 100 * judged[part.second].mean(),
+            }
+            for part in self.parts
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    @property
+    def plot(self) -> AttributionPlots:
+        """The figures: `plot.waterfall()`."""
+        return AttributionPlots(self.frame, self.parts, self.kind)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the frame to a Parquet file.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        write(checks.path("path", path), self.frame.to_parquet(index=False))

@@ -1,0 +1,124 @@
+"""`make evidence`: what the gaps of known networks are made of, in float32 (`--half`: float16).
+
+It says how long it takes before it begins, writes as it goes, and goes on where it was cut off.
+docs/findings.md holds its tables. Networks whose files FPERR_DATA does not have are left out, and
+named.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import fperr
+from fperr import data, zoo
+from fperr.attribution.arms import Setting
+from fperr.attribution.forecast import forecast
+from fperr.errors import FperrError
+from fperr.figures.attacks import RADII
+from fperr.networks.model import usable_model
+
+STEPS, STARTS, ARMS = 50, 3, 4
+# network -> images; in the order in which they are attacked
+IMAGES = {
+    "fashion_saturated": 1000,
+    "mnist_levelsets_eps0.4": 1000,
+    "fashion_standard": 1000,
+    "mnist_fastat_pgd": 2000,
+    "fashion_adversarial": 1000,
+    "mnist_lenet5_advtrained": 500,
+}
+# exact gradients of convolutional networks take hours for so many images
+WHOLLY_EXACT = ("fashion_saturated", "fashion_standard", "fashion_adversarial")
+HALF_IMAGES = 200
+COLUMNS = ("numerical", "loss", "search", "gap")
+
+
+def subjects(format: str) -> dict[str, tuple[torch.nn.Module, data.Images, float]]:
+    """Networks, images and radii, of the networks that are there."""
+    found = {}
+    for name, n in IMAGES.items():
+        try:
+            images = data.images_named(zoo.entry(name).dataset)
+            model = zoo.load(name)
+        except FperrError as fault:
+            print(f"left out: {name} ({fault})")
+            continue
+        radius = RADII.get(name, RADII.get(images.name))
+        n = n if format == "float32" else min(n, HALF_IMAGES)
+        found[name] = model, images.first(n), radius
+    return found
+
+
+def exactness(name: str) -> str:
+    """How many images of a network get exact gradients."""
+    return "all" if name in WHOLLY_EXACT else "sample"
+
+
+def attributed(
+    name: str, model: torch.nn.Module, images: data.Images, radius: float, format: str,
+    *, targeted: bool,
+) -> fperr.Attribution:  # fmt: skip
+    """The attribution of a network, kept in a folder of its own."""
+    targets = (images.y + 1) % 10 if targeted else None
+    kind = "targeted" if targeted else "untargeted"
+    return fperr.attribute(
+        model, images.x, images.y, radius=radius, steps=STEPS, starts=STARTS, format=format,
+        targets=targets, exact=exactness(name), search="restarts", why=not targeted,
+        out=Path("out/evidence") / f"{name}-{kind}-{format}",
+    )  # fmt: skip
+
+
+def row(name: str, n: int, result: fperr.Attribution) -> dict[str, object]:
+    """A line of the table."""
+    judged = result.frame[result.frame["is_judged"]]
+    numerical = result.part("numerical").difference
+    discordant = judged[judged["ce"] != judged["stable_ce"]]
+    agree = int((discordant["stable_ce"] == discordant["exact_ce"]).sum())
+    stand_in = result.stand_in
+    return {
+        "network": f"{name}, {n}",
+        "CE": f"{100 * judged['ce'].mean():.1f}",
+        **{part: str(result.part(part).difference) for part in COLUMNS},
+        "less than 0.5": "yes" if numerical.is_equivalent else "",
+        "only without : with rounding": f"{numerical.only_first} : {numerical.only_second}",
+        "stable CE as exact, where CE differs": f"{agree} of {len(discordant)}",
+        "and at random": "all"
+        if stand_in is None
+        else f"{stand_in.random - stand_in.random_differing} of {stand_in.random}",
+        "never a gradient": int(judged["never_had_gradient"].sum()),
+        "not judged": int((~result.frame["is_judged"]).sum()),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    format = "float16" if "--half" in sys.argv else "float32"
+    chosen = subjects(format)
+    total = 0.0
+    for name, (model, images, radius) in chosen.items():
+        setting = Setting(
+            usable_model(model, None, None), images.x, images.y, None, radius, "linf", (0.0, 1.0),
+            STEPS, STARTS, format, 0, 250,
+        )  # fmt: skip
+        times = forecast(setting, ARMS + 1)
+        exact = exactness(name)
+        total += 2 * (times.in_format + times.share(exact) * times.exact)
+        words = times.describe(exact, with_autoattack=False)
+        print(f"{name}: {words}, and as long for targets", flush=True)
+    print(f"about {total / 3600:.1f} h in all, on one core", flush=True)
+    for targeted in (False, True):
+        rows = []
+        for name, (model, images, radius) in tqdm(chosen.items(), disable=None):
+            result = attributed(name, model, images, radius, format, targeted=targeted)
+            rows.append(row(name, len(images.x), result))
+            print(f"{name}: {result.sentence}", *result.remarks, sep="\n  ", flush=True)
+            print(result.summary().to_string(), flush=True)
+        print("targeted" if targeted else "untargeted")
+        print(pd.DataFrame(rows).to_markdown(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
