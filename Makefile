@@ -14,6 +14,9 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 demo: .venv/core.stamp
 	$(BIN)/fperr measure fashion_adversarial fashion_standard fashion_saturated \
 	    --n 100 --scenarios all --out out/demo --overwrite
+	@for network in "fashion_adversarial --radius 0.1" "fashion_standard --radius 0.015" \
+	    "fashion_saturated --radius 0.05"; do \
+	    $(BIN)/fperr attribute $$network --n 200 --steps 20 --starts 2 --exact all; done
 
 # COVERAGE="--cov --cov-report=term:skip-covered": what .ci/run asks for; it costs half as much time again
 test: .venv/test.stamp

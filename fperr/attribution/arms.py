@@ -59,6 +59,7 @@ class Setting:
         format: Floating-point format of the arms that are not exact.
         seed: Seed of the first start; those of the others follow.
         batch_size: Number of images at once.
+        accept_probabilities: Whether the model may return probabilities.
     """
 
     model: nn.Module
@@ -73,6 +74,7 @@ class Setting:
     format: str
     seed: int
     batch_size: int
+    accept_probabilities: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ def _one_start(
             steps=setting.steps,
             seed=setting.seed + start,
             loss=arm.loss,
+            accept_probabilities=setting.accept_probabilities,
             format="exact" if arm.is_exact else setting.format,
             targets=None if setting.targets is None else setting.targets[rows],
         )

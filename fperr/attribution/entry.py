@@ -1,7 +1,8 @@
 """`fperr.attribute`: what a robust-accuracy gap is made of."""
 
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,13 @@ from fperr.caller_state import in_neutral_state
 from fperr.data import digest
 from fperr.networks.model import Accessor
 from fperr.run_folder import RunFolder, opened
+from fperr.storage import sealed
 from fperr.vocabulary import FormatName, Norm
 
 SETTINGS_FILE = "attribution.json"
 FRAME_FILE = "attribution.parquet"
+PAGE_FILE = "attribution.html"
+_SEARCH_FILE = "autoattack.json"
 _BATCH = 250
 
 
@@ -64,6 +68,7 @@ def attribute(
     box: tuple[float, float] = (0.0, 1.0),
     batch_size: int = _BATCH,
     logits: Accessor | str | int | None = None,
+    accept_probabilities: bool = False,
     out: str | Path | None = None,
     progress: bool | None = None,
 ) -> Attribution:
@@ -102,6 +107,8 @@ def attribute(
         box: Smallest and largest value of an input.
         batch_size: Number of images at once.
         logits: Position of the logits in what the model returns; None: it returns logits.
+        accept_probabilities: Whether to attack a model that returns probabilities; otherwise it is
+            refused.
         out: Folder to write to as it goes; the same call continues it. None: nothing is kept.
         progress: Whether to show progress, and beforehand how long it will take. None: only if
             standard error is a terminal.
@@ -129,6 +136,7 @@ def attribute(
         model, x, y, radius=radius, norm=norm, steps=steps, starts=starts, format=format,
         targets=targets, exact=exact, search=search, why=why, confidence=confidence, seed=seed,
         box=box, batch_size=batch_size, logits=logits,
+        accept_probabilities=accept_probabilities,
     )  # fmt: skip
     with _folder(out) as run:
         return _attributed(request, run, hidden=None if progress is None else not progress)
@@ -167,11 +175,13 @@ def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool | N
             stand_in = _stand_in(results, setting, run.path, bar)
     frame = _frame(request, results, everywhere)
     if request.search is not None:
-        frame[FLOOR] = _floor(request, frame, results)
-    run.publish(FRAME_FILE, frame.to_parquet(index=False))
-    run.check()
+        frame[FLOOR] = _floor(request, frame, results, run)
     parts = parts_of(frame, is_exact=exact == "all", confidence=request.confidence)
-    return Attribution(frame, parts, _kind(request), stand_in, request.search, note)
+    result = Attribution(frame, parts, _kind(request), stand_in, request.search, note)
+    run.publish(FRAME_FILE, frame.to_parquet(index=False))
+    run.publish(PAGE_FILE, result.to_html().encode())
+    run.check()
+    return result
 
 
 def _decided(
@@ -258,7 +268,7 @@ def _frame(
 
 
 def _floor(
-    request: AttributionRequest, frame: pd.DataFrame, results: dict[str, ArmResult]
+    request: AttributionRequest, frame: pd.DataFrame, results: dict[str, ArmResult], run: RunFolder
 ) -> np.ndarray:
     """The floor of each image; AutoAttack is run on those that withstand everything."""
     outcomes = frame[list(results)]
@@ -266,8 +276,19 @@ def _floor(
     if request.search == "autoattack":
         left = np.nonzero(frame["is_judged"] & (floor(outcomes, fooled) == 1))[0]
         if len(left):
-            fooled[left] = fooled_by_autoattack(request.setting, left)
+            fooled[left] = _kept(run, lambda: fooled_by_autoattack(request.setting, left))
     return floor(outcomes, fooled)
+
+
+def _kept(run: RunFolder, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """What AutoAttack fooled, from the folder, or computed and written to it."""
+    content = run.piece(_SEARCH_FILE)
+    if content is not None:
+        return np.array(json.loads(content)["fooled"], bool)
+    fooled = compute()
+    piece = {"seal": run.stamp(_SEARCH_FILE), "fooled": fooled.tolist()}
+    run.keep(_SEARCH_FILE, sealed(json.dumps(piece).encode()))
+    return fooled
 
 
 def _kind(request: AttributionRequest) -> str:

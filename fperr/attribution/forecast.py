@@ -87,6 +87,7 @@ def _seconds_per_image_and_step(arm: Arm, setting: Setting) -> float:
                 steps=steps,
                 seed=setting.seed,
                 loss=arm.loss,
+                accept_probabilities=setting.accept_probabilities,
                 format="exact" if arm.is_exact else setting.format,  # type: ignore[arg-type]
                 targets=None if setting.targets is None else setting.targets[:m],
                 freeze=False,

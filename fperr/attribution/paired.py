@@ -110,7 +110,7 @@ def paired_difference(
     Example:
         >>> from fperr.attribution.paired import paired_difference
         >>> print(paired_difference([1.0] * 10 + [0.0] * 190, [0.0] * 200))
-        5.0 [1.6, 8.2]
+        5.0 [1.4, 8.4]
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape or a.ndim != 1:

@@ -43,8 +43,8 @@ class AttributionPlots:
             axis.barh(row, -size, left=level, color=_COLOURS[part.name])
             low, high = 100 * d.low, 100 * d.high
             axis.plot([level - low, level - high], [row, row], color="black", linewidth=1.2)
-            axis.text(max(level, level - low) + 1, row, f"−{size:.1f} [{low:.1f}, {high:.1f}]",
-                      va="center")  # fmt: skip
+            words = f"{-size:+.1f} [{low:.1f}, {high:.1f}]".replace("-", "−")
+            axis.text(max(level, level - low) + 1, row, words, va="center")
             labels.append(part.words.partition(":")[0])
             level -= size
         axis.barh(len(steps) + 1, level, color=_ENDS)
@@ -54,7 +54,7 @@ class AttributionPlots:
         axis.set_xlim(0, 118)
         axis.set_xticks(range(0, 101, 20))
         axis.invert_yaxis()
-        axis.set_xlabel("robust accuracy in per cent; lines: 95 % intervals of the steps")
+        axis.set_xlabel("robust accuracy in per cent; lines: intervals of the steps")
         axis.set_title(self.title, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
         return figure

@@ -60,6 +60,7 @@ def checked_request(
     box: tuple[float, float],
     batch_size: int,
     logits: Accessor | str | int | None,
+    accept_probabilities: bool,
 ) -> AttributionRequest:
     """Check the arguments of `attribute`; those of the attack itself are checked by it.
 
@@ -74,6 +75,7 @@ def checked_request(
     checks.whole_number("starts", starts, 1)
     checks.whole_number("batch_size", batch_size, 1)
     checks.flag("why", why)
+    checks.flag("accept_probabilities", accept_probabilities)
     checks.real_number("confidence", confidence, above=0.5, below=1.0)
     options = AttackOptions(
         radius, "pgd", norm, steps, seed, 1, "cosine", None, 0.0, True, True, "sum", "exact", box,
@@ -84,7 +86,7 @@ def checked_request(
     inputs = checks.inputs("x", x)
     labels = checks.class_labels("y", y, len(inputs), inputs.device)
     classes = number_of_classes(
-        usable, inputs.to(device_and_dtype(usable)[1]), accept_probabilities=False
+        usable, inputs.to(device_and_dtype(usable)[1]), accept_probabilities=accept_probabilities
     )
     checks.check_classes("y", labels, classes)
     goals = None
@@ -105,6 +107,6 @@ def checked_request(
             )
     setting = Setting(
         usable, inputs, labels, goals, float(radius), norm, (float(box[0]), float(box[1])), steps,
-        starts, format, seed, batch_size,
+        starts, format, seed, batch_size, accept_probabilities,
     )  # fmt: skip
     return AttributionRequest(setting, exact, search, why, float(confidence))

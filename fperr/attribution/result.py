@@ -1,5 +1,6 @@
 """What `attribute` returns."""
 
+import base64
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from fperr.attribution.parts import Part
 from fperr.attribution.plots import AttributionPlots
 from fperr.attribution.sentences import sentence, share_of_gap
 from fperr.attribution.stand_in import StandIn
+from fperr.report.html import AttributionSection, attribution_page
+from fperr.report.style import picture
 from fperr.storage import write
 
 
@@ -121,6 +124,41 @@ class Attribution:
     def plot(self) -> AttributionPlots:
         """The figures: `plot.waterfall()`."""
         return AttributionPlots(self.frame, self.parts, self.kind)
+
+    @property
+    def section(self) -> AttributionSection:
+        """The attribution as a section of the report page: see `Report.to_html`."""
+        table = self.summary()
+        rows = [
+            (
+                str(line["words"]),
+                f"{line['first']:.1f}",
+                f"{line['second']:.1f}",
+                f"{line['points']:.1f} [{line['low']:.1f}, {line['high']:.1f}]",
+                f"{line['only_first']} : {line['only_second']}",
+            )
+            for _, line in table.iterrows()
+        ]
+        figure = picture(self.plot.waterfall(), dpi=110)
+        return AttributionSection(
+            sentence=self.sentence,
+            remarks=self.remarks,
+            kind=self.kind,
+            png=base64.b64encode(figure).decode(),
+            alt="; ".join(f"{row[0]}: from {row[1]} to {row[2]} %" for row in rows),
+            columns=(
+                "part",
+                "from, %",
+                "to, %",
+                f"points [{100 * self.parts[0].difference.confidence:g} % interval]",
+                "images only in the first : second",
+            ),
+            rows=rows,
+        )
+
+    def to_html(self) -> str:
+        """One self-contained HTML page."""
+        return attribution_page(self.section)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the frame to a Parquet file.

@@ -1,4 +1,4 @@
-"""The command line: `fperr measure`, `attack`, `layers`, `report`, `figures`, `validate`, `zoo`."""
+"""The command line: `fperr measure`, `attack`, `attribute`, `layers`, and the other commands."""
 
 import sys
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fperr import __version__
-from fperr.cli import attack, figures, layers, measure, report, validate, zoo
+from fperr.cli import attack, attribute, figures, layers, measure, report, validate, zoo
 from fperr.cli.faults import Commands, ended
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("measure")(measure.measure_command)
 app.command("layers")(layers.layers_command)
 app.command("attack")(attack.attack_command)
 app.command("report")(report.report_command)
+app.command("attribute")(attribute.attribute_command)
 app.command("figures")(figures.figures_command)
 app.command("zoo")(zoo.zoo_command)
 

@@ -13,7 +13,7 @@ from fperr import checks
 from fperr.caller_state import in_neutral_state
 from fperr.errors import DamagedFileWarning
 from fperr.report.file import from_bytes, to_bytes
-from fperr.report.html import page
+from fperr.report.html import AttributionSection, page
 from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
 from fperr.report.verdict import Thresholds, judge
@@ -220,9 +220,18 @@ class Report:
         return cls(pd.concat(frames, ignore_index=True).astype(COLUMNS), provenance)
 
     @in_neutral_state
-    def to_html(self, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> str:
-        """One self-contained HTML page: verdicts in plain words, figures, tables, provenance."""
-        return page(self.frame, self.provenance, thresholds)
+    def to_html(
+        self,
+        thresholds: Thresholds = DEFAULT_THRESHOLDS,
+        attributions: Mapping[str, AttributionSection] | None = None,
+    ) -> str:
+        """One self-contained HTML page: verdicts in plain words, figures, tables, provenance.
+
+        Args:
+            thresholds: Largest errors and shares of failures that the verdicts allow.
+            attributions: Sections about attributions, by network: `{name: attribution.section}`.
+        """
+        return page(self.frame, self.provenance, thresholds, attributions or {})
 
     def to_parquet(self, path: str | Path) -> None:
         """Write frame, provenance and a digest to one Parquet file, whole or not at all.

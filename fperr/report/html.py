@@ -4,7 +4,8 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -53,13 +54,46 @@ _CAPTIONS = {
 }
 
 
-def page(frame: pd.DataFrame, provenance: Mapping[str, Any], thresholds: Thresholds) -> str:
+@dataclass(frozen=True, slots=True)
+class AttributionSection:
+    """What the page shows of an attribution, see `fperr.attribute`.
+
+    Attributes:
+        sentence: The result in a sentence.
+        remarks: Further sentences.
+        kind: The attack in words.
+        png: The figure, encoded in base64.
+        alt: The figure in words.
+        columns, rows: A table of the parts.
+    """
+
+    sentence: str
+    remarks: Sequence[str]
+    kind: str
+    png: str
+    alt: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def attribution_page(section: AttributionSection) -> str:
+    """The HTML page of an attribution alone."""
+    return _ENVIRONMENT.get_template("attribution_page.html.j2").render(attribution=section)
+
+
+def page(
+    frame: pd.DataFrame,
+    provenance: Mapping[str, Any],
+    thresholds: Thresholds,
+    attributions: Mapping[str, AttributionSection],
+) -> str:
     """The HTML page of a report.
 
     Args:
         frame: Rows of the report.
         provenance: Provenance by network.
         thresholds: Largest errors and shares of failures that the verdicts allow.
+        attributions: Attributions by network, each a section.
     """
     first = next(iter(provenance.values()))
     template = _ENVIRONMENT.get_template("page.html.j2")
@@ -70,6 +104,7 @@ def page(frame: pd.DataFrame, provenance: Mapping[str, Any], thresholds: Thresho
             for name, details in provenance.items()
         ],
         thresholds=thresholds,
+        attributions=attributions,
         tables=_tables(frame, thresholds),
     )
 

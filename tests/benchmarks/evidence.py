@@ -101,7 +101,7 @@ def main() -> None:
     for name, (model, images, radius) in chosen.items():
         setting = Setting(
             usable_model(model, None, None), images.x, images.y, None, radius, "linf", (0.0, 1.0),
-            STEPS, STARTS, format, 0, 250,
+            STEPS, STARTS, format, 0, 250, False,
         )  # fmt: skip
         times = forecast(setting, ARMS + 1)
         exact = exactness(name)

@@ -142,6 +142,7 @@ COUNTS = ["0", "-1", "x", "1.5", "5", ""]  # four images there are
 GOOD = {
     "measure": "net.py:build --data good.npz --losses mifpe --formats float32 --n 2",
     "attack": "net.py:build --data good.npz --radius 0.1 --steps 2 --n 2",
+    "attribute": "net.py:build --data good.npz --radius 0.1 --steps 2 --n 2 --exact none",
     "layers": "net.py:build --data good.npz --n 1",
 }
 # command: {option, or "" for what comes first: values that must be refused}
@@ -202,6 +203,24 @@ TABLE = {
         "--seed": ["x", "1.5", ""],
         "--format": ["fp8", "tf32", "", "float128"],
         "--out": ["text", "text/below", "full", "/proc/none/such"],
+        "--nothing": ["1"],
+    },
+    "attribute": {
+        "": ["resnet", "net.py", "net.py:exits", "net.py:as_dict", "net.py:soft"],
+        "--data": ["none.npz", "bomb.npz", "wide.npz", "outside.npz"],
+        "--n": COUNTS,
+        "--radius": ["0", "-1", "nan", "x", "", "8"],
+        "--box": ["0", "1,0", ""],
+        "--targets": ["3", "nobody", "", "own"],
+        "--norm": ["l1", ""],
+        "--steps": ["0", "x"],
+        "--starts": ["0", "-1", "x"],
+        "--format": ["fp8", "exact", ""],
+        "--exact": ["some", ""],
+        "--search": ["square", ""],
+        "--batch-size": ["0", "x"],
+        "--seed": ["x", ""],
+        "--out": ["text", "text/below", "full"],
         "--nothing": ["1"],
     },
     "layers": {
@@ -324,7 +343,9 @@ PYTHON = re.compile(
 )
 
 
-@pytest.mark.parametrize("command", ["measure", "attack", "layers", "report", "figures"])
+@pytest.mark.parametrize(
+    "command", ["measure", "attack", "attribute", "layers", "report", "figures"]
+)
 def test_what_is_needed_is_asked_for(command, folder, monkeypatch, capsys):
     """Without arguments at all, and `attack` without a radius."""
     monkeypatch.chdir(folder)

@@ -332,6 +332,9 @@ LIGHT: dict[str, Door] = {
     ),
     "attack exactly": lambda m, x, y: fperr.attack(m, x, y, radius=0.1, steps=1, format="exact"),
     "attack_in_batches": _batches,
+    "attribute": lambda m, x, y: (
+        fperr.attribute(m, x, y, radius=0.1, steps=2, starts=1, exact="all", progress=False).frame
+    ),
     "gradient by balls": _gradient("ball"),
     "gradient by words": _gradient("double_word"),
     "prepare": lambda m, x, y: _gradient("float64")(exact.prepare(m), x, y),
@@ -378,6 +381,7 @@ OF_MODELS = (
     "attack l2",
     "attack exactly",
     "attack_in_batches",
+    "attribute",
     "gradient by balls",
     "gradient by words",
     "capture",

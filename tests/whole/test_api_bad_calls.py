@@ -253,6 +253,19 @@ CHECK = {
     "largest_error": {**REAL, "zero": 0.0},
     "alternatives": {k: v for k, v in NAMES.items() if k not in ("empty", "twice")},
 }
+ATTRIBUTE = {
+    **{k: ATTACK[k] for k in ("model", "x", "y", "targets", "radius", "norm", "steps", "seed")},
+    **{k: ATTACK[k] for k in ("box", "logits", "accept_probabilities")},
+    "format": {**CHOICE, "exact": "exact"},
+    "exact": CHOICE,
+    "search": {k: choice for k, choice in CHOICE.items() if k != "None"},
+    "starts": {**WHOLE, "zero": 0},
+    "why": FLAG,
+    "confidence": {**REAL, "zero": 0.0, "one": 1.0},
+    "batch_size": {**WHOLE, "zero": 0, "None": None},
+    "progress": {"text": "yes", "a number": 2},
+    "out": {k: place for k, place in PLACE.items() if k != "None"},
+}
 BATCHES = {
     "batch_size": {**WHOLE, "zero": 0, "None": None},
     "folder": {"None": None, "a number": 3},
@@ -294,6 +307,11 @@ DOORS = {
     "measure": (fperr.measure, QUICK, MEASURE),
     "estimate": (estimate, QUICK, {k: MEASURE[k] for k in ("x", "y", "losses")}),
     "attack": (fperr.attack, {**GOOD, "radius": 0.1, "steps": 2, "loss": "mifpe"}, ATTACK),
+    "attribute": (
+        fperr.attribute,
+        {**GOOD, "radius": 0.1, "steps": 2, "starts": 1, "exact": "none", "progress": False},
+        ATTRIBUTE,
+    ),
     "attack_in_batches": (attack_in_batches, {**GOOD, "radius": 0.1, "steps": 2}, BATCHES),
     "trace_layers": (fperr.trace_layers, {**GOOD, "progress": False}, LAYERS),
     "exact.gradient": (
