@@ -39,7 +39,7 @@ def clopper_pearson_limit(count: int, samples: int, confidence: float = CONFIDEN
 
     Args:
         count: Number of samples that count.
-        samples: Number of all samples, up to some hundreds.
+        samples: Number of all samples.
         confidence: Confidence of the limit, one-sided.
 
     Returns:
@@ -56,9 +56,14 @@ def clopper_pearson_limit(count: int, samples: int, confidence: float = CONFIDEN
     low, high = count / samples, 1.0
     for _ in range(60):
         share = (low + high) / 2
-        few = math.fsum(
-            math.comb(samples, k) * share**k * (1 - share) ** (samples - k)
-            for k in range(count + 1)
-        )
+        few = math.fsum(_probability(k, samples, share) for k in range(count + 1))
         low, high = (share, high) if few > 1 - confidence else (low, share)
     return high
+
+
+def _probability(count: int, samples: int, share: float) -> float:
+    """The binomial probability of a count, for a share between 0 and 1, both left out."""
+    if share >= 1:
+        return 0.0
+    log_ways = math.lgamma(samples + 1) - math.lgamma(count + 1) - math.lgamma(samples - count + 1)
+    return math.exp(log_ways + count * math.log(share) + (samples - count) * math.log1p(-share))

@@ -45,7 +45,7 @@ def measure_command(
     checkpoint: CheckpointOption = None,
     logits: LogitsOption = None,
     n: Annotated[
-        int | None, typer.Option(help="number of images; by default 40, or all if fewer")
+        int | None, typer.Option(help="number of images; by default 60, or all if fewer")
     ] = None,
     losses: Annotated[
         str, typer.Option(help="names of losses, comma-separated")

@@ -27,6 +27,9 @@ LogitsOption = Annotated[
 ]
 
 
+_IMAGES = 60  # of which none may fail for a verdict that 5 % do not
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A network to measure, and its images.
@@ -68,7 +71,7 @@ def subject_of(
         checkpoint: File of weights for the factory's network, or None.
         logits: Value of the option `--logits`, or None.
         dataset: Name of a data set, a .npz file, or None for the data set of the zoo's network.
-        n: Number of images, the first ones; None for 40.
+        n: Number of images, the first ones; None for 60.
 
     Raises:
         ValueError, FperrError: Network, file or data set is missing or unusable.
@@ -114,7 +117,7 @@ def _accessor(logits: str, path: str) -> Accessor | str | int:
 def _images(name: str, n: int | None) -> data.Images:
     folder = Path(name)
     images = data.fashion_mnist("t10k", folder) if folder.is_dir() else data.images_named(name)
-    return images.first(min(40, len(images.x)) if n is None else n)
+    return images.first(min(_IMAGES, len(images.x)) if n is None else n)
 
 
 def check_folder(folder: Path, *, overwrite: bool, option: str = "--out") -> None:

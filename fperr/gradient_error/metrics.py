@@ -17,6 +17,7 @@ NAMES = (
     "sign_error_rate",
     "flip_rate",
     "zero_rate",
+    "step_gain",
 )
 
 
@@ -30,8 +31,10 @@ def error_metrics(errors: Split) -> dict[str, float]:
         `delta`: |g_hat - g|_2/|g|_2. `max_norm_delta`: the same in the maximum norm.
         `cosine_distance`: 1 - cos of the angle between g_hat and g (1 for g_hat = 0).
         `sign_error_rate`: share of the components with g_j != 0 whose sign is wrong; it is the sum
-        of `flip_rate` (opposite sign) and `zero_rate` (computed as zero). All are NaN if g_hat is
-        not finite or g is zero.
+        of `flip_rate` (opposite sign) and `zero_rate` (computed as zero). `step_gain`:
+        <g, sign g_hat>/|g|_1, the first-order gain of a step along the signs of g_hat, relative to
+        one along those of g: 1 at best, 0 for g_hat = 0. (Of a step along g_hat itself it is the
+        cosine.) All are NaN if g_hat is not finite or g is zero.
     """
     gradient, error, computed = errors.gradient, errors.error, errors.computed
     computed_signs = errors.computed_signs
@@ -40,6 +43,8 @@ def error_metrics(errors: Split) -> dict[str, float]:
     is_nonzero = errors.signs != 0
     signs = computed_signs[is_nonzero]
     wrong, zero = signs != errors.signs[is_nonzero], signs == 0
+    sizes = gradient.values[is_nonzero].double().abs()
+    gains = 1 - wrong.double() * (2 - zero.double())  # of each sign: 1, 0 or -1
     return {
         "delta": error.ratio(gradient),
         "max_norm_delta": error.ratio(gradient, math.inf),
@@ -47,6 +52,7 @@ def error_metrics(errors: Split) -> dict[str, float]:
         "sign_error_rate": float(wrong.double().mean()),
         "flip_rate": float((wrong & ~zero).double().mean()),
         "zero_rate": float(zero.double().mean()),
+        "step_gain": float((sizes * gains).sum() / sizes.sum()),
     }
 
 

@@ -16,10 +16,10 @@ from fperr.report.file import from_bytes, to_bytes
 from fperr.report.html import AttributionSection, page
 from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
-from fperr.report.verdict import Thresholds, judge
+from fperr.report.verdict import Thresholds, Verdict, judge
 from fperr.storage import SEAL, sealed, write
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 DEFAULT_THRESHOLDS = Thresholds()
 
 # Every column, in order, with its pandas dtype. Undefined numbers are NaN and undefined flags are
@@ -54,6 +54,7 @@ COLUMNS: dict[str, str] = {
     "sign_error_rate": "float64",
     "flip_rate": "float64",
     "zero_rate": "float64",
+    "step_gain": "float64",
     "logit_delta": "float64",
     "logit_delta_bound": "float64",
     "is_finite": "boolean",
@@ -170,7 +171,7 @@ class Report:
             >>> summary["loss"].tolist(), summary["rows"].tolist()
             (['ce', 'mifpe'], [2, 2])
             >>> summary["verdict"].str.split(":").str[0].tolist()
-            ['do not trust', 'trustworthy']
+            ['do not trust', 'cannot tell from 2 images, about --n 59 would']
         """
         return summarise(self.frame, by, thresholds)
 
@@ -188,22 +189,54 @@ class Report:
     ) -> bool:
         """Whether an attack may follow the gradient of `loss` computed in `format`.
 
+        That is to be shown: it is false, too, if too few images were measured; see `verdicts`.
+
         Args:
             loss: Loss that was measured.
             format: Format that was measured.
-            thresholds: Largest relative error, share of wrong signs, and share of rows that may
-                fail; gradients that are exactly zero or not finite always fail.
+            thresholds: How good gradients must be, and how many of them may fail; those that are
+                exactly zero or not finite always fail.
 
         Raises:
             ValueError: the loss was not measured in the format; lists what was.
+        """
+        return all(v.is_trustworthy for v in self.verdicts(loss, format, thresholds).values())
+
+    def verdicts(
+        self, loss: str, format: str, thresholds: Thresholds = DEFAULT_THRESHOLDS
+    ) -> dict[str, Verdict]:
+        """The verdict on the gradient of `loss` computed in `format`, by network.
+
+        `state` is `"trustworthy"`, `"do not trust"`, `"cannot tell"` or `"not measured"`, and
+        `sentence` says why.
+
+        Args:
+            loss: Loss that was measured.
+            format: Format that was measured.
+            thresholds: How good gradients must be, and how many of them may fail.
+
+        Raises:
+            ValueError: the loss was not measured in the format; lists what was.
+
+        Example:
+            >>> import fperr
+            >>> from fperr import data, zoo
+            >>> images = data.fashion_mnist_1000().first(3)
+            >>> report = fperr.measure(
+            ...     zoo.load("fashion_saturated"), images.x, images.y, losses=["ce"],
+            ...     formats=["float32"], progress=False, name="saturated",
+            ... )
+            >>> report.verdicts("ce", "float32")["saturated"].state
+            'do not trust'
         """
         rows = self.frame[(self.frame["loss"] == loss) & (self.frame["format"] == format)]
         if not len(rows):
             measured = sorted({f"{a} in {b}" for a, b in self.frame[["loss", "format"]].to_numpy()})
             raise ValueError(f"{loss} in {format} was not measured: {', '.join(measured)} were")
-        return all(
-            judge(network, thresholds).is_trustworthy for _, network in rows.groupby("network")
-        )
+        return {
+            str(name): judge(network, thresholds)
+            for name, network in rows.groupby("network", sort=False)
+        }
 
     @classmethod
     def merged(cls, reports: Sequence["Report"]) -> "Report":

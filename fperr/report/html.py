@@ -17,13 +17,26 @@ from fperr.reasons import Tally, reasons, tally
 from fperr.report.plots import Plots
 from fperr.report.style import STAGES
 from fperr.report.summary import advice, certainties, headline, overview, short, summarise
-from fperr.report.verdict import Thresholds, is_judged, judge
+from fperr.report.verdict import State, Thresholds, is_judged, judge
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("fperr.report", ""),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
 )
+_SHORT: dict[State, str] = {
+    "trustworthy": "✓ trust",
+    "do not trust": "✗ {} of {} dead or weak",
+    "cannot tell": "? {} of {} dead or weak",
+    "not measured": "not measured",
+}
+# classes of the page's style
+_CLASSES: dict[State, str] = {
+    "trustworthy": "good",
+    "do not trust": "bad",
+    "cannot tell": "open",
+    "not measured": "open",
+}
 _CAPTIONS = {
     "relative_error": (
         "How wrong the gradient is",
@@ -153,14 +166,8 @@ def _grid(frame: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
     lines = []
     for loss, rows in frame.groupby("loss", sort=False):
         verdicts = [judge(rows[rows["format"] == fmt], thresholds) for fmt in formats]
-        cells = [
-            ("✓ trust" if v.is_trustworthy else f"✗ {v.failing} of {v.rows} fail")
-            if v.rows
-            else "not measured"
-            for v in verdicts
-        ]
-        good = [v.is_trustworthy for v in verdicts]
-        lines.append({"loss": str(loss), "cells": list(zip(cells, good, strict=True))})
+        cells = [(_SHORT[v.state].format(v.failing, v.rows), _CLASSES[v.state]) for v in verdicts]
+        lines.append({"loss": str(loss), "cells": cells})
     return {"formats": formats, "lines": lines}
 
 
@@ -177,8 +184,8 @@ def _verdict(loss: str, fmt: str, rows: pd.DataFrame, thresholds: Thresholds) ->
     return {
         "loss": _in_full(loss),
         "format": fmt,
-        "is_trustworthy": verdict.is_trustworthy,
-        "rows": verdict.rows,
+        "state": verdict.state,
+        "kind": _CLASSES[verdict.state],
         "words": f"{words[:1].upper()}{words[1:]}.",
     }
 

@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import pandas as pd
 
 from fperr.reasons import reasons, tally
 from fperr.repair.words import how_to_use
-from fperr.report.verdict import Thresholds, is_unmeasured, judge
+from fperr.report.verdict import State, Thresholds, is_unmeasured, judge
 
 # the headline names a gap between two losses only if the larger median relative error is above the
 # first number, and the ratio of the medians at or above the second
@@ -93,16 +94,20 @@ def overview(frame: pd.DataFrame) -> pd.DataFrame:
 
 def advice(frame: pd.DataFrame, thresholds: Thresholds) -> str:
     """A sentence that says in which formats the gradient of each loss may be followed."""
-    good: dict[str, list[str]] = {}
-    bad: dict[str, list[str]] = {}
-    without: dict[str, list[str]] = {}
+    by_state: dict[State, dict[str, list[str]]] = {state: {} for state in get_args(State)}
     for (loss, fmt), rows in frame.groupby(["loss", "format"], sort=False):
-        verdict = judge(rows, thresholds)
-        judged = good if verdict.is_trustworthy else bad
-        (judged if verdict.rows else without).setdefault(str(loss), []).append(str(fmt))
+        formats = by_state[judge(rows, thresholds).state]
+        formats.setdefault(str(loss), []).append(str(fmt))
+    good, bad = by_state["trustworthy"], by_state["do not trust"]
+    verbs = (
+        ("follow", good),
+        ("do not follow", bad),
+        ("too few images to tell:", by_state["cannot tell"]),
+        ("not judged:", by_state["not measured"]),
+    )
     clauses = [
         f"{verb} {'; '.join(f'{loss} in {_joined(names)}' for loss, names in formats.items())}"
-        for verb, formats in (("follow", good), ("do not follow", bad), ("not judged:", without))
+        for verb, formats in verbs
         if formats
     ]
     if good and bad:

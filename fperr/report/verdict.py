@@ -1,42 +1,56 @@
-"""Judges whether the gradient of a loss in a format is trustworthy, and why it is not."""
+"""Judges whether an attack may follow the gradient of a loss in a format, and why it may not.
+
+Three states: a loss is trustworthy if the share of its gradients that are dead or weak is shown to
+be small, not to be trusted if it is shown to be large, and else too few images were measured.
+"""
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
 
 import pandas as pd
 
 from fperr.reasons import Tally, counted, reasons, tally
-from fperr.shares import wilson_interval
+from fperr.shares import clopper_pearson_limit
 
+State = Literal["trustworthy", "do not trust", "cannot tell", "not measured"]
 _PLAIN = {
     "untargeted_unsuccessful": "while an untargeted attack has not succeeded",
     "untargeted_successful": "once an untargeted attack has succeeded",
     "targeted_unsuccessful": "while a targeted attack has not succeeded",
     "targeted_successful": "once a targeted attack has succeeded",
 }
+_LARGE_LOGIT_ERROR = 0.1  # from which the loss itself is to blame
+_ONE_SIDED = NormalDist().inv_cdf(0.95)
+# what makes a gradient dead or weak, and whether another loss mends it
+_MENDED, _NOT_MENDED = ("underflow", "cancellation"), ("ties", "other branches", "the network")
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The largest errors with which a gradient may still be followed.
+    """How good a gradient must be to be followed.
 
-    A row fails if its relative error or its share of wrong signs is above its threshold, if the
-    computed gradient is exactly zero while the true one is not, or if it is not finite.
+    A row fails if the computed gradient is dead (exactly zero while the true one is not), if it is
+    weak (a step along its signs gains less than `step_gain` of what the exact step gains, to first
+    order), or if it is not finite. A weak gradient may still lead an attack to success:
+    `fperr.attribute` measures that.
 
     Attributes:
-        delta: Largest relative error of the gradient.
-        sign_error_rate: Largest share of wrong signs.
+        step_gain: Smallest step gain, from -1 to 1.
+        delta: Largest relative error of the gradient; None: any.
+        sign_error_rate: Largest share of wrong signs; None: any.
         share: Largest share of failing rows, in every scenario that was measured.
 
     Example:
-        A relative error of about 5e-4 fails only if the threshold is stricter than that.
+        A relative error of about 5e-4 fails only if a threshold asks for less.
 
         >>> import fperr
         >>> from fperr import data, zoo
-        >>> images = data.fashion_mnist_1000().first(1)
+        >>> images = data.fashion_mnist_1000().first(60)
         >>> report = fperr.measure(
         ...     zoo.load("fashion_standard"), images.x, images.y,
-        ...     losses=["mifpe"], formats=["float16"], engine="double_word", progress=False,
+        ...     losses=["mifpe"], formats=["float16"], progress=False,
         ... )
         >>> report.is_gradient_trustworthy("mifpe", "float16")
         True
@@ -44,39 +58,57 @@ class Thresholds:
         False
     """
 
-    delta: float = 0.1
-    sign_error_rate: float = 0.05
+    step_gain: float = 0.5
+    delta: float | None = None
+    sign_error_rate: float | None = None
     share: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judgement on one loss in one format, in its worst scenario.
+    """A judgement on one loss in one format.
 
     Attributes:
-        is_trustworthy: True if the share of failing rows is at most its threshold.
-        scenario: Worst scenario, in which the largest share of rows fails.
-        rows: Number of rows judged in the worst scenario.
+        state: `"trustworthy"` if the upper 95 % limit for the share of failing images is below the
+            threshold, `"do not trust"` if the lower limit for the share of failing rows is above it
+            in a scenario, `"not measured"` if no row is judged, else `"cannot tell"`.
+        scenario: Scenario in which most fail.
+        rows: Number of rows judged in it.
         failing: Number of those that fail.
-        dead, not_finite, wrong_direction, wrong_signs: Numbers of failing rows by cause; each row
-            is counted once, for the first cause that applies.
-        delta_median, sign_error_median: Medians over the rows judged in the worst scenario.
+        images: Number of images judged in any scenario.
+        failing_images: Number of those that fail in one.
+        limit: Upper 95 % limit, one-sided, for the share of failing images.
+        dead, not_finite, weak, beyond: Numbers of failing rows by kind: exactly zero, not finite,
+            with too small a step gain, or beyond the thresholds on error and signs.
+        causes: Numbers of failing rows by what made them fail.
+        needed: About how many images would tell; None if these do, or none would.
+        delta_median, step_gain_median: Medians over the rows judged in the scenario.
         total: Number of rows in all scenarios.
         left_out: Reasons of the rows, in all scenarios, that are not judged.
     """
 
-    is_trustworthy: bool
+    state: State
     scenario: str
     rows: int
     failing: int
+    images: int
+    failing_images: int
+    limit: float
     dead: int
     not_finite: int
-    wrong_direction: int
-    wrong_signs: int
+    weak: int
+    beyond: int
+    causes: tuple[tuple[str, int], ...]
+    needed: int | None
     delta_median: float
-    sign_error_median: float
+    step_gain_median: float
     total: int
     left_out: tuple[Tally, ...]
+
+    @property
+    def is_trustworthy(self) -> bool:
+        """Whether the gradient is shown to be good enough."""
+        return self.state == "trustworthy"
 
     @property
     def sentence(self) -> str:
@@ -100,31 +132,49 @@ class Verdict:
     @property
     def _judgement(self) -> str:
         """The sentence about the rows that are judged."""
-        medians = (
-            "no relative error"  # of rows that are not finite
-            if math.isnan(self.delta_median)
-            else f"relative error {self.delta_median:.2g}, wrong signs "
-            f"{self.sign_error_median:.1%} (medians)"
-        )
+        words: str = self.state
+        if self.state == "cannot tell":
+            more = "" if self.needed is None else f", about --n {self.needed} would"
+            words += f" from {self.images} images{more}"
+        return f"{words}: {self._count}; {self._medians}"
+
+    @property
+    def _count(self) -> str:
         if not self.failing:
-            unseen = wilson_interval(0, self.rows)[1]
             return (
-                f"trustworthy: none of {self.rows} gradients fails (95 % interval of the "
-                f"failing share: 0 to {unseen:.{0 if unseen >= 0.01 else 1}%}); {medians}"
+                f"none of {self.images} gradients is dead or weak (at most "
+                f"{100 * self.limit:.{0 if self.limit >= 0.1 else 1}f} % of all)"
             )
-        causes = (
+        kinds = (
             (self.dead, "exactly zero"),
             (self.not_finite, "not finite"),
-            (self.wrong_direction, "off by more than allowed"),
-            (self.wrong_signs, "have too many wrong signs"),
+            (self.weak, "weak"),
+            (self.beyond, "beyond the thresholds"),
         )
-        counts = ", ".join(f"{count} {words}" for count, words in causes if count)
-        verb = "fails" if self.failing == 1 else "fail"
-        word = "trustworthy" if self.is_trustworthy else "do not trust"
+        counts = ", ".join(f"{count} {words}" for count, words in kinds if count)
+        verb = "is" if self.failing == 1 else "are"
         return (
-            f"{word}: {self.failing} of {self.rows} gradients {verb} {_PLAIN[self.scenario]} "
-            f"({counts}); {medians}"
+            f"{self.failing} of {self.rows} gradients {verb} dead or weak {_PLAIN[self.scenario]} "
+            f"({counts}{self._by_cause})"
         )
+
+    @property
+    def _by_cause(self) -> str:
+        """What made rows fail, and whether another loss mends it."""
+        mended = [f"{n} by {name}" for name, n in self.causes if name in _MENDED]
+        rest = [f"{n} by {name}" for name, n in self.causes if name in _NOT_MENDED]
+        words = [f"{', '.join(mended)}, which another loss mends"] if mended else []
+        words += [f"{', '.join(rest)}, which none mends"] if rest else []
+        return f": {'; '.join(words)}" if words else ""
+
+    @property
+    def _medians(self) -> str:
+        if math.isnan(self.delta_median):
+            return "no relative error"  # of rows that are not finite
+        gain = (
+            "" if math.isnan(self.step_gain_median) else f", step gain {self.step_gain_median:.2g}"
+        )
+        return f"relative error {self.delta_median:.2g}{gain} (medians)"
 
 
 def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
@@ -135,32 +185,34 @@ def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
 
     Args:
         frame: Rows of one loss in one format.
-        thresholds: Largest errors and shares of failures that the verdict allows.
+        thresholds: How good gradients must be, and how many of them.
     """
     judged = is_judged(frame)
     dead, broken = _flag(frame, "is_dead") & judged, ~_flag(frame, "is_finite") & judged
-    direction = judged & ~dead & ~broken & (frame["delta"] > thresholds.delta)
-    signs = judged & ~dead & ~broken & ~direction
-    signs &= frame["sign_error_rate"] > thresholds.sign_error_rate
-    failing = dead | broken | direction | signs
-    groups = failing[judged].groupby(frame["scenario"][judged], sort=False)
-    shares = groups.mean()
-    worst = groups.size()[
-        shares == shares.max()
-    ]  # of equal shares, the scenario with the most rows
-    scenario = str(worst.idxmax()) if len(shares) else ""
-    in_worst = judged & (frame["scenario"] == scenario)
+    weak = judged & ~dead & ~broken & (_numbers(frame, "step_gain") < thresholds.step_gain)
+    beyond = judged & ~dead & ~broken & ~weak & _are_beyond(frame, thresholds)
+    failing = dead | broken | weak | beyond
+    state, scenario, limit, images, failing_images, needed = _decided(
+        frame[judged], failing[judged], thresholds.share
+    )
+    in_scenario = judged & (frame["scenario"] == scenario)
+    rows, count = int(in_scenario.sum()), int((failing & in_scenario).sum())
     return Verdict(
-        is_trustworthy=bool(len(shares) and shares.max() <= thresholds.share),
+        state=state,
         scenario=scenario,
-        rows=int(in_worst.sum()),
-        failing=int((failing & in_worst).sum()),
-        dead=int((dead & in_worst).sum()),
-        not_finite=int((broken & in_worst).sum()),
-        wrong_direction=int((direction & in_worst).sum()),
-        wrong_signs=int((signs & in_worst).sum()),
-        delta_median=float(frame["delta"][in_worst].dropna().median()),
-        sign_error_median=float(frame["sign_error_rate"][in_worst].dropna().median()),
+        rows=rows,
+        failing=count,
+        images=images,
+        failing_images=failing_images,
+        limit=limit,
+        dead=int((dead & in_scenario).sum()),
+        not_finite=int((broken & in_scenario).sum()),
+        weak=int((weak & in_scenario).sum()),
+        beyond=int((beyond & in_scenario).sum()),
+        causes=_causes(frame[(dead | weak) & in_scenario]),
+        needed=needed,
+        delta_median=float(frame["delta"][in_scenario].dropna().median()),
+        step_gain_median=float(_numbers(frame, "step_gain")[in_scenario].dropna().median()),
         total=len(frame),
         left_out=tally(reasons(frame[~judged])),
     )
@@ -176,6 +228,93 @@ def is_judged(frame: pd.DataFrame) -> "pd.Series[bool]":
 def is_unmeasured(frame: pd.DataFrame) -> "pd.Series[bool]":
     """Which rows have no relative error and do not count as failing either."""
     return frame["delta"].isna() & ~is_judged(frame)
+
+
+def _decided(
+    frame: pd.DataFrame, failing: "pd.Series[bool]", share: float
+) -> tuple[State, str, float, int, int, int | None]:
+    """The state, and what it rests on.
+
+    That few fail is shown for the images, of which one fails if any of its rows does: where labels
+    are given, some scenarios hold few of them. That many fail is shown for a scenario.
+
+    Args:
+        frame: The judged rows.
+        failing: Which of them fail.
+        share: Largest share of failing rows.
+
+    Returns:
+        The state; the worst scenario; the upper limit for the share of failing images; how many
+        images there are and fail; and how many would tell.
+    """
+    if not len(frame):
+        return "not measured", "", 1.0, 0, 0, None
+    by_scenario = failing.groupby(frame["scenario"], sort=False).agg(["size", "sum"]).astype(int)
+    order = by_scenario.assign(share=by_scenario["sum"] / by_scenario["size"])
+    worst = order.sort_values(["share", "size"], ascending=False, kind="stable")
+    names = [name for name in ("network", "sample") if name in frame]
+    by_image = failing.groupby([frame[name] for name in names]).any() if names else failing
+    n, count = len(by_image), int(by_image.sum())
+    upper = clopper_pearson_limit(count, n)
+    for name, size, failed, _ in worst.itertuples():
+        if 1 - clopper_pearson_limit(size - failed, size) > share:
+            return "do not trust", str(name), upper, n, count, None
+    scenario = str(worst.index[0])
+    if upper < share:
+        return "trustworthy", scenario, upper, n, count, None
+    return "cannot tell", scenario, upper, n, count, _images_needed(count, n, share)
+
+
+def _images_needed(failing: int, rows: int, share: float) -> int | None:
+    """About how many images would tell, if as many of them fail; None if none would."""
+    if not failing:
+        return math.ceil(math.log(0.05) / math.log1p(-share))
+    rate = failing / rows
+    if rate == share:
+        return None
+    return math.ceil(_ONE_SIDED**2 * rate * (1 - rate) / (rate - share) ** 2) + 1
+
+
+def _are_beyond(frame: pd.DataFrame, thresholds: Thresholds) -> "pd.Series[bool]":
+    """Which rows are beyond the thresholds that are not set by default."""
+    beyond = pd.Series(False, index=frame.index)
+    for name, most in (
+        ("delta", thresholds.delta),
+        ("sign_error_rate", thresholds.sign_error_rate),
+    ):
+        if most is not None:
+            beyond |= _numbers(frame, name) > most
+    return beyond
+
+
+def _causes(failing: pd.DataFrame) -> tuple[tuple[str, int], ...]:
+    """What made dead and weak gradients so, by the first that applies.
+
+    Underflow and cancellation happen in the loss. Ties are exact equalities that rounding broke;
+    other branches are further ReLUs and poolings that went another way.
+    """
+    if not len(failing):
+        return ()
+    is_loss = _flag(failing, "is_dead") | (_numbers(failing, "logit_delta") > _LARGE_LOGIT_ERROR)
+    underflows = is_loss & (_flag(failing, "is_dead") | (_numbers(failing, "p_underflow_rate") > 0))
+    flips = _numbers(failing, "activation_flips") + _numbers(failing, "pooling_flips")
+    ties = ~is_loss & (_numbers(failing, "tie_flips") > 0) & ~(flips > 0)
+    other = ~is_loss & (flips > 0)
+    counts = {
+        "underflow": underflows,
+        "cancellation": is_loss & ~underflows,
+        "ties": ties,
+        "other branches": other,
+        "the network": ~is_loss & ~ties & ~other,
+    }
+    return tuple((name, int(which.sum())) for name, which in counts.items() if which.any())
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> "pd.Series[float]":
+    """A column of numbers; NaN where it, or a value, is missing."""
+    if name not in frame:
+        return pd.Series(math.nan, index=frame.index)
+    return frame[name].astype("Float64").astype("float64")
 
 
 def _flag(frame: pd.DataFrame, name: str) -> "pd.Series[bool]":

@@ -92,7 +92,7 @@ def test_a_loss_is_added_in_one_place(monkeypatch):
     report = fperr.measure(model, x, losses=["half", "ce"], formats=["float32"], progress=False)
     frame = report.frame[report.frame["loss"] == "half"]
     assert (frame["delta"] < 1e-4).all()
-    assert "Half way (half) in float32: trustworthy" in re.sub("<[^>]*>", "", report.to_html())
+    assert "Half way (half) in float32: cannot tell" in re.sub("<[^>]*>", "", report.to_html())
     assert style.colours(["half"])["half"] == style.to_rgb("#123456")
     attacked = fperr.attack(model, x, label, radius=0.1, loss="half", steps=2, box=(-9, 9))
     exact = fperr.attack(
