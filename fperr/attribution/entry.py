@@ -1,6 +1,7 @@
 """`fperr.attribute`: what a robust-accuracy gap is made of."""
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,7 +140,9 @@ def attribute(
         accept_probabilities=accept_probabilities,
     )  # fmt: skip
     with _folder(out) as run:
-        return _attributed(request, run, hidden=None if progress is None else not progress)
+        return _attributed(
+            request, run, hidden=not (sys.stderr.isatty() if progress is None else progress)
+        )
 
 
 @contextmanager
@@ -156,7 +159,7 @@ def _folder(out: str | Path | None) -> Iterator[RunFolder]:
         yield run
 
 
-def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool | None) -> Attribution:
+def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool) -> Attribution:
     setting = request.setting
     in_format = (*IN_FORMAT, *((UNLIMITED_CE,) if request.has_ladder else ()))
     exact, note = _decided(request, run, len(in_format), hidden=hidden)
@@ -175,7 +178,7 @@ def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool | N
             stand_in = _stand_in(results, setting, run.path, bar)
     frame = _frame(request, results, everywhere)
     if request.search is not None:
-        frame[FLOOR] = _floor(request, frame, results, run)
+        _add_floor(request, frame, results, run)
     parts = parts_of(frame, is_exact=exact == "all", confidence=request.confidence)
     result = Attribution(frame, parts, _kind(request), stand_in, request.search, note)
     run.publish(FRAME_FILE, frame.to_parquet(index=False))
@@ -185,18 +188,19 @@ def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool | N
 
 
 def _decided(
-    request: AttributionRequest, run: RunFolder, arms: int, *, hidden: bool | None
+    request: AttributionRequest, run: RunFolder, arms: int, *, hidden: bool
 ) -> tuple[ExactChoice, str | None]:
     """How many images get exact gradients, and why there are none; the folder's choice, if any."""
-    if run.settings is not None and request.exact == "auto":
-        return run.settings.get("exact", "sample"), run.settings.get("note")
+    if run.settings is not None:  # nothing is timed for a run that goes on
+        exact = run.settings.get("exact", "sample") if request.exact == "auto" else request.exact
+        return exact, run.settings.get("note")
     if request.exact != "auto" and hidden:
         return request.exact, None
-    times = forecast(request.setting, arms)
+    times = forecast(request.setting, arms, is_exact=request.exact != "none")
     exact, note = _allowed(request.exact, times)
-    text = times.describe(exact, with_autoattack=request.search == "autoattack")
-    with tqdm(disable=hidden, bar_format="{desc}") as line:
-        line.set_description_str(f"attribute: {len(request.setting.x)} images, {text}")
+    if not hidden:
+        text = times.describe(exact, with_autoattack=request.search == "autoattack")
+        tqdm.write(f"attribute: {len(request.setting.x)} images, {text}", file=sys.stderr)
     return exact, note
 
 
@@ -267,17 +271,18 @@ def _frame(
     )
 
 
-def _floor(
+def _add_floor(
     request: AttributionRequest, frame: pd.DataFrame, results: dict[str, ArmResult], run: RunFolder
-) -> np.ndarray:
-    """The floor of each image; AutoAttack is run on those that withstand everything."""
-    outcomes = frame[list(results)]
+) -> None:
+    """Add the floor of each image; AutoAttack is run on those that withstand everything."""
+    outcomes, is_judged = frame[list(results)], frame["is_judged"].to_numpy()
     fooled = np.zeros(len(frame), bool)
     if request.search == "autoattack":
-        left = np.nonzero(frame["is_judged"] & (floor(outcomes, fooled) == 1))[0]
+        left = np.nonzero(is_judged & (floor(outcomes, fooled) == 1))[0]
         if len(left):
             fooled[left] = _kept(run, lambda: fooled_by_autoattack(request.setting, left))
-    return floor(outcomes, fooled)
+        frame["autoattack_fooled"] = fooled
+    frame[FLOOR] = np.where(is_judged, floor(outcomes, fooled), np.nan)
 
 
 def _kept(run: RunFolder, compute: Callable[[], np.ndarray]) -> np.ndarray:

@@ -51,18 +51,20 @@ class Forecast:
         return text
 
 
-def forecast(setting: Setting, arms: int) -> Forecast:
+def forecast(setting: Setting, arms: int, *, is_exact: bool = True) -> Forecast:
     """Time a few steps of cross-entropy, in the format and exactly.
 
     Args:
         setting: What all arms have in common.
         arms: Number of arms in the format.
+        is_exact: Whether exact gradients are timed, too.
     """
     per_step = _seconds_per_image_and_step(CE, setting)
     total = len(setting.x) * setting.starts * setting.steps
     why_not, of_exact = None, float("inf")
     try:
-        of_exact = _seconds_per_image_and_step(EXACT_CE, setting) * total * len(EXACT)
+        if is_exact:
+            of_exact = _seconds_per_image_and_step(EXACT_CE, setting) * total * len(EXACT)
     except FperrError as fault:
         why_not = str(fault)
     search = per_step * len(setting.x) * _AUTOATTACK_STEPS

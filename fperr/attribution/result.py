@@ -27,8 +27,9 @@ class Attribution:
         frame: A row an image: `sample`, `label`, `is_judged`; outcomes in the arms, `ce`,
             `stable_ce`, `mifpe`, `tmifpe` in the format, `exact_ce` and `exact_mifpe` on exact
             gradients (NaN where they were not computed), `unlimited_ce` with why=True; `floor` with
-            a search; and `never_had_gradient`: every gradient of cross-entropy in the format was
-            exactly zero.
+            a search (NaN where the image is not judged), and `autoattack_fooled` with AutoAttack;
+            and `never_had_gradient`: every gradient of cross-entropy in the format was exactly
+            zero.
         parts: The parts of the gap, the gap, and lines beside it; see `summary`.
         kind: The attack in words.
         stand_in: How far stable cross-entropy stands in for exact gradients; None if exact
@@ -60,7 +61,7 @@ class Attribution:
     @property
     def sentence(self) -> str:
         """How much of the gap is floating-point error, and what to do, in words."""
-        return sentence(self.frame, self.parts, self.search)
+        return sentence(self.frame, self.parts, self.stand_in, self.search)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -77,6 +78,9 @@ class Attribution:
                 share,
                 of_dead if dead else None,
                 None if self.stand_in is None else self.stand_in.sentence,
+                "Fewer than 50 images: the intervals are rough."
+                if self.frame["is_judged"].sum() < 50
+                else None,
                 self.note,
             )
             if text is not None

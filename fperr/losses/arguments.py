@@ -32,7 +32,7 @@ def check_logits(logits: Tensor, *, dimensions: int | None = 2) -> None:
             f"logits must hold at least one sample, got {tuple(logits.shape)}: leave out empty "
             "batches"
         )
-    if _is_true(_are_probabilities(logits)):
+    if is_true(_are_probabilities(logits)):
         raise ValueError(
             "logits must be those of the model, got rows that are not negative and sum to 1: these "
             "are probabilities; give what the model computes before its softmax"
@@ -97,13 +97,13 @@ def check_classes(name: str, classes: Tensor, logits: Tensor, ignored: int | Non
             "give one class a sample"
         )
     is_class = (classes >= 0) & (classes < logits.shape[1])
-    if _is_true(is_class.all()):
+    if is_true(is_class.all()):
         if ignored is None or not 0 <= ignored < logits.shape[1]:
             return False
-        return not _is_true((classes != ignored).all())
+        return not is_true((classes != ignored).all())
     if ignored is not None:
         is_class = is_class | (classes.long() == ignored)  # of uint8, -100 would be 156
-    if _is_true(~is_class.all()):
+    if is_true(~is_class.all()):
         low, high = (int(number) for number in classes.aminmax())
         raise ValueError(
             f"{name} must hold classes from 0 to {logits.shape[1] - 1}, got values from {low} to "
@@ -128,7 +128,7 @@ def checked_classes(
             raise TypeError("y must be given, got None: give the true classes, or targets")
         return y.long(), False
     check_classes("targets", targets, logits)
-    if y is not None and _is_true((targets == y).any()):
+    if y is not None and is_true((targets == y).any()):
         sample = int((targets == y).nonzero()[0])
         raise ValueError(
             f"targets must differ from y, got class {int(y[sample])} for both at sample {sample}: "
@@ -147,7 +147,7 @@ def check_values(values: Tensor, logits: Tensor) -> None:
     Raises:
         ValueError: Logits are NaN or inf, or all of a sample are -inf.
     """
-    if not _is_true(~values.isfinite().all()):
+    if not is_true(~values.isfinite().all()):
         return
     z = logits.detach()
     for rows, found in (
@@ -210,7 +210,7 @@ def output_dtype(logits: Tensor) -> torch.dtype:
 def _are_probabilities(logits: Tensor) -> Tensor:
     """Whether all rows are probabilities other than 0 and 1, as a tensor."""
     z = logits.detach()
-    if _is_true((z[0] < 0).any()):  # most logits are told by a single row
+    if is_true((z[0] < 0).any()):  # most logits are told by a single row
         return torch.zeros((), dtype=torch.bool)
     return _look_like_probabilities(z)
 
@@ -226,7 +226,7 @@ def _look_like_probabilities(rows: Tensor) -> Tensor:
     return (numbers >= 0).all() & sum_to_one & ((numbers > 0) & (numbers < 1)).any()
 
 
-def _is_true(condition: Tensor) -> bool:
+def is_true(condition: Tensor) -> bool:
     """The truth of a condition; False where it cannot be read."""
     if torch.compiler.is_compiling():
         return False

@@ -4,24 +4,23 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from fperr.losses.arguments import Reduction, check_number
 from fperr.losses.attack_loss import AttackLoss, loss_of
 from fperr.losses.base import Context, Loss
-from fperr.losses.log_odds import log_odds_against
+from fperr.losses.minus_log_p import minus_log_p
 
 _SMALL = -1.0  # above, expm1 is used for the value; below, exp is as accurate, and its slope is
 
 
 def comp_sum_values(loss: Loss, logits: Tensor, label: Tensor, context: Context) -> Tensor:
     """(p^(1 - tau) - 1)/(1 - tau) with p the label's probability; -log p for tau = 1."""
-    minus_log_p = -logsigmoid(-log_odds_against(logits, label))
+    values = minus_log_p(logits, label)
     if loss.tau != 1:
-        power = (1 - loss.tau) * minus_log_p
+        power = (1 - loss.tau) * values
         growth = torch.where(power > _SMALL, power.expm1(), power.exp() - 1)
-        minus_log_p = growth / (1 - loss.tau)
-    values = minus_log_p.to(logits.dtype)
+        values = growth / (1 - loss.tau)
+    values = values.to(logits.dtype)
     return -values if context.targeted else values
 
 
@@ -69,7 +68,8 @@ def comp_sum(
     Its gradient is P p_y^(tau - 1) (q, -1), with q the softmax over the other classes and
     P = 1 - p_y, computed without cancellation: all have the direction of stable cross-entropy, and
     differ in length. With targets, it is the negative for the target. Derivatives of every order
-    are right.
+    are right. (With tau below 1 the loss grows as an exponential of the margin: where it leaves the
+    format's range, its gradient is not finite.)
 
     Args:
         logits: Logits (batch, K) of any floating-point dtype; -inf at masked classes.

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from fperr.losses.arguments import (
     Reduction,
@@ -12,7 +11,7 @@ from fperr.losses.arguments import (
     check_values,
     output_dtype,
 )
-from fperr.losses.log_odds import log_odds_against
+from fperr.losses.minus_log_p import minus_log_p
 
 
 def cross_entropy(
@@ -128,7 +127,7 @@ def accurate_cross_entropy(
     if is_used is not None:
         label = label.where(is_used, 0)
         logits = logits.where(is_used[:, None], 0.0)  # which may be NaN, and have no gradient
-    values = -logsigmoid(-log_odds_against(logits, label))
+    values = minus_log_p(logits, label)
     if are_checked:
         check_values(values, logits)
     of_label = None if weight is None else weight.to(values.dtype)[label]

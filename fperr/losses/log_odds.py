@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def log_odds_against(logits: Tensor, y: Tensor, *, by_kernel: bool = False) -> Tensor:
@@ -32,7 +32,7 @@ def log_odds_against(logits: Tensor, y: Tensor, *, by_kernel: bool = False) -> T
     Returns:
         The log odds, in float32 for half formats, else in the dtype of the logits.
     """
-    z = logits.to(torch.float32) if logits.dtype in _HALF else logits
+    z = logits.to(torch.float32) if logits.dtype in HALF else logits
     if torch.compiler.is_compiling():  # the compiler fuses the steps, and differentiates them
         return _composed(z, y)
     odds: Tensor = _LogOdds.apply(z, y, by_kernel)[0]  # type: ignore[no-untyped-call]
@@ -61,25 +61,30 @@ def others(logits: Tensor, y: Tensor) -> Tensor:
     return of_others.scatter(1, column, torch.where(is_alone, 0.0, -math.inf).to(logits.dtype))
 
 
+def odds_and_others(logits: Tensor, y: Tensor, *, by_kernel: bool) -> tuple[Tensor, Tensor]:
+    """The log odds (batch,) and q, the softmax over the other classes, (batch, K); see above."""
+    column = y[:, None]
+    of_others = logits.scatter(1, column, -math.inf)
+    largest = of_others.amax(1, keepdim=True)
+    is_alone = largest == -math.inf  # no other class is present
+    if by_kernel:
+        at_label = torch.where(is_alone, 0.0, -math.inf).to(logits.dtype)
+        q = of_others.scatter_(1, column, at_label).softmax(1)
+        log_sum = q.amax(1, keepdim=True).reciprocal_().log_()  # the largest q is e^0/S
+    else:  # in place: such a loss spends its time on memory
+        powers = of_others.sub_(torch.where(is_alone, 0.0, largest)).exp_()
+        total = torch.where(is_alone, 1.0, powers.sum(1, keepdim=True))
+        q, log_sum = powers.div_(total), total.log()
+    label_logit = logits.gather(1, column).nan_to_num_(math.nan, math.nan, -math.inf)
+    return (log_sum - (label_logit - largest))[:, 0], q
+
+
 class _LogOdds(torch.autograd.Function):
     """(log odds, q), of which only the log odds are differentiable."""
 
     @staticmethod
     def forward(logits: Tensor, y: Tensor, by_kernel: bool) -> tuple[Tensor, Tensor]:
-        column = y[:, None]
-        of_others = logits.scatter(1, column, -math.inf)
-        largest = of_others.amax(1, keepdim=True)
-        is_alone = largest == -math.inf  # no other class is present
-        if by_kernel:
-            at_label = torch.where(is_alone, 0.0, -math.inf).to(logits.dtype)
-            q = of_others.scatter_(1, column, at_label).softmax(1)
-            log_sum = q.amax(1, keepdim=True).reciprocal_().log_()  # the largest q is e^0/S
-        else:  # in place: such a loss spends its time on memory
-            powers = of_others.sub_(torch.where(is_alone, 0.0, largest)).exp_()
-            total = torch.where(is_alone, 1.0, powers.sum(1, keepdim=True))
-            q, log_sum = powers.div_(total), total.log()
-        label_logit = logits.gather(1, column).nan_to_num_(math.nan, math.nan, -math.inf)
-        return (log_sum - (label_logit - largest))[:, 0], q
+        return odds_and_others(logits, y, by_kernel=by_kernel)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -109,15 +114,11 @@ class _LogOdds(torch.autograd.Function):
         del of_y, of_kernel
         if tangent is None:
             return None, None
-        logits, y, odds = ctx.saved_tensors
-        column = y[:, None]
+        logits, y, _ = ctx.saved_tensors
         # forward mode is off in here: an outer derivative would take q as a constant
         with forward_ad._set_fwd_grad_enabled(True):
             primal = forward_ad.unpack_dual(logits).primal  # type: ignore[no-untyped-call]
-            q = others(primal, y).softmax(1)
-            along_others = (q * tangent).scatter(1, column, 0.0).sum(1, keepdim=True)
-            change = along_others - tangent.gather(1, column)
-            return torch.where(odds[:, None] == -math.inf, 0.0, change)[:, 0], None
+            return along(primal, y, tangent), None
 
     @staticmethod
     def vmap(
@@ -127,14 +128,36 @@ class _LogOdds(torch.autograd.Function):
         y: Tensor,
         by_kernel: bool,
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        batches = [
-            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip((logits, y), in_dims[:2], strict=True)
-        ]
-        flat = (t.flatten(0, 1) for t in batches)
+        flat, shape = flattened(info.batch_size, in_dims[:2], logits, y)
         odds, q = _LogOdds.apply(*flat, by_kernel)  # type: ignore[no-untyped-call]
-        shape = batches[1].shape
         return (odds.reshape(shape), q.reshape(*shape, -1)), (0, 0)
+
+
+def along(logits: Tensor, y: Tensor, tangent: Tensor) -> Tensor:
+    """The derivative (batch,) of the log odds along a change of the logits."""
+    column = y[:, None]
+    q = others(logits, y).softmax(1)
+    change = (q * tangent).scatter(1, column, 0.0).sum(1) - tangent.gather(1, column)[:, 0]
+    is_alone = logits.scatter(1, column, -math.inf).amax(1) == -math.inf
+    return torch.where(is_alone, 0.0, change)
+
+
+def flattened(
+    size: int, dims: tuple[int | None, int | None], logits: Tensor, y: Tensor
+) -> tuple[tuple[Tensor, Tensor], torch.Size]:
+    """Logits and classes of many batches as one, and the shape of the classes before.
+
+    Args:
+        size: Number of batches.
+        dims: Dimensions of the batches in logits and classes; None: they are the same in all.
+        logits: Logits of the batches.
+        y: Classes of the batches.
+    """
+    batches = [
+        t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip((logits, y), dims, strict=True)
+    ]
+    return (batches[0].flatten(0, 1), batches[1].flatten(0, 1)), batches[1].shape
 
 
 def _unless_alone(upstream: Tensor, odds: Tensor) -> Tensor:

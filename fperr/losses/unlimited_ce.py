@@ -21,7 +21,10 @@ def unlimited_cross_entropy(loss: Loss, logits: Tensor, label: Tensor, context: 
     """
     del loss
     z = logits.detach()
-    difference = (gather(z.softmax(1), label) - 1).to(torch.float64)
+    # as PyTorch's kernel: exp, in float32 at least, of the rounded log-softmax
+    log_p = gather(z.log_softmax(1), label)
+    log_p = log_p if z.dtype == torch.float64 else log_p.to(torch.float32)
+    difference = (log_p.exp() - 1).to(torch.float64)
     P = log_odds_against(z.to(torch.float64), label).sigmoid()
     at_label = torch.where(difference == 0, 0.0, difference / P).to(z.dtype)
     weights = others(z, label).softmax(1).scatter(1, label[:, None], at_label[:, None])

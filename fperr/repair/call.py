@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fperr.losses import Context, loss_named
-from fperr.losses.arguments import output_dtype, reduced
+from fperr.losses.arguments import is_true, output_dtype, reduced
 from fperr.losses.attack_loss import first_order_only
 from fperr.losses.cross_entropy import accurate_cross_entropy
 
@@ -59,7 +59,7 @@ class CrossEntropyCall:
             return "weights of the classes"
         if only_plain and options["label_smoothing"]:
             return "label smoothing"
-        if only_plain and bool((self.target == options["ignore_index"]).any()):
+        if only_plain and is_true((self.target.long() == options["ignore_index"]).any()):
             return "ignored targets"
         return None
 
@@ -74,7 +74,7 @@ class CrossEntropyCall:
         return accurate_cross_entropy(
             self.input,
             self.target,
-            None if bool(is_used.all()) else is_used,
+            None if is_true(is_used.all()) else is_used,
             options["weight"],
             options["reduction"],
             options["label_smoothing"],

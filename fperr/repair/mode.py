@@ -181,11 +181,13 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
         what = "the gradient of a loss that depends on parameters alone"
         remedy = "make a perturbation a tensor, as in torch.zeros_like(x).requires_grad_()"
 
+        is_training = bool(parameters) and not has_other
+        refusal = _TRAINING.format(self.repair, what, remedy) if is_training else None
+
         def before_backward() -> None:
-            # some attacks read the value of such a loss; only a training step differentiates it
-            if parameters and not has_other:
-                raise RuntimeError(_TRAINING.format(self.repair, what, remedy))
-            guard.expect(parameters)
+            # some attacks read the value of such a loss, or differentiate it by something else than
+            # the parameters; only a training step comes to these
+            guard.expect(parameters, refusal)
 
         return before_backward
 

@@ -17,7 +17,7 @@ from fperr import data, zoo
 from fperr.attribution.paired import paired_difference
 from fperr.attribution.parts import parts_of
 from fperr.attribution.sentences import sentence, share_of_gap
-from fperr.attribution.stand_in import chosen_images, compared
+from fperr.attribution.stand_in import StandIn, chosen_images, compared
 from fperr.errors import UnsupportedOperationError
 from tests.conftest import Of, seeded, tiny_mlp
 
@@ -54,9 +54,8 @@ def test_a_saturated_network_loses_most_of_it_to_rounding(results):
     assert numerical.low > 0.4
     assert numerical.only_second == 0
     assert "points are floating-point error" in result.sentence
-    assert "none only with it). Use stable_ce, mifpe or tmifpe. The best of all starts" in str(
-        result
-    )
+    assert "none only with it). Use stable_ce, mifpe or tmifpe. What MIFPE gains" in result.sentence
+    assert "All starts of all attacks together leave" in repr(result)
     # neither repair alone does it
     assert 0 < result.part("underflow").difference.estimate < numerical.estimate
     assert result.frame["never_had_gradient"].mean() > 0.5
@@ -166,17 +165,53 @@ def outcomes(n=2000, **columns):
          "leaves 100.0 %. Without rounding it would leave 95.0 %: 5.0 [1.4, 8.4] points are "
          "floating-point error (10 of 200 images fall only without it, none only with it). Use "
          "stable_ce or mifpe."),
-        (2000, {}, "less than 0.5 points of floating-point error, 0.0 [-0.2, 0.2]."),
+        (2000, {}, "less than 0.5 points of floating-point error, 0.0 [-0.2, 0.2] (none of 2000"),
         (2000, {"exact_mifpe": 40}, "What MIFPE gains, 2.0 [1.4, 2.6] points, is a better direc"),
-        (500, {}, "no floating-point error seen, 0.0 points, at most 0.8 (to show less than 0.5 "
-                  "takes about 654 images)"),
-        (100, {}, "too few images to tell how much of it is floating-point error, 0.0 [-3.8, 3.8]"),
-        (200, {"ce": 20}, ": rounding helps the attack, by 10.0 points ["),
+        (2000, {"exact_ce": 40}, "MIFPE does worse, by 2.0 points."),
+        (500, {}, "no floating-point error seen, 0.0 [-0.8, 0.8] points (none of 500 images fall "
+                  "only without it, none only with it; about 654 images would tell)."),
+        (100, {}, "too few images to tell how much is floating-point error, 0.0 [-3.8, 3.8] poin"),
+        (20, {}, "give 50 images at least"),
+        (200, {"ce": 20}, ": rounding helps the attack, by 10.0 ["),
+        (200, {"ce": 4}, "too few images to tell how much is floating-point error, -2.0 ["),
     ],
 )  # fmt: skip
 def test_what_is_said(n, columns, text):
     frame = outcomes(n, **columns)
-    assert text in sentence(frame, parts_of(frame, is_exact=True, confidence=0.95), None)
+    parts = parts_of(frame, is_exact=True, confidence=0.95)
+    assert text in sentence(frame, parts, None, None)
+
+
+def test_a_share_is_said_only_where_it_is_one():
+    def shown(**columns):
+        return share_of_gap(parts_of(outcomes(500, **columns), is_exact=True, confidence=0.95))
+
+    assert shown(exact_ce=50, exact_mifpe=100).startswith("50 % of the gap of 20.0 [")
+    assert shown(exact_ce=100, exact_mifpe=50) is None  # 200 %
+    assert shown(ce=50, exact_mifpe=150) is None  # the gap is not the sum of parts of one sign
+    assert shown() is None  # no gap
+
+
+def test_a_stand_in_that_is_refuted_tells_nothing_about_rounding():
+    """Negative control: cross-entropy and its stand-in agree, and exact gradients do not."""
+    frame = outcomes(2000)
+    parts = parts_of(frame, is_exact=False, confidence=0.95)
+    assert parts[0].difference.is_equivalent
+    text = sentence(frame, parts, StandIn(30, 22, 0, 0, 0.85), None)
+    assert "How much is rounding is not told: exact gradients differ from stable" in text
+    assert "less than 0.5 points" not in text
+    assert "nothing exact was computed" in sentence(frame, parts, None, None)
+    assert "less than 0.5 points" in sentence(frame, parts, StandIn(30, 0, 0, 0, 0.1), None)
+
+
+def test_what_autoattack_fooled_is_counted_apart_from_other_starts():
+    frame = outcomes(100, mifpe=20)
+    frame["exact_mifpe"] = np.repeat([0.5, 1.0], [20, 80])
+    frame["floor"] = np.repeat([0.0, 1.0], [20, 80])
+    frame["autoattack_fooled"] = False
+    parts = parts_of(frame, is_exact=True, confidence=0.95)
+    text = sentence(frame, parts, None, "autoattack")
+    assert "together leave 80.0 %; AutoAttack fooled none of the images that withstood" in text
 
 
 def test_what_is_not_judged_is_left_out_and_said():
@@ -184,10 +219,12 @@ def test_what_is_not_judged_is_left_out_and_said():
     frame.loc[:9, "is_judged"] = False
     parts = parts_of(frame, is_exact=True, confidence=0.95)
     assert parts[0].difference.only_first == 10
-    assert "(10 of 200 images could not be judged and are left out)" in sentence(frame, parts, None)
+    assert "(10 of 200 images could not be judged and are left out)" in sentence(
+        frame, parts, None, None
+    )
     frame["is_judged"] = False
     parts = parts_of(frame, is_exact=True, confidence=0.95)
-    assert "None of 200 images could be judged" in sentence(frame, parts, None)
+    assert "None of 200 images could be judged" in sentence(frame, parts, None, None)
 
 
 def test_images_whose_logits_overflow_are_not_judged():
@@ -201,6 +238,8 @@ def test_images_whose_logits_overflow_are_not_judged():
     )
     assert result.frame["is_judged"].tolist() == [False, True, True]
     assert "1 of 3 images could not be judged" in result.sentence
+    assert "nothing exact was computed" in result.sentence
+    assert any("the intervals are rough" in remark for remark in result.remarks)
 
 
 def test_targets_are_reached():
@@ -275,7 +314,7 @@ def test_autoattack_is_the_floor(tmp_path):
     options = {"exact": "none", "search": "autoattack", "out": tmp_path / "run"}
     result = attributed(zoo.load("fashion_standard"), 0.005, images, **options)
     assert (result.frame["floor"] <= result.frame[["ce", "mifpe"]].min(axis=1)).all()
-    assert "AutoAttack finds" in result.sentence
+    assert "; AutoAttack fooled" in result.sentence
     assert (tmp_path / "run" / "autoattack.json").exists()
 
 

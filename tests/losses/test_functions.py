@@ -421,3 +421,30 @@ def test_probabilities_are_told_and_few_logits_are_taken_for_them(dtype):
             losses.stable_ce(rows, torch.zeros(20, dtype=torch.long))
         # logits which sum to 2 are none, however wide the format rounds
         losses.stable_ce(2 * rows, torch.zeros(20, dtype=torch.long))
+
+
+@QUIET
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("margin", [-30.0, -10.0, 0.5, 10.0, 17.0, 20.0, 30.0, 80.0])
+@pytest.mark.parametrize("outer", ORDERS)
+@pytest.mark.parametrize("inner", ORDERS)
+def test_second_derivatives_do_not_cancel_at_large_margins(dtype, margin, outer, inner):
+    """d2/dz_y2 of cross-entropy is P p_y: P = 1 - p_y is tiny, and PyTorch's 1 - sigmoid is 0."""
+    z = torch.tensor([margin, 0.0, 0.0, 0.0], dtype=dtype)
+
+    def own(z):
+        return losses.cross_entropy(z[None], y[:1], reduction="sum")
+
+    found = outer(inner(own))(z)[0, 0].double()
+    odds = torch.tensor(3.0).double().log() - margin
+    expected = odds.sigmoid() * (-odds).sigmoid()
+    # some ten operations, and the condition |odds| of the exponentials
+    tolerance = (20 + 4 * abs(float(odds))) * torch.finfo(dtype).eps
+    assert float((found - expected).abs() / expected) <= tolerance
+
+
+def test_pytorchs_second_derivative_does_cancel():
+    """Negative control of the test above."""
+    z = torch.tensor([20.0, 0.0, 0.0, 0.0])
+    hessian = torch.func.hessian(lambda z: functional.cross_entropy(z[None], y[:1]))(z)
+    assert float(hessian[0, 0]) == 0.0

@@ -241,6 +241,108 @@ def test_an_optimisers_closure_is_noticed_before_its_step(kind):
     optimiser.step(closure)
 
 
+def test_an_optimiser_in_the_backward_pass_is_noticed():
+    """The recipe of PyTorch's tutorial: each parameter steps as soon as it has its gradient."""
+    model, _, loss = noted_model()
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimisers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+    def step(parameter):
+        optimisers[parameter].step()
+        optimisers[parameter].zero_grad()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    with pytest.raises(RuntimeError, match="got an optimiser's step"):
+        loss.backward()
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_a_closure_after_the_block_or_around_another_step_is_noticed():
+    model, optimiser, loss = noted_model()
+
+    def later():
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="got an optimiser's step"):
+        optimiser.step(later)
+    model.zero_grad()
+    shift = torch.zeros(4, 6).requires_grad_()
+    inner = torch.optim.Adam([shift])
+
+    def nested():
+        inner.step()
+        loss = functional.cross_entropy(model(shift), torch.tensor([0, 1, 2, 3]))
+        loss.backward()
+        return loss
+
+    with fperr.repaired("mifpe"), pytest.raises(RuntimeError, match="got an optimiser's step"):
+        optimiser.step(nested)
+
+
+def test_a_backward_pass_that_fails_leaves_training_alone():
+    model, y = tiny_mlp(), torch.tensor([0, 1, 2, 3])
+    x = normal(4, 6).requires_grad_()
+
+    def failing(_):
+        raise KeyError("from a hook")
+
+    with fperr.repaired("mifpe"):
+        z = model(x)
+        loss = functional.cross_entropy(z, y)
+        handle = z.register_hook(failing)
+        with pytest.raises(KeyError):
+            loss.backward()
+        handle.remove()
+    for _ in range(2):
+        training_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        model.zero_grad()
+    assert not any(p._backward_hooks for p in model.parameters())
+
+
+def test_a_step_that_fails_leaves_the_next_attack_alone():
+    model, x = tiny_mlp(), normal(4, 6).requires_grad_()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def failing():
+        raise KeyError("from a closure")
+
+    with fperr.repaired("mifpe"):
+        with pytest.raises(KeyError):
+            optimiser.step(failing)
+        functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 3])).backward()
+
+
+def test_gradients_put_in_by_hand_are_their_own():
+    model, optimiser, loss = noted_model()
+    loss.backward()
+    optimiser.zero_grad()
+    plain = functional.cross_entropy(model(normal(4, 6, seed=5)), torch.tensor([3, 2, 1, 0]))
+    for parameter, g in zip(
+        model.parameters(), torch.autograd.grad(plain, list(model.parameters())), strict=True
+    ):
+        parameter.grad = g
+    optimiser.step()
+
+
+def test_gradients_added_to_marked_ones_are_marked():
+    model, optimiser, loss = noted_model()
+    loss.backward()
+    functional.cross_entropy(model(normal(4, 6)), torch.tensor([0, 1, 2, 3])).backward()
+    with pytest.raises(RuntimeError, match="got an optimiser's step"):
+        optimiser.step()
+
+
+def test_the_gradient_of_a_hidden_layer_is_no_training_step():
+    model = tiny_mlp()
+    hidden = model[0](normal(4, 6))
+    with fperr.repaired("mifpe"):
+        loss = functional.cross_entropy(model[2](model[1](hidden)), torch.tensor([0, 1, 2, 3]))
+        (gradient,) = torch.autograd.grad(loss, hidden)
+    assert bool(gradient.any())
+
+
 def test_an_optimiser_of_the_perturbation_may_step():
     model, x = tiny_mlp(), normal(4, 6)
     shift = torch.zeros_like(x).requires_grad_()  # what the error for a parameter names
@@ -289,9 +391,10 @@ def test_transforms_take_the_repaired_gradient():
     with fperr.repaired("mifpe") as mode:
         assert torch.allclose(torch.func.grad(of_repaired)(z), expected)
         assert torch.allclose(torch.func.jacfwd(of_repaired)(z), expected, atol=1e-6)
-        alone = torch.func.vmap(torch.func.grad(lambda z: of_repaired(z[None].expand(4, -1))))(z)
+        one = lambda z, y: functional.cross_entropy(z[None], y[None])  # noqa: E731
+        alone = torch.func.vmap(torch.func.grad(one))(z, y)
     assert mode.repaired_calls == 3
-    assert alone.shape == z.shape
+    assert torch.allclose(alone, expected)
 
 
 def test_calls_for_values_alone_are_named_as_such():
