@@ -43,7 +43,8 @@ _CAPTIONS = {
         "One dot is one image. Lower is better: at 10⁰ the error is as long as the gradient, so "
         "that little or nothing of it is left; at the bottom only the format's own precision is "
         "missing. Dots of one format at very different heights mean that the loss, "
-        "and not the format, decides.",
+        "and not the format, decides. Hollow: rounding broke an exact tie of a ReLU or a pooling, "
+        "which no loss mends.",
     ),
     "sign_errors": (
         "How many signs are wrong",

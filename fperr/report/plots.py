@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from fperr.caller_state import in_neutral_state
 from fperr.report.style import STAGES, colours, legend, ordered
+from fperr.report.verdict import only_ties
 
 # the same scale in every figure; errors below float64's unit roundoff (1e-16) are of no interest
 _LOG_LIMITS = (1e-18, 1e2)  # the upper limit is raised for larger errors
@@ -123,6 +124,7 @@ class Plots:
                 "network": independent["network"],
                 "panel": independent["scenario"].map(titles),
                 "format": independent["format"],
+                "is_tie": only_ties(independent),
                 "hue": independent["loss"],
                 "value": independent[column],
             }
@@ -135,7 +137,8 @@ def _strips(
     """A grid of panels, a line for each network, with one dot for each row.
 
     Args:
-        frame: Data frame with the columns `network`, `panel`, `format`, `hue` and `value`.
+        frame: Data frame with the columns `network`, `panel`, `format`, `hue` and `value`, and
+            perhaps `is_tie`, whose dots are hollow.
         title: Title of the figure.
         label: Label of the vertical axes.
         log: Use a logarithmic scale; values that are not positive are left out.
@@ -154,22 +157,29 @@ def _strips(
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes, network in zip(grid, networks, strict=False):
         for axis, panel in zip(axes, panels, strict=True):
-            sns.stripplot(
-                drawn[(drawn["panel"] == panel) & (drawn["network"] == network)],
-                x="format",
-                y="value",
-                hue="hue",
-                order=formats,
-                hue_order=hues,
-                palette=colours(hues),
-                dodge=True,
-                jitter=0.2,
-                size=4,
-                alpha=0.7,
-                log_scale=(False, log),
-                legend=False,
-                ax=axis,
-            )
+            of_panel = drawn[(drawn["panel"] == panel) & (drawn["network"] == network)]
+            is_tie = of_panel["is_tie"] if "is_tie" in of_panel else of_panel["value"].isna()
+            for rows, marker, size in (
+                (of_panel[~is_tie], "o", 4),
+                (of_panel[is_tie], "$\\circ$", 6),  # hollow
+            ):
+                sns.stripplot(
+                    rows,
+                    x="format",
+                    y="value",
+                    hue="hue",
+                    order=formats,
+                    hue_order=hues,
+                    palette=colours(hues),
+                    dodge=True,
+                    jitter=0.2,
+                    size=size,
+                    marker=marker,
+                    alpha=0.7,
+                    log_scale=(False, log),
+                    legend=False,
+                    ax=axis,
+                )
             heading = f"{network}\n{panel}" if len(networks) > 1 else panel
             axis.set_title(heading, parse_math=False)  # a network's name may hold dollars
             axis.set(xlabel="", ylabel=label)

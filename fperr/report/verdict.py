@@ -230,6 +230,12 @@ def is_unmeasured(frame: pd.DataFrame) -> "pd.Series[bool]":
     return frame["delta"].isna() & ~is_judged(frame)
 
 
+def only_ties(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Rows in which a format broke exact equalities of two numbers, and took no other branch."""
+    flips = _numbers(frame, "activation_flips") + _numbers(frame, "pooling_flips")
+    return (_numbers(frame, "tie_flips") > 0) & ~(flips > 0)
+
+
 def _decided(
     frame: pd.DataFrame, failing: "pd.Series[bool]", share: float
 ) -> tuple[State, str, float, int, int, int | None]:
@@ -298,7 +304,7 @@ def _causes(failing: pd.DataFrame) -> tuple[tuple[str, int], ...]:
     is_loss = _flag(failing, "is_dead") | (_numbers(failing, "logit_delta") > _LARGE_LOGIT_ERROR)
     underflows = is_loss & (_flag(failing, "is_dead") | (_numbers(failing, "p_underflow_rate") > 0))
     flips = _numbers(failing, "activation_flips") + _numbers(failing, "pooling_flips")
-    ties = ~is_loss & (_numbers(failing, "tie_flips") > 0) & ~(flips > 0)
+    ties = ~is_loss & only_ties(failing)
     other = ~is_loss & (flips > 0)
     counts = {
         "underflow": underflows,

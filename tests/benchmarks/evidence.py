@@ -33,6 +33,7 @@ IMAGES = {
 # exact gradients of convolutional networks take hours for so many images
 WHOLLY_EXACT = ("fashion_saturated", "fashion_standard", "fashion_adversarial")
 HALF_IMAGES = 200
+MEASURED = 100  # images whose clean gradients are measured
 COLUMNS = ("numerical", "loss", "search", "gap")
 
 
@@ -93,6 +94,31 @@ def row(name: str, n: int, result: fperr.Attribution) -> dict[str, object]:
     }
 
 
+def clean_gradients(
+    name: str, model: torch.nn.Module, images: data.Images, format: str
+) -> dict[str, object]:
+    """What cross-entropy's gradients at clean images say: shares in per cent, and a verdict."""
+    few = images.first(min(MEASURED, len(images.x)))
+    report = fperr.measure(
+        model, few.x, few.y, losses=["ce"], formats=[format], progress=False, name=name
+    )
+    frame = report.frame[report.frame["delta"].notna()]
+    dead = frame["is_dead"].fillna(False).astype(bool)
+    shares = {
+        "dead": dead,
+        "step gain < 0.1": frame["step_gain"] < 0.1,
+        "< 0.5": frame["step_gain"] < 0.5,
+        "< 0.9": frame["step_gain"] < 0.9,
+        "delta > 0.1": frame["delta"] > 0.1,
+    }
+    (verdict,) = report.verdicts("ce", format).values()
+    return {
+        "network": f"{name}, {len(few.x)}",
+        **{column: f"{100 * flags.mean():.0f}" for column, flags in shares.items()},
+        "verdict": verdict.state,
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     format = "float16" if "--half" in sys.argv else "float32"
@@ -109,6 +135,10 @@ def main() -> None:
         words = times.describe(exact, with_autoattack=False)
         print(f"{name}: {words}, and as long for targets", flush=True)
     print(f"about {total / 3600:.1f} h in all, on one core", flush=True)
+    clean = []
+    for name, (model, images, _) in chosen.items():
+        clean.append(clean_gradients(name, model, images, format))
+    print(pd.DataFrame(clean).to_markdown(index=False), flush=True)
     for targeted in (False, True):
         rows = []
         for name, (model, images, radius) in tqdm(chosen.items(), disable=None):

@@ -295,3 +295,19 @@ def test_networks_in_one_report_need_names():
     report = fperr.measure(tiny_mlp(), normal(1, 6), losses=["ce"], formats=["float32"])
     with pytest.raises(ValueError, match="networks must have different names"):
         fperr.Report.merged([report, report])
+
+
+def test_dots_of_broken_ties_are_hollow():
+    report = fperr.measure(tiny_mlp(), normal(4, 6), losses=["ce"], formats=["float32"])
+
+    def dots():
+        (axis, *_) = report.plot.relative_error().axes
+        paths = [c.get_paths()[0].vertices.shape[0] for c in axis.collections if len(c.get_paths())]
+        return paths, sum(len(c.get_offsets()) for c in axis.collections)
+
+    before, number = dots()
+    report.frame["tie_flips"] = 0
+    report.frame.loc[0, "tie_flips"] = 2
+    after, same_number = dots()
+    assert number == same_number
+    assert len(set(after)) > len(set(before)) == 1  # another marker
