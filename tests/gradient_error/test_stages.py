@@ -177,6 +177,10 @@ def test_metrics_against_mpmath(g, e, size, shift):
     assert abs(found["cosine_distance"] - distance) <= allowed + 2.0**-190
     wrong = [mp.sign(a) != mp.sign(h) for a, h in zip(exact_g, hats, strict=True) if a]
     assert found["sign_error_rate"] == pytest.approx(sum(wrong) / len(wrong))
+    gain = mp.fsum(a * mp.sign(h) for a, h in zip(exact_g, hats, strict=True))
+    gain /= mp.fsum(map(abs, exact_g))
+    # numbers of six components at most, each rounded once
+    assert found["step_gain"] == pytest.approx(float(gain), rel=0, abs=32 * 2.0**-53)
 
 
 def test_signs_are_counted_where_the_gradient_is_not_zero():
@@ -186,6 +190,7 @@ def test_signs_are_counted_where_the_gradient_is_not_zero():
     assert found["flip_rate"] == 0.25
     assert found["zero_rate"] == 0.25
     assert found["sign_error_rate"] == 0.5
+    assert found["step_gain"] == pytest.approx((1 - 1 + 0 + 3) / 7)  # of |g|_1 = 7
 
 
 def test_the_smallest_components_keep_their_signs():
@@ -208,6 +213,9 @@ def test_a_dead_gradient_and_a_flat_one():
     dead = metrics(g, A.mul(g, -1.0))
     assert dead["delta"] == dead["max_norm_delta"] == dead["cosine_distance"] == 1.0
     assert dead["sign_error_rate"] == dead["zero_rate"] == 1.0
+    assert dead["step_gain"] == 0.0
+    assert metrics(g, A.mul(g, -2.0))["step_gain"] == -1.0
+    assert metrics(g, A.mul(g, 5.0))["step_gain"] == 1.0
     flat = metrics(MP.zeros((1, 2)), g)
     assert all(math.isnan(value) for value in flat.values())
 
