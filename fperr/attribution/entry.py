@@ -24,7 +24,7 @@ from fperr.attribution.arms import (
     Setting,
     run_arm,
 )
-from fperr.attribution.floor import fooled_by_autoattack
+from fperr.attribution.autoattack import fooled_by_autoattack
 from fperr.attribution.forecast import Forecast, forecast
 from fperr.attribution.parts import FLOOR, floor, parts_of
 from fperr.attribution.request import (

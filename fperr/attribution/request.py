@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fperr import checks
 from fperr.attacks.options import AttackOptions
 from fperr.attribution.arms import Setting
-from fperr.attribution.floor import check_library
+from fperr.attribution.autoattack import check_library
 from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, usable_model

@@ -66,6 +66,10 @@ def linear_cross_entropy(
             f"{tuple(weight.shape)}: give the layer's weight as it is"
         )
     check_classes("y", y, hidden.new_empty((len(hidden), len(weight)), device="meta"), ignore_index)
+    if rows_at_once is not None and rows_at_once < 1:
+        raise ValueError(
+            f"rows_at_once must be 1 or more, got {rows_at_once}: leave it out for 2^24 logits"
+        )
     rows = max(1, _LOGITS_AT_ONCE // len(weight)) if rows_at_once is None else rows_at_once
 
     def of_piece(piece: Tensor, classes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

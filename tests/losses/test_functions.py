@@ -448,3 +448,8 @@ def test_pytorchs_second_derivative_does_cancel():
     z = torch.tensor([20.0, 0.0, 0.0, 0.0])
     hessian = torch.func.hessian(lambda z: functional.cross_entropy(z[None], y[:1]))(z)
     assert float(hessian[0, 0]) == 0.0
+
+
+def test_pieces_have_rows():
+    with pytest.raises(ValueError, match="rows_at_once must be 1 or more, got 0: leave it out"):
+        losses.linear_cross_entropy(normal(4, K), torch.eye(K), y[:4], rows_at_once=0)

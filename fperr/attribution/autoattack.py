@@ -1,4 +1,4 @@
-"""The floor of a gap: what any of the attacks, or AutoAttack on the rest, has fooled."""
+"""AutoAttack, of pyautoattack, on the images that withstand everything else."""
 
 import importlib
 import importlib.util
@@ -31,7 +31,8 @@ def check_library() -> None:
 def fooled_by_autoattack(setting: Setting, images: np.ndarray) -> np.ndarray:
     """Which of the images AutoAttack fools: (len(images),) bool, by the network's prediction.
 
-    Its standard version, in the dtype of x; untargeted. The caller's random numbers stay.
+    Its standard version, in the dtype of x; untargeted. The caller's random numbers stay, those of
+    CUDA devices among them.
 
     Args:
         setting: What all arms have in common.
@@ -45,7 +46,8 @@ def fooled_by_autoattack(setting: Setting, images: np.ndarray) -> np.ndarray:
         device=x.device.type, version="standard",
     )  # fmt: skip
     ensemble.verbose = False
-    with torch.random.fork_rng(devices=[]):
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         adversarial, _ = ensemble.run_standard_evaluation(x, y, batch_size=setting.batch_size)
     with torch.no_grad():
         pieces = torch.split(adversarial, setting.batch_size)
