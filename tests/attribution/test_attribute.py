@@ -147,6 +147,7 @@ def test_a_stand_in_that_differs_is_noticed():
     exact[[discordant[0], random[0], random[1]]] = 0.5
     found = compared(stable, exact, discordant, random)
     assert (found.random_differing, found.discordant_differing) == (2, 1)
+    assert found.differing_starts == pytest.approx(0.05)  # half of the starts of one of ten
     assert found.limit == pytest.approx(0.195, abs=0.001)
 
 
@@ -197,11 +198,11 @@ def test_a_stand_in_that_is_refuted_tells_nothing_about_rounding():
     frame = outcomes(2000)
     parts = parts_of(frame, is_exact=False, confidence=0.95)
     assert parts[0].difference.is_equivalent
-    text = sentence(frame, parts, StandIn(30, 22, 0, 0, 0.85), None)
+    text = sentence(frame, parts, StandIn(30, 22, 0, 0, 0.0, 0.85), None)
     assert "How much is rounding is not told: exact gradients differ from stable" in text
     assert "less than 0.5 points" not in text
     assert "nothing exact was computed" in sentence(frame, parts, None, None)
-    assert "less than 0.5 points" in sentence(frame, parts, StandIn(30, 0, 0, 0, 0.1), None)
+    assert "less than 0.5 points" in sentence(frame, parts, StandIn(30, 0, 0, 0, 0.0, 0.1), None)
 
 
 def test_what_autoattack_fooled_is_counted_apart_from_other_starts():
