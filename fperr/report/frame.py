@@ -163,9 +163,8 @@ class Report:
             >>> from fperr import data, zoo
             >>> images = data.fashion_mnist_1000().first(2)
             >>> report = fperr.measure(
-            ...     zoo.load("fashion_standard"), images.x, images.y,
-            ...     losses=["ce", "mifpe"], formats=["float16"], engine="double_word",
-            ...     progress=False,
+            ...     zoo.load("fashion_saturated"), images.x, images.y,
+            ...     losses=["ce", "mifpe"], formats=["float16"], progress=False,
             ... )
             >>> summary = report.summary()
             >>> summary["loss"].tolist(), summary["rows"].tolist()

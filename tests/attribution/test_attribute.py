@@ -21,7 +21,7 @@ from fperr.attribution.stand_in import StandIn, chosen_images, compared
 from fperr.errors import UnsupportedOperationError
 from tests.conftest import Of, seeded, tiny_mlp
 
-IMAGES = data.fashion_mnist_1000().first(60)
+IMAGES = data.fashion_mnist_1000().first(50)
 RADII = {"fashion_saturated": 0.05, "fashion_standard": 0.015, "fashion_adversarial": 0.1}
 ARMS = ["ce", "stable_ce", "mifpe", "tmifpe", "exact_ce", "exact_mifpe"]
 
@@ -287,9 +287,9 @@ def test_a_folder_is_continued_and_its_choice_kept(tmp_path, monkeypatch):
 KILLED = """
 import fperr, sys
 from fperr import data, zoo
-images = data.fashion_mnist_1000().first(40)
-fperr.attribute(zoo.load("fashion_saturated"), images.x, images.y, radius=0.05, steps=20, starts=2,
-                exact="none", batch_size=10, out=sys.argv[1], progress=False)
+images = data.fashion_mnist_1000().first(24)
+fperr.attribute(zoo.load("fashion_saturated"), images.x, images.y, radius=0.05, steps=10, starts=2,
+                exact="none", batch_size=6, out=sys.argv[1], progress=False)
 """
 
 
@@ -301,14 +301,15 @@ def test_a_kill_loses_no_batch(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
-    images = data.fashion_mnist_1000().first(40)
-    options = {"steps": 20, "exact": "none", "batch_size": 10}
+    images = data.fashion_mnist_1000().first(24)
+    options = {"steps": 10, "exact": "none", "batch_size": 6}
     result = attributed(zoo.load("fashion_saturated"), 0.05, images, out=folder, **options)
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     whole = attributed(zoo.load("fashion_saturated"), 0.05, images, **options)
     pd.testing.assert_frame_equal(result.frame, whole.frame)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # of pyautoattack
 def test_autoattack_is_the_floor(tmp_path):
     images = IMAGES.first(4)

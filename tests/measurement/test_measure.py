@@ -442,7 +442,9 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
     older = fperr.Report(report.frame.drop(columns=["value_audit", "reason"]), report.provenance)
     older.to_parquet(tmp_path / "older.parquet")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has schema version 5, this fperr reads 9: measure again"):
+    with pytest.raises(
+        ValueError, match="has schema version 5, this fperr reads 10: measure again"
+    ):
         fperr.Report.from_parquet(tmp_path / "older.parquet")
     with pytest.raises(ValueError, match="unknown columns"):
         fperr.Report.from_rows([{"detla": 1.0}], {})

@@ -400,8 +400,7 @@ def test_products_are_rational_numbers_rounded_once(a, b):
     found = A.matmul(left, right)[0, 0]
     true = sum(Fraction(x) * Fraction(y) for x, y in zip(a[:n], b[:n], strict=True))
     assert A.context.mpf(found) == A.context.mpf(true.numerator) / A.context.mpf(true.denominator)
-    with A.context.workprec(60):
-        assert found == +A.context.fdot(left[0], right[:, 0])
+    # (mpmath's own fdot drops 1 in 1 - 1e300 + 1e300)
 
 
 def test_a_remembered_matrix_is_not_mistaken_for_another():
