@@ -192,3 +192,21 @@ def test_what_was_finished_is_written(monkeypatch, tmp_path, capsys):
 def first_image():
     images = fperr.data.fashion_mnist_1000()
     return images.x[:1], images.y[:1]
+
+
+def test_an_attribution_ends_with_a_sentence_and_goes_on(tmp_path):
+    command = [
+        "attribute", "fashion_saturated", "--radius", "0.05", "--n", "20", "--steps", "5",
+        "--starts", "1", "--exact", "none", "--search", "restarts", "--targets", "next",
+    ]  # fmt: skip
+    first = run(*command, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "fashion_saturated: Cross-entropy PGD leaves " in first.stdout
+    assert "attribute: 20 images, about " in first.stderr
+    folder = tmp_path / "out" / "fashion_saturated-attribution"
+    assert len(pd.read_parquet(folder / "attribution.parquet")) == 20
+    again = run(*command, cwd=tmp_path)
+    assert again.stdout == first.stdout
+    assert "images, about " not in again.stderr  # nothing is timed for what is there
+    of_a_class = run(*command[:-1], "3", cwd=tmp_path)
+    assert "--targets must be next, random or the name of an array, got 3" in of_a_class.stderr
