@@ -19,6 +19,7 @@ import pandas as pd
 
 _PSEUDO = 4  # images, half of them on each side
 EQUIVALENCE = 0.005  # half a point
+FEWEST_IMAGES = 50  # for which the interval is known to cover
 # two one-sided tests at 5 %
 _TEST_QUANTILE = NormalDist().inv_cdf(0.95)
 _MOST_IMAGES = 10_000_000

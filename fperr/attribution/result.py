@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from fperr import checks
+from fperr.attribution.paired import FEWEST_IMAGES
 from fperr.attribution.parts import Part
 from fperr.attribution.plots import AttributionPlots
 from fperr.attribution.sentences import sentence, share_of_gap
@@ -78,8 +79,8 @@ class Attribution:
                 share,
                 of_dead if dead else None,
                 None if self.stand_in is None else self.stand_in.sentence,
-                "Fewer than 50 images: the intervals are rough."
-                if self.frame["is_judged"].sum() < 50
+                f"Fewer than {FEWEST_IMAGES} images: the intervals are rough."
+                if self.frame["is_judged"].sum() < FEWEST_IMAGES
                 else None,
                 self.note,
             )

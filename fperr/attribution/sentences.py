@@ -2,14 +2,13 @@
 
 import pandas as pd
 
-from fperr.attribution.paired import EQUIVALENCE, PairedDifference, points
+from fperr.attribution.paired import EQUIVALENCE, FEWEST_IMAGES, PairedDifference, points
 from fperr.attribution.parts import FLOOR, Part
 from fperr.attribution.stand_in import StandIn
 
 _MOST_UNSEEN = 0.01  # size of the interval up to which "no floating-point error seen" is said
 _NEAR = 0.005  # a loss that leaves at most this much more than exact gradients is recommended
 _LOSSES = ("stable_ce", "mifpe", "tmifpe")
-_FEWEST = 50  # images for which the interval is known to cover
 _LESS = f"less than {100 * EQUIVALENCE:g} points of floating-point error"
 
 
@@ -99,8 +98,8 @@ def _about_stable(N: PairedDifference, judged: pd.DataFrame, stand_in: StandIn |
 
 def _more(N: PairedDifference) -> str:
     """How many images would tell."""
-    if N.images < _FEWEST:
-        return f"give {_FEWEST} images at least"
+    if N.images < FEWEST_IMAGES:
+        return f"give {FEWEST_IMAGES} images at least"
     return f"about {N.images_needed} images would tell"
 
 
