@@ -51,6 +51,8 @@ def fooled_by_autoattack(setting: Setting, images: np.ndarray) -> np.ndarray:
         adversarial, _ = ensemble.run_standard_evaluation(x, y, batch_size=setting.batch_size)
     with torch.no_grad():
         pieces = torch.split(adversarial, setting.batch_size)
-        predicted = torch.cat([setting.model(piece) for piece in pieces]).argmax(1)
-    fooled: np.ndarray = (predicted != y).cpu().numpy()
+        z = torch.cat([setting.model(piece) for piece in pieces])
+    # logits that are NaN or overflow are no prediction, and fool nobody
+    is_judged = z.amax(1) < torch.inf
+    fooled: np.ndarray = ((z.argmax(1) != y) & is_judged).cpu().numpy()
     return fooled

@@ -198,6 +198,7 @@ def test_a_stand_in_that_is_refuted_tells_nothing_about_rounding():
     frame = outcomes(2000)
     parts = parts_of(frame, is_exact=False, confidence=0.95)
     assert parts[0].difference.is_equivalent
+    assert parts[0].words == "stable cross-entropy, in its stead"
     text = sentence(frame, parts, StandIn(30, 22, 0, 0, 0.0, 0.85), None)
     assert "How much is rounding is not told: exact gradients differ from stable" in text
     assert "less than 0.5 points" not in text
