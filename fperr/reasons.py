@@ -111,8 +111,9 @@ def _word(number: float) -> str:
 
 def _rule_of_format(format: Format) -> _Rule:
     """The rule for numbers of a format that are not finite."""
-    # tf32 has float32's range, and exists on CUDA devices only
-    wider = [f.name for f in FORMATS.values() if f.emax > format.emax and f is not TF32]
+    # tf32 has float32's range, and exists on CUDA devices only; emulated ones have their own's
+    plain = [f for f in FORMATS.values() if f is not TF32 and f.emulation is None]
+    wider = [f.name for f in plain if f.emax > format.emax]
     remedy = (
         f"measure in a format with more range: {', '.join(wider)}"
         if wider

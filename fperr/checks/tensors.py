@@ -147,7 +147,10 @@ def class_labels(name: str, value: object, n: int, device: torch.device) -> Tens
             ) from fault
     _check_storage(name, labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}: use .long()")
+        remedy = (
+            "use .argmax(1) for a row of numbers a sample" if labels.ndim == 2 else "use .long()"
+        )
+        raise ValueError(f"{name} must hold integer class indices, got {labels.dtype}: {remedy}")
     if labels.shape != (n,):
         raise ValueError(
             f"{name} must have shape ({n},), one class for each sample of x, "

@@ -1,6 +1,13 @@
 """The ruler: an unmodified network and its gradient in extended precision.
 
 It shares no code with the losses, scales and attacks that it measures.
+
+Example:
+    >>> import torch
+    >>> from fperr import exact
+    >>> model, x, v = torch.nn.Linear(4, 3).eval(), torch.rand(1, 4), torch.eye(3)[:1]
+    >>> exact.gradient(model, x, v, engine="ball").certainty
+    ('proved',)
 """
 
 from fperr.caller_state import in_neutral_state

@@ -158,6 +158,18 @@ class Arithmetic(ABC, Generic[T]):
         """The error function."""
 
     @abstractmethod
+    def sin(self, a: T) -> T:
+        """The sine."""
+
+    @abstractmethod
+    def cos(self, a: T) -> T:
+        """The cosine."""
+
+    @abstractmethod
+    def atan(self, a: T) -> T:
+        """The arc tangent."""
+
+    @abstractmethod
     def pi(self) -> T:
         """The number pi, of shape (1,)."""
 

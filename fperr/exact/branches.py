@@ -23,10 +23,12 @@ from fperr.exact.node_kinds import TorchValue
 from fperr.exact.operations.table import Argument, number
 from fperr.exact.saved_values import saved_for_backward
 
+_ALONG = {"aten.max.dim", "aten.min.dim"}
 _POOLINGS = {
     "aten.max_pool2d_with_indices.default",
     "aten.adaptive_max_pool2d.default",
-    "aten.max.dim",
+    "aten.max_pool3d_with_indices.default",
+    *_ALONG,
 }
 
 
@@ -36,7 +38,7 @@ class Branches:
 
     Attributes:
         key: Key of the saved value that holds them.
-        layer: Name of the node that takes them.
+        layer: Name of the module or node that takes them.
         kind: `"activation"` (which side of a kink) or `"pooling"` (which entry is the largest).
         shape: Shape of the saved value in the graph.
         outcome: Mask of an activation's positive side, or positions (planes, windows) in a pooling.
@@ -91,14 +93,16 @@ def branches_of(capture: Capture, run: ForwardRun[T], A: Arithmetic[T]) -> tuple
                     index_arrays.of_one(A.sign(A.sub(cast(T, preactivation), kink))) == 0
                 )
             branches.append(
-                Branches(key, source.name, "activation", outcome.shape, outcome, is_tied)
+                Branches(key, capture.layer(source), "activation", outcome.shape, outcome, is_tied)
             )
         elif (pooling := _pooling_of(source)) is not None:
             value_numbers = A.values(cast(T, run.values[str(pooling.args[0])]))  # it was pooled
             candidates = _windows(pooling, value_numbers)
             positions = np.asarray(outcome).reshape(len(candidates), -1)
             branches.append(
-                Branches(key, pooling.name, "pooling", outcome.shape, positions, candidates)
+                Branches(
+                    key, capture.layer(pooling), "pooling", outcome.shape, positions, candidates
+                )
             )
     return tuple(branches)
 
@@ -233,7 +237,8 @@ def _pooling_of(source: Node) -> Node | None:
 
 def _windows(pooling: Node, values: Indices) -> Indices:
     """The candidates (planes, candidates) among which the positions of a pooling count."""
-    if str(pooling.target) == "aten.max.dim":
+    if str(pooling.target) in _ALONG:
         along = np.moveaxis(values, int(str(pooling.args[1])), -1)
         return along.reshape(-1, along.shape[-1])
-    return values.reshape(int(np.prod(values.shape[:-2])), -1)
+    rank = 3 if "3d" in str(pooling.target) else 2
+    return values.reshape(int(np.prod(values.shape[:-rank])), -1)

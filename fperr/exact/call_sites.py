@@ -1,11 +1,46 @@
-"""Call sites: which modules of a network call an operation, for errors that name them."""
+"""Call sites: which modules of a network call an operation, for errors and reports."""
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_OPERATION = "aten."
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An ATen operation that a network ran.
+
+    Attributes:
+        operation: Name with overload, e.g. `"aten.relu.default"`.
+        shape: Shape of its result; None if that is no tensor.
+        module: Name of the innermost module that ran it; "" is the network, None is unknown.
+        kind: Type of the module.
+        is_leaf: Whether the module has no others within.
+    """
+
+    operation: str
+    shape: tuple[int, ...] | None
+    module: str | None
+    kind: str
+    is_leaf: bool
+
+    @property
+    def layer(self) -> str:
+        """The module's name if nothing is within, else the operation's within the module."""
+        operation = _plain(self.operation).strip("_")
+        if not self.module:
+            return operation
+        if not self.is_leaf:
+            return f"{self.module}.{operation}"
+        is_numbered = self.module.rpartition(".")[2].isdigit()
+        return f"{self.module} ({self.kind})" if is_numbered else self.module
 
 
 def call_sites(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
@@ -14,34 +49,104 @@ def call_sites(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
     Modules are listed in order of execution, as name and type: `"0.1 (ReLU)"`; the model itself as
     its type. Operations of the backward pass alone are missing.
     """
+    with torch.no_grad(), _watched(model) as watch:
+        model(x)
+    sites: dict[str, dict[str, None]] = {}
+    for call in watch.calls:
+        label = f"{call.module} ({call.kind})" if call.module else call.kind
+        sites.setdefault(call.operation, {})[label] = None
+    return {operation: list(labels) for operation, labels in sites.items()}
+
+
+def layer_names(
+    model: nn.Module,
+    x: Tensor,
+    v: Tensor,
+    halves: tuple[Sequence[fx.Node], Sequence[fx.Node]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, str]:
+    """Name the nodes of a captured network after its modules.
+
+    An operation is found again by its name and shape in the order of the run. Nodes that are not
+    found, such as sums of gradients, which belong to no module, are left out. `"layer1.0.conv2"`
+    is the operation of a module without others within (`"0 (Conv2d)"` if a number is its name),
+    `"layer1.0.add"` one that a block does itself; a second one of the same name has a number:
+    `"layer1.0.relu (2)"`.
+
+    Args:
+        model: Network that was captured.
+        x: Input (batch, *shape) of the capture.
+        v: Cotangent of the logits (batch, K).
+        halves: Nodes of the forward and of the backward half that call operations, in order.
+        shapes: Shape of each tensor-valued node's value.
+    """
+    with torch.autograd.set_multithreading_enabled(False), _watched(model) as watch:
+        leaf = x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.grad(model(leaf), leaf, v)
+    nodes = [*halves[0], *halves[1]]
+    ran = [(_plain(call.operation), call.shape) for call in watch.calls]
+    wanted = [(_plain(str(node.target)), shapes.get(node.name)) for node in nodes]
+    matcher = difflib.SequenceMatcher(None, wanted, ran, autojunk=False)
+    calls = {
+        node.name: call
+        for at, found, length in matcher.get_matching_blocks()
+        for node, call in zip(nodes[at : at + length], watch.calls[found:], strict=False)
+    }
+    forward, backward = halves
+    # backwards, so that a module that runs twice has the same number in both halves
+    return _numbered(forward, calls) | _numbered(backward[::-1], calls)
+
+
+def _numbered(nodes: Sequence[fx.Node], calls: Mapping[str, Call]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    times: Counter[tuple[str, str]] = Counter()
+    for node in nodes:
+        call = calls.get(node.name)
+        if call is None or call.module is None:
+            continue
+        operation = _plain(call.operation)
+        name = call.layer
+        times[name, operation] += 1
+        number = times[name, operation]
+        names[node.name] = f"{name} ({number})" if number > 1 else name
+    return names
+
+
+def _plain(operation: str) -> str:
+    """The name without namespace, overload, and the mark of what is done in place."""
+    return operation.removeprefix(_OPERATION).partition(".")[0].rstrip("_")
+
+
+@contextmanager
+def _watched(model: nn.Module) -> "Iterator[_Watch]":
     watch = _Watch()
     handles = []
     for name, module in model.named_modules():
-        label = f"{name} ({type(module).__name__})" if name else type(module).__name__
         handles += [
-            module.register_forward_pre_hook(watch.entering(label)),
+            module.register_forward_pre_hook(watch.entering(name, module)),
             module.register_forward_hook(watch.leaving),
         ]
     try:
-        with torch.no_grad(), watch:
-            model(x)
+        with watch:
+            yield watch
     finally:
         for handle in handles:
             handle.remove()
-    return {operation: list(labels) for operation, labels in watch.modules_by_operation.items()}
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every operation with the module that is running."""
+    """Records every operation with the module that is running, or whose backward pass is."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.modules_by_operation: dict[str, dict[str, None]] = defaultdict(dict)
-        self._running: list[str] = []
+        self.calls: list[Call] = []
+        self._running: list[tuple[str, nn.Module]] = []
+        self._by_sequence_number: dict[int, tuple[str, nn.Module]] = {}
 
-    def entering(self, label: str) -> Callable[..., None]:
+    def entering(self, name: str, module: nn.Module) -> Callable[..., None]:
         def enter(*_: object) -> None:
-            self._running.append(label)
+            self._running.append((name, module))
 
         return enter
 
@@ -55,6 +160,27 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        for label in self._running[-1:]:
-            self.modules_by_operation[str(func)][label] = None
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        shape = tuple(result.shape) if isinstance(result, Tensor) else None
+        name, module = self._site(str(func)) or (None, None)
+        self.calls.append(
+            Call(str(func), shape, name, type(module).__name__, module is None or _is_leaf(module))
+        )
+        return result
+
+    def _site(self, operation: str) -> tuple[str, nn.Module] | None:
+        node = torch._C._current_autograd_node()
+        if node is not None:  # of the backward pass: its number is that of the forward operation
+            # gradients are summed between two nodes, while the last one still counts as current
+            is_sum = _plain(operation) == "add"
+            return None if is_sum else self._by_sequence_number.get(node._sequence_nr())
+        if not self._running:
+            return None
+        # autograd has counted its node by now, and not yet the next
+        number = torch.autograd._get_sequence_nr() - 1
+        self._by_sequence_number.setdefault(number, self._running[-1])
+        return self._running[-1]
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None

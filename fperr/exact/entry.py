@@ -29,6 +29,8 @@ from fperr.exact.precision import (
     engines_from,
 )
 from fperr.exact.prepared import PreparedModel
+from fperr.formats import FLOAT32
+from fperr.kernel_switches import controlled
 from fperr.vocabulary import ENGINE_CHOICES, EngineChoice, EngineName
 
 # the most that a caller may ask of an engine
@@ -59,6 +61,14 @@ class ExactGradient:
             to float32 for float64).
         certainty: `"proved"` or `"agreed"`, for each sample.
         audits: Comparison of each sample with PyTorch's own float64.
+
+    Example:
+        >>> import torch
+        >>> from fperr import exact
+        >>> x, v = torch.rand(1, 4), torch.eye(3)[:1]
+        >>> result = exact.gradient(torch.nn.Linear(4, 3).eval(), x, v, engine="ball")
+        >>> result.certainty, result.midpoint.shape, tuple(result.to_torch().shape)
+        (('proved',), (1, 4), (1, 4))
     """
 
     numbers: Tensor | NDArray[np.object_]
@@ -78,7 +88,7 @@ class ExactGradient:
 
     @property
     def log2_error(self) -> float:
-        """The largest of the samples' errors."""
+        """The largest of `log2_errors`."""
         return max(self.log2_errors)
 
     def __repr__(self) -> str:
@@ -99,6 +109,7 @@ class ExactGradient:
 
 
 @in_neutral_state
+@controlled(FLOAT32)  # on a card PyTorch's defaults are TF32, and kernels that no run repeats
 def gradient(
     model: nn.Module | PreparedModel,
     x: Tensor,
@@ -185,8 +196,8 @@ def gradient(
             f"got {v.dtype} of shape {tuple(v.shape)}: give one row a sample"
         )
     check_function_of_sample(logits, x, captured.depth, torch.finfo(x.dtype).eps / 2)
-    for i in range(len(x)):
-        captured.audit(model, x[i : i + 1], probe(logits(x[i : i + 1])))
+    singles = torch.split(x, 1)
+    captured.audit_each(model, ((single, probe(logits(single))) for single in singles))
     try:
         asked = Cotangents(network, x, v, list(range(len(x))), bits, largest_bits)
         return _joined(climbed(asked, _engines(engine, bits)), x.shape, bits)

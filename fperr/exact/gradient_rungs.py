@@ -142,8 +142,8 @@ def _in_pairs(asked: Cotangents, working: int) -> RungGradients:
     context.prec = 2 * LARGEST_BITS
     midpoints = to_mpmath(double_words, context).reshape(len(x), -1)
     radii = [
-        np.full(midpoints.shape[1], context.mpf(float(radius)), dtype=object)
-        for radius in double_words.radius
+        np.full(midpoints.shape[1], context.mpf(radius), dtype=object)
+        for radius in double_words.radius.tolist()
     ]
     are_proved = (~unproved).tolist()
     return RungGradients(

@@ -6,28 +6,26 @@ on parameters, buffers and constants are decided once, at the capture.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from operator import getitem
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functionalize, vjp
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from fperr.caller_state import SWITCH_LOCK
 from fperr.errors import (
     CaptureAuditError,
     ModelError,
     StaleCaptureError,
     UnsupportedOperationError,
 )
-from fperr.exact.call_sites import call_sites
+from fperr.exact.call_sites import call_sites, layer_names
 from fperr.exact.computed_constants import constant_values
 from fperr.exact.node_kinds import NodeKinds, TorchValue, is_discrete, kinds_of, value_inputs
 from fperr.exact.operations import OPERATIONS
-from fperr.kernel_switches import mathematical_attention
+from fperr.exact.tracing import fixed_parameters, traced
+from fperr.formats import FLOAT32
+from fperr.kernel_switches import controlled, mathematical_attention
 
 Node = fx.Node
 _NAMED = 3  # largest number of modules that a message names
@@ -52,6 +50,18 @@ class Capture:
         float64_constants: Values that depend on parameters but not on x, of operations without an
             exact meaning, by node name: computed in float64.
         given_constants: Values that are given instead of computed, by node name.
+        layers: Names after the network's modules, by node name; sums of gradients have none.
+
+    Example:
+        >>> import torch
+        >>> from fperr import exact
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
+        >>> captured = exact.capture(model, torch.rand(1, 4))
+        >>> [str(node.target) for node in captured.forward if "relu" in node.name]
+        ['aten.relu.default']
+        >>> logits, gradient = captured.module(torch.rand(1, 4), torch.eye(3)[:1])
+        >>> tuple(gradient.shape)
+        (1, 4)
     """
 
     module: fx.GraphModule
@@ -61,14 +71,23 @@ class Capture:
     digest: str
     float64_constants: Mapping[str, TorchValue] = field(default_factory=dict)
     given_constants: Mapping[str, TorchValue] = field(default_factory=dict)
+    layers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def data(self) -> dict[str, TorchValue]:
         """Values of nodes that every arithmetic takes as they are, by node name."""
         return {**self.kinds.made, **self.float64_constants, **self.given_constants}
 
+    def layer(self, node: Node) -> str:
+        """The name of a node after the module that it belongs to, or its own."""
+        return self.layers.get(node.name, node.name)
+
     def with_constants(self, values: Mapping[str, TorchValue]) -> "Capture":
-        """The same network with values given instead of computed, by node name."""
+        """The same network with values given instead of computed.
+
+        Args:
+            values: Values by node name.
+        """
         return replace(self, given_constants={**self.given_constants, **values})
 
     @property
@@ -114,7 +133,11 @@ class Capture:
         return hashlib.sha256(f"{self.module.code}{self.digest}".encode()).hexdigest()
 
     def is_like(self, other: "Capture") -> bool:
-        """Whether both graphs hold the same operations in the same order, under the same names."""
+        """Whether both graphs hold the same operations in the same order, under the same names.
+
+        Args:
+            other: Capture of the same model, at another shape as a rule.
+        """
         operations = [(n.name, str(n.target)) for n in self.forward + self.backward]
         return operations == [(n.name, str(n.target)) for n in other.forward + other.backward]
 
@@ -139,20 +162,43 @@ class Capture:
     def audit(self, model: nn.Module, x: Tensor, v: Tensor) -> None:
         """Compare the replay with the eager run of `model`, bit for bit, at x and v.
 
+        Args:
+            model: Model that was captured.
+            x: Inputs (batch, *shape).
+            v: Cotangents (batch, K).
+
         Raises:
             CaptureAuditError: they differ.
         """
-        with torch.no_grad():
-            # a copy, as in the eager run: kernels may sum in an order that depends on addresses
-            replayed = self.module(x.clone(), v)
-        eager_run = _eager(model, x, v)
-        for name, replayed_values, eager_values in zip(
-            ("logits", "gradient"), replayed, eager_run, strict=True
+        self.audit_each(model, [(x, v)])
+
+    def audit_each(self, model: nn.Module, runs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """As `audit`, for several runs, whose verdicts are read at the end: the device goes on.
+
+        Args:
+            model: Model that was captured.
+            runs: Inputs and cotangents of each.
+
+        Raises:
+            CaptureAuditError: they differ in one.
+        """
+        are_same = []
+        for x, v in runs:
+            with torch.no_grad():
+                # a copy, as in the eager run: kernels may sum in an order that depends on addresses
+                replayed = self.module(x.clone(), v)
+            pairs = zip(replayed, _eager(model, x, v), strict=True)
+            are_same.append(torch.stack([_same_bits(a, b) for a, b in pairs]))
+        if not are_same:
+            return
+        for name, is_same in zip(
+            ("logits", "gradient"), torch.stack(are_same).all(0).tolist(), strict=True
         ):
-            if not _same_bits(replayed_values, eager_values):
+            if not is_same:
                 raise CaptureAuditError(
                     f"the captured graph's {name} differ from the eager run's at the same input. "
-                    "Control flow that depends on the data cannot be captured: remove it"
+                    "A graph holds neither control flow that depends on the data, nor numbers that "
+                    "leave PyTorch, as for NumPy, nor what changes between calls: remove them"
                 )
 
 
@@ -179,6 +225,7 @@ def _kind(node: Node) -> str:
     return str(node.target) if node.op == "call_function" else f"{node.op} {node.target}"
 
 
+@controlled(FLOAT32)  # the audit asks for the same bits twice
 def capture(model: nn.Module, x: Tensor) -> Capture:
     """Capture the network `model` at the shape, dtype and device of `x`, and audit it.
 
@@ -202,7 +249,7 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
         [(1, 3), (1, 4)]
     """
     v = probe(logits_of(model, x))
-    module = _traced(model, x, v)
+    module = traced(model, x, v)
     nodes = [n for n in module.graph.nodes if n.op == "call_function"]
     kinds = kinds_of(module, x, v)
     _refuse_unsupported(nodes, kinds, model, x)
@@ -213,109 +260,17 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
     if not v_node.users:
         raise ModelError("the logits do not depend on the input: there is no gradient to measure")
     border = min(nodes.index(user) for user in v_node.users)
+    halves = tuple(nodes[:border]), tuple(nodes[border:])
     result = Capture(
         module,
-        tuple(nodes[:border]),
-        tuple(nodes[border:]),
+        *halves,
         kinds,
         digest_of(_constants(module)),
         constant_values(module, kinds, inexact, in_float64=True),
     )
     result.audit(model, x, v)
-    return result
-
-
-def _traced(model: nn.Module, x: Tensor, v: Tensor) -> fx.GraphModule:
-    """The graph of logits and pullback.
-
-    Raises:
-        ModelError: the model cannot be traced, or decides something by x.
-    """
-    try:
-        with (
-            torch.no_grad(),
-            mathematical_attention(),
-            fixed_parameters(model),
-            _kept_attributes(model),
-        ):
-            module = make_fx(
-                functionalize(_joint(model), remove="mutations"),
-                _error_on_data_dependent_ops=False,  # the graph says below what they depend on
-            )(x, v)
-    except Exception as fault:
-        raise ModelError(
-            f"the model cannot be traced: {fault}. It must be a fixed sequence of PyTorch "
-            "operations, without control flow that depends on the data"
-        ) from fault
-    _refuse_decisions(module, x, v)
-    module.graph.eliminate_dead_code(is_impure_node=_has_effect)
-    module.recompile()
-    return module
-
-
-def _has_effect(node: Node) -> bool:
-    """Whether the node does something besides its result; assertions, which have none, do not."""
-    schema = getattr(node.target, "_schema", None)
-    return node.is_impure() and (schema is None or bool(schema.returns))
-
-
-def _refuse_decisions(module: fx.GraphModule, x: Tensor, v: Tensor) -> None:
-    """Check that no number that the model takes out of a tensor depends on x.
-
-    Raises:
-        ModelError: one does.
-    """
-    decisions = [
-        n
-        for n in module.graph.nodes
-        if torch.Tag.data_dependent_output in getattr(n.target, "tags", ())
-    ]
-    if not decisions:
-        return
-    of_input = kinds_of(module, x, v).of_input
-    if any(node.name in of_input for node in decisions):
-        raise ModelError(
-            "the model cannot be traced: it takes a number out of a tensor that depends on x, as "
-            "`if x.sum() > 0` and `.item()` do. It must be a fixed sequence of PyTorch operations, "
-            "without control flow that depends on the data"
-        )
-
-
-@contextmanager
-def _kept_attributes(model: nn.Module) -> Iterator[None]:
-    """Put tensors that are plain attributes of modules back after the `with` block.
-
-    Hooks set them in each forward pass, as the old weight norm does; a trace would leave its own.
-    """
-    kept = [
-        (vars(module), name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, Tensor)
-    ]
-    try:
-        yield
-    finally:
-        for attributes, name, value in kept:
-            attributes[name] = value
-
-
-@contextmanager
-def fixed_parameters(model: nn.Module) -> Iterator[None]:
-    """Switch off `requires_grad` of all parameters inside the `with` block.
-
-    Kernels may depend on it: PyTorch folds a batch into a matrix product if the weight requires a
-    gradient. A captured graph has no parameters that do.
-    """
-    with SWITCH_LOCK:  # another thread may have the same model
-        requiring = [p for p in model.parameters() if p.requires_grad]
-        try:
-            for parameter in requiring:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in requiring:
-                parameter.requires_grad_(True)
+    with mathematical_attention(), fixed_parameters(model):
+        return replace(result, layers=layer_names(model, x, v, halves, kinds.shapes))
 
 
 def probe(logits: Tensor) -> Tensor:
@@ -370,7 +325,15 @@ def _without_meaning(node: Node, kinds: NodeKinds) -> str | None:
         return f"conversion to {dtype}, which rounds to whole numbers"
     if any(_is_complex(kinds, used) for used in (node, *value_inputs(node))):
         return "complex numbers"
+    if name in _BY_MEMORY:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        if source.name not in kinds.row_by_row:
+            return "of a tensor that does not lie in memory row by row"
     return OPERATIONS[name].refusal(node.args, node.kwargs)
+
+
+_BY_MEMORY = {"aten.as_strided.default", "aten.as_strided_scatter.default"}
 
 
 def _is_complex(kinds: NodeKinds, node: Node) -> bool:
@@ -389,19 +352,6 @@ def called_in(operation: str, model: nn.Module, x: Tensor) -> str:
         return ""
     more = f" and {len(modules) - _NAMED} more" if len(modules) > _NAMED else ""
     return f" in {', '.join(modules[:_NAMED])}{more}"
-
-
-def _joint(model: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Combine forward and backward pass in a function of (x, v), to be traced as one graph."""
-
-    def logits_and_gradient(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        z, pullback, *_ = vjp(model, x)
-        logits = z.clone()  # pending in-place changes and views are traced up to here
-        border = v.clone()  # everything traced from here on belongs to the backward half
-        (gradient,) = pullback(border)
-        return logits, gradient
-
-    return logits_and_gradient
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
@@ -432,9 +382,11 @@ def _eager(model: nn.Module, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return z.detach(), gradient
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether the numbers are equal, with NaN at the same positions."""
-    return bool(((a == b) | (a.isnan() & b.isnan())).all()) and a.shape == b.shape
+def _same_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Whether the numbers are equal, with NaN at the same positions, as a tensor."""
+    if a.shape != b.shape:
+        return torch.zeros((), dtype=torch.bool, device=a.device)
+    return ((a == b) | (a.isnan() & b.isnan())).all()
 
 
 def _constants(module: fx.GraphModule) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ IndexNDArray = NDArray[np.integer[Any] | np.bool_]
 IndexArray = IndexNDArray | Tensor
 # An argument of an ATen operation on integers and booleans
 Argument = IndexNDArray | fx.node.Argument | Sequence["Argument"]
+INTEGER = torch.int64  # of positions and whole numbers
 _HALF = 32  # bits of the lower half of an int64: each half is exact in float64
 
 
@@ -83,6 +84,75 @@ def pick(table: NDArray[np.int64], position: IndexArray) -> IndexArray:
         return by_sample.gather(-1, position[..., None])[..., 0]
     integers = cast(NDArray[np.int64], position)  # positions are no mask
     return np.asarray(np.take_along_axis(rows, integers[..., None], -1)[..., 0])
+
+
+def less_one(a: IndexArray, mask: IndexArray) -> IndexArray:
+    """Integers, less 1 where the mask is true."""
+    integers, ones = _alike(a, mask)
+    lower: IndexArray = integers - ones * 1
+    return lower
+
+
+def within(rows: IndexArray, columns: IndexArray, size: tuple[int, int]) -> IndexArray:
+    """Flat positions in a plane of that size, -1 beyond its border."""
+    height, width = size
+    y, x = _alike(rows, columns)
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    flat = y * width + x
+    positions: IndexArray = flat * inside - ~inside * 1
+    return positions
+
+
+def in_planes(positions: IndexArray, first: NDArray[np.int64]) -> IndexArray:
+    """Positions in planes as positions in the array; -1 stays. `first` broadcasts."""
+    if isinstance(positions, Tensor):
+        offset = torch.from_numpy(first).to(positions.device)
+        return torch.where(positions >= 0, positions + offset, -1)
+    return np.where(positions >= 0, positions + first, -1)
+
+
+def chosen(table: IndexArray, position: IndexArray) -> IndexArray:
+    """The entry at `position` of each row of a table, which may differ by sample itself."""
+    if isinstance(table, Tensor) or isinstance(position, Tensor):
+        rows, places = _as_samples(table, position)
+        return rows.gather(-1, places[..., None])[..., 0]
+    return pick(cast(NDArray[np.int64], table), position)
+
+
+def removed(table: IndexArray, position: IndexArray) -> IndexArray:
+    """A table without the entry at `position` of each row."""
+    others = np.arange(shape(table)[-1] - 1)
+    if isinstance(table, Tensor) or isinstance(position, Tensor):
+        rows, places = _as_samples(table, position)
+        kept = torch.from_numpy(others).to(rows.device)
+        return rows.gather(-1, kept + (kept >= places[..., None]))
+    kept_places = others + (others >= np.asarray(position)[..., None])
+    return np.asarray(np.take_along_axis(np.asarray(table), kept_places, -1))
+
+
+def _as_samples(table: IndexArray, position: IndexArray) -> tuple[Tensor, Tensor]:
+    """A table and positions in its rows as tensors of as many samples."""
+    device = next(a.device for a in (table, position) if isinstance(a, Tensor))
+    rows, places = (with_samples(a, device) for a in (table, position))
+    count = max(len(rows), len(places))
+    return rows.expand(count, *rows.shape[1:]), places.expand(count, *places.shape[1:])
+
+
+def stacked(arrays: Sequence[IndexArray], dim: int) -> IndexArray:
+    """The arrays side by side in a new dimension."""
+    if not any(isinstance(a, Tensor) for a in arrays):
+        return np.stack([np.asarray(a) for a in arrays], dim)
+    device = next(a.device for a in arrays if isinstance(a, Tensor))
+    tensors = [with_samples(a, device) for a in arrays]
+    count = max(map(len, tensors))
+    return torch.stack([t.expand(count, *t.shape[1:]) for t in tensors], dim + 1)
+
+
+def entry(a: IndexArray, dim: int, position: int) -> IndexArray:
+    """One entry along a dimension, which is dropped."""
+    return (
+        a.select(dim + 1, position) if isinstance(a, Tensor) else np.asarray(a.take(position, dim))
+    )
 
 
 def along(index: IndexArray, dim: int, array_shape: Sequence[int]) -> IndexArray:

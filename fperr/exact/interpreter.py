@@ -19,7 +19,7 @@ from fperr.exact import index_arrays
 from fperr.exact.arithmetic import Arithmetic, NodeValue, Output, T
 from fperr.exact.graph import Capture, Node
 from fperr.exact.index_arrays import IndexNDArray
-from fperr.exact.node_kinds import TorchValue
+from fperr.exact.node_kinds import TorchValue, is_discrete
 from fperr.exact.operations import OPERATIONS, Operation
 from fperr.exact.operations.table import Argument
 from fperr.exact.saved_values import FloatRun, sample_of, saved_for_backward
@@ -75,6 +75,18 @@ class Interpreter(Generic[T]):
 
     Raises:
         StaleCaptureError: weights were changed after the capture.
+
+    Example:
+        The Jacobian of a linear layer is its weight.
+
+        >>> import torch
+        >>> from fperr import exact
+        >>> model, x = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval(), torch.rand(1, 4)
+        >>> B = exact.BallArithmetic(128)
+        >>> interpreter = exact.Interpreter(exact.capture(model, x), B)
+        >>> J = interpreter.jacobian(interpreter.forward(x).saved_values)
+        >>> torch.equal(B.to_torch(J), model[0].weight.double())
+        True
     """
 
     def __init__(self, capture: Capture, arithmetic: Arithmetic[T]) -> None:
@@ -152,6 +164,10 @@ class Interpreter(Generic[T]):
             if source.name not in self._constants:
                 return self._convert(self.part(run, source.name, sample))
             tensor = run.tensor(source.name)
+            if tensor.shape != self.capture.shapes[source.name]:  # one entry for each sample
+                if is_discrete(tensor.dtype):  # such as the samples' own numbers: the first's here
+                    return self._constants[source.name]
+                tensor = self.part(run, source.name, sample)
             key = source.name, tensor.dtype
             remembered = self._data_constants.get(key)
             if remembered is None or not torch.equal(remembered[0], tensor):
@@ -250,7 +266,11 @@ class Interpreter(Generic[T]):
         return int(np.prod(self.capture.shapes[self.capture.results[1].name]))
 
     def jacobian(self, saved_values: SavedValues[T]) -> T:
-        """Compute J at one sample, (K, entries of x): as many rows at a time as memory allows."""
+        """Compute J at one sample, (K, entries of x): as many rows at a time as memory allows.
+
+        Args:
+            saved_values: Saved values of the sample.
+        """
         classes = self.capture.shapes[self.capture.results[0].name][1]
         identity = torch.eye(classes, dtype=torch.float64)
         at_once = max(1, _NUMBERS_AT_ONCE // _widest(self.capture))
@@ -272,7 +292,11 @@ class Interpreter(Generic[T]):
         return self._columns.lifted(output)
 
     def converted(self, value: TorchValue) -> NodeValue[T]:
-        """Convert the value of a node in a run in floating point, exactly."""
+        """Convert the value of a node in a run in floating point, exactly.
+
+        Args:
+            value: Tensor, or several, of torch.
+        """
         if isinstance(value, tuple | list):
             return [None if output is None else self._convert(output) for output in value]
         return self._convert(value)
@@ -330,7 +354,7 @@ class Interpreter(Generic[T]):
         A: Arithmetic[T],
     ) -> NodeArgument[T]:
         """The argument at `position` of the node's call, as the operation's meaning takes it."""
-        if isinstance(argument, Node) and position in operation.shape_only:
+        if isinstance(argument, Node) and position in operation.only_shapes(node.args):
             return self.capture.shapes[argument.name]
         if isinstance(argument, Node) and position in operation.decisions:
             key = f"{node.name}.{position}"

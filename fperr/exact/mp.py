@@ -44,6 +44,13 @@ class MpArithmetic(Arithmetic[MpArray]):
 
     Raises:
         ValueError: fewer than 53 bits.
+
+    Example:
+        >>> import torch
+        >>> from fperr import exact
+        >>> M = exact.MpArithmetic(128)
+        >>> print(M.div(M.from_torch(torch.ones(1)), 3.0)[0])
+        0.33333333333333333333333333333333333333
     """
 
     def __init__(self, bits: int) -> None:
@@ -153,6 +160,15 @@ class MpArithmetic(Arithmetic[MpArray]):
     def erf(self, a: MpArray) -> MpArray:
         return self._saturating(self.context.erf, a)
 
+    def sin(self, a: MpArray) -> MpArray:
+        return self.array(map(self.context.sin, a.reshape(-1)), a.shape)
+
+    def cos(self, a: MpArray) -> MpArray:
+        return self.array(map(self.context.cos, a.reshape(-1)), a.shape)
+
+    def atan(self, a: MpArray) -> MpArray:
+        return self.array(map(self.context.atan, a.reshape(-1)), a.shape)
+
     def _saturating(self, function: Callable[[MpNumber], MpNumber], a: MpArray) -> MpArray:
         """Apply a function with limit 1, recording whether a finite number was rounded to 1."""
         result = self.array(map(function, a.reshape(-1)), a.shape)
@@ -234,7 +250,12 @@ class MpArithmetic(Arithmetic[MpArray]):
             )
 
     def distance(self, a: MpArray, b: MpArray) -> float:
-        """The Euclidean norm of a - b; equal numbers, infinities too, count as difference 0."""
+        """The Euclidean norm of a - b; equal numbers, infinities too, count as difference 0.
+
+        Args:
+            a: Array of the arithmetic.
+            b: Array of the same shape.
+        """
         differences = [x - y for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True) if x != y]
         return float(self.context.norm(differences)) if differences else 0.0
 

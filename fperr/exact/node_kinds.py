@@ -7,6 +7,7 @@ because its own rules, e.g. for `True + True`, define the result. Shapes of tens
 the capture. For values that depend on parameters but not on x see `fperr.exact.computed_constants`.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -28,14 +29,17 @@ class NodeKinds:
     Attributes:
         shapes: Shape of each node with a single tensor.
         dtypes: Dtype of each node with a single tensor; a tuple for a node with several outputs.
-        made: Values that depend on no tensor, as PyTorch computed them.
+        made: Values that depend on no tensor, as PyTorch computed them; zeros where it leaves
+            memory as it is.
         of_input: Names of the nodes whose values depend on those of x or v.
+        row_by_row: Names of the nodes whose tensor lies in memory row by row, from its beginning.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, Dtypes]
     made: Mapping[str, TorchValue]
     of_input: frozenset[str]
+    row_by_row: frozenset[str]
 
     def is_discrete(self, node: Node) -> bool:
         """Whether the node holds integers or booleans computed from such only."""
@@ -53,6 +57,8 @@ class NodeKinds:
         if name in _INDEXING:
             masks: list[Node] = []
             fx.node.map_arg(node.args[1], masks.append)
+            if self._puts_one_number(node, masks):
+                return False
             return any(
                 mask.name in self.of_input and self.dtypes[mask.name] == torch.bool
                 for mask in masks
@@ -60,6 +66,13 @@ class NodeKinds:
         tags = getattr(node.target, "tags", ())
         used = {source.name for source in value_inputs(node)}
         return torch.Tag.dynamic_output_shape in tags and bool(used & self.of_input)
+
+    def _puts_one_number(self, node: Node, masks: list[Node]) -> bool:
+        """Whether it is `x[mask] = number`, of which every entry is decided by itself."""
+        if "index_put" not in str(node.target) or len(masks) != 1:
+            return False
+        (source,) = [n for n in (node.args[2],) if isinstance(n, Node)]
+        return math.prod(self.shapes[source.name]) == 1
 
 
 _INDEXING = {"aten.index.Tensor", "aten.index_put.default", "aten._unsafe_index_put.default"}
@@ -81,7 +94,7 @@ def value_inputs(node: Node) -> list[Node]:
     if name in SHAPE_OF_FIRST:
         skipped = (0,)
     elif name in OPERATIONS:
-        skipped = OPERATIONS[name].shape_only
+        skipped = OPERATIONS[name].only_shapes(node.args)
     used: list[Node] = []
     for position, argument in enumerate(node.args):
         if position not in skipped:
@@ -95,7 +108,13 @@ def kinds_of(module: fx.GraphModule, x: Tensor, v: Tensor) -> NodeKinds:
     """Record the kinds of all nodes in one run of the graph at (x, v)."""
     recorder = _Recorder(module)
     recorder.run(x, v)
-    return NodeKinds(recorder.shapes, recorder.dtypes, recorder.made, frozenset(recorder.of_input))
+    return NodeKinds(
+        recorder.shapes,
+        recorder.dtypes,
+        recorder.made,
+        frozenset(recorder.of_input),
+        frozenset(recorder.row_by_row),
+    )
 
 
 class _Recorder(fx.Interpreter):
@@ -107,6 +126,7 @@ class _Recorder(fx.Interpreter):
         self.dtypes: dict[str, Dtypes] = {}
         self.made: dict[str, TorchValue] = {}
         self.of_input: set[str] = set()
+        self.row_by_row: set[str] = set()
 
     def run_node(self, n: Node) -> TorchValue:
         """Run one node."""
@@ -114,7 +134,12 @@ class _Recorder(fx.Interpreter):
         used = {source.name for source in value_inputs(n)}
         if n.op == "placeholder" or used & self.of_input:
             self.of_input.add(n.name)
+        if "empty" in str(n.target):
+            assert isinstance(value, Tensor)
+            value = torch.zeros_like(value)
         if isinstance(value, Tensor):
+            if value.is_contiguous() and value.storage_offset() == 0:
+                self.row_by_row.add(n.name)
             self.shapes[n.name] = tuple(value.shape)
             self.dtypes[n.name] = value.dtype
         elif isinstance(value, tuple | list):

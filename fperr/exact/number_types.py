@@ -102,6 +102,15 @@ class MpContext(NumberContext[MpNumber], Protocol):
     def erf(self, a: MpNumber) -> MpNumber:
         """The error function."""
 
+    def sin(self, a: MpNumber) -> MpNumber:
+        """The sine."""
+
+    def cos(self, a: MpNumber) -> MpNumber:
+        """The cosine."""
+
+    def atan(self, a: MpNumber) -> MpNumber:
+        """The arc tangent."""
+
     def ldexp(self, a: MpNumber | int, exponent: int) -> MpNumber:
         """Multiply by a power of two, exactly."""
 

@@ -60,6 +60,13 @@ class PreparedModel:
 
     Attributes:
         model: The module.
+
+    Example:
+        >>> import torch
+        >>> from fperr import exact
+        >>> prepared = exact.prepare(torch.nn.Linear(4, 3).eval())
+        >>> type(prepared.model).__name__
+        'Linear'
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -68,7 +75,10 @@ class PreparedModel:
         self._networks: dict[object, PreparedNetwork] = {}
 
     def network_for(self, x: Tensor) -> PreparedNetwork:
-        """The network for inputs like x (batch, *shape), captured when a shape is first seen.
+        """The network for inputs like x, captured when a shape is first seen.
+
+        Args:
+            x: Inputs (batch, *shape), in the model's dtype.
 
         Raises:
             StaleCaptureError: The model is not as it was when it was prepared.

@@ -28,7 +28,7 @@ def saved_for_backward(capture: Capture) -> list[Read]:
     for node in capture.backward:
         operation = OPERATIONS.get(str(node.target))
         for position, argument in enumerate(node.args):
-            if operation is not None and position in operation.shape_only:
+            if operation is not None and position in operation.only_shapes(node.args):
                 continue
             decide = None if operation is None else operation.decisions.get(position)
             sources: list[Node] = []

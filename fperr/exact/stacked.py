@@ -44,6 +44,9 @@ class StackedArithmetic(Arithmetic[T]):
     def to_torch(self, a: T) -> Tensor:
         return self.base.to_torch(a)
 
+    def to_samples(self, a: T) -> Tensor:
+        return self.base.to_samples(self._without_stack(a))
+
     def to_scaled(self, a: T) -> tuple[Tensor, int]:
         return self.base.to_scaled(a)
 
@@ -79,6 +82,15 @@ class StackedArithmetic(Arithmetic[T]):
 
     def erf(self, a: T) -> T:
         return self.base.erf(a)
+
+    def sin(self, a: T) -> T:
+        return self.base.sin(a)
+
+    def cos(self, a: T) -> T:
+        return self.base.cos(a)
+
+    def atan(self, a: T) -> T:
+        return self.base.atan(a)
 
     def pi(self) -> T:
         return self.lifted(self.base.pi())

@@ -145,6 +145,9 @@ _FUNCTIONS = {
     "rsqrt": _Function(at=(1.0, 1.0)),
     "tanh": _Function(is_odd=True),
     "erf": _Function(is_odd=True),
+    "sin": _Function(is_odd=True),
+    "cos": _Function(at=(0.0, 1.0)),
+    "atan": _Function(is_odd=True),
 }
 
 

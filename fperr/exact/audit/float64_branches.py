@@ -16,9 +16,23 @@ from fperr.exact.audit.float64_error import COPIES, uncertainty, unclear
 from fperr.exact.audit.rows import NodeValue
 from fperr.exact.graph import Node
 
-_POOLINGS = {"aten.max_pool2d_with_indices.default", "aten.adaptive_max_pool2d.default"}
-MAXIMA = {*_POOLINGS, "aten.max.dim"}
+# dimensions of a plane
+_POOLINGS = {
+    "aten.max_pool2d_with_indices.default": 2,
+    "aten.adaptive_max_pool2d.default": 2,
+    "aten.max_pool3d_with_indices.default": 3,
+}
+# position of the argument that names the dimension
+_ORDERS = {
+    "aten.topk.default": 2,
+    "aten.sort.default": 1,
+    "aten.sort.stable": 1,
+    "aten.kthvalue.default": 2,
+    "aten.median.dim": 1,
+}
+MAXIMA = {*_POOLINGS, *_ORDERS, "aten.max.dim", "aten.min.dim"}
 ARGMAX = "aten.argmax.default"
+_NEARBY = 2.0**-20  # relative: far more than float64 is off where it can tell anything
 COMPARISONS = {
     f"aten.{name}.{kind}"
     for name in ("gt", "lt", "ge", "le", "eq", "ne")
@@ -78,6 +92,13 @@ def beside(source: Node, rows: Tensor, samples: int, kink: float, exact: ExactNu
     flat = flat.clone()
     flat[:, entries] = torch.where(near, moved, flat[:, entries])
     return flat.reshape(rows.shape)
+
+
+def jumps_nearby(numbers: Tensor, first: float, distance: float) -> list[float]:
+    """Those of evenly spaced jumps that numbers are so close to that float64 may not tell."""
+    nearest = first + distance * ((numbers - first) / distance).round()
+    is_near = (numbers - nearest).abs() <= _NEARBY * (numbers.abs() + distance)
+    return sorted(set(nearest[is_near].tolist()))
 
 
 def compared(
@@ -172,7 +193,7 @@ def position_of_largest(
     near = difference.abs() <= error.gather(1, float64_index) + error.gather(1, exact_index)
     near = near & (float64_index != exact_index)
     entries = near.any(0).nonzero().flatten()
-    if len(entries):
+    if len(entries) and str(node.target) not in _ORDERS:  # those keep no order of equal numbers
         pair = float64_index[:, entries], exact_index[:, entries]
         is_later = exact.are_equal(source, *pair).to(plain.device) & (pair[1] > pair[0])
         near[:, entries] &= ~is_later
@@ -191,16 +212,21 @@ def operand_sizes(a: Tensor, b: Tensor | float) -> Tensor:
 
 def _flat_index(node: Node, positions: Tensor, shape: Sequence[int]) -> Tensor:
     """Positions in planes, or along a dimension, as flat positions in numbers of that shape."""
-    name, along = str(node.target), node.args[1] if len(node.args) > 1 else None
+    name = str(node.target)
+    place = _ORDERS.get(name, 1)
+    along = node.args[place] if len(node.args) > place else node.kwargs.get("dim")
     if name == ARGMAX and along is None:
         return positions
     if name in _POOLINGS:
         # a pooling counts within its plane (height, width): each plane begins a plane's size later
-        planes = math.prod(shape[:-2])
-        first = torch.arange(planes, device=positions.device) * math.prod(shape[-2:])
+        rank = _POOLINGS[name]
+        planes = math.prod(shape[:-rank])
+        first = torch.arange(planes, device=positions.device) * math.prod(shape[-rank:])
         flat = positions.reshape(len(positions), planes, -1) + first[:, None]
         flat_in_shape: Tensor = flat.reshape(positions.shape)
         return flat_in_shape
+    if name in _ORDERS and along is None:
+        along = -1
     assert isinstance(along, int)
     dim = along % len(shape)
     keeps = positions.ndim == len(shape) + 1

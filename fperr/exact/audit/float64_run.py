@@ -10,11 +10,11 @@ is an estimate of the error of float64 (`float64_error`), and no bound. Branches
 exact network where float64 cannot tell (`float64_branches`).
 """
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import getitem
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -26,6 +26,7 @@ from fperr.exact.audit.float64_branches import (
     ExactNumbers,
     beside,
     compared,
+    jumps_nearby,
     largest,
     operand_difference,
     operand_sizes,
@@ -38,10 +39,50 @@ from fperr.exact.computed_constants import as_float64, constant_values
 from fperr.exact.graph import Capture, Node
 from fperr.exact.node_kinds import is_discrete
 from fperr.exact.operations import OPERATIONS
+from fperr.exact.operations.assignments import strided_positions
 
 _LARGEST_WITH_ROWS = 50_000_000  # numbers, of 8 bytes each
+
+
+def _strided(a: Tensor, *places: Any) -> Tensor:
+    positions = torch.from_numpy(strided_positions(*places)).to(a.device)
+    return a.reshape(-1)[positions]
+
+
+def _strided_scatter(a: Tensor, source: Tensor, *places: Any) -> Tensor:
+    positions = torch.from_numpy(strided_positions(*places)).to(a.device).reshape(-1)
+    return a.reshape(-1).scatter(0, positions, source.reshape(-1)).reshape(a.shape)
+
+
+def _slice_scatter(
+    a: Tensor, source: Tensor, dim: int = 0, start: int | None = None, end: int | None = None,
+    step: int = 1,
+) -> Tensor:  # fmt: skip
+    end = a.shape[dim] if end is None else min(end, a.shape[dim])  # vmap overflows otherwise
+    result: Tensor = torch.ops.aten.slice_scatter.default(a, source, dim, start, end, step)
+    return result
+
+
+def _index_put(
+    a: Tensor, indices: Sequence[Tensor | None], source: Tensor, accumulate: bool = False
+) -> Tensor:
+    mask = indices[0]
+    if mask is None or mask.dtype != torch.bool:
+        result: Tensor = torch.ops.aten.index_put.default(a, indices, source, accumulate)
+        return result
+    mask = mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim))
+    return torch.where(mask, a + source if accumulate else source, a)
+
+
 # Views of rows that lie elsewhere in memory, and copies whose layout nobody sees.
 _INSTEAD: dict[str, Callable[..., NodeValue]] = {
+    "aten.as_strided.default": _strided,
+    "aten.unsafe_split_with_sizes.default": torch.ops.aten.split_with_sizes.default,
+    "aten.as_strided_scatter.default": _strided_scatter,
+    "aten.slice_scatter.default": _slice_scatter,
+    "aten.index_put.default": _index_put,
+    "aten._unsafe_index_put.default": _index_put,
+    "aten.copy.default": lambda target, source, *_: source.expand(target.shape),
     "aten.view.default": torch.ops.aten.reshape.default,
     "aten._unsafe_view.default": torch.ops.aten.reshape.default,
 }
@@ -113,7 +154,7 @@ class _Run:
 
     def run(self, x: Tensor, v: Tensor) -> None:
         """Run every node."""
-        self._generator = torch.Generator(x.device).manual_seed(0)
+        self._generator.manual_seed(0)
         for node, argument in zip(self.capture.placeholders, (x, v), strict=True):
             # every row is a batch of a single sample
             samples = argument.detach().to(torch.float64)[:, None]
@@ -302,13 +343,11 @@ class _Run:
         """
         samples, value = samples or self.samples, value.contiguous()
         moved = value[samples:]
-        noise = torch.empty(moved.shape, dtype=torch.float32, device=value.device)
-        noise.uniform_(-1, 1, generator=self._generator)
+        noise = torch.empty(moved.shape, dtype=torch.float32)  # the same on every device
+        noise = noise.uniform_(-1, 1, generator=self._generator).to(value.device)
         noise = (2 * UNIT_ROUNDOFF) * (noise + noise.sign())
         change = size.expand_as(value)[samples:] * noise
-        if not math.isfinite(float(change.sum())):
-            change = torch.where(change.isfinite(), change, 0.0)
-        moved += change
+        moved += change.nan_to_num_(0.0, 0.0, 0.0)  # asking first would wait for the device
         return value
 
     def _stand_ins(self, node: Node) -> dict[int, Tensor]:
@@ -328,5 +367,14 @@ class _Run:
                 continue
             for kink in kinks(node.args):
                 numbers = beside(source, numbers, self.samples, kink, self.exact)
+            stand_ins[position] = numbers
+        for position, jumps in operation.jumps.items():
+            source = node.args[position]
+            assert isinstance(source, Node)
+            numbers = self.values[source.name]
+            if source.name not in self.batched or not is_real(numbers):
+                continue
+            for jump in jumps_nearby(numbers[: self.samples], *jumps(node.args)):
+                numbers = beside(source, numbers, self.samples, jump, self.exact)
             stand_ins[position] = numbers
         return stand_ins

@@ -73,15 +73,19 @@ def _log_softmax(arguments: Arguments, result: Tensor) -> Tensor:
     return torch.maximum(span + 1 + torch.tensor(float(a.shape[dim])).log(), result.abs())
 
 
-def _sixth(arguments: Arguments, result: Tensor) -> Tensor:
-    """PyTorch's hardsigmoid has its sixth rounded to float32, in float64 too."""
+def _in_float32(arguments: Arguments, result: Tensor) -> Tensor:
+    """PyTorch's hardsigmoid has its sixth in float32, in float64 too; levels are as well."""
     del arguments
     return result.abs() * 2.0**29
 
 
 def _normalised(arguments: Arguments, result: Tensor) -> Tensor:
     """An error of u (|y| + |bias - mean * factor|): the kernel folds mean and bias beforehand."""
-    _, weight, bias, mean, variance = arguments[:5]
+    x, weight, bias, mean, variance = arguments[:5]
+    if variance is None:  # those of x itself
+        numbers = _tensor(x)
+        over = [0, *range(2, numbers.ndim)]
+        mean, variance = numbers.mean(over), numbers.var(over, correction=0)
     eps = arguments[-1]
     assert isinstance(eps, float | int)
     factor = (_tensor(variance) + eps).rsqrt() * (1.0 if weight is None else _tensor(weight))
@@ -104,7 +108,8 @@ _LOST_INSIDE: dict[str, Callable[[Arguments, Tensor], Tensor]] = {
         _tensor(arguments[0]).abs(), result.abs()
     ),
     "aten._log_softmax.default": _log_softmax,
-    "aten.hardsigmoid_backward.default": _sixth,
+    "aten.hardsigmoid_backward.default": _in_float32,
+    "aten.fake_quantize_per_tensor_affine_cachemask.default": _in_float32,
     "aten.native_batch_norm.default": _normalised,
     "aten._native_batch_norm_legit_no_training.default": _normalised,
     "aten.cudnn_batch_norm.default": _normalised,
@@ -147,8 +152,9 @@ _WITHOUT_ROUNDING = {f"aten.{name}" for name in (
     "amin.default", "cat.default", "clamp.default", "clamp_min.default", "clone.default",
     "constant_pad_nd.default", "contiguous.default", "detach.default", "expand.default",
     "flip.default", "gather.default", "hardtanh.default", "index.Tensor",
-    "lift_fresh_copy.default", "masked_fill.Scalar", "max.dim",
-    "max_pool2d_with_indices.default", "adaptive_max_pool2d.default", "maximum.default",
+    "lift_fresh_copy.default", "masked_fill.Scalar", "max.dim", "min.dim",
+    "max_pool2d_with_indices.default", "max_pool3d_with_indices.default",
+    "adaptive_max_pool2d.default", "maximum.default",
     "minimum.default", "neg.default", "permute.default", "pixel_shuffle.default",
     "pixel_unshuffle.default", "relu.default", "repeat.default", "reshape.default",
     "roll.default", "scatter.src", "scatter.value", "select.int", "select_backward.default",
@@ -156,5 +162,19 @@ _WITHOUT_ROUNDING = {f"aten.{name}" for name in (
     "split_with_sizes.default", "squeeze.dim", "squeeze.dims", "stack.default", "t.default",
     "threshold_backward.default", "transpose.int", "tril.default", "unbind.int",
     "unsqueeze.default", "view.default", "where.self",
+    "copy.default", "slice_scatter.default", "select_scatter.default", "diagonal_scatter.default",
+    "as_strided.default", "as_strided_scatter.default", "index_select.default",
+    "embedding.default", "triu.default", "diagonal.default", "diagonal_backward.default",
+    "diag_embed.default", "rot90.default", "channel_shuffle.default", "unfold.default",
+    "squeeze.default", "unsafe_split.Tensor", "unsafe_split_with_sizes.default",
+    "reflection_pad1d.default", "reflection_pad2d.default", "reflection_pad3d.default",
+    "replication_pad1d.default", "replication_pad2d.default", "replication_pad3d.default",
+    "im2col.default", "upsample_nearest1d.default", "upsample_nearest2d.default",
+    "upsample_nearest3d.default", "_upsample_nearest_exact1d.default",
+    "_upsample_nearest_exact2d.default", "_upsample_nearest_exact3d.default",
+    "hardshrink.default", "softshrink_backward.default", "hardshrink_backward.default",
+    "topk.default", "sort.default", "sort.stable", "kthvalue.default", "median.dim",
+    "floor.default", "ceil.default", "trunc.default", "round.default",
+    "threshold.default", "clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor",
 )}
 # fmt: on

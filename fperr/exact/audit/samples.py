@@ -132,23 +132,31 @@ def audit_values(
     logits = _float64(interpreter.arithmetic, run.logits).to(float64.logits.device)
     logits = logits.expand(len(x), -1)
     values, exponents = (tensor.to(float64.logits.device) for tensor in gradient)
-    radii = interpreter.arithmetic.error_norms(run.logits).expand(len(x))
+    exponents = exponents - exponents_of_v
+    scaled = torch.ldexp(values, exponents.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)[:, None])
+    on_logits = _Sizes.of(float64.logits, logits)
+    on_gradients = _Sizes.of(float64.gradient, scaled)
+    # one copy from the device for the numbers of all samples
+    columns = (
+        interpreter.arithmetic.error_norms(run.logits).expand(len(x)), float64.logits_error,
+        float64.gradient_error, off, exponents,
+    )  # fmt: skip
+    numbers = torch.stack([column.to(logits.device, torch.float64) for column in columns], 1)
+    usable = [True] * len(x) if is_usable is None else is_usable.tolist()
     audits: list[SampleAudit | None] = []
-    for i in range(len(x)):
-        if is_usable is not None and not is_usable[i]:
+    for i, row in enumerate(numbers.tolist()):
+        if not usable[i]:
             audits.append(None)
             continue
-        error = float(float64.logits_error[i]) + float(radii[i]) + logits_off
-        on_logits = _Comparison.of(float64.logits[i], logits[i], error)
-        on_gradient, exponent = None, int(exponents[i]) - int(exponents_of_v[i])
+        radius, logits_error, gradient_error, values_off, exponent = row
+        on_logit = on_logits.at(i, logits_error + radius + logits_off)
+        on_gradient = None
         if abs(exponent) <= _LARGEST_EXPONENT:
-            scale = torch.tensor(exponent, device=values.device)
-            scaled = torch.ldexp(values[i], scale)
-            error = float(float64.gradient_error[i]) + math.ldexp(float(off[i]), exponent)
-            on_gradient = _Comparison.of(float64.gradient[i], scaled, error)
+            error = gradient_error + math.ldexp(values_off, int(exponent))
+            on_gradient = on_gradients.at(i, error)
         explain = functools.partial(first_difference, interpreter, run, x, v, exact, i)
         name = i if names is None else names[i]
-        audits.append(_judged(on_logits, on_gradient, explain, name))
+        audits.append(_judged(on_logit, on_gradient, explain, name))
     return audits
 
 
@@ -191,13 +199,6 @@ class _Comparison:
     exact_size: float
     error: float
 
-    @classmethod
-    def of(cls, computed: Tensor, exact: Tensor, error: float) -> "_Comparison":
-        """Compare numbers (entries,), except masked logits, which are minus infinity in both."""
-        difference = torch.where(computed == exact, 0.0, computed - exact)
-        sizes = [float(norm(torch.where(t.isinf(), 0.0, t))) for t in (computed, exact)]
-        return cls(float(norm(difference)), max(sizes), sizes[1], error)
-
     @property
     def is_usable(self) -> bool:
         """Whether float64's error is small enough for a verdict, which 0 without an error is."""
@@ -214,3 +215,31 @@ def _float64(A: Arithmetic[T], a: T) -> Tensor:
     """(samples or 1, entries): the nearest float64 numbers."""
     numbers = A.to_samples(a)
     return numbers.reshape(len(numbers), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Norms of the logits or gradients of all samples, each a list (samples,) of numbers.
+
+    Attributes:
+        differences: Of the differences of float64's numbers and the exact ones.
+        computed, exact: Of the numbers, infinities aside.
+    """
+
+    differences: list[float]
+    computed: list[float]
+    exact: list[float]
+
+    @classmethod
+    def of(cls, computed: Tensor, exact: Tensor) -> "_Sizes":
+        """Compare (samples, entries), except masked logits, which are minus infinity in both."""
+        rows = (
+            torch.where(computed == exact, 0.0, computed - exact),
+            *(torch.where(t.isinf(), 0.0, t) for t in (computed, exact)),
+        )
+        return cls(*torch.stack([norm(row) for row in rows]).tolist())
+
+    def at(self, i: int, error: float) -> _Comparison:
+        """The comparison of sample i, where float64 and the exact numbers are off by `error`."""
+        computed, exact = self.computed[i], self.exact[i]
+        return _Comparison(self.differences[i], max(computed, exact), exact, error)

@@ -52,6 +52,15 @@ class BallArithmetic(Arithmetic[BallArray]):
 
     Raises:
         ValueError: `bits` is below 53.
+
+    Example:
+        >>> import torch
+        >>> from fperr import exact
+        >>> B = exact.BallArithmetic(128)
+        >>> third = B.div(B.from_torch(torch.ones(1)), 3.0)
+        >>> ball = third.listed()[0]
+        >>> 3 * ball == 1, (3 * ball).contains(1)  # an enclosure, so that equality is not proved
+        (False, True)
     """
 
     def __init__(self, bits: int) -> None:
@@ -65,7 +74,12 @@ class BallArithmetic(Arithmetic[BallArray]):
         return f"Arb balls, {self.bits} bits"
 
     def array(self, balls: Sequence[arb], shape: Shape) -> BallArray:
-        """An array of that shape from balls, row-major."""
+        """An array of that shape from balls, row-major.
+
+        Args:
+            balls: Balls of python-flint.
+            shape: Shape of the array.
+        """
         pool = make_pool(balls, len(balls))
         index = zeros_first(pool, np.arange(1, len(pool)))
         return BallArray(pool, index.reshape(tuple(shape)))
@@ -128,6 +142,18 @@ class BallArithmetic(Arithmetic[BallArray]):
     def erf(self, a: BallArray) -> BallArray:
         with self.precision():
             return elementwise.elementary("erf", arb.erf, a)
+
+    def sin(self, a: BallArray) -> BallArray:
+        with self.precision():
+            return elementwise.elementary("sin", arb.sin, a)
+
+    def cos(self, a: BallArray) -> BallArray:
+        with self.precision():
+            return elementwise.elementary("cos", arb.cos, a)
+
+    def atan(self, a: BallArray) -> BallArray:
+        with self.precision():
+            return elementwise.elementary("atan", arb.atan, a)
 
     def pi(self) -> BallArray:
         with self.precision():

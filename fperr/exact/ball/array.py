@@ -26,6 +26,15 @@ class BallArray:
         pool: Balls, 1-D.
         index: Positions in the pool, in the shape of the array.
         value_number: Value numbers of the pool; None where they are not used.
+
+    Example:
+        >>> import torch
+        >>> from fperr import exact
+        >>> array = exact.BallArithmetic(53).from_torch(torch.tensor([[5.0, 0.0], [5.0, 7.0]]))
+        >>> len(array.pool), array.index.tolist()  # zero comes first, and 5 is kept once
+        (4, [[2, 0], [2, 3]])
+        >>> [float(ball) for ball in array.listed()]
+        [5.0, 0.0, 5.0, 7.0]
     """
 
     pool: Pool
@@ -45,15 +54,27 @@ class BallArray:
         return balls
 
     def indexed(self, index: Indices) -> "BallArray":
-        """The entries of the pool at `index`, as an array."""
+        """The entries of the pool at `index`, as an array.
+
+        Args:
+            index: Positions in the pool, of any shape.
+        """
         return BallArray(self.pool, index, self.value_number)
 
     def renumbered(self, numbers: ValueNumbers | None) -> "BallArray":
-        """The same balls with other value numbers, or none."""
+        """The same balls with other value numbers, or none.
+
+        Args:
+            numbers: Value numbers of the pool.
+        """
         return BallArray(self.pool, self.index, numbers)
 
     def numbers_at(self, index: Indices) -> ValueNumbers | None:
-        """The value numbers at positions of the pool."""
+        """The value numbers at positions of the pool.
+
+        Args:
+            index: Positions in the pool, of any shape.
+        """
         if self.value_number is None:
             return None
         flat = torch.from_numpy(np.array(index).reshape(-1))

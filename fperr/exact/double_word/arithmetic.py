@@ -166,6 +166,15 @@ class DoubleWordArithmetic(Arithmetic[DoubleWords], Convolving[DoubleWords]):
     def erf(self, a: DoubleWords) -> DoubleWords:
         return self._finished(elementwise.elementary("erf", a))
 
+    def sin(self, a: DoubleWords) -> DoubleWords:
+        return self._finished(elementwise.elementary("sin", a))
+
+    def cos(self, a: DoubleWords) -> DoubleWords:
+        return self._finished(elementwise.elementary("cos", a))
+
+    def atan(self, a: DoubleWords) -> DoubleWords:
+        return self._finished(elementwise.elementary("atan", a))
+
     def pi(self) -> DoubleWords:
         pair = torch.tensor([constant_pi()], dtype=torch.float64, device=self.device)
         high, low = pair[:, :1], pair[:, 1:]

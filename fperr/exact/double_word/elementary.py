@@ -67,4 +67,7 @@ ELEMENTARY = {
     "rsqrt": Elementary(arb.rsqrt, _positive(lambda least: 0.5 * least**-1.5)),
     "tanh": Elementary(arb.tanh, _constant(1.0)),
     "erf": Elementary(arb.erf, _constant(1.13)),  # 2/sqrt(pi) = 1.128...
+    "sin": Elementary(arb.sin, _constant(1.0)),
+    "cos": Elementary(arb.cos, _constant(1.0)),
+    "atan": Elementary(arb.atan, _constant(1.0)),
 }

@@ -47,6 +47,6 @@ Vector = MpArray | ScaledDoubleWords | Scaled
 
 
 def scaled(vectors: Vectors[V], a: V) -> Scaled:
-    """The vector in float64 with an exponent, flattened."""
+    """The vector in float64 with an exponent, flattened, on the CPU: one copy for all norms."""
     values, exponent = vectors.to_scaled(a)
-    return Scaled(values.reshape(-1), exponent)
+    return Scaled(values.reshape(-1).cpu(), exponent)

@@ -248,6 +248,22 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
 
         return self._elementary("erf", a, torch.erf, slope)
 
+    def sin(self, a: MonitoredArray) -> MonitoredArray:
+        return self._with_lost_angles(a, self._elementary("sin", a, torch.sin, _slope_of_one))
+
+    def cos(self, a: MonitoredArray) -> MonitoredArray:
+        return self._with_lost_angles(a, self._elementary("cos", a, torch.cos, _slope_of_one))
+
+    def _with_lost_angles(self, a: MonitoredArray, result: MonitoredArray) -> MonitoredArray:
+        """Doubt results that are smaller than what rounds in the argument, near a zero."""
+        size = result.values.abs()
+        is_lost = size < unit_roundoff(self.dtype) * MARGIN * a.values.abs()
+        self._doubt(any_of_sample(is_lost), Rule.ILL_CONDITIONED)
+        return result
+
+    def atan(self, a: MonitoredArray) -> MonitoredArray:
+        return self._elementary("atan", a, torch.atan, _slope_of_one)
+
     def _elementary(
         self,
         name: str,
@@ -533,3 +549,9 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         if isinstance(b, MonitoredArray):
             return b
         return self.from_torch(torch.tensor(float(b), dtype=torch.float64))
+
+
+def _slope_of_one(x: Tensor, off: Tensor) -> Tensor:
+    """A bound on the slope of functions that are no steeper than the identity."""
+    del off
+    return torch.ones_like(x)

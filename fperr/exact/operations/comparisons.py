@@ -133,6 +133,13 @@ def max_dim(A: Arithmetic[T], a: T, dim: int, keepdim: bool = False) -> tuple[T,
     return A.reshape(values, shape), index_arrays.reshape(position, shape)
 
 
+@operation("aten.min.dim")
+def min_dim(A: Arithmetic[T], a: T, dim: int, keepdim: bool = False) -> tuple[T, IndexArray]:
+    """The minimum along `dim` and its position, the first in a tie."""
+    negative, position = max_dim(A, A.mul(a, -1.0), dim, keepdim)
+    return A.mul(negative, -1.0), position
+
+
 @operation("aten.amax.default")
 def amax(A: Arithmetic[T], a: T, dims: Sequence[int] = (), keepdim: bool = False) -> T:
     """The maximum over `dims`."""
@@ -184,9 +191,9 @@ def value_selecting_reduction_backward(
     sizes: Sequence[int],
     keepdim: bool,
 ) -> T:
-    """The gradient of a maximum along `dim`, at the position of the maximum."""
-    del keepdim
-    positions = np.moveaxis(np.arange(math.prod(sizes)).reshape(tuple(sizes)), dim, -1)
-    rows = positions.shape[:-1]
-    flat_index = index_arrays.pick(positions, index_arrays.reshape(indices, rows))
-    return A.scatter_add(A.reshape(gradient, rows), flat_index, sizes)
+    """The gradients of entries that were chosen along `dim`, at their positions."""
+    if not keepdim and len(index_arrays.shape(indices)) < len(sizes):
+        kept = list(index_arrays.shape(indices))
+        kept.insert(dim % len(sizes), 1)
+        indices, gradient = index_arrays.reshape(indices, kept), A.reshape(gradient, kept)
+    return A.scatter_add(gradient, index_arrays.along(indices, dim, sizes), sizes)

@@ -11,6 +11,7 @@ SHAPE_OF_FIRST = frozenset(
         "empty_like",
         "full_like",
         "new_empty",
+        "new_empty_strided",
         "new_full",
         "new_ones",
         "new_zeros",

@@ -1,7 +1,7 @@
 """Elementwise operations, softmax, sums and means."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -91,20 +91,6 @@ def erf(A: Arithmetic[T], a: T) -> T:
     return A.erf(a)
 
 
-def _unusual_power(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
-    del options
-    return None if arguments[1] in (1, 2, 3) else f"exponent {arguments[1]}"
-
-
-@operation("aten.pow.Tensor_Scalar", refusal=_unusual_power)
-def power(A: Arithmetic[T], a: T, exponent: float) -> T:
-    """The power with exponent 1, 2 or 3."""
-    result = a
-    for _ in range(int(exponent) - 1):
-        result = A.mul(result, a)
-    return result
-
-
 @operation("aten.neg.default")
 def neg(A: Arithmetic[T], a: T) -> T:
     """-a."""
@@ -144,26 +130,6 @@ def mean_all(A: Arithmetic[T], a: T, *, dtype: torch.dtype | None = None) -> T:
     """The mean of all entries."""
     del dtype
     return mean_dims(A, a, None)
-
-
-def _unusual_norm(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
-    del options
-    return None if len(arguments) < 2 or arguments[1] == 2 else f"norm of order {arguments[1]}"
-
-
-@operation("aten.linalg_vector_norm.default", refusal=_unusual_norm)
-def vector_norm(
-    A: Arithmetic[T],
-    a: T,
-    power: float = 2,
-    dims: Sequence[int] | None = None,
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> T:
-    """The Euclidean norm over `dims`."""
-    del power, dtype
-    return sqrt(A, sum_dims(A, A.mul(a, a), dims, keepdim))
 
 
 def _dims(a_dims: int, dims: Sequence[int] | None) -> list[int]:

@@ -2,17 +2,27 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.operations.linear import of_weights_too
 from fperr.exact.operations.table import Argument, Refusal, operation
 
 
+def _has_running_statistics(
+    arguments: Sequence[Argument], options: Mapping[str, Argument]
+) -> str | None:
+    """Statistics of the data are those of each sample in instance norm, which keeps none."""
+    del options
+    is_training, kept = arguments[5], arguments[3]
+    refused = is_training and kept is not None
+    return "statistics of the data itself, as in training" if refused else None
+
+
 def _is_training(position: int) -> Refusal:
     def refusal(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
         del options
-        reason = "statistics of the data itself, as in training or without running statistics"
-        return reason if arguments[position] else None
+        return "statistics of the data itself, as in training" if arguments[position] else None
 
     return refusal
 
@@ -27,21 +37,27 @@ def _factor(A: Arithmetic[T], variance: T, weight: T | None, epsilon: float) -> 
     return factor if weight is None else A.mul(factor, weight)
 
 
-@operation("aten.native_batch_norm.default", refusal=_is_training(5))
+@operation("aten.native_batch_norm.default", refusal=_has_running_statistics)
 def batch_norm(
     A: Arithmetic[T],
     x: T,
     weight: T | None,
     bias: T | None,
-    mean: T,
-    variance: T,
+    mean: T | None,
+    variance: T | None,
     training: bool,
     momentum: float,
     epsilon: float,
-) -> tuple[T, None, None]:
-    """(x - mean)/sqrt(variance + epsilon) * weight + bias, folded: factor * x + shift."""
-    del training, momentum
+) -> tuple[T, T | None, T | None]:
+    """(x - mean)/sqrt(variance + epsilon) * weight + bias, folded: factor * x + shift.
+
+    In training, mean and variance are those of x for each channel; they are returned, the variance
+    as 1/sqrt(variance + epsilon).
+    """
+    del momentum
     dimensions = len(A.shape(x))
+    if training or mean is None or variance is None:
+        return _with_own_statistics(A, x, weight, bias, epsilon)
 
     def folded() -> tuple[T, T]:
         factor = _factor(A, variance, weight, epsilon)
@@ -53,6 +69,21 @@ def batch_norm(
         (variance, mean, weight, bias), ("batch norm", epsilon, dimensions), folded
     )
     return A.add(A.mul(x, factor), shift), None, None
+
+
+def _with_own_statistics(
+    A: Arithmetic[T], x: T, weight: T | None, bias: T | None, epsilon: float
+) -> tuple[T, T, T]:
+    dimensions = len(A.shape(x))
+    y, mean, rstd = _normalised(A, x, _beside_channels(dimensions), epsilon)
+    y = y if weight is None else A.mul(y, _per_channel(A, weight, dimensions))
+    y = y if bias is None else A.add(y, _per_channel(A, bias, dimensions))
+    channels = (A.shape(x)[1],)
+    return y, A.reshape(mean, channels), A.reshape(rstd, channels)
+
+
+def _beside_channels(dimensions: int) -> list[int]:
+    return [0, *range(2, dimensions)]
 
 
 @operation("aten.cudnn_batch_norm.default", refusal=_is_training(5))
@@ -91,27 +122,38 @@ def batch_norm_without_training(
 @operation(
     "aten.native_batch_norm_backward.default",
     shape_only=frozenset({1, 3, 5, 6}),
-    refusal=lambda *use: _is_training(7)(*use) or of_weights_too(9)(*use),
+    uses_values=lambda arguments: bool(arguments[7]),
+    refusal=of_weights_too(9),
 )
 def batch_norm_backward(
     A: Arithmetic[T],
     gradient: T,
-    x_shape: Sequence[int],
+    x: T | Sequence[int],
     weight: T | None,
-    mean_shape: Sequence[int],
-    variance: T,
-    saved_mean_shape: Sequence[int],
-    saved_rstd_shape: Sequence[int],
+    mean: T | Sequence[int] | None,
+    variance: T | None,
+    saved_mean: T | Sequence[int],
+    saved_rstd: T | Sequence[int],
     training: bool,
     epsilon: float,
     output_mask: Sequence[bool],
 ) -> tuple[T, None, None]:
-    """The gradient with respect to x, with the running variance."""
-    del mean_shape, saved_mean_shape, saved_rstd_shape, training, output_mask
+    """The gradient with respect to x: of the running variance, or in training of x's own."""
+    del mean, output_mask
+    dimensions = len(A.shape(gradient))
+    if training:
+        # values and no shapes: see `uses_values`
+        x_own, mean_own, rstd_own = cast(tuple[T, T, T], (x, saved_mean, saved_rstd))
+        inner = gradient if weight is None else A.mul(gradient, _per_channel(A, weight, dimensions))
+        mean_own = _per_channel(A, mean_own, dimensions)
+        rstd_own = _per_channel(A, rstd_own, dimensions)
+        over = _beside_channels(dimensions)
+        return _normalised_backward(A, inner, x_own, mean_own, rstd_own, over), None, None
+    assert variance is not None
     factor = A.prepared(
         (variance, weight), ("factor", epsilon), lambda: _factor(A, variance, weight, epsilon)
     )
-    return A.mul(gradient, _per_channel(A, factor, len(x_shape))), None, None
+    return A.mul(gradient, _per_channel(A, factor, dimensions)), None, None
 
 
 def _normalised(A: Arithmetic[T], x: T, dims: Sequence[int], epsilon: float) -> tuple[T, T, T]:

@@ -1,5 +1,6 @@
-"""Maximum and average pooling."""
+"""Maximum and average pooling of images and solids."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,22 +13,24 @@ from fperr.exact.operations.table import operation
 from fperr.exact.windows import adaptive_windows, output_size, windows
 
 
-def _pair(value: Sequence[int] | int, default: Sequence[int] | None = None) -> list[int]:
+def _each(value: Sequence[int] | int, rank: int, default: Sequence[int] | None = None) -> list[int]:
+    """A number for each dimension of a window."""
     numbers = [value] if isinstance(value, int) else list(value)
     if not numbers and default is not None:
         return list(default)
-    return numbers * 2 if len(numbers) == 1 else numbers
+    return numbers * rank if len(numbers) == 1 else numbers
 
 
-def _planes(shape: Sequence[int], index: Indices) -> Indices:
+def _planes(shape: Sequence[int], index: Indices, rank: int = 2) -> Indices:
     """Repeat windows of a plane for all planes of an array: (planes, *index.shape).
 
     Args:
-        shape: Shape of the array; a plane is its last two dimensions.
+        shape: Shape of the array; a plane is its last `rank` dimensions.
         index: Flat positions in a plane; -1 is padding.
+        rank: 2, or 3 where a plane is a solid.
     """
-    planes = math.prod(shape[:-2])
-    offset = (np.arange(planes) * shape[-2] * shape[-1]).reshape(-1, *[1] * index.ndim)
+    planes = math.prod(shape[:-rank])
+    offset = (np.arange(planes) * math.prod(shape[-rank:])).reshape(-1, *[1] * index.ndim)
     return np.where(index >= 0, index + offset, -1)
 
 
@@ -42,17 +45,44 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> tuple[T, IndexArray]:
     """The maximum over each window and its position in the plane, the first in a tie."""
-    shape, sides = A.shape(x), _pair(kernel)
-    geometry = (sides, _pair(stride, sides), _pair(padding), _pair(dilation))
-    index = windows(shape[-2:], *geometry, ceil_mode=ceil_mode)
-    output = output_size(shape[-2:], *geometry, ceil_mode=ceil_mode)
-    return _max_over(A, x, index, (*shape[:-2], *output))
+    return _max_pool(A, x, 2, kernel, stride, padding, dilation, ceil_mode)
+
+
+@operation("aten.max_pool3d_with_indices.default")
+def max_pool3d(
+    A: Arithmetic[T],
+    x: T,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    ceil_mode: bool = False,
+) -> tuple[T, IndexArray]:
+    """The maximum over each window and its position in the solid, the first in a tie."""
+    return _max_pool(A, x, 3, kernel, stride, padding, dilation, ceil_mode)
+
+
+def _max_pool(
+    A: Arithmetic[T],
+    x: T,
+    rank: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[T, IndexArray]:
+    shape, sides = A.shape(x), _each(kernel, rank)
+    settings = (_each(stride, rank, sides), _each(padding, rank), _each(dilation, rank))
+    index = windows(shape[-rank:], sides, *settings, ceil_mode=ceil_mode)
+    output = output_size(shape[-rank:], sides, *settings, ceil_mode=ceil_mode)
+    return _max_over(A, x, index, (*shape[:-rank], *output), rank)
 
 
 def _max_over(
-    A: Arithmetic[T], x: T, index: Indices, output: Sequence[int]
+    A: Arithmetic[T], x: T, index: Indices, output: Sequence[int], rank: int = 2
 ) -> tuple[T, IndexArray]:
-    flat_windows = _planes(A.shape(x), index)
+    flat_windows = _planes(A.shape(x), index, rank)
     position = A.first_argmax(A.take(x, flat_windows), flat_windows >= 0)
     within_plane = index_arrays.pick(index, position)
     largest = A.take(x, index_arrays.pick(flat_windows, position))
@@ -61,6 +91,7 @@ def _max_over(
 
 @operation(
     "aten.max_pool2d_with_indices_backward.default",
+    "aten.max_pool3d_with_indices_backward.default",
     shape_only=frozenset({1}),
     discrete=frozenset({7}),
 )
@@ -76,14 +107,16 @@ def max_pool2d_backward(
     indices: IndexArray,
 ) -> T:
     """The gradient of each maximum, at the position of the maximum."""
-    del kernel, stride, padding, dilation, ceil_mode
-    return _send_back(A, gradient, x_shape, indices)
+    del stride, padding, dilation, ceil_mode
+    return _send_back(A, gradient, x_shape, indices, len(kernel))
 
 
-def _send_back(A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray) -> T:
-    planes = math.prod(x_shape[:-2])
+def _send_back(
+    A: Arithmetic[T], gradient: T, x_shape: Sequence[int], indices: IndexArray, rank: int = 2
+) -> T:
+    planes = math.prod(x_shape[:-rank])
     # positions of maxima count within a plane
-    offset = np.arange(planes)[:, None] * x_shape[-2] * x_shape[-1]
+    offset = np.arange(planes)[:, None] * math.prod(x_shape[-rank:])
     positions = index_arrays.shifted(index_arrays.reshape(indices, (planes, -1)), offset)
     return A.scatter_add(A.reshape(gradient, index_arrays.shape(positions)), positions, x_shape)
 
@@ -98,17 +131,19 @@ def _mean_windows(
     divisor_override: int | None,
 ) -> tuple[Indices, list[int], tuple[int, ...]]:
     """Windows (count, taps), the divisor of each, and the shape of the pooled tensor."""
-    sides = _pair(kernel)
-    geometry = (sides, _pair(stride, sides), _pair(padding), (1, 1))
-    index = windows(shape[-2:], *geometry, ceil_mode=ceil_mode)
+    rank = len(kernel)
+    sides = list(kernel)
+    geometry = (sides, _each(stride, rank, sides), _each(padding, rank), (1,) * rank)
+    size = shape[-rank:]
+    index = windows(size, *geometry, ceil_mode=ceil_mode)
     if divisor_override is not None:
         divisors = [divisor_override] * len(index)
     elif count_include_pad:
-        divisors = _reach(shape[-2:], geometry, ceil_mode=ceil_mode)
+        divisors = _reach(size, geometry, ceil_mode=ceil_mode)
     else:
         divisors = (index >= 0).sum(1).tolist()
-    output = output_size(shape[-2:], *geometry, ceil_mode=ceil_mode)
-    return index, divisors, (*shape[:-2], *output)
+    output = output_size(size, *geometry, ceil_mode=ceil_mode)
+    return index, divisors, (*shape[:-rank], *output)
 
 
 def _reach(size: Sequence[int], geometry: Sequence[Sequence[int]], *, ceil_mode: bool) -> list[int]:
@@ -119,17 +154,17 @@ def _reach(size: Sequence[int], geometry: Sequence[Sequence[int]], *, ceil_mode:
     for n, k, s, p, count in zip(size, kernel, stride, padding, counts, strict=True):
         start = np.arange(count) * s - p
         lengths.append(np.minimum(start + k, n + p) - start)
-    covered: list[int] = np.multiply.outer(*lengths).reshape(-1).tolist()
+    covered: list[int] = functools.reduce(np.multiply.outer, lengths).reshape(-1).tolist()
     return covered
 
 
-@operation("aten.avg_pool2d.default")
-def avg_pool2d(
+@operation("aten.avg_pool2d.default", "aten.avg_pool3d.default")
+def avg_pool(
     A: Arithmetic[T],
     x: T,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
+    padding: Sequence[int] = (0,),
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -138,7 +173,7 @@ def avg_pool2d(
     index, divisors, output = _mean_windows(
         A.shape(x), kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
-    totals = A.sum(A.take(x, _planes(A.shape(x), index)), (2,))
+    totals = A.sum(A.take(x, _planes(A.shape(x), index, len(kernel))), (2,))
     return A.reshape(A.div(totals, _divisor_array(A, divisors)), output)
 
 
@@ -148,8 +183,12 @@ def _divisor_array(A: Arithmetic[T], divisors: Sequence[int]) -> T:
     return A.concatenate([A.mul(ones, float(d)) for d in divisors], 1)
 
 
-@operation("aten.avg_pool2d_backward.default", shape_only=frozenset({1}))
-def avg_pool2d_backward(
+@operation(
+    "aten.avg_pool2d_backward.default",
+    "aten.avg_pool3d_backward.default",
+    shape_only=frozenset({1}),
+)
+def avg_pool_backward(
     A: Arithmetic[T],
     gradient: T,
     x_shape: Sequence[int],
@@ -164,10 +203,10 @@ def avg_pool2d_backward(
     index, divisors, _ = _mean_windows(
         x_shape, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
-    planes = math.prod(x_shape[:-2])
+    planes = math.prod(x_shape[: -len(kernel)])
     shares = A.div(A.reshape(gradient, (planes, len(index), 1)), _divisor_array(A, divisors))
     spread = A.expand(shares, (planes, *index.shape))
-    return A.scatter_add(spread, _planes(x_shape, index), x_shape)
+    return A.scatter_add(spread, _planes(x_shape, index, len(kernel)), x_shape)
 
 
 @operation("aten._adaptive_avg_pool2d.default")

@@ -21,6 +21,7 @@ class Comparison(Protocol):
 
 
 Kinks = Callable[[Sequence[Argument]], tuple[float, ...]]
+Jumps = Callable[[Sequence[Argument]], tuple[float, float]]
 Refusal = Callable[[Sequence[Argument], Mapping[str, Argument]], str | None]
 
 
@@ -32,6 +33,7 @@ class Operation:
         meaning: Function (arithmetic, *args, **kwargs) -> array, or a tuple for several outputs.
         shape_only: Positions of the tensor arguments of which only the shape is used. They arrive
             as their shape.
+        uses_values: Function (arguments) -> whether this use needs the values of those, too.
         discrete: Positions of the arguments that are masks or index arrays and arrive unchanged.
             Integers and booleans at other positions arrive as numbers of the arithmetic.
         decides: Whether the result is a mask or an index array although the arguments are numbers.
@@ -40,27 +42,37 @@ class Operation:
             instead of the array.
         kinks: Function (arguments) -> numbers, for the position of an argument: the numbers at
             which the result, or a mask made of it, jumps as that argument passes them.
+        jumps: Function (arguments) -> first and distance of evenly spaced numbers at which the
+            result jumps, for the position of an argument.
         refusal: Function (arguments, keyword arguments) -> reason why this use is not supported, or
             None if it is.
     """
 
     meaning: Callable[..., object]
     shape_only: frozenset[int] = frozenset()
+    uses_values: Callable[[Sequence[Argument]], bool] = lambda _: False
     discrete: frozenset[int] = frozenset()
     decides: bool = False
     decisions: Mapping[int, Comparison] = field(default_factory=dict)
     kinks: Mapping[int, Kinks] = field(default_factory=dict)
+    jumps: Mapping[int, Jumps] = field(default_factory=dict)
     refusal: Refusal = lambda *_: None
+
+    def only_shapes(self, arguments: Sequence[Argument]) -> frozenset[int]:
+        """Positions of the arguments of this call of which only the shape is used."""
+        return frozenset() if self.uses_values(arguments) else self.shape_only
 
 
 class Traits(TypedDict, total=False):
     """Attributes of an `Operation` other than its meaning."""
 
     shape_only: frozenset[int]
+    uses_values: Callable[[Sequence[Argument]], bool]
     discrete: frozenset[int]
     decides: bool
     decisions: Mapping[int, Comparison]
     kinks: Mapping[int, Kinks]
+    jumps: Mapping[int, Jumps]
     refusal: Refusal
 
 

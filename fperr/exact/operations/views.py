@@ -109,23 +109,23 @@ def squeeze(A: Arithmetic[T], a: T, dims: Sequence[int] | int) -> T:
     return A.reshape(a, [n for d, n in enumerate(shape) if d not in removed or n != 1])
 
 
+@operation("aten.squeeze.default")
+def squeeze_all(A: Arithmetic[T], a: T) -> T:
+    """`a` without its dimensions of length 1."""
+    return A.reshape(a, [n for n in A.shape(a) if n != 1])
+
+
 @operation("aten.cat.default")
 def cat(A: Arithmetic[T], arrays: Sequence[T], dim: int = 0) -> T:
     """The arrays joined along `dim`."""
     return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
 
 
-def _nonzero_fill(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
-    del options
-    value = arguments[2] if len(arguments) > 2 else 0
-    return None if value == 0 else f"padding with {value}"
-
-
-@operation("aten.constant_pad_nd.default", refusal=_nonzero_fill)
+@operation("aten.constant_pad_nd.default")
 def constant_pad(A: Arithmetic[T], a: T, pad: Sequence[int], value: float = 0) -> T:
-    """`a` with zeros added (for negative widths, entries removed) around the last dimensions."""
-    del value
-    index = np.arange(math.prod(A.shape(a))).reshape(A.shape(a))
+    """`a` with a number around the last dimensions (for negative widths, entries removed)."""
+    count = math.prod(A.shape(a))
+    index = np.arange(count).reshape(A.shape(a))
     for i in range(len(pad) // 2):  # a pair of widths for each dimension, the last dimension first
         before, after = pad[2 * i : 2 * i + 2]
         axis = index.ndim - 1 - i
@@ -135,7 +135,11 @@ def constant_pad(A: Arithmetic[T], a: T, pad: Sequence[int], value: float = 0) -
         index = np.pad(index, widths, constant_values=-1)
         stop = index.shape[axis] + min(after, 0)
         index = index.take(np.arange(max(-before, 0), stop), axis)
-    return A.take(a, index)
+    if value == 0:
+        return A.take(a, index)
+    filling = A.from_torch(torch.tensor([float(value)], dtype=torch.float64))  # may be infinite
+    candidates = A.concatenate([A.reshape(a, (count,)), filling], 0)
+    return A.take(candidates, np.where(index < 0, count, index))
 
 
 @operation("aten.slice.Tensor")
@@ -186,7 +190,7 @@ def unbind(A: Arithmetic[T], a: T, dim: int = 0) -> list[T]:
     return [select(A, a, dim, i) for i in range(A.shape(a)[dim])]
 
 
-@operation("aten.split.Tensor")
+@operation("aten.split.Tensor", "aten.unsafe_split.Tensor")
 def split(A: Arithmetic[T], a: T, size: int, dim: int = 0) -> list[T]:
     """Pieces of length `size` along `dim`; the last may be shorter."""
     starts = range(0, A.shape(a)[dim], size)
@@ -225,6 +229,64 @@ def lower_triangle(A: Arithmetic[T], a: T, diagonal: int = 0) -> T:
     return rearranged(A, a, lambda i: np.tril(i + 1, diagonal) - 1)
 
 
+@operation("aten.triu.default")
+def upper_triangle(A: Arithmetic[T], a: T, diagonal: int = 0) -> T:
+    """`a` with zeros below a diagonal of the last two dimensions."""
+    return rearranged(A, a, lambda i: np.triu(i + 1, diagonal) - 1)
+
+
+@operation("aten.diagonal.default")
+def diagonal(A: Arithmetic[T], a: T, offset: int = 0, first: int = 0, second: int = 1) -> T:
+    """A diagonal of two dimensions, as the last dimension."""
+    return rearranged(A, a, lambda i: i.diagonal(offset, first, second))
+
+
+@operation("aten.diagonal_backward.default")
+def diagonal_backward(
+    A: Arithmetic[T], gradient: T, shape: Sequence[int], offset: int, first: int, second: int
+) -> T:
+    """The gradient on the diagonal, 0 elsewhere."""
+    return A.scatter_add(gradient, _positions(shape).diagonal(offset, first, second), shape)
+
+
+@operation("aten.diag_embed.default")
+def diag_embed(A: Arithmetic[T], a: T, offset: int = 0, first: int = -2, second: int = -1) -> T:
+    """Matrices with the last dimension of `a` on a diagonal."""
+    *outer, n = A.shape(a)
+    shape, side = list(outer), n + abs(offset)
+    for dim in sorted((first % (len(outer) + 2), second % (len(outer) + 2))):
+        shape.insert(dim, side)
+    return A.scatter_add(a, _positions(shape).diagonal(offset, first, second), shape)
+
+
+@operation("aten.rot90.default")
+def rot90(A: Arithmetic[T], a: T, times: int = 1, dims: Sequence[int] = (0, 1)) -> T:
+    """`a` turned by quarters in the plane of two dimensions."""
+    return rearranged(A, a, lambda i: np.rot90(i, times, (dims[0], dims[1])))
+
+
+@operation("aten.channel_shuffle.default")
+def channel_shuffle(A: Arithmetic[T], a: T, groups: int) -> T:
+    """The channels of the groups taken in turns."""
+    n, c, *size = A.shape(a)
+    grouped = A.reshape(a, (n, groups, c // groups, math.prod(size)))
+    return A.reshape(A.permute(grouped, (0, 2, 1, 3)), (n, c, *size))
+
+
+@operation("aten.unfold.default")
+def unfold(A: Arithmetic[T], a: T, dim: int, size: int, step: int) -> T:
+    """Windows along `dim`; their entries are a new last dimension."""
+    return rearranged(A, a, lambda i: _windows_along(i, dim, size, step))
+
+
+@operation("aten.unfold_backward.default")
+def unfold_backward(
+    A: Arithmetic[T], gradient: T, shape: Sequence[int], dim: int, size: int, step: int
+) -> T:
+    """The gradients of windows, added where they overlap."""
+    return A.scatter_add(gradient, _windows_along(_positions(shape), dim, size, step), shape)
+
+
 @operation("aten.pixel_shuffle.default")
 def pixel_shuffle(A: Arithmetic[T], a: T, factor: int) -> T:
     """`a` with channels spread over blocks of factor x factor pixels."""
@@ -243,7 +305,7 @@ def pixel_unshuffle(A: Arithmetic[T], a: T, factor: int) -> T:
     return A.reshape(split, (n, c * factor**2, h // factor, w // factor))
 
 
-@operation("aten.split_with_sizes.default")
+@operation("aten.split_with_sizes.default", "aten.unsafe_split_with_sizes.default")
 def split_with_sizes(A: Arithmetic[T], a: T, sizes: Sequence[int], dim: int = 0) -> list[T]:
     """Pieces of lengths `sizes` along `dim`."""
     ends = np.cumsum(sizes).tolist()
@@ -281,41 +343,20 @@ def scatter_value(A: Arithmetic[T], a: T, dim: int, index: IndexArray, value: fl
     return scatter(A, a, dim, index, A.add(A.zeros(index_arrays.shape(index)), float(value)))
 
 
-def _unusual_index(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
-    del options
-    accumulates = len(arguments) > 3 and arguments[3]
-    return None if accumulates else "index_put without accumulation"
-
-
 @operation("aten.index.Tensor", discrete=frozenset({1}))
 def index(A: Arithmetic[T], a: T, indices: Sequence[IndexArray | None]) -> T:
     """The entries at integer or boolean indices."""
     return A.take(a, index_arrays.indexed(_positions(A.shape(a)), indices))
 
 
-@operation(
-    "aten.index_put.default",
-    "aten._unsafe_index_put.default",
-    discrete=frozenset({1}),
-    refusal=_unusual_index,
-)
-def index_put(
-    A: Arithmetic[T],
-    a: T,
-    indices: Sequence[IndexArray | None],
-    source: T,
-    accumulate: bool,
-) -> T:
-    """`a` with the source added at integer indices."""
-    del accumulate
-    shape = A.shape(a)
-    positions = index_arrays.indexed(_positions(shape), indices)
-    added = A.expand(source, index_arrays.shape(positions))
-    return A.add(a, A.scatter_add(added, positions, shape))
-
-
 def _positions(shape: Sequence[int]) -> Indices:
     return np.arange(math.prod(shape)).reshape(tuple(shape))
+
+
+def _windows_along(positions: Indices, dim: int, size: int, step: int) -> Indices:
+    dim = dim % positions.ndim
+    every = np.lib.stride_tricks.sliding_window_view(positions, size, axis=dim)
+    return np.ascontiguousarray(every[_along(positions, dim, slice(None, None, step))])
 
 
 def _along(positions: Indices, dim: int, entries: slice) -> tuple[slice, ...]:
