@@ -73,7 +73,8 @@ def in_neutral_state(function: Callable[P, R]) -> Callable[P, R]:
 def neutral_outside_yield(function: Callable[P, Iterator[R]]) -> Callable[P, Iterator[R]]:
     """Decorate a generator under `contextmanager`, so that its code around `yield` runs neutrally.
 
-    The block of the `with` is the caller's code. It runs in the caller's state, without the lock.
+    It may stand in a block of `fperr.repaired`, which is left out of that code. The block of the
+    `with` is the caller's code. It runs in the caller's state, without the lock.
     """
     check_defaults = _DefaultsCheck(function)
 
@@ -81,16 +82,16 @@ def neutral_outside_yield(function: Callable[P, Iterator[R]]) -> Callable[P, Ite
     def run(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         refuse_old_spelling(function, args, kwargs)
         check_defaults(args, kwargs)
-        with neutral_state():
+        with neutral_state(allows_repaired=True):
             ordinary = {name: _ordinary(value) for name, value in kwargs.items()}
             generator: Any = function(*map(_ordinary, args), **ordinary)
             value: R = next(generator)
         try:
             yield value
-            with neutral_state():
+            with neutral_state(allows_repaired=True):
                 next(generator, None)
         except BaseException as fault:
-            with neutral_state():
+            with neutral_state(allows_repaired=True):
                 generator.throw(fault)
         finally:
             generator.close()  # it is still open if a mode of the caller was in the way at the end
@@ -99,18 +100,22 @@ def neutral_outside_yield(function: Callable[P, Iterator[R]]) -> Callable[P, Ite
 
 
 @contextmanager
-def neutral_state() -> Iterator[None]:
+def neutral_state(*, allows_repaired: bool = False) -> Iterator[None]:
     """Run a block in the neutral state: default settings, seeded generators, and the lock held.
 
     Inside, gradients are on; inference mode, autocast and anomaly detection are off; new tensors
     are float32 on the CPU; flint computes with 53 bits. Afterwards all settings are as before.
 
+    Args:
+        allows_repaired: Whether a block of `fperr.repaired` is left for that time; else it is
+            refused, because what is called here has losses of its own.
+
     Raises:
         ModeError: A mode of the caller is in the way.
     """
     with SWITCH_LOCK, ExitStack() as stack:
-        _refuse_modes()
-        for _ in _function_modes():  # default devices
+        _refuse_modes(allows_repaired=allows_repaired)
+        for _ in _function_modes():  # default devices, and what is allowed
             stack.enter_context(overrides._pop_mode_temporarily())
         for device in filter(torch.is_autocast_enabled, _AUTOCAST_DEVICES):
             stack.enter_context(torch.autocast(device, enabled=False))
@@ -132,16 +137,25 @@ def _function_modes() -> list[Any]:
     return list(overrides._get_current_function_mode_stack())  # type: ignore[no-untyped-call]
 
 
-def _refuse_modes() -> None:
+def _refuse_modes(*, allows_repaired: bool) -> None:
     """Refuse modes that may change what PyTorch computes.
 
     Raises:
         ModeError: Such a mode is active.
     """
-    function_modes = [m for m in _function_modes() if not isinstance(m, DeviceContext)]
+    function_modes = [
+        m
+        for m in _function_modes()
+        if not isinstance(m, DeviceContext)
+        and not (allows_repaired and getattr(m, "is_of_fperr", False))
+    ]
     names = [f"{type(m).__name__} (a TorchFunctionMode)" for m in function_modes]
     dispatch_modes = _get_current_dispatch_mode_stack()
-    names += [f"{type(m).__name__} (a TorchDispatchMode)" for m in dispatch_modes]
+    names += [
+        f"{type(m).__name__} (a TorchDispatchMode)"
+        for m in dispatch_modes
+        if not getattr(m, "is_of_fperr", False)
+    ]
     if torch._C._functorch.peek_interpreter_stack() is not None:
         names.append("a transform of torch.func, such as vmap or grad")
     try:  # disabling these hooks raises while some are active

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import backends
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import rnn
 
 from fperr.caller_state import SWITCH_LOCK
 from fperr.formats import TF32, Format
+
+_VF: Any = vars(rnn)["_VF"]  # where layers look their kernels up
+_LSTM: Any = torch._C._VariableFunctions.lstm
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ _SWITCHES = (
     (
         Switch("cuda.matmul.fp32_precision", "ieee", "tf32"),
         Switch("cudnn.conv.fp32_precision", "ieee", "tf32"),
+        Switch("cudnn.rnn.fp32_precision", "ieee", "tf32"),
         Switch("mkldnn.matmul.fp32_precision", "ieee", "ieee"),
         Switch("mkldnn.conv.fp32_precision", "ieee", "ieee"),
     )
@@ -93,18 +98,34 @@ def controlled(fmt: Format) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def mathematical_attention() -> Iterator[None]:
-    """Run attention as matrix products and a softmax inside a block.
+    """Run attention and LSTMs as matrix products and elementwise operations inside a block.
 
     A fused kernel would have a backward pass of its own, with other roundings.
     """
     with SWITCH_LOCK:
         before = backends.mha.get_fastpath_enabled()
+        fused_lstm = vars(_VF).get("lstm")
         try:
             backends.mha.set_fastpath_enabled(False)
+            _VF.lstm = _unfused_lstm
             with sdpa_kernel(SDPBackend.MATH):
                 yield
         finally:
             backends.mha.set_fastpath_enabled(before)
+            if fused_lstm is None:
+                del _VF.lstm
+            else:  # within another such block
+                _VF.lstm = fused_lstm
+
+
+def _unfused_lstm(*arguments: Any) -> Any:
+    """PyTorch's LSTM without oneDNN, whose kernel cannot be traced; convolutions keep theirs."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        return _LSTM(*arguments)
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def keeps_subnormals(device: torch.device) -> bool:

@@ -259,11 +259,12 @@ class RunFolder:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Describe the settings that differ; the name of a group precedes those of its settings."""
     old_values, new_values = dict(_flat(old)), dict(_flat(new))
+    absent = "absent"
     return [
-        f"{name} {_short(str(old_values.get(name)))} there, "
-        f"{_short(str(new_values.get(name)))} here"
+        f"{name} {_short(str(old_values.get(name, absent)))} there, "
+        f"{_short(str(new_values.get(name, absent)))} here"
         for name in sorted(old_values.keys() | new_values.keys())
-        if old_values.get(name) != new_values.get(name)
+        if old_values.get(name, absent) != new_values.get(name, absent)
     ]
 
 

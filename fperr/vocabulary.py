@@ -9,12 +9,22 @@ raises an error that names today's.
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
-FormatName = Literal["float16", "bfloat16", "tf32", "float32", "float64"]
+FormatName = Literal[
+    "float16", "bfloat16", "tf32", "float32", "float64", "float32@cuda", "tf32@cuda",
+    "float16@cuda", "bfloat16@cuda",
+]  # fmt: skip
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
 AttackFormat = Literal[FormatName, "exact"]
 ATTACK_FORMATS: tuple[AttackFormat, ...] = get_args(AttackFormat)
 EngineName = Literal["float64", "double_word", "ball", "mpmath"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+"""The names of the engines that compute exact gradients; `fperr.exact.gradient` describes them.
+
+Example:
+    >>> from fperr import exact
+    >>> exact.ENGINES
+    ('float64', 'double_word', 'ball', 'mpmath')
+"""
 EngineChoice = Literal["auto", EngineName]
 ENGINE_CHOICES: tuple[EngineChoice, ...] = get_args(EngineChoice)
 JacobianChoice = Literal["auto", "rows", "products"]

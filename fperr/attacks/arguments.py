@@ -64,6 +64,7 @@ def checked_request(
     format: AttackFormat,
     logits: Accessor | str | int | None,
     accept_probabilities: bool,
+    device: str | torch.device | None,
 ) -> AttackRequest:
     """Check model, inputs, labels, loss and arithmetic of an attack.
 
@@ -74,19 +75,24 @@ def checked_request(
     checks.choice("format", format, ATTACK_FORMATS)
     checks.flag("accept_probabilities", accept_probabilities)
     chosen_loss = loss_named(checks.text("loss", loss))
-    usable = usable_model(model, None, logits)
-    device, dtype = device_and_dtype(usable)
+    usable = usable_model(model, device, logits)
+    where, dtype = device_and_dtype(usable)
     inputs = checks.inputs("x", x)
-    if device != inputs.device:
-        raise ValueError(f"the model is on {device} and x on {inputs.device}: move one of them")
-    if format == "tf32" and device.type != "cuda":
+    if device is not None:
+        inputs = inputs.to(where)
+    if where != inputs.device:
         raise ValueError(
-            f"format 'tf32' exists on CUDA devices only, and the model is on {device}: move "
+            f"the model is on {where} and x on {inputs.device}: give device={str(where)!r}, or "
+            "move one of them"
+        )
+    if format == "tf32" and where.type != "cuda":
+        raise ValueError(
+            f"format 'tf32' exists on CUDA devices only, and the model is on {where}: move "
             "model and x there, or use format='float32'"
         )
-    labels = checks.class_labels("y", y, len(inputs), device)
+    labels = checks.class_labels("y", y, len(inputs), where)
     target_labels = (
-        None if targets is None else checks.class_labels("targets", targets, len(inputs), device)
+        None if targets is None else checks.class_labels("targets", targets, len(inputs), where)
     )
     if chosen_loss.forced is not None and chosen_loss.forced.targeted != (
         target_labels is not None

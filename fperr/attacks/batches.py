@@ -21,6 +21,7 @@ from fperr.attacks.outcome import AttackWarning, Outcome
 from fperr.caller_state import in_neutral_state
 from fperr.data import digest
 from fperr.formats import of_dtype
+from fperr.memory import in_pieces
 from fperr.networks.in_format import FormatNetwork, device_and_dtype
 from fperr.networks.model import usable_model
 from fperr.run_folder import RunFolder, opened
@@ -60,7 +61,7 @@ def attack_in_batches(
         x: (n, *shape), the clean inputs.
         y: (n,) int64, the true labels.
         folder: New folder, or that of the same attack cut off.
-        batch_size: Number of samples at once.
+        batch_size: Number of samples at once; fewer where the device's memory does not do.
         advance: Function called with the result of each batch, whether it was computed or read.
         wait: Whether to wait until another run in the folder has ended, instead of refusing.
         options: Options of `attack`; `targets` are cut into batches, too.
@@ -98,6 +99,11 @@ def attack_in_batches(
         **{name: _as_text(value) for name, value in stored_options.items()},
         "versions": {"fperr": version("fperr"), "torch": torch.__version__},
     }
+
+    def attacked(rows: slice) -> AttackResult:
+        goals = None if targets is None else targets[rows]
+        return attack(model, x[rows], y[rows], targets=goals, **options)
+
     with opened(folder, SETTINGS_FILE, wait=wait) as run:
         settings["first logits"] = _first_logits(model, x, run)
         if run.settings is not None:
@@ -108,10 +114,9 @@ def attack_in_batches(
             name = f"{start:07d}.safetensors"
             result = None if run.settings is None else _read_batch(run, name, len(x[rows]))
             if result is None:
-                batch_targets = None if targets is None else targets[rows]
                 with warnings.catch_warnings():  # one warning at the end, for all batches
                     warnings.simplefilter("ignore", AttackWarning)
-                    result = attack(model, x[rows], y[rows], targets=batch_targets, **options)
+                    result = _joined(in_pieces(attacked, slice(start, min(rows.stop, len(x)))))
                 run.begin(settings)  # not before: an argument may be wrong
                 _write_batch(run, name, result)
             columns = {name: getattr(result, name).cpu().numpy() for name in _COLUMNS}
@@ -124,6 +129,14 @@ def attack_in_batches(
     outcome = Outcome.from_frame(frame)
     outcome.warn(stacklevel=4)  # at the line that called this function, above its decorator
     return frame
+
+
+def _joined(results: list[AttackResult]) -> AttackResult:
+    """The result of a batch, from those of its pieces."""
+    if len(results) == 1:
+        return results[0]
+    tensors = {name: torch.cat([getattr(r, name) for r in results]) for name in _TENSORS}
+    return AttackResult(settings=results[0].settings, **tensors)
 
 
 def _as_text(value: object) -> str:

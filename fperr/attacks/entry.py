@@ -170,6 +170,7 @@ def attack(
     box: tuple[float, float] = (0.0, 1.0),
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
+    device: str | torch.device | None = None,
     on_step: OnStep | None = None,
 ) -> AttackResult:
     """Search for adversarial points near every sample, by gradient ascent on a loss, in one batch.
@@ -220,6 +221,8 @@ def attack(
             index, or a function. None: the model returns logits.
         accept_probabilities: Whether to attack a model that returns probabilities; otherwise it is
             refused.
+        device: Device to run on, e.g. `"cuda"`, or `"auto"`; model and x are copied there, and the
+            result is there. None: the model's own, where x must be.
         on_step: Function called at every step with the step's number, and with copies of the
             points, logits and gradients.
 
@@ -234,6 +237,7 @@ def attack(
     Warns:
         UnjudgedWarning: Samples could not be judged.
         NoGradientWarning: Samples never had a gradient that is finite and not zero.
+        UncertifiedGradientWarning: An exact gradient could not be certified, and why.
 
     Example:
         >>> import fperr
@@ -254,7 +258,7 @@ def attack(
     options.check_inputs(x)
     request = checked_request(
         model, x, y, loss=loss, targets=targets, format=format, logits=logits,
-        accept_probabilities=accept_probabilities,
+        accept_probabilities=accept_probabilities, device=device,
     )  # fmt: skip
     x, source, clean_logits = request.x, request.source, request.clean
     probabilities = clean_logits.to(torch.float64).softmax(1)
@@ -272,6 +276,8 @@ def attack(
         offset = 1 + restart * (plan.count + 1)
         with source.running():
             progress = run_method(run, start, progress, offset)
+    if format == "exact":  # what withstood without its exact gradient has withstood nothing
+        progress = progress.judged_with_all_gradients()
     progress = progress.confirmed(source.logits(progress.x), goal)
     result = AttackResult(
         progress.x,

@@ -1,5 +1,6 @@
 """The gradient that an attack follows: in a floating-point format, or exact."""
 
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from fperr import pass_origin
 from fperr.attacks.goal import Goal
-from fperr.errors import ModelError, ReferenceNotCertifiedError
+from fperr.errors import ModelError, ReferenceNotCertifiedError, UncertifiedGradientWarning
 from fperr.exact.engines.gradient import LossAtSample
 from fperr.exact.logit_direction import KINDS, is_order_unclear, logit_direction
 from fperr.exact.monitored_network import MonitoredNetwork
@@ -116,7 +117,10 @@ class ExactSource(GradientSource):
     def logits_and_gradient(self, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """See `GradientSource`: a gradient in float64, each sample's times some positive number.
 
-        NaN for samples whose logits are not finite.
+        NaN for samples whose logits are not finite, or whose gradient is not certified.
+
+        Warns:
+            UncertifiedGradientWarning: Says which sample's is not, and why.
 
         Raises:
             ContradictedError: PyTorch in float64 computes something else.
@@ -134,7 +138,10 @@ class ExactSource(GradientSource):
         if len(judged):
             samples = self._network.samples(x[judged], [_BITS], lambda: None)
             for i, sample in zip(judged.tolist(), samples, strict=True):
-                gradient[i] = self._climbed(sample, goal, i).to(x.device)
+                try:
+                    gradient[i] = self._climbed(sample, goal, i).to(x.device)
+                except ReferenceNotCertifiedError as fault:  # the others can be attacked
+                    warnings.warn(str(fault), UncertifiedGradientWarning, stacklevel=2)
         return logits, gradient.reshape(x.shape)
 
     def _agreed(self, x: Tensor, goal: Goal, samples: Tensor) -> tuple[Tensor, Tensor]:

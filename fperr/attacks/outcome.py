@@ -40,8 +40,8 @@ class Outcome:
         samples: Number of all samples.
         robust: Number of samples that were judged and withstood.
         fooled: Number of samples at which the attack succeeded, clean errors among them.
-        unjudged: Number of samples that are neither: NaN or overflowing logits, or a prediction
-            that differed when it was computed again.
+        unjudged: Number of samples that are neither: NaN or overflowing logits, a prediction that
+            differed when it was computed again, or an exact gradient that could not be had.
         clean_correct: Number of samples whose clean input is classified as y.
         without_gradient: Number of samples at which the attack took gradients, none of them finite
             and not zero.
@@ -124,8 +124,9 @@ class Outcome:
         if self.unjudged:
             remarks.append(
                 f"{self.unjudged} of {self.samples} could not be judged (logits that are NaN, "
-                "overflow or leave no second class, or a prediction that did not come again): they "
-                "are counted neither as robust nor as fooled; try a wider format"
+                "overflow or leave no second class, a prediction that did not come again, or an "
+                "exact gradient that could not be certified): they are counted neither as robust "
+                "nor as fooled; try a wider format"
             )
         if self.without_gradient:
             gradients = "exactly zero"

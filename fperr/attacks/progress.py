@@ -114,6 +114,12 @@ class Progress:
         agrees = (is_hit == self.success) & is_finite
         return replace(self, success=self.success & agrees, is_judged=self.is_judged & agrees)
 
+    def judged_with_all_gradients(self) -> "Progress":
+        """The progress where a sample without one of its gradients is only judged by success."""
+        return replace(
+            self, is_judged=self.is_judged & (self.success | (self.broken_gradient_steps == 0))
+        )
+
 
 def gradient_size(gradient: Tensor) -> Tensor:
     """The largest component of each sample's gradient (batch, *shape) in absolute value, (batch,).

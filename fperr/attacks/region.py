@@ -84,7 +84,8 @@ class Region:
 
         It depends on the seed, the restart and the sample's values, and on no other sample.
         """
-        noise = torch.stack([_random_direction(x, seed, restart, self.norm) for x in self.centre])
+        content = self.centre.detach().to("cpu", torch.float64)  # one copy for all samples
+        noise = torch.stack([_random_direction(x, seed, restart, self.norm) for x in content])
         offset = self.radius * noise.to(self.centre.device)
         return self.project_((offset.to(torch.float64) + self.centre).to(self.centre.dtype))
 
@@ -185,12 +186,12 @@ def _nearest_not_beyond(centre: Tensor, offset: float, *, inwards: int) -> Tenso
 
 
 def _random_direction(x: Tensor, seed: int, restart: int, norm: Norm) -> Tensor:
-    """A random direction of length 1 in the norm, float64.
+    """A random direction of length 1 in the norm, for x in float64 on the CPU.
 
     The generator is seeded with a digest of the sample's values, the seed and the restart, so that
     a sample starts at the same point in every batch.
     """
-    content = x.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
+    content = x.contiguous().numpy().tobytes()
     digest = hashlib.sha256(f"{seed}/{restart}/".encode() + content).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     if norm == "linf":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fperr.attacks import AttackResult, AttackWarning, attack_in_batches
+from fperr.errors import UncertifiedGradientWarning
 from fperr.vocabulary import Norm
 
 
@@ -40,8 +41,9 @@ STABLE_CE = Arm("stable_ce", "stable_ce", False, "stable cross-entropy")
 MIFPE = Arm("mifpe", "mifpe", False, "MIFPE")
 EXACT_MIFPE = Arm("exact_mifpe", "mifpe", True, "MIFPE, exact gradients")
 TMIFPE = Arm("tmifpe", "tmifpe", False, "T-MIFPE")
+CW = Arm("cw", "cw", False, "C&W")
 UNLIMITED_CE = Arm("unlimited_ce", "unlimited_ce", False, "cross-entropy, exponents unlimited")
-IN_FORMAT = (CE, STABLE_CE, MIFPE, TMIFPE)
+IN_FORMAT = (CE, STABLE_CE, CW, MIFPE, TMIFPE)
 EXACT = (EXACT_CE, EXACT_MIFPE)
 
 
@@ -149,6 +151,7 @@ def _one_start(
 
     with warnings.catch_warnings():  # the columns say it
         warnings.simplefilter("ignore", AttackWarning)
+        warnings.simplefilter("ignore", UncertifiedGradientWarning)
         return attack_in_batches(
             setting.model,
             setting.x[rows],

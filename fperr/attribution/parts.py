@@ -52,6 +52,7 @@ def parts_of(frame: pd.DataFrame, *, is_exact: bool, confidence: float) -> tuple
         ("gap", "the whole gap", "ce", end, False),
         *([("mifpe_rounding", "MIFPE's own rounding", "mifpe", "exact_mifpe", False)]
           if is_exact else []),
+        ("cw", "C&W beside MIFPE", "mifpe", "cw", False),
         ("tmifpe", "T-MIFPE beside MIFPE", "mifpe", "tmifpe", False),
     ]  # fmt: skip
     if "unlimited_ce" in frame:

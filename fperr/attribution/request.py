@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fperr import checks
@@ -61,6 +62,7 @@ def checked_request(
     batch_size: int,
     logits: Accessor | str | int | None,
     accept_probabilities: bool,
+    device: str | torch.device | None,
 ) -> AttributionRequest:
     """Check the arguments of `attribute`; those of the attack itself are checked by it.
 
@@ -82,8 +84,10 @@ def checked_request(
         None,
     )  # fmt: skip
     options.check_inputs(x)
-    usable = usable_model(model, None, logits)
+    usable = usable_model(model, device, logits)
     inputs = checks.inputs("x", x)
+    if device is not None:
+        inputs = inputs.to(device_and_dtype(usable)[0])
     labels = checks.class_labels("y", y, len(inputs), inputs.device)
     classes = number_of_classes(
         usable, inputs.to(device_and_dtype(usable)[1]), accept_probabilities=accept_probabilities

@@ -16,6 +16,8 @@ from fperr.report.html import AttributionSection, attribution_page
 from fperr.report.style import picture
 from fperr.storage import write
 
+_WORDS = {"exact_ce": "exact gradients", "stable_ce": "stable cross-entropy"}
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Attribution:
@@ -41,12 +43,12 @@ class Attribution:
     Example:
         >>> import fperr
         >>> from fperr import data, zoo
-        >>> images, model = data.fashion_mnist_1000().first(20), zoo.load("fashion_saturated")
-        >>> result = fperr.attribute(model, images.x, images.y, radius=0.05, steps=10, starts=1)
+        >>> images, model = data.fashion_mnist_1000().first(2), zoo.load("fashion_saturated")
+        >>> result = fperr.attribute(model, images.x, images.y, radius=0.05, steps=2, starts=1)
         >>> result.part("numerical").difference.only_second
         0
         >>> list(result.summary().index)
-        ['numerical', 'loss', 'gap', 'mifpe_rounding', 'tmifpe']
+        ['numerical', 'loss', 'gap', 'mifpe_rounding', 'cw', 'tmifpe']
     """
 
     frame: pd.DataFrame
@@ -68,19 +70,21 @@ class Attribution:
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the sentence should know besides."""
         share = share_of_gap(self.parts)
-        dead = int((self.frame["never_had_gradient"] & self.frame["is_judged"]).sum())
+        judged = self.frame[self.frame["is_judged"]]
+        dead, without = judged[judged["never_had_gradient"]], self.parts[0].second
         of_dead = (
-            f"{dead} of {len(self.frame)} images never had a gradient of cross-entropy that is not "
-            "zero."
+            f"At {len(dead)} of {len(self.frame)} images every gradient of cross-entropy was "
+            f"exactly zero; {int(dead[without].eq(1).sum())} of them withstand {_WORDS[without]}, "
+            "too."
         )
         return tuple(
             text
             for text in (
                 share,
-                of_dead if dead else None,
+                of_dead if len(dead) else None,
                 None if self.stand_in is None else self.stand_in.sentence,
                 f"Fewer than {FEWEST_IMAGES} images: the intervals are rough."
-                if self.frame["is_judged"].sum() < FEWEST_IMAGES
+                if len(judged) < FEWEST_IMAGES
                 else None,
                 self.note,
             )

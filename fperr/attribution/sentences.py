@@ -8,7 +8,7 @@ from fperr.attribution.stand_in import StandIn
 
 _MOST_UNSEEN = 0.01  # size of the interval up to which "no floating-point error seen" is said
 _NEAR = 0.005  # a loss that leaves at most this much more than exact gradients is recommended
-_LOSSES = ("stable_ce", "mifpe", "tmifpe")
+_LOSSES = ("stable_ce", "cw", "mifpe", "tmifpe")
 _LESS = f"less than {100 * EQUIVALENCE:g} points of floating-point error"
 
 
@@ -29,7 +29,8 @@ def sentence(
     if not len(judged):
         return (
             f"None of {len(frame)} images could be judged: their logits are not finite in the "
-            "format, or predictions did not come again; take a wider format."
+            "format, predictions did not come again, or exact gradients could not be certified; "
+            "take a wider format."
         )
     left_out = f" ({unjudged} of {len(frame)} images could not be judged and are left out)"
     text = f"Cross-entropy PGD leaves {points(judged['ce'].mean())} %{left_out if unjudged else ''}"
@@ -81,7 +82,11 @@ def _about_rounding(part: Part, judged: pd.DataFrame) -> str:
         return f": {_LESS}, {N} ({counts})."
     if N.low >= -_MOST_UNSEEN and N.high <= _MOST_UNSEEN:
         return f": no floating-point error seen, {N} points ({counts}; {_more(N)})."
-    return f": too few images to tell how much is floating-point error, {N} points ({_more(N)})."
+    text = f": too few images to tell how much is floating-point error, {N} points"
+    if N.only_first or N.only_second:  # what was seen, though it may be chance
+        left = points(judged[part.second].mean())
+        return f"{text} ({counts}, and {left} % is left without it; {_more(N)})."
+    return f"{text} ({_more(N)})."
 
 
 def _about_stable(N: PairedDifference, judged: pd.DataFrame, stand_in: StandIn | None) -> str:
@@ -98,9 +103,7 @@ def _about_stable(N: PairedDifference, judged: pd.DataFrame, stand_in: StandIn |
 
 def _more(N: PairedDifference) -> str:
     """How many images would tell."""
-    if N.images < FEWEST_IMAGES:
-        return f"give {FEWEST_IMAGES} images at least"
-    return f"about {N.images_needed} images would tell"
+    return f"about {max(N.images_needed, FEWEST_IMAGES)} images would tell"
 
 
 def _about_loss(loss: PairedDifference) -> str:

@@ -1,4 +1,11 @@
-"""Bounds on the error of a loss's gradient: the papers', ours, and what follows for an attack."""
+"""Bounds on the error of a loss's gradient: the papers', ours, and what follows for an attack.
+
+Example:
+    >>> import torch
+    >>> from fperr import bounds
+    >>> bounds.check(torch.tensor([[30.0, 1.0]]), torch.tensor([0]))["status"].tolist()
+    ['dead']
+"""
 
 from fperr.bounds.accurate import (
     AccurateBound,

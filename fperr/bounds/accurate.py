@@ -41,6 +41,14 @@ class AccurateBound:
         length: On ||v_hat|_2/|v|_2 - 1|, (batch,) float64; inf out of range.
         is_in_range: Whether P, the largest number of v, is a normal number of the format, (batch,).
             Others may be subnormal: their rounding is counted.
+
+    Example:
+        >>> import torch
+        >>> from fperr import bounds
+        >>> logits = torch.tensor([[9.0, 1.0, 0.0], [200.0, 1.0, 0.0]])  # the second: P = e^-199
+        >>> bound = bounds.accurate_cross_entropy(logits, torch.tensor([0, 0]))
+        >>> bound.is_in_range, bound.direction < 1e-5
+        (tensor([ True, False]), tensor([ True, False]))
     """
 
     direction: Tensor
@@ -87,7 +95,11 @@ def accurate_cross_entropy(
     """
     stored, _, z = checked_arguments(logits, labels, 1.0, 1.0, format)
     worked = kernels.working_format(stored)
-    function_accuracy = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
+    function_accuracy = (
+        kernels.accuracy(stored, z.device, kernels.kernel_named(kernel))
+        if accuracy is None
+        else accuracy
+    )
     u = worked.storage_unit_roundoff
     kappa = 2 * function_accuracy.exp_ulps
     z = z.to(worked.dtype)
@@ -139,15 +151,17 @@ def accurate_cross_entropy_errors(
     """Bound both errors for all logits with K classes and a given |z_y - m|.
 
     The results are upper bounds on the errors of direction and of length of the gradient of
-    `fperr.losses.cross_entropy`, with reduction `"sum"`, where it is in range:
+    `fperr.losses.cross_entropy`, with reduction `"sum"`, where it is in range::
 
-        direction   R + u + u_s + sqrt(K) tiny/P, and second orders, R = `stable_ce_relative_error`
-        length      that, and e + (kappa + 3) u, e = u (C + 2 + (2 lambda + 1) log K + 2 |z_y - m|)
+        direction   R + u + u_s + sqrt(K) tiny/P, and second orders
+        length      that, and e + (kappa + 3) u,
+                    e = u (C + 2 + (2 lambda + 1) log K + 2 |z_y - m|)
 
-    where C = 2 log(K - 1) + K + 4 + 6 kappa; u is the unit roundoff of the format in which it is
-    computed, u_s that of a half format that stores it (else 0); kappa and lambda are twice the
-    errors of exp and log in ulps; tiny is half the smallest subnormal number, by which numbers of v
-    below the normal ones round, and P the larger of e^-|z_y - m|/2 and the smallest normal number.
+    where R is `stable_ce_relative_error` and C = 2 log(K - 1) + K + 4 + 6 kappa; u is the unit
+    roundoff of the format in which it is computed, u_s that of a half format that stores it (else
+    0); kappa and lambda are twice the errors of exp and log in ulps; tiny is half the smallest
+    subnormal number, by which numbers of v below the normal ones round, and P the larger of e^-|z_y
+    - m|/2 and the smallest normal number.
 
     Args:
         K: Number of classes.

@@ -15,13 +15,20 @@ def format_of(format: Format | str) -> Format:
 
     Raises:
         TypeError: neither a name nor a `Format`.
-        ValueError: no such format.
+        ValueError: no such format, or one whose kernels are emulated: no kernel of this machine
+            computes as it says.
     """
     if isinstance(format, str):
-        return format_named(format)
+        format = format_named(format)
     if not isinstance(format, Format):
         raise TypeError(
             f"format must be a name or a fperr.formats.Format, got {format!r}: give e.g. 'float16'"
+        )
+    if format.emulation is not None:
+        plain = of_dtype(format.dtype).name
+        raise ValueError(
+            f"format must be one whose own kernels run, got {format.name!r}: bounds are of a "
+            f"kernel, so give {plain!r}, and kernel='cuda' where that is meant"
         )
     return format
 

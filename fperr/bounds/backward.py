@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from fperr.bounds.arguments import format_of
 from fperr.caller_state import in_neutral_state
 from fperr.errors import ModelError
-from fperr.formats import BFLOAT16, FLOAT16, Format
+from fperr.formats import Format
 from fperr.losses import Context, loss_named
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -67,7 +67,7 @@ def backward_units(model: nn.Module, x: Tensor, format: Format | str = "float16"
             "the backward pass of convolutions, linear layers and batch norms can be followed, got "
             f"parameters of {', '.join(sorted(unsupported_types)) or 'none of them'}"
         )
-    adds_once = format_of(format) in (FLOAT16, BFLOAT16)
+    adds_once = format_of(format).is_half
     for layer in owners:
         units = 1 if adds_once or isinstance(layer, _NORMS) else _products(layer)
         layer.forward = _with_absolute_backward(layer, units)

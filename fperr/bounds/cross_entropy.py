@@ -142,7 +142,7 @@ def enclosed(
     stored, c, z = checked_arguments(z, label, c, upstream, format)
     k, a = kernels.kernel_named(kernel), abs(upstream)
     worked = kernels.working_format(stored)
-    function_accuracy = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
+    function_accuracy = kernels.accuracy(stored, z.device, k) if accuracy is None else accuracy
     is_half = worked != stored
     label_index, is_absent = label[:, None], z == -math.inf
 

@@ -104,7 +104,7 @@ def enclosed(
     stored, unit_scale, z = checked_arguments(z, label, 1.0, upstream, format)
     k, a = kernels.kernel_named(kernel), abs(upstream)
     worked = kernels.working_format(stored)
-    function_accuracy = kernels.accuracy(stored, z.device) if accuracy is None else accuracy
+    function_accuracy = kernels.accuracy(stored, z.device, k) if accuracy is None else accuracy
     other_classes = torch.arange(z.shape[1], device=z.device).expand_as(z)
     other_classes = other_classes[other_classes != label[:, None]].reshape(len(z), -1)
     other_logits = z.gather(1, other_classes)
@@ -141,7 +141,7 @@ def stable_ce_relative_error(
     """Bound the relative error of the gradient of stable cross-entropy, whatever the logits.
 
     The result is an upper bound on |v_hat - v|_2 / |v|_2 for K classes, with an upstream factor of
-    1 (or a power of two, without underflow); other factors round once more. It is
+    1 (or a power of two, without underflow); other factors round once more. It is::
 
         (1 + 2 u C) u C + u_s (1 + u C) + 4 K eta   with   C = 2 log(K - 1) + K + 4 + 6 kappa,
 

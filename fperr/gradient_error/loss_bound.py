@@ -41,7 +41,7 @@ def logit_bound(f: FloatGradient, label: Tensor, loss: Loss) -> Bound | None:
     divisor = Fraction(loss_scale) / count  # the factor that the report divides out
     # relative difference between the two factors; 1 + 2**-50 covers float64's roundings
     factor_error = float(abs(Fraction(upstream) / divisor - 1)) * (1 + 2.0**-50)
-    kernel = "cuda" if f.logits.device.type == "cuda" else "cpu"
+    kernel = "cuda" if f.logits.device.type == "cuda" or f.is_emulated else "cpu"
     c = f.scale.c.to(torch.float64)
     present = torch.where(f.logits.isneginf(), 0.0, f.logits)  # masked classes have no error
     scaled_logits = c[:, None] * present.to(torch.float64).abs()

@@ -3,6 +3,17 @@
 Each is a function `(logits, y, *, targets=None, reduction="mean")` for one's own loop, with a
 module of the same name, and a record in the registry, by which `fperr.measure`, `fperr.attack`,
 recordings and figures name it. `cross_entropy` has PyTorch's own arguments.
+
+On the CPU they refuse classes that there are not, probabilities, and logits that are not finite. On
+another device they do not look, as PyTorch's losses do not: the host would wait for the answer.
+
+Example:
+    >>> import torch
+    >>> from fperr import losses
+    >>> z, y = torch.tensor([[90.0, 1.0, 1.0]], requires_grad=True), torch.tensor([0])
+    >>> losses.tmifpe(z, y).backward()
+    >>> bool(z.grad.any())  # cross-entropy's own gradient is exactly 0 here
+    True
 """
 
 from fperr.losses.base import Context, Loss, LossFunction

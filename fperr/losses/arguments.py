@@ -211,7 +211,7 @@ def _are_probabilities(logits: Tensor) -> Tensor:
     """Whether all rows are probabilities other than 0 and 1, as a tensor."""
     z = logits.detach()
     if is_true((z[0] < 0).any()):  # most logits are told by a single row
-        return torch.zeros((), dtype=torch.bool)
+        return torch.zeros((), dtype=torch.bool, device=logits.device)
     return _look_like_probabilities(z)
 
 
@@ -227,8 +227,12 @@ def _look_like_probabilities(rows: Tensor) -> Tensor:
 
 
 def is_true(condition: Tensor) -> bool:
-    """The truth of a condition; False where it cannot be read."""
-    if torch.compiler.is_compiling():
+    """The truth of a condition; False where it cannot be read, or only by waiting for a device.
+
+    On a device PyTorch's kernels themselves refuse a class that there is not, as with its own
+    losses.
+    """
+    if torch.compiler.is_compiling() or condition.device.type != "cpu":
         return False
     try:
         return bool(condition)

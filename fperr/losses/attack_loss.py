@@ -88,13 +88,23 @@ class AttackLoss(nn.Module):
         targets: Tensor | None = None,
         **inputs: Tensor,
     ) -> Tensor:
-        """The loss of logits (batch, K): see the function of the same name."""
+        """The loss of a batch: see the function of the same name.
+
+        Args:
+            logits: Logits (batch, K).
+            y: True classes (batch,).
+            targets: Target classes (batch,), for a targeted attack.
+            **inputs: Further tensors that the function takes, e.g. `clean` for GAMA.
+
+        Returns:
+            The loss, (batch,) or a number.
+        """
         return type(self).function(
             logits, y, targets=targets, reduction=self.reduction, **inputs, **self.options
         )
 
     def extra_repr(self) -> str:
-        """Reduction and options."""
+        """The reduction and the options, for `repr`."""
         options = {"reduction": self.reduction, **self.options}
         return ", ".join(f"{name}={value!r}" for name, value in options.items())
 

@@ -23,9 +23,20 @@ from fperr.theory.format_aware import format_aware_T
 from fperr.theory.scaling import Scale, margin, scale, temperature
 from fperr.theory.scenarios import Scenario
 
-# A loss that a user gives: (logits (batch, K), y (batch,), targets (batch,) or None where the
-# attack is untargeted) -> (batch,), each value of its own row alone.
 LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""The type of a loss that a user gives: `(logits, y, targets) -> values`.
+
+`logits` are (batch, K), `y` (batch,), and `targets` (batch,), or None where the attack is
+untargeted. The values are (batch,), and each depends on its own row alone. The attack ascends them.
+
+Example:
+    >>> from fperr.losses import LossFunction
+    >>> def logit_of_another_class(logits, y, targets):
+    ...     return -logits.gather(1, y[:, None])[:, 0]
+    >>> own: LossFunction = logit_of_another_class
+    >>> own.__name__
+    'logit_of_another_class'
+"""
 Kind = Literal["cross_entropy", "stable_ce", "cw", "dlr", "gama", "comp_sum", "unlimited"]
 
 
@@ -39,6 +50,13 @@ class Context:
         loss_scale: Factor a on the loss: it lowers the cap on c.
         clean: Probabilities at the clean inputs (batch, K); GAMA needs them.
         weight: Factor on GAMA's distance to those probabilities.
+
+    Example:
+        >>> import torch
+        >>> from fperr.losses import Context, loss_named
+        >>> logits, target = torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([1])
+        >>> loss_named("cw")(logits, target, Context(targeted=True))
+        tensor([-2.])
     """
 
     targeted: bool = False
@@ -116,7 +134,11 @@ class Loss:
         return self.kind != "dlr"
 
     def smallest_K(self, *, targeted: bool) -> int:  # noqa: N802
-        """The smallest number of classes that the loss needs."""
+        """The smallest number of classes that the loss needs.
+
+        Args:
+            targeted: Whether the attack is targeted.
+        """
         return self.least_classes[targeted]
 
     def scale(self, logits: Tensor, label: Tensor, context: Context) -> Scale:
@@ -128,6 +150,9 @@ class Loss:
             logits: Logits (batch, K).
             label: Labels or targets (batch,), int64.
             context: Further inputs of the loss.
+
+        Returns:
+            T, c and whether c was capped, each (batch,).
         """
         if not self.is_scaled:
             unit_scale = torch.ones(len(logits), dtype=logits.dtype, device=logits.device)

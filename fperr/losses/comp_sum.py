@@ -198,7 +198,19 @@ def mean_absolute_error(
 
 
 class CompSumLoss(AttackLoss):
-    """`comp_sum` as a module."""
+    """`comp_sum` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+        tau: Member of the family, 0 or more.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> mean_absolute_error = losses.CompSumLoss(tau=2.0)
+        >>> mean_absolute_error(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        tensor(0.1192)
+    """
 
     function = staticmethod(comp_sum)
 
@@ -207,7 +219,17 @@ class CompSumLoss(AttackLoss):
 
 
 class LogisticLoss(AttackLoss):
-    """`logistic` as a module."""
+    """`logistic` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> losses.LogisticLoss()(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        tensor(0.1269)
+    """
 
     function = staticmethod(logistic)
 
@@ -216,7 +238,18 @@ class LogisticLoss(AttackLoss):
 
 
 class GeneralizedCrossEntropyLoss(AttackLoss):
-    """`generalized_cross_entropy` as a module."""
+    """`generalized_cross_entropy` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+        q: Power of the probability, 0 or more.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> losses.GeneralizedCrossEntropyLoss(q=0.7)(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        tensor(0.1215)
+    """
 
     function = staticmethod(generalized_cross_entropy)
 
@@ -225,7 +258,17 @@ class GeneralizedCrossEntropyLoss(AttackLoss):
 
 
 class MeanAbsoluteErrorLoss(AttackLoss):
-    """`mean_absolute_error` as a module."""
+    """`mean_absolute_error` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> losses.MeanAbsoluteErrorLoss()(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        tensor(0.1192)
+    """
 
     function = staticmethod(mean_absolute_error)
 

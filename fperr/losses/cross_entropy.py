@@ -28,7 +28,7 @@ def cross_entropy(
 
     Value and arguments are those of `torch.nn.functional.cross_entropy`. PyTorch's gradient at the
     label is p_y - 1, which is exactly 0 from p_y = 1 - 2^-25 on (a margin of 17 in float32). Here,
-    with q the softmax over the other classes and P = 1 - p_y, it is
+    with q the softmax over the other classes and P = 1 - p_y, it is::
 
         v_i = P q_i for i != y,    v_y = -P,    P = sigmoid(log S - (z_y - m)),
 
@@ -164,6 +164,12 @@ def _reduced(
 class CrossEntropyLoss(nn.Module):
     """`cross_entropy` as a module, with the arguments of `torch.nn.CrossEntropyLoss`.
 
+    Args:
+        weight: Weights of the classes, (K,).
+        ignore_index: Class index of samples that are left out.
+        reduction: `"none"`, `"sum"`, or `"mean"` over the weights of the samples.
+        label_smoothing: Share of the uniform distribution in the target, 0 to 1.
+
     Example:
         >>> import torch
         >>> from fperr import losses
@@ -187,7 +193,12 @@ class CrossEntropyLoss(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """See `cross_entropy`."""
+        """The loss of logits (batch, K): see `cross_entropy`.
+
+        Args:
+            input: Logits (batch, K), (batch, K, d1, ...) or (K,).
+            target: Class indices (batch,), (batch, d1, ...) or ().
+        """
         return cross_entropy(
             input,
             target,

@@ -59,7 +59,17 @@ def cw(
 
 
 class CWLoss(AttackLoss):
-    """`cw` as a module."""
+    """`cw` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> losses.CWLoss()(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0]))
+        tensor(-2.)
+    """
 
     function = staticmethod(cw)
 

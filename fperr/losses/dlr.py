@@ -73,7 +73,17 @@ def dlr(
 
 
 class DLRLoss(AttackLoss):
-    """`dlr` as a module."""
+    """`dlr` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> losses.DLRLoss()(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0]))
+        tensor(-0.6667)
+    """
 
     function = staticmethod(dlr)
 

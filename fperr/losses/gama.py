@@ -75,7 +75,19 @@ def gama(
 
 
 class GAMALoss(AttackLoss):
-    """`gama` as a module, whose `forward` takes the clean probabilities as `clean`."""
+    """`gama` as a module, whose `forward` takes the clean probabilities as `clean`.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+        weight: Factor on the distance to the clean probabilities, 0 or more.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> z = torch.tensor([[3.0, 1.0, 0.0]])
+        >>> losses.GAMALoss()(z, torch.tensor([0]), clean=z.softmax(1))
+        tensor(-0.7296)
+    """
 
     function = staticmethod(gama)
 

@@ -61,7 +61,20 @@ def mifpe(
 
 
 class MIFPELoss(AttackLoss):
-    """`mifpe` as a module."""
+    """`mifpe` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+        T: Margin after rescaling, positive.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> z = torch.tensor([[90.0, 1.0, 1.0]], requires_grad=True)
+        >>> losses.MIFPELoss(T=1.0)(z, torch.tensor([0])).backward()
+        >>> bool(z.grad[0, 0] < 0)  # cross-entropy's own gradient is exactly 0 here
+        True
+    """
 
     function = staticmethod(mifpe)
 

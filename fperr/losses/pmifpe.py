@@ -58,7 +58,20 @@ def pmifpe(
 
 
 class PMIFPELoss(AttackLoss):
-    """`pmifpe` as a module."""
+    """`pmifpe` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+        C: Rounding errors of the network behind, in units of the format's, positive.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> z = torch.tensor([[90.0, 1.0, 1.0]], requires_grad=True)
+        >>> losses.PMIFPELoss(C=1.0)(z, torch.tensor([0])).backward()
+        >>> bool(z.grad[0, 0] < 0)  # cross-entropy's own gradient is exactly 0 here
+        True
+    """
 
     function = staticmethod(pmifpe)
 

@@ -1,5 +1,6 @@
 """The losses by name, with their parameters."""
 
+import difflib
 import math
 from dataclasses import replace
 from typing import Any
@@ -17,13 +18,27 @@ from fperr.losses.tmifpe import TMIFPE, TMIFPE_SHIFTED
 from fperr.losses.unlimited_ce import UNLIMITED_CE
 from fperr.theory.scenarios import SCENARIOS
 
-# in the order in which figures show them
+# names that the field has for some, and the registry's
+_ALSO_CALLED = {"cross_entropy": "ce", "crossentropy": "ce", "xent": "ce", "margin": "cw"}
 LOSSES = (
     CE, MIFPE, TMIFPE, STABLE_CE, CW, DLR, MIFPE_SHIFTED, TMIFPE_SHIFTED, PMIFPE, GAMA,
     ACCURATE_CE, COMP_SUM, GCE, MAE,
 )  # fmt: skip
-# the losses without a parameter, by name: everything that names or draws a loss reads this
+"""The losses of the registry, in the order in which figures show them.
+
+Example:
+    >>> from fperr import losses
+    >>> [loss.display_name for loss in losses.LOSSES][:4]
+    ['CE', 'MIFPE', 'T-MIFPE', 'stable CE']
+"""
 LOSSES_BY_NAME = {loss.name: loss for loss in LOSSES}
+"""The losses without a parameter, by name: everything that names or draws a loss reads this.
+
+Example:
+    >>> from fperr import losses
+    >>> losses.LOSSES_BY_NAME["stable_ce"].has_value
+    True
+"""
 # known by its name, and no loss that one would choose
 _DIAGNOSTIC = {UNLIMITED_CE.name: UNLIMITED_CE}
 # name -> its parameter, and the field that holds it
@@ -43,6 +58,15 @@ LOSS_NAMES = (
         for name, (parameter, _) in _PARAMETERS.items()
     ),
 )
+"""The names that `loss_named` knows, parameters included.
+
+Example:
+    >>> from fperr import losses
+    >>> losses.LOSS_NAMES[:3]
+    ('ce', 'mifpe', 'tmifpe')
+    >>> "mifpe:T=<number>" in losses.LOSS_NAMES
+    True
+"""
 
 
 def loss_named(name: str) -> Loss:
@@ -68,7 +92,11 @@ def loss_named(name: str) -> Loss:
     parameter, separator, text = assignment.partition("=")
     expected, field = _PARAMETERS.get(base, ("", ""))
     if not separator or parameter != expected:
-        raise ValueError(f"unknown loss {name!r}: expected one of {', '.join(LOSS_NAMES)}")
+        near = difflib.get_close_matches(name, (*LOSS_NAMES, *_ALSO_CALLED), n=1)
+        meant = [f", did you mean {_ALSO_CALLED.get(n, n)!r}?" for n in near]
+        raise ValueError(
+            f"unknown loss {name!r}: expected one of {', '.join(LOSS_NAMES)}{''.join(meant)}"
+        )
     if parameter == "scenario":
         if text not in SCENARIOS:
             raise ValueError(f"loss {name!r}: scenario must be one of {', '.join(SCENARIOS)}")

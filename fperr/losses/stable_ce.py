@@ -70,7 +70,19 @@ def stable_ce(
 
 
 class StableCELoss(AttackLoss):
-    """`stable_ce` as a module."""
+    """`stable_ce` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> z = torch.tensor([[90.0, 1.0, 1.0]], requires_grad=True)
+        >>> losses.StableCELoss()(z, torch.tensor([0])).backward()
+        >>> z.grad
+        tensor([[-1.0000,  0.5000,  0.5000]])
+    """
 
     function = staticmethod(stable_ce)
 

@@ -54,7 +54,19 @@ def tmifpe(
 
 
 class TMIFPELoss(AttackLoss):
-    """`tmifpe` as a module."""
+    """`tmifpe` as a module.
+
+    Args:
+        reduction: `"none"`, `"sum"` or `"mean"`.
+
+    Example:
+        >>> import torch
+        >>> from fperr import losses
+        >>> z = torch.tensor([[90.0, 1.0, 1.0]], requires_grad=True)
+        >>> losses.TMIFPELoss()(z, torch.tensor([0])).backward()
+        >>> bool(z.grad[0, 0] < 0)  # cross-entropy's own gradient is exactly 0 here
+        True
+    """
 
     function = staticmethod(tmifpe)
 

@@ -155,6 +155,11 @@ def checked_request(
             f"autocast=True needs a float32 model, got {dtype}: torch.autocast leaves its "
             "operations alone, and float16 would be measured in name only"
         )
+    if autocast and any(f.emulation is not None for f in formats_):
+        raise ValueError(
+            "autocast=True runs a device's own kernels, and formats= names emulated ones: leave "
+            "autocast out, or take 'float16' or 'bfloat16'"
+        )
     checks.choice("engine", engine, ENGINE_CHOICES)
     digits = _checked_digits(digits, engine, formats_)
     engines, reason = _chosen_engines(engine, certify=certify)

@@ -91,7 +91,7 @@ def measure(
         loss_scale: Factor on the loss, divided out of the gradient exactly.
         autocast: Whether float16 and bfloat16 run under `torch.autocast`; otherwise the network is
             cast.
-        device: Device to run on; by default the model's own.
+        device: Device to run on, e.g. `"cuda"`, or `"auto"`; by default the model's own.
         batch_size: Number of samples in one batch of the format's run; the bits of its results
             depend on it. By default 64, or 1 (with a warning) if a batch runs other operations
             than one sample.

@@ -218,9 +218,10 @@ class LayerTracer:
             if rounds:
                 run = interpreter.forward(cast_x, replayed)
                 gradient = with_bits(*replays.loss_gradient(run, self.loss_at_sample))
-            if rounds or node.name in flips_at:
+            layer = self.capture.layer(node)
+            if rounds or layer in flips_at:
                 yield LayerStep(
-                    node.name, _operation(node), "forward", gradient, flips_at.get(node.name, 0)
+                    layer, _operation(node), "forward", gradient, flips_at.get(layer, 0)
                 )
         v = self.computed.logit_gradient
         gradient = with_bits(*replays.product(run.saved_values, v))
@@ -232,7 +233,7 @@ class LayerTracer:
             if self._advance(replays, node, replayed):
                 backward_values[node.name] = replayed[node.name]
                 gradient = with_bits(*replays.product(run.saved_values, v, backward_values))
-                yield LayerStep(node.name, _operation(node), "backward", gradient, 0)
+                yield LayerStep(self.capture.layer(node), _operation(node), "backward", gradient, 0)
             backward_values[node.name] = replayed[node.name]
 
     def _advance(self, replays: Replays[Any], node: Node, replayed: dict[str, Any]) -> bool:

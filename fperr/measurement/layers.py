@@ -10,6 +10,7 @@ the error of the gradient, and the vectors sum to the total error:
 import warnings
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -36,6 +37,7 @@ def trace_layers(
     format: FormatName = "float32",
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
+    device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> LayerReport:
     """Split the error of an input gradient by the operations of the network.
@@ -56,6 +58,7 @@ def trace_layers(
             None: the model returns logits.
         accept_probabilities: Whether to trace a model that returns probabilities; otherwise it is
             refused.
+        device: Device to run on, e.g. `"cuda"`, or `"auto"`; by default the model's own.
         progress: Whether to show a progress bar. None: only if standard error is a terminal.
 
     Returns:
@@ -93,6 +96,7 @@ def trace_layers(
         scenarios=assigned,
         logits=logits,
         accept_probabilities=accept_probabilities,
+        device=device,
     )
     broken = (~request.x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if broken:

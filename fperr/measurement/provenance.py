@@ -66,6 +66,7 @@ def provenance(
         "model": {
             "class": type(request.model).__name__,
             "classes": request.classes,
+            "parameters": sum(p.numel() for p in request.model.parameters()),
             "digest": network_digest,
         },
         "versions": {

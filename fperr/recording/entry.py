@@ -69,7 +69,7 @@ def record(
     Hooks on the model read its logits, dL/dz and dL/dx. The attack runs as it would without them,
     bit by bit (but not under torch.func or torch.compile). The trace describes every step of every
     sample. At every `every`-th forward pass the gradients of some samples are compared with exact
-    ones, and with the gradients of other losses at the same points in each format.
+    ones, and with the gradients of other losses at the same points in each format. ::
 
         with fperr.record(model, x, y) as trace:
             torchattacks.PGD(model, eps=0.3)(x, y)

@@ -90,7 +90,7 @@ class Recorder:
             return None
         if self.check_model is not None:  # at the first inputs that are differentiated
             check, self.check_model = self.check_model, None
-            with neutral_state():
+            with neutral_state(allows_repaired=True):
                 check(x)
         samples = self.matcher.samples_of(x)
         if self.comparison is None or self.counts.differentiable % self.every:
@@ -141,7 +141,7 @@ class Recorder:
         self.waiting, self.to_compare = [], []
         if not steps:
             return
-        with neutral_state(), torch.no_grad():
+        with neutral_state(allows_repaired=True), torch.no_grad():
             losses: list[RecognisedLoss] = []
             # one table holds logits of one dtype and one number of classes
             for _, alike in groupby(steps, key=lambda s: (s.logits.dtype, s.logits.shape[1])):

@@ -87,7 +87,9 @@ class SampleMatcher:
         return bool((distances < self._half_distances_of(inputs)[samples]).all())
 
     def _half_distances_of(self, inputs: Tensor) -> Tensor:
-        """Half the distance from each input (n, entries) to the next one, (n,)."""
+        """Half the distance from each input (n, entries) to the next, (n,); inf without one."""
+        if len(inputs) == 1:
+            return inputs.new_full((1,), torch.inf)
         if self._half_distances is None:
             # 512 rows at a time, because all n^2 distances may not fit in memory
             distances = [

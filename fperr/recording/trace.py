@@ -20,6 +20,19 @@ class Trace:
 
     Raises:
         MissingDataError: the folder holds no trace.
+
+    Example:
+        >>> import tempfile, torch, fperr
+        >>> from fperr import zoo
+        >>> model, y = zoo.load("fashion_standard"), torch.tensor([0, 1])
+        >>> x = torch.rand(2, 1, 28, 28).requires_grad_()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with fperr.record(model, x, y, samples=0, out=folder + "/trace"):
+        ...         torch.nn.functional.cross_entropy(model(x), y).backward()
+        ...     trace = fperr.Trace(folder + "/trace")
+        ...     steps = trace.steps(["step", "loss"])
+        >>> steps["loss"].tolist()  # one step of two samples
+        ['ce', 'ce']
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -100,7 +113,11 @@ class Trace:
         return trace_files.read_table(self.folder, "errors", columns)
 
     def points(self, columns: list[str] | None = None) -> pd.DataFrame:
-        """The inputs and dL/dx, flattened, at the chosen steps and samples."""
+        """The inputs and dL/dx, flattened, at the chosen steps and samples.
+
+        Args:
+            columns: Columns to read; None: all.
+        """
         return trace_files.read_table(self.folder, "points", columns)
 
     @property

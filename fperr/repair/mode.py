@@ -77,6 +77,8 @@ class repaired(TorchFunctionMode):  # noqa: N801 (used like a function)
         True
     """
 
+    is_of_fperr = True  # a recorder may stand around it, or within it
+
     def __init__(self, repair: Repair = "stable_ce", *, value: Value = "cross_entropy") -> None:
         super().__init__()
         for name, given, known in (("repair", repair, REPAIRS), ("value", value, VALUES)):

@@ -8,8 +8,9 @@ import torch
 from torch import Generator, Tensor
 
 from fperr.bounds.accurate import AccurateBound, accurate_cross_entropy
+from fperr.bounds.arguments import format_of
 from fperr.caller_state import in_neutral_state
-from fperr.formats import Format, format_named
+from fperr.formats import Format
 from fperr.losses import cross_entropy
 from fperr.validation.hill_climbing import climb
 from fperr.validation.logit_gradients import signed_gradient
@@ -61,7 +62,7 @@ def falsify_accurate(
     """
     frames = []
     for name in formats:
-        fmt, count = format_named(name), 0
+        fmt, count = format_of(name), 0
         generator = torch.Generator().manual_seed(seed)
         batch = max(_SMALLEST_BATCH, min(_LARGEST_BATCH, cases // 60))
         for turn in itertools.count():

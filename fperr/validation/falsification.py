@@ -9,10 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fperr.bounds import kernels
+from fperr.bounds.arguments import format_of
 from fperr.bounds.cross_entropy import Bound, enclosed
 from fperr.bounds.kernels import Accuracy, Kernel
 from fperr.caller_state import in_neutral_state
-from fperr.formats import Format, format_named
+from fperr.formats import Format
 from fperr.theory.scaling import log2_G
 from fperr.theory.scenarios import SCENARIOS, classify, ranked
 from fperr.validation import logit_gradients
@@ -72,9 +73,11 @@ def falsify(
     frames = []
     with tqdm(total=cases * len(formats), disable=not progress, unit="case") as bar:
         for name in formats:
-            fmt = format_named(name)
+            fmt = format_of(name)
             kernel_accuracy = (
-                kernels.accuracy(fmt, torch.device("cpu")) if accuracy is None else accuracy
+                kernels.accuracy(fmt, torch.device("cpu"), kernel_model)
+                if accuracy is None
+                else accuracy
             )
             case_count, trials = (
                 0,
