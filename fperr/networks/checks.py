@@ -47,7 +47,7 @@ def check_model(model: nn.Module, x: Tensor, *, accept_probabilities: bool) -> i
     few = x[:_PROBED_SAMPLES].detach()
     products = _number_of_products(_differentiable(model, few[:1]).grad_fn)
     check_repeatable(lambda x_: _differentiable(model, x_).detach(), few)
-    check_logits(network.logits, few, products, of_dtype(network.dtype).unit_roundoff)
+    check_logits(network.logits, few, products, _unit_roundoff(network))
     return classes
 
 
@@ -72,7 +72,7 @@ def check_function_of_sample(network: FormatNetwork, x: Tensor) -> None:
     """
     check_repeatable(network.logits, x)  # a random model cannot be captured
     depth = network.capture(x[:1]).depth
-    check_logits(network.logits, x, depth, of_dtype(network.dtype).unit_roundoff)
+    check_logits(network.logits, x, depth, _unit_roundoff(network))
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
     except Exception as fault:
         reason = " ".join(f"{type(fault).__name__}: {fault}".split())
         raise ValueError(
-            f"the model fails on x[:{_PROBED_SAMPLES}], of shape {tuple(few.shape)} and dtype "
+            f"the model fails on x[:{len(few)}], of shape {tuple(few.shape)} and dtype "
             f"{x.dtype}: {reason}. {_remedy_for_shape(few)}"
         ) from fault
     if not isinstance(z, Tensor):
@@ -231,3 +231,11 @@ def _refuse_probabilities(dtype: torch.dtype, values: Tensor) -> None:
         f"the model returns {kind}, not logits (each row's sum to 1): {remedy}, or take it as "
         "it is with accept_probabilities=True"
     )
+
+
+def _unit_roundoff(network: FormatNetwork) -> float:
+    """The unit roundoff by which two runs of the network may differ in a number."""
+    stored = of_dtype(network.dtype).unit_roundoff
+    if network.format.emulation is None:
+        return stored
+    return max(stored, network.format.coarsest_unit_roundoff)

@@ -1,5 +1,6 @@
 """The exact network at the samples of a batch: each sample climbs a ladder of engines."""
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from fperr.exact.engines.scaled import Vector
 from fperr.exact.engines.vectors import Vectors
 from fperr.exact.graph import Capture, called_in, probe
 from fperr.exact.precision import Certainty, certainty
+from fperr.memory import in_pieces
 from fperr.networks.in_format import FormatNetwork
 from fperr.vocabulary import EngineName
 
@@ -268,22 +270,32 @@ class ExactNetwork:
         """
         samples: list[SampleLadder | NoExactSample] = []
         for piece in self.pieces(len(x)):
-            ladders: list[SampleLadder | NoExactSample] = []
-            for i in range(*piece.indices(len(x))):
-                single, model = x[i : i + 1], self.network.model
-                if bool(single.isfinite().all()):
-                    with self.network.running():
-                        self.capture.audit(model, single, probe(model(single)))
-                    ladders.append(SampleLadder(self, single))
-                else:
-                    ladders.append(NoExactSample(reasons.INPUT_NOT_FINITE, None))
-            self._climb_all(ladders, x[piece], needs)
-            for ladder in ladders:
+            found = in_pieces(lambda part: self._ladders(x[part], needs), _bounded(piece, len(x)))
+            for ladder in itertools.chain.from_iterable(found):
                 # why there is no result on any rung is said once, instead of the ladder
                 lowest = ladder.lowest if isinstance(ladder, SampleLadder) else ladder
                 samples.append(lowest if isinstance(lowest, NoExactSample) else ladder)
                 advance()
         return samples
+
+    def _ladders(self, x: Tensor, needs: Sequence[int]) -> list[SampleLadder | NoExactSample]:
+        """The ladders of samples that are computed together, climbed as far as is needed."""
+        model, singles = self.network.model, torch.split(x, 1)
+        are_finite = x.isfinite().flatten(1).all(1).tolist()
+        finite = [single for single, flag in zip(singles, are_finite, strict=True) if flag]
+        with self.network.running():
+            self.capture.audit_each(model, ((s, probe(model(s))) for s in finite))
+        ladders: list[SampleLadder | NoExactSample] = [
+            SampleLadder(self, single) if flag else NoExactSample(reasons.INPUT_NOT_FINITE, None)
+            for single, flag in zip(singles, are_finite, strict=True)
+        ]
+        counts = self._samples, self._uses.copy()
+        try:
+            self._climb_all(ladders, x, needs)
+        except torch.OutOfMemoryError:  # its halves are counted
+            self._samples, self._uses = counts
+            raise
+        return ladders
 
     def _climb_all(
         self, ladders: Sequence[SampleLadder | NoExactSample], x: Tensor, needs: Sequence[int]
@@ -362,3 +374,9 @@ class ExactNetwork:
 def _has_bits(sample: ExactSample | NoExactSample, bits: float) -> bool:
     """Whether a sample is worth starting at: single gradients may need fewer bits, or climb."""
     return isinstance(sample, ExactSample) and sample.point.log2_error <= _FEWER_BITS - bits
+
+
+def _bounded(piece: slice, samples: int) -> slice:
+    """The piece with an end that is no further than the samples."""
+    start, stop, _ = piece.indices(samples)
+    return slice(start, stop)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fperr.emulated_kernels import emulated
 from fperr.errors import ModelError
-from fperr.exact.graph import Capture, capture, fixed_parameters
+from fperr.exact.graph import Capture, capture
 from fperr.exact.saved_values import FloatRun, check_split, float_run
+from fperr.exact.tracing import fixed_parameters
 from fperr.formats import BFLOAT16, FLOAT16, Format
 from fperr.kernel_switches import controlled
 from fperr.losses import Context, Loss
@@ -32,6 +34,7 @@ class FloatGradient:
         factor: Loss scale, and number that the losses were divided by (the batch size of a mean,
             or 1); both gradients contain their quotient.
         is_autocast: True if the loss was computed under `torch.autocast`.
+        is_emulated: True if the kernels of a GPU were emulated.
     """
 
     logits: Tensor
@@ -40,6 +43,7 @@ class FloatGradient:
     scale: Scale
     factor: tuple[float, int]
     is_autocast: bool
+    is_emulated: bool = False
 
 
 class FormatNetwork:
@@ -81,14 +85,20 @@ class FormatNetwork:
         return aligned(x.to(self.dtype))
 
     @contextmanager
-    def running(self) -> Iterator[dict[str, str]]:
-        """A context in which kernels run as this format demands; yields the switches it sets."""
+    def running(self, *, emulates: bool = True) -> Iterator[dict[str, str]]:
+        """A context in which kernels run as this format demands; yields the switches it sets.
+
+        Args:
+            emulates: Whether kernels of a GPU are emulated, where the format says so. A graph is
+                captured without, and replayed with them.
+        """
         inner: AbstractContextManager[object] = nullcontext()
         if self._autocast:
             # a cache of casts would pass tensors from one trace to the next
             inner = torch.autocast(self.device.type, dtype=self.format.dtype, cache_enabled=False)
         self.check_mode()
-        with controlled(self.format) as switches, fixed_parameters(self.model), inner:
+        kernels = emulated(self.format) if emulates else nullcontext()
+        with controlled(self.format) as switches, fixed_parameters(self.model), inner, kernels:
             yield switches
         self.check_mode()
 
@@ -101,7 +111,7 @@ class FormatNetwork:
         """
         shape = tuple(x.shape)
         if shape not in self._captures:
-            with self.running():
+            with self.running(emulates=False):
                 try:
                     self._captures[shape] = capture(self.model, self.cast(x))
                 except ModelError as fault:
@@ -166,7 +176,8 @@ class FormatNetwork:
             v, g = torch.autograd.grad(objective, (logits, leaf))
             scale = loss.scale(logits, label, context)
         factor = context.loss_scale, len(x) if mean else 1
-        return FloatGradient(logits.detach(), v, g, scale, factor, self._autocast)
+        is_emulated = self.format.emulation is not None
+        return FloatGradient(logits.detach(), v, g, scale, factor, self._autocast, is_emulated)
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:

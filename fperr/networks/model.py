@@ -121,8 +121,8 @@ def usable_model(
 
     Args:
         model: Any module; one from `torch.compile` is unwrapped.
-        device: Device to run on; the model is copied there if it is elsewhere. None: the model's
-            own device.
+        device: Device to run on, or `"auto"`; the model is copied there if it is elsewhere. None:
+            the model's own device.
         logits: Position of the logits in the model's output, see `LogitsOf`.
 
     Raises:
@@ -139,19 +139,31 @@ def usable_model(
         )
     plain = checks.model("model", model)
     present, _ = device_and_dtype(plain)
-    if device is not None and _usable_device(device) != present:
-        plain = copied(plain).to(device)
+    if device is not None:
+        chosen = usable_device(device)
+        if chosen != present:
+            plain = copied(plain).to(chosen)
     return plain if logits is None else LogitsOf(plain, logits)
 
 
-def _usable_device(device: str | torch.device) -> torch.device:
-    """The device, checked to exist and to compute."""
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, checked to exist and to compute; `"auto"` is CUDA where there is a card.
+
+    Raises:
+        ValueError: It is no device, or not here, or has no float64.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         usable = torch.device(device)
     except (RuntimeError, TypeError) as fault:
         raise ValueError(
-            f"device={device!r} is no device of PyTorch: use 'cpu', 'cuda' or 'cuda:0'"
+            f"device={device!r} is no device of PyTorch: use 'cpu', 'cuda', 'cuda:0' or 'auto'"
         ) from fault
+    if usable.type == "mps":
+        raise ValueError(
+            "device='mps' has no float64, in which gradients are compared: use device='cpu'"
+        )
     if usable.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r}, but there is no CUDA device: use device='cpu'")
     if usable.type == "meta":

@@ -1,4 +1,10 @@
-"""The zoo: small trained networks by name."""
+"""The zoo: small trained networks by name.
+
+Example:
+    >>> from fperr import zoo
+    >>> len(list(zoo.load("fashion_standard").parameters()))
+    8
+"""
 
 from fperr.zoo.registry import REGISTRY, Entry, card, entry, load
 

@@ -29,6 +29,12 @@ class Entry:
         checkpoint: Path below FPERR_DATA; None for a packaged safetensors file.
         sha256: SHA-256 of the checkpoint file; None for a packaged one.
         keys: Keys that lead to the weights inside the checkpoint, the outermost first.
+
+    Example:
+        >>> from fperr import zoo
+        >>> entry = zoo.entry("mnist_fastat_pgd")
+        >>> entry.dataset, entry.checkpoint
+        ('mnist_test', 'checkpoints/mnist_fastat_pgd.pth')
     """
 
     name: str
@@ -124,13 +130,28 @@ _ENTRIES = (
     ),
 )
 REGISTRY = {entry.name: entry for entry in _ENTRIES}
+"""The entries of the zoo, by name: three are packaged, the others are published checkpoints.
+
+Example:
+    >>> from fperr import zoo
+    >>> [name for name, entry in zoo.REGISTRY.items() if entry.checkpoint is None]
+    ['fashion_standard', 'fashion_adversarial', 'fashion_saturated']
+"""
 
 
 def entry(name: str) -> Entry:
     """The zoo's entry for the network called `name`.
 
+    Args:
+        name: Name of a network, as `fperr zoo` or `zoo.REGISTRY` lists them.
+
     Raises:
         ValueError: The zoo has no network of that name.
+
+    Example:
+        >>> from fperr import zoo
+        >>> zoo.entry("fashion_saturated").dataset
+        'fashion_mnist_1000'
     """
     if name not in REGISTRY:
         raise ValueError(f"unknown network {name!r}: expected one of {', '.join(REGISTRY)}")
@@ -169,8 +190,17 @@ def load(name: str) -> nn.Module:
 def card(name: str) -> dict[str, Any]:
     """The model card of a packaged network: clean accuracy, margin quantiles, training recipe.
 
+    Args:
+        name: Name of a packaged network.
+
     Raises:
         ValueError: The zoo has no network of that name, or it is not packaged.
+
+    Example:
+        >>> from fperr import zoo
+        >>> card = zoo.card("fashion_standard")
+        >>> card["name"], "recipe" in card
+        ('fashion_standard', True)
     """
     network = entry(name)
     if network.checkpoint is not None:
