@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from fperr.report.layers import LayerReport
     from fperr.report.verdict import Thresholds
 
+__version__: str
+"""The version of the installed package, or `"not installed"`.
+
+Example:
+    >>> import fperr
+    >>> isinstance(fperr.__version__, str)
+    True
+"""
 try:
     __version__ = version("fperr")
 except PackageNotFoundError:  # its source is on the path

@@ -1,25 +1,28 @@
-"""The command line of the figures: `fperr figures`."""
+"""The options of `fperr figures`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from platformdirs import user_cache_path
-from tqdm.auto import tqdm
 
-from fperr import zoo
-from fperr.cli.subjects import check_folder
-from fperr.figures import FIGURES, Study, Subject, make, paper_size
-
-_PICTURES = "png", "svg", "pdf"
-_IMAGES = 100
+from fperr.cli import options
+from fperr.cli.names import FIGURES, NETWORKS, PICTURES, completes, completes_list, listed
 
 
 def figures_command(
-    names: Annotated[list[str], typer.Argument(help=f"all, or some of {', '.join(FIGURES)}")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"all, or some of {listed(FIGURES)}",
+            metavar="NAME",
+            autocompletion=completes("all", *FIGURES),
+        ),
+    ],
     n: Annotated[
         int | None,
-        typer.Option(help="the first n images of each network [100]", show_default=False),
+        typer.Option(
+            help="number of images, the first of each network; by default 100", show_default=False
+        ),
     ] = None,
     full: Annotated[
         bool,
@@ -31,58 +34,22 @@ def figures_command(
     networks: Annotated[
         str | None,
         typer.Option(
-            help="names that `fperr zoo` lists, comma-separated [a figure's own: packaged ones, "
-            "and MNIST's where FPERR_DATA holds them]"
+            help="names that `fperr zoo` lists, comma-separated; by default a figure's own: "
+            "packaged ones, and MNIST's where FPERR_DATA holds them",
+            autocompletion=completes_list(*NETWORKS),
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("figures"),
     cache: Annotated[
         Path | None, typer.Option(help="folder of results that are used again")
     ] = None,
-    pictures: Annotated[str, typer.Option(help="png, svg, pdf, comma-separated")] = "png",
+    pictures: Annotated[
+        str,
+        typer.Option(
+            help=f"file formats, comma-separated: {listed(PICTURES)}",
+            autocompletion=completes_list(*PICTURES),
+        ),
+    ] = "png",
+    quiet: options.QuietOption = False,
 ) -> None:
     """Draw the papers' figures and tables from real networks; results are kept and used again."""
-    figure_names = list(FIGURES) if "all" in names else list(dict.fromkeys(names))
-    for name in figure_names:
-        if name not in FIGURES:
-            raise ValueError(f"unknown figure {name!r}: expected all, {', '.join(FIGURES)}")
-    kinds = tuple(kind.strip() for kind in pictures.split(","))
-    if not set(kinds) <= set(_PICTURES):
-        raise ValueError(f"pictures must be some of {', '.join(_PICTURES)}, got {pictures!r}")
-    if full and n is not None:
-        raise ValueError("--full and --n exclude each other: leave one out")
-    if n is not None and n < 1:
-        raise ValueError(f"--n must be at least 1, got {n}")
-    cache_folder = cache or user_cache_path("fperr") / "figures"
-    check_folder(out, overwrite=True)
-    check_folder(cache_folder, overwrite=True, option="--cache")
-    requested = [] if networks is None else [name.strip() for name in networks.split(",")]
-    selected = list(dict.fromkeys(zoo.entry(name).name for name in requested))
-    if selected and not any(FIGURES[name].networks for name in figure_names):
-        raise ValueError(
-            f"{', '.join(figure_names)} is drawn from no network: leave out --networks"
-        )
-    count = _IMAGES if n is None else n
-    size = "--full" if full else f"--n {count}"
-    subjects: dict[tuple[str, int], Subject] = {}  # loaded once for all figures
-    subjects_by_figure: dict[str, tuple[Subject, ...]] = {}
-    for name in figure_names:
-        recipe = FIGURES[name]
-        network_names = (selected or recipe.available) if recipe.networks else []
-        counts = [
-            paper_size(network, recipe.max_images) if full else count for network in network_names
-        ]
-        keys = list(zip(network_names, counts, strict=True))
-        for key in keys:
-            subjects.setdefault(key, Subject(*key))
-        subjects_by_figure[name] = tuple(subjects[key] for key in keys)
-    for subject in subjects.values():
-        _ = subject.images  # raises where there are fewer: before hours of drawing
-    with tqdm(figure_names, desc="figures") as bar:
-        for name in bar:
-            bar.set_postfix_str(name)
-            names_used = ",".join(subject.name for subject in subjects_by_figure[name])
-            networks_option = f" --networks {names_used}" if names_used else ""
-            study = Study(subjects_by_figure[name], cache_folder)
-            make(name, study, out, f"fperr figures {name} {size}{networks_option}", kinds)
-    typer.echo(f"Written: {out}/ " + ", ".join(figure_names))

@@ -1,17 +1,80 @@
-"""Values of command-line options, read from text: numbers, boxes, target classes, folders."""
+"""Options that several commands have, and their values, read from text: numbers, boxes, folders."""
 
 import hashlib
 import math
 import re
 from pathlib import Path
+from typing import Annotated
 
-import torch
 import typer
-from torch import Tensor
 
-from fperr import data
+from fperr.cli.names import DATASETS, NETWORKS, completes, listed
 from fperr.vocabulary import RENAMED_OPTIONS
 
+_SOURCE = (
+    "name that `fperr zoo` lists, path/to/module.py:factory, or a package's network, as timm:NAME"
+)
+NetworkArgument = Annotated[
+    str, typer.Argument(help=_SOURCE, metavar="NETWORK", autocompletion=completes(*NETWORKS))
+]
+NetworksArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help=_SOURCE.replace("name", "names", 1),
+        metavar="NETWORK",
+        autocompletion=completes(*NETWORKS),
+    ),
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help=f"data set ({listed(DATASETS)}), .npz or .pt with x and y, "
+        "folder of CIFAR or MNIST, or module.py:dataset",
+        autocompletion=completes(*DATASETS),
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
+]
+LogitsOption = Annotated[
+    str | None,
+    typer.Option(help="where the output holds the logits: name, index, or function of the module"),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(help="where all is computed: cpu, cuda, cuda:1, or auto (cuda if there)"),
+]
+RadiusOption = Annotated[
+    str,
+    typer.Option(help="radius of the ball around each image, e.g. 0.03 or 8/255", metavar="NUMBER"),
+]
+BoxOption = Annotated[
+    str,
+    typer.Option(
+        help="lowest and highest value of an input, e.g. --box=-0.81,2.02", metavar="LOW,HIGH"
+    ),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="print errors and warnings only; results are in the files it writes"
+    ),
+]
+
+
+def renamed(parameter: typer.CallbackParam, value: str | None) -> None:
+    """Refuse an option of an earlier version, and name today's.
+
+    Raises:
+        ValueError: It was given.
+    """
+    if value is not None:
+        old = parameter.opts[0]
+        raise ValueError(f"{old} is called {RENAMED_OPTIONS[old]} now: give {RENAMED_OPTIONS[old]}")
+
+
+RenamedOption = Annotated[str | None, typer.Option(hidden=True, callback=renamed)]
 _LONGEST = 100  # letters: file systems hold 255 bytes, and suffixes are added
 _WITH_DIGEST = re.compile(r"-[0-9a-f]{8}$")
 
@@ -62,45 +125,6 @@ def is_class(text: str) -> bool:
     return re.fullmatch(r"[+-]?\d+", text) is not None
 
 
-def targets(text: str, y: Tensor, classes: int, seed: int, dataset: str | None) -> Tensor:
-    """Read the target class of each image.
-
-    Args:
-        text: Class for all images; or `next` for the class after the true one, and 0 after the
-            last; or `random` for another class at random; or the name of an array in the data set's
-            .npz file.
-        y: True classes of the images, (n,) int64.
-        classes: Number of classes K of the network.
-        seed: Seed of `random`.
-        dataset: Value of the option `--data`.
-
-    Returns:
-        Target classes (n,) int64. A class for all images may be the true class of some of them.
-
-    Raises:
-        ValueError: The text is none of these, or not a class of the network.
-    """
-    if text == "next":
-        return (y + 1) % classes
-    if text == "random":
-        generator = torch.Generator().manual_seed(seed)
-        # y + 1 + r with r from 0 to K - 2, modulo K, is every class but y
-        further = [int(torch.randint(classes - 1, (), generator=generator)) for _ in y]
-        return (y + 1 + torch.tensor(further)) % classes
-    if is_class(text):
-        if not 0 <= int(text) < classes:
-            raise ValueError(
-                f"--targets must be a class from 0 to {classes - 1}, got {text}: give one of them"
-            )
-        return torch.full_like(y, int(text))
-    if dataset is None or not dataset.endswith(".npz"):
-        raise ValueError(
-            f"--targets must be a class, next or random, got {text!r}: give one of them, or the "
-            "name of an array in the .npz file that --data names"
-        )
-    return data.classes_from_npz(Path(dataset), text, len(y))
-
-
 def folder_name(name: str) -> str:
     """A folder's name for a network: letters, digits, `.`, `_` and `-`; different for each name.
 
@@ -112,14 +136,3 @@ def folder_name(name: str) -> str:
         return safe
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
     return f"{safe}-{digest}" if safe else digest
-
-
-def renamed(parameter: typer.CallbackParam, value: str | None) -> None:
-    """Refuse an option of an earlier version, and name today's.
-
-    Raises:
-        ValueError: It was given.
-    """
-    if value is not None:
-        old = parameter.opts[0]
-        raise ValueError(f"{old} is called {RENAMED_OPTIONS[old]} now: give {RENAMED_OPTIONS[old]}")

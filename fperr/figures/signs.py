@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from fperr.attacks import attack
@@ -16,8 +17,17 @@ from fperr.figures.study import Study, Subject
 _LOSSES = ("ce", "mifpe")
 _FORMAT = "float16"
 _SEARCHED = 100  # images among which the first that is classified correctly is looked for
-_SIGNS = ListedColormap(["#0173b2", "#f0f0f0", "#de8f05"])  # -1, 0, 1
-_WRONG = ListedColormap(["#f0f0f0", "#d55e00", "#7f7f7f"])  # right, flipped, computed as 0
+_BLUE, _PALE, _ORANGE, _PURPLE, _GREY = "#0173b2", "#f0f0f0", "#de8f05", "#7b3294", "#4d4d4d"
+_SIGNS = ListedColormap([_BLUE, _PALE, _ORANGE])  # -1, 0, 1
+_WRONG = ListedColormap([_PALE, _PURPLE, _GREY])  # right, flipped, computed as 0
+_LEGEND = {
+    _ORANGE: "increase the pixel",
+    _BLUE: "decrease it",
+    _PALE: "no direction, or right",
+    _PURPLE: "wrong: the opposite direction",
+    _GREY: "wrong: no direction",
+}
+_WORDS = {"ce": "cross-entropy", "mifpe": "MIFPE"}
 
 
 def frame(study: Study) -> pd.DataFrame:
@@ -77,21 +87,22 @@ def draw(frame: pd.DataFrame) -> Figure:
             axis.imshow(picture(rows, values), cmap=colours, vmin=low, vmax=high)
             _hide_ticks(axis)
         nonzero = int((rows["exact"] != 0).sum())
-        line[0].set_ylabel(f"{network}\nimage {rows['sample'].iloc[0]}, {loss}", fontsize="small")
-        line[3].set_xlabel(
-            f"{int((wrong == 1).sum())} flipped, {int((wrong == 2).sum())} zero of {nonzero}",
-            fontsize="small",
-        )
+        line[0].set_ylabel(f"{_WORDS.get(str(loss), loss)}\n{network}", fontsize="medium")
+        line[3].set_xlabel(f"{int((wrong != 0).sum())} of {nonzero} signs wrong", fontsize="medium")
     for axis, title in zip(
         axes[0],
-        ("image", "sign of the exact gradient", f"sign in {_FORMAT}", "wrong"),
+        ("image", "exact direction", f"direction in {_FORMAT}", "wrong"),
         strict=True,
     ):
-        axis.set_title(title, fontsize="small")
-    figure.supxlabel(
-        "signs: blue −, orange +, pale 0; wrong: red flipped, grey computed as 0 "
-        "(where the exact one is not 0)",
-        fontsize="small",
+        axis.set_title(title, fontsize="medium")
+    figure.legend(
+        handles=[
+            Patch(facecolor=colour, edgecolor=_GREY, label=words)
+            for colour, words in _LEGEND.items()
+        ],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
     )
     return figure
 

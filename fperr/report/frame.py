@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,77 +13,18 @@ import pandas as pd
 from fperr import checks
 from fperr.caller_state import in_neutral_state
 from fperr.errors import DamagedFileWarning
+from fperr.report.columns import MEASUREMENT, dtypes
 from fperr.report.file import from_bytes, to_bytes
 from fperr.report.html import AttributionSection, page
 from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
-from fperr.report.verdict import Thresholds, Verdict, judge
+from fperr.report.verdict import DEFAULT_THRESHOLDS, Thresholds, Verdict, judge
 from fperr.storage import SEAL, sealed, write
 
 SCHEMA_VERSION = 10
-DEFAULT_THRESHOLDS = Thresholds()
 
-# Every column, in order, with its pandas dtype. Undefined numbers are NaN and undefined flags are
-# missing (<NA>): without an exact gradient (the input is not finite), with an exact gradient of
-# zero, or for a loss without T. A row has either a delta or a reason, in words.
-COLUMNS: dict[str, str] = {
-    "network": "string",
-    "sample": "int64",
-    "scenario": "string",
-    "is_sign_twin": "boolean",
-    "format_scenario": "string",
-    "loss": "string",
-    "format": "string",
-    "label": "int64",
-    "margin": "float64",
-    "T": "float64",
-    "c": "float64",
-    "c_error": "float64",
-    "scale_capped": "boolean",
-    "scale_degenerate": "boolean",
-    "log2_G": "float64",
-    "delta": "float64",
-    "delta_lo": "float64",
-    "delta_hi": "float64",
-    "delta_frozen": "float64",
-    "activation_flips": "Int64",
-    "pooling_flips": "Int64",
-    "tie_flips": "Int64",
-    "flips_by_layer": "string",
-    "max_norm_delta": "float64",
-    "cosine_distance": "float64",
-    "sign_error_rate": "float64",
-    "flip_rate": "float64",
-    "zero_rate": "float64",
-    "step_gain": "float64",
-    "logit_delta": "float64",
-    "logit_delta_bound": "float64",
-    "is_finite": "boolean",
-    "is_defined": "boolean",
-    "is_dead": "boolean",
-    "truly_flat": "boolean",
-    "p_underflow_rate": "float64",
-    "common_mode_factor": "float64",
-    "prediction_differs": "boolean",
-    "log2_delta_sup_logit": "float64",
-    "log2_delta_sup_input": "float64",
-    "stage_backward": "float64",
-    "stage_loss": "float64",
-    "stage_loss_bound": "float64",
-    "stage_forward": "float64",
-    "stage_constants": "float64",
-    "stage_cast": "float64",
-    "share_backward": "float64",
-    "share_loss": "float64",
-    "share_forward": "float64",
-    "share_constants": "float64",
-    "share_cast": "float64",
-    "log2_reference_error": "float64",
-    "certainty": "string",
-    "is_certified": "boolean",
-    "value_audit": "string",
-    "reason": "string",
-}
+# Every column, in order, with its pandas dtype.
+COLUMNS = dtypes(MEASUREMENT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +33,21 @@ class Report:
 
     Attributes:
         frame: Data frame with one row for each sample, scenario, loss and format; the columns are
-            those of `COLUMNS`, explained in the README.
+            those of the data dictionary, `fperr.report.columns.MEASUREMENT`.
         provenance: Settings, versions, precision switches and digests, by network.
+
+    Example:
+        >>> import fperr
+        >>> from fperr import data, zoo
+        >>> images, model = data.fashion_mnist_1000().first(1), zoo.load("fashion_standard")
+        >>> report = fperr.measure(
+        ...     model, images.x, images.y, losses=["cw", "mifpe"], formats=["float32"],
+        ...     progress=False, name="standard",
+        ... )
+        >>> report
+        <fperr.Report of standard: 2 rows; see .summary(), .frame>
+        >>> bool((report.frame["delta"] < 1e-3).all())
+        True
     """
 
     frame: pd.DataFrame
@@ -118,17 +73,22 @@ class Report:
     ) -> "Report":
         """Make a report from rows; columns that a row does not name are missing values.
 
+        Sample and label are integers, which have no missing value: each row names them.
+
         Args:
             rows: Values by column.
             provenance: Provenance by network.
 
         Raises:
-            ValueError: a row names a column that does not exist.
+            ValueError: a row names a column that does not exist, or neither sample nor label.
         """
         row_list = list(rows)
         unknown = {name for row in row_list for name in row} - COLUMNS.keys()
         if unknown:
             raise ValueError(f"unknown columns {sorted(unknown)}: expected some of {list(COLUMNS)}")
+        for name in ("sample", "label"):
+            if any(row.get(name) is None for row in row_list):
+                raise ValueError(f"every row must name {name!r}, an integer, and one does not")
         series = {
             name: pd.Series([row.get(name) for row in row_list], dtype=dtype)
             for name, dtype in COLUMNS.items()
@@ -137,7 +97,7 @@ class Report:
 
     @property
     def plot(self) -> Plots:
-        """Figures: `report.plot.relative_error()`, `.sign_errors()`, `.stages()`, `.bounds()`."""
+        """Figures: `step_gain()`, `relative_error()`, `sign_errors()`, `stages()`, `bounds()`."""
         return Plots(self.frame)
 
     def summary(
@@ -256,14 +216,17 @@ class Report:
         self,
         thresholds: Thresholds = DEFAULT_THRESHOLDS,
         attributions: Mapping[str, AttributionSection] | None = None,
+        made_on: date | None = None,
     ) -> str:
         """One self-contained HTML page: verdicts in plain words, figures, tables, provenance.
 
         Args:
             thresholds: Largest errors and shares of failures that the verdicts allow.
             attributions: Sections about attributions, by network: `{name: attribution.section}`.
+            made_on: Date that the page bears; today if it is not given.
         """
-        return page(self.frame, self.provenance, thresholds, attributions or {})
+        day = made_on or date.today()  # the reader's own day
+        return page(self.frame, self.provenance, thresholds, attributions or {}, day)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write frame, provenance and a digest to one Parquet file, whole or not at all.

@@ -1,71 +1,34 @@
 """Renders the report page: one self-contained HTML file, for readers new to the subject."""
 
 import base64
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
-from fperr.losses import LOSSES_BY_NAME
 from fperr.reasons import Tally, reasons, tally
-from fperr.report.plots import Plots
-from fperr.report.style import STAGES
-from fperr.report.summary import advice, certainties, headline, overview, short, summarise
-from fperr.report.verdict import State, Thresholds, is_judged, judge
+from fperr.report import facts
+from fperr.report.answer import Verdicts, answer, verdicts
+from fperr.report.matrix import CLASSES, SYMBOLS, formats_of, full_name, matrix
+from fperr.report.matrix import overview as overview_of
+from fperr.report.numbers import number, typeset
+from fperr.report.pictures import pictures
+from fperr.report.summary import certainties, headline, overview, short, summarise
+from fperr.report.verdict import Thresholds, is_judged
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("fperr.report", ""),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
-_SHORT: dict[State, str] = {
-    "trustworthy": "✓ trust",
-    "do not trust": "✗ {} of {} dead or weak",
-    "cannot tell": "? {} of {} dead or weak",
-    "not measured": "not measured",
-}
-# classes of the page's style
-_CLASSES: dict[State, str] = {
-    "trustworthy": "good",
-    "do not trust": "bad",
-    "cannot tell": "open",
-    "not measured": "open",
-}
-_CAPTIONS = {
-    "relative_error": (
-        "How wrong the gradient is",
-        "One dot is one image. Lower is better: at 10⁰ the error is as long as the gradient, so "
-        "that little or nothing of it is left; at the bottom only the format's own precision is "
-        "missing. Dots of one format at very different heights mean that the loss, "
-        "and not the format, decides. Hollow: rounding broke an exact tie of a ReLU or a pooling, "
-        "which no loss mends.",
-    ),
-    "sign_errors": (
-        "How many signs are wrong",
-        "One dot is one image: the share of pixels whose gradient sign is wrong or was computed "
-        "as zero. An ℓ∞ attack moves every pixel by its sign. At 0.5 the signs are as good as "
-        "random, at 1 the gradient was computed as zero everywhere.",
-    ),
-    "stages": (
-        "Where the error arises",
-        "One dot is one image and one stage of the computation. The highest stage is the one to "
-        "mend: a large loss stage is mended by another loss or scale, a large backward stage by "
-        "a loss scale or a wider format, cast, constants and forward by a wider format only. "
-        "What is below 10⁻¹⁸ is not drawn.",
-    ),
-    "bounds": (
-        "What the loss can do at worst",
-        "One dot is one image: the error that the loss stage made, and the proved bound on it. No "
-        "dot may lie above the line. Dots far below it: the bound allows for worse than happened. "
-        "Losses without a bound (C&W, DLR) are left out.",
-    ),
-}
+_ENVIRONMENT.filters["typeset"] = typeset
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +63,7 @@ def page(
     provenance: Mapping[str, Any],
     thresholds: Thresholds,
     attributions: Mapping[str, AttributionSection],
+    made_on: date,
 ) -> str:
     """The HTML page of a report.
 
@@ -108,15 +72,31 @@ def page(
         provenance: Provenance by network.
         thresholds: Largest errors and shares of failures that the verdicts allow.
         attributions: Attributions by network, each a section.
+        made_on: Date that the page bears.
     """
+    independent = frame[~frame["is_sign_twin"]]
+    by_network = {
+        name: verdicts(independent[independent["network"] == name], thresholds)
+        for name in provenance
+    }
+    formats, lines = overview_of(by_network)
     first = next(iter(provenance.values()))
-    template = _ENVIRONMENT.get_template("page.html.j2")
-    return template.render(
+    return _ENVIRONMENT.get_template("page.html.j2").render(
+        made_on=f"{made_on.day} {made_on:%B %Y}",
+        made_on_iso=made_on.isoformat(),
+        versions=list(filter(None, dict.fromkeys(map(facts.versions, provenance.values())))),
+        calls=list(
+            dict.fromkeys(
+                facts.call(p, frame[frame["network"] == name]) for name, p in provenance.items()
+            )
+        ),
         digits=first["settings"]["digits"],
         networks=[
-            _network(name, frame[frame["network"] == name], details, thresholds)
+            _network(name, frame[frame["network"] == name], details, by_network[name], thresholds)
             for name, details in provenance.items()
         ],
+        overview={"formats": formats, "lines": lines},
+        symbols={state: (SYMBOLS[state], CLASSES[state]) for state in SYMBOLS},
         thresholds=thresholds,
         attributions=attributions,
         tables=_tables(frame, thresholds),
@@ -124,29 +104,30 @@ def page(
 
 
 def _network(
-    name: str, frame: pd.DataFrame, provenance: Mapping[str, Any], thresholds: Thresholds
+    name: str,
+    frame: pd.DataFrame,
+    provenance: Mapping[str, Any],
+    by_loss: Verdicts,
+    thresholds: Thresholds,
 ) -> dict[str, Any]:
     """What the template shows of one network."""
     independent = frame[~frame["is_sign_twin"]]
     return {
         "name": name,
-        "samples": frame["sample"].nunique(),
-        "classes": provenance["model"]["classes"],
+        "model": facts.model(provenance, frame["sample"].nunique()),
         "interrupted": provenance["interrupted"],
         "time_is_up": provenance["time_is_up"],
         "margin": short(frame["margin"].median()) if frame["margin"].notna().any() else None,
-        "verdicts": [
-            _verdict(str(loss), str(fmt), rows, thresholds)
-            for (loss, fmt), rows in independent.groupby(["loss", "format"], sort=False)
-        ],
-        "advice": advice(independent, thresholds),
+        "answer": answer(by_loss),
+        "formats": formats_of(by_loss),
+        "matrix": matrix(by_loss),
+        "verdicts": _sentences(by_loss),
         "headline": headline(frame),
         "missing": _missing(independent),
         "certainties": certainties(independent),
         "rows": len(independent),
-        "grid": _grid(independent, thresholds),
-        "figures": _figures(name, frame),
-        "provenance": json.dumps(provenance, indent=2),
+        "pictures": pictures(name, frame, thresholds, is_observed=facts.is_observed(provenance)),
+        "provenance": json.dumps(provenance, indent=1),
     }
 
 
@@ -161,94 +142,23 @@ def _missing(frame: pd.DataFrame) -> list[tuple[Tally, bool]]:
     ]
 
 
-def _grid(frame: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
-    """The verdicts at a glance: a line for each loss, a column for each format."""
-    formats = [str(f) for f in frame["format"].unique()]
-    lines = []
-    for loss, rows in frame.groupby("loss", sort=False):
-        verdicts = [judge(rows[rows["format"] == fmt], thresholds) for fmt in formats]
-        cells = [(_SHORT[v.state].format(v.failing, v.rows), _CLASSES[v.state]) for v in verdicts]
-        lines.append({"loss": str(loss), "cells": cells})
-    return {"formats": formats, "lines": lines}
-
-
-def _in_full(name: str) -> str:
-    """A loss by its full name and its name; those with a parameter by their name alone."""
-    loss = LOSSES_BY_NAME.get(name)
-    return name if loss is None else f"{loss.full_name or loss.display_name} ({name})"
-
-
-def _verdict(loss: str, fmt: str, rows: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any]:
-    """What the template shows of one loss in one format."""
-    verdict = judge(rows, thresholds)
-    words = verdict.sentence.partition(": ")[2]
-    return {
-        "loss": _in_full(loss),
-        "format": fmt,
-        "state": verdict.state,
-        "kind": _CLASSES[verdict.state],
-        "words": f"{words[:1].upper()}{words[1:]}.",
-    }
-
-
-def _figures(name: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The figures, one image for each panel: the browser arranges them by the width of the page."""
-    scenarios = frame[~frame["is_sign_twin"]]["scenario"].unique()
-    groups = {
-        "relative_error": [("scenario", s) for s in scenarios],
-        "sign_errors": [("scenario", s) for s in scenarios],
-        "stages": [("loss", loss) for loss in frame["loss"].unique()],
-    }
-    bounded = frame[frame["stage_loss_bound"].notna()]
-    if len(bounded):
-        groups["bounds"] = [("format", fmt) for fmt in bounded["format"].unique()]
-    figures = []
-    for kind, panels in groups.items():
-        title, caption = _CAPTIONS[kind]
-        images = []
-        for column, value in panels:
-            rows = frame[frame[column] == value]
-            figure = getattr(Plots(rows), kind)()
-            images.append({"png": _png(figure), "alt": _alt(kind, name, value, rows)})
-        figures.append({"title": title, "caption": caption, "images": images})
-    return figures
-
-
-def _alt(kind: str, name: str, panel: str, rows: pd.DataFrame) -> str:
-    """The alternative text of an image: medians by loss (or stage) and format."""
-    if kind == "stages":
-        stage_medians = [
-            f"{fmt}: "
-            + ", ".join(
-                f"{stage} {group[f'stage_{stage}'].dropna().median():.1g}" for stage in STAGES
+def _sentences(by_loss: Verdicts) -> list[dict[str, str]]:
+    """Each verdict in a sentence."""
+    listed = []
+    for loss, cells in by_loss.items():
+        title = f"{full_name(loss)} ({loss})" if full_name(loss) else loss
+        for fmt, verdict in cells.items():
+            words = verdict.sentence.partition(": ")[2]
+            listed.append(
+                {
+                    "loss": title,
+                    "format": fmt,
+                    "state": verdict.state,
+                    "kind": CLASSES[verdict.state],
+                    "words": f"{words[:1].upper()}{words[1:]}.",
+                }
             )
-            for fmt, group in rows.groupby("format", sort=False)
-        ]
-        medians_text = "; ".join(stage_medians)
-        return f"Size of the error's stages for {panel} on {name}, medians. {medians_text}."
-    if kind == "bounds":
-        bounded = rows[rows["stage_loss_bound"].notna()].groupby("loss", sort=False)
-        medians = bounded[["stage_loss", "stage_loss_bound"]].median()
-        medians_text = "; ".join(
-            f"{loss}: measured {measured:.1g}, bound {bound:.1g}"
-            for loss, measured, bound in medians.itertuples()
-        )
-        return f"Error of the loss stage on {name} in {panel}, medians. {medians_text}."
-    column = "delta" if kind == "relative_error" else "sign_error_rate"
-    medians = rows.groupby(["loss", "format"], sort=False)[column].median()
-    title = "Relative error of the gradient" if kind == "relative_error" else "Share of wrong signs"
-    medians_text = ", ".join(
-        f"{loss} in {fmt} {'not measured' if math.isnan(value) else f'{value:.1g}'}"
-        for (loss, fmt), value in medians.items()
-    )
-    return f"{title} on {name}, {panel.replace('_', ' ')}, medians: {medians_text}."
-
-
-def _png(figure: Figure) -> str:
-    """The figure as a PNG image in Base64, for a `data:` address."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return listed
 
 
 def _tables(frame: pd.DataFrame, thresholds: Thresholds) -> list[dict[str, Any]]:
@@ -256,16 +166,24 @@ def _tables(frame: pd.DataFrame, thresholds: Thresholds) -> list[dict[str, Any]]
     detailed = summarise(
         frame[~frame["is_sign_twin"]], ("network", "scenario", "loss", "format"), thresholds
     )
+    contents = {
+        "Median relative errors": overview(frame),
+        "Quartiles and failures by scenario": detailed.drop(columns="verdict"),
+    }
+    is_one = frame["network"].nunique() == 1
     return [
-        _table("Median relative errors", overview(frame)),
-        _table("Quartiles and failures by scenario", detailed.drop(columns="verdict")),
+        _table(title, content.drop(columns="network") if is_one else content)
+        for title, content in contents.items()
     ]
 
 
 def _table(title: str, content: pd.DataFrame) -> dict[str, Any]:
-    """A table with its title, column headings and cells."""
+    """A table with its title, column headings and cells, and as a file of values."""
+    csv = content.to_csv(index=False).encode()
     return {
         "title": title,
+        "file": f"{title.lower().replace(' ', '_')}.csv",
+        "csv": base64.b64encode(csv).decode("ascii"),
         "columns": [str(name).replace("_", " ") for name in content.columns],
         "rows": [[_cell(value) for value in row] for row in content.itertuples(index=False)],
     }
@@ -274,14 +192,14 @@ def _table(title: str, content: pd.DataFrame) -> dict[str, Any]:
 def _cell(value: object) -> dict[str, str]:
     """The text of a table cell, and its value for sorting: the leading number of a text, if any."""
     if isinstance(value, float):
-        text = "-" if math.isnan(value) else f"{value:.3g}"
-        return {"kind": "number", "value": "" if math.isnan(value) else repr(value), "text": text}
+        sorted_by = "" if math.isnan(value) else repr(value)
+        return {"kind": "number", "value": sorted_by, "text": number(value, 3)}
     if isinstance(value, int):
         return {"kind": "number", "value": str(value), "text": str(value)}
-    text = "-" if value is None else str(value)
+    text = "–" if value is None else str(value)
     leading = text.split(" ", 1)[0]
     try:
-        number = repr(float(leading))
+        sorted_by = repr(float(leading))
     except ValueError:
-        number = text
-    return {"kind": "words" if len(text) > 40 else "", "value": number, "text": text}
+        sorted_by = text
+    return {"kind": "words" if len(text) > 40 else "", "value": sorted_by, "text": typeset(text)}

@@ -13,21 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fperr.caller_state import in_neutral_state
+from fperr.report.columns import LAYERS, dtypes
 from fperr.report.style import STAGES, colours
 from fperr.storage import write
 
-COLUMNS = {
-    "sample": "int64",
-    "position": "int64",
-    "layer": "string",
-    "operation": "string",
-    "half": "string",
-    "contribution": "float64",
-    "share": "float64",
-    "delta_so_far": "float64",
-    "bits_left": "float64",
-    "flips": "int64",
-}
+COLUMNS = dtypes(LAYERS)
 _DERIVED = ("position", "bits_left")  # computed from the other columns
 _COLOURS = colours(STAGES)
 
@@ -45,6 +35,16 @@ class LayerReport:
             counts the branches of a ReLU or pooling that differ from the exact network's.
         loss: Name of the loss.
         format: Name of the format.
+
+    Example:
+        >>> import fperr
+        >>> from fperr import data, zoo
+        >>> images, model = data.fashion_mnist_1000().first(1), zoo.load("fashion_standard")
+        >>> report = fperr.trace_layers(model, images.x, images.y, loss="cw", progress=False)
+        >>> report.summary()["half"].unique().tolist()
+        ['cast', 'forward', 'loss', 'backward']
+        >>> float(round(report.frame["share"].sum(), 6))
+        1.0
     """
 
     frame: pd.DataFrame
@@ -62,7 +62,13 @@ class LayerReport:
     def from_rows(
         cls, rows: Iterable[Mapping[str, object]], loss: str, format: str
     ) -> "LayerReport":
-        """Make a report from rows in the order of computing."""
+        """Make a report from rows in the order of computing.
+
+        Args:
+            rows: Values by column, without those that are computed from others.
+            loss: Name of the loss.
+            format: Name of the format.
+        """
         frame = pd.DataFrame(list(rows), columns=[c for c in COLUMNS if c not in _DERIVED])
         frame["position"] = frame.groupby("sample").cumcount()
         error = frame["delta_so_far"].to_numpy(dtype=np.float64)
@@ -83,7 +89,10 @@ class LayerReport:
         return LayerPlots(self)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write the frame, whole or not at all.
+        """Write the frame to a Parquet file, whole or not at all.
+
+        Args:
+            path: Path of the file.
 
         Raises:
             StorageError: it cannot be written.

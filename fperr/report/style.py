@@ -51,15 +51,40 @@ def legend(figure: Figure, hues: list[str], title: str, *, lines: bool = False) 
         title: Title of the legend.
         lines: Draw lines with their `dashes` instead of dots.
     """
+    handles = _handles(hues, lines=lines)
+    figure.legend(handles=handles, title=title, loc="outside right upper", frameon=False)
+
+
+def legend_below(figure: Figure, hues: list[str], title: str) -> None:
+    """Add a legend below the panels, in lines: for each name a dot in its colour.
+
+    Args:
+        figure: Figure with a layout that makes room for the legend.
+        hues: Names in the order of drawing.
+        title: Title of the legend.
+    """
+    columns = min(max(1, len(hues)), max(1, int(figure.get_figwidth() / 1.7)))
+    handles = _handles(hues, lines=False)
+    figure.legend(
+        handles=handles, title=title, loc="outside lower center", ncols=columns, frameon=False
+    )
+
+
+def display_name(name: str) -> str:
+    """The name of a loss in figures; other names as they are."""
+    return LOSSES_BY_NAME[name].display_name if name in LOSSES_BY_NAME else name
+
+
+def _handles(hues: list[str], *, lines: bool) -> list[Line2D]:
     handles = []
     for name, colour in colours(hues).items():
-        label = LOSSES_BY_NAME[name].display_name if name in LOSSES_BY_NAME else name
+        label = display_name(name)
         if lines:
             dash = dashes(hues)[name] or (None, None)
             handles.append(Line2D([], [], color=colour, label=label, dashes=dash))
         else:
             handles.append(Line2D([], [], color=colour, label=label, marker="o", linestyle=""))
-    figure.legend(handles=handles, title=title, loc="outside right upper", frameon=False)
+    return handles
 
 
 def dashes(names: Sequence[str]) -> dict[str, tuple[float, ...]]:

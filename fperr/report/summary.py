@@ -3,13 +3,12 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
 import pandas as pd
 
 from fperr.reasons import reasons, tally
 from fperr.repair.words import how_to_use
-from fperr.report.verdict import State, Thresholds, is_unmeasured, judge
+from fperr.report.verdict import Thresholds, is_unmeasured, judge
 
 # the headline names a gap between two losses only if the larger median relative error is above the
 # first number, and the ratio of the medians at or above the second
@@ -92,31 +91,7 @@ def overview(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def advice(frame: pd.DataFrame, thresholds: Thresholds) -> str:
-    """A sentence that says in which formats the gradient of each loss may be followed."""
-    by_state: dict[State, dict[str, list[str]]] = {state: {} for state in get_args(State)}
-    for (loss, fmt), rows in frame.groupby(["loss", "format"], sort=False):
-        formats = by_state[judge(rows, thresholds).state]
-        formats.setdefault(str(loss), []).append(str(fmt))
-    good, bad = by_state["trustworthy"], by_state["do not trust"]
-    verbs = (
-        ("follow", good),
-        ("do not follow", bad),
-        ("too few images to tell:", by_state["cannot tell"]),
-        ("not judged:", by_state["not measured"]),
-    )
-    clauses = [
-        f"{verb} {'; '.join(f'{loss} in {_joined(names)}' for loss, names in formats.items())}"
-        for verb, formats in verbs
-        if formats
-    ]
-    if good and bad:
-        clauses[:2] = [", but ".join(clauses[:2])]
-    remedy = _remedy(good, bad)
-    return f"{'; '.join(clauses)}.{remedy and ' ' + remedy}"
-
-
-def _remedy(good: Mapping[str, list[str]], bad: Mapping[str, list[str]]) -> str:
+def remedy(good: Mapping[str, list[str]], bad: Mapping[str, list[str]]) -> str:
     """How to take a loss that may be followed where another one may not; nothing if there is none.
 
     Args:
@@ -129,11 +104,6 @@ def _remedy(good: Mapping[str, list[str]], bad: Mapping[str, list[str]]) -> str:
         if words is not None and unsafe <= set(formats):
             return f"Use {loss}: {words}."
     return ""
-
-
-def _joined(words: Sequence[str]) -> str:
-    """An enumeration of the words: `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def headline(frame: pd.DataFrame) -> str:

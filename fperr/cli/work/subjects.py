@@ -1,31 +1,19 @@
 """The network and images of a command: by name, or from a module and a data file."""
 
+import inspect
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import torch
 import typer
 from torch import Tensor, nn
 
 from fperr import data, zoo
-from fperr.networks import from_file
-from fperr.networks.model import Accessor, usable_model
-
-# Options of every command that takes a network.
-DatasetOption = Annotated[
-    str | None,
-    typer.Option("--data", help="data set, .npz with x and y, or folder of Fashion-MNIST"),
-]
-CheckpointOption = Annotated[
-    Path | None, typer.Option(help="file of the state_dict for path/to/module.py:factory")
-]
-LogitsOption = Annotated[
-    str | None,
-    typer.Option(help="where the output holds the logits: name, index, or function of the module"),
-]
-
+from fperr.networks import from_file, from_package
+from fperr.networks.model import Accessor, usable_device, usable_model
 
 _IMAGES = 60  # of which none may fail for a verdict that 5 % do not
 
@@ -62,20 +50,29 @@ class Subject:
 
 
 def subject_of(
-    source: str, checkpoint: Path | None, logits: str | None, dataset: str | None, n: int | None
+    source: str,
+    checkpoint: Path | None,
+    logits: str | None,
+    dataset: str | None,
+    n: int | None,
+    device: str,
 ) -> Subject:
-    """Load a network and its images.
+    """Load a network and its images onto a device.
 
     Args:
-        source: Name of a network of the zoo, or `path/to/module.py:factory`.
+        source: Name of a network of the zoo, `path/to/module.py:factory`, or a network of a
+            package, as `timm:NAME` (see `fperr.networks.from_package`).
         checkpoint: File of weights for the factory's network, or None.
         logits: Value of the option `--logits`, or None.
-        dataset: Name of a data set, a .npz file, or None for the data set of the zoo's network.
+        dataset: Name of a data set, a file or folder of images, `module.py:dataset`, or None for
+            the data set of the zoo's network.
         n: Number of images, the first ones; None for 60.
+        device: Device on which all is computed: `cpu`, `cuda`, `cuda:1` or `auto`.
 
     Raises:
         ValueError, FperrError: Network, file or data set is missing or unusable.
     """
+    where = usable_device(device)
     if source.endswith(".py"):
         raise ValueError(f"{source} names no function: expected e.g. {source}:build")
     if ":" not in source:
@@ -85,17 +82,30 @@ def subject_of(
                 "leave them out"
             )
         images = _images(dataset or zoo.entry(source).dataset, n)
-        return Subject(source, zoo.load(source), None, images)
+        return Subject(source, zoo.load(source).to(where), None, _moved(images, where))
     if dataset is None:
         raise ValueError(
-            f"{source} needs --data: a .npz file with x (floating point) and y (integers)"
+            f"{source} needs --data: a .npz file with x (floating point) and y (integers), a .pt "
+            "file, a folder of CIFAR or MNIST, or module.py:dataset"
         )
+    if from_package.is_packaged(source):
+        if logits:
+            raise ValueError(f"--logits belongs to path/to/module.py:factory, got {source!r}")
+        found = from_package.load(source, checkpoint, notify=typer.echo)
+        typer.echo(found.described)
+        name = re.sub(r"[^\w.-]+", "-", source.partition("?")[0]).strip("-")
+        moved = _moved(_images(dataset, n), where)
+        return Subject(name, found.model.to(where), found.logits, moved)
     model = from_file.load(source, checkpoint, notify=typer.echo)
     if checkpoint is None:
         typer.echo(f"{source}: no --checkpoint, the weights are those that the factory makes")
     path, _, factory = source.rpartition(":")
     accessor = None if logits is None else _accessor(logits, path)
-    return Subject(factory, model, accessor, _images(dataset, n))
+    return Subject(factory, model.to(where), accessor, _moved(_images(dataset, n), where))
+
+
+def _moved(images: data.Images, device: torch.device) -> data.Images:
+    return data.Images(images.name, images.x.to(device), images.y.to(device))
 
 
 def _accessor(logits: str, path: str) -> Accessor | str | int:
@@ -115,8 +125,13 @@ def _accessor(logits: str, path: str) -> Accessor | str | int:
 
 
 def _images(name: str, n: int | None) -> data.Images:
-    folder = Path(name)
-    images = data.fashion_mnist("t10k", folder) if folder.is_dir() else data.images_named(name)
+    if ".py:" in name:
+        path, _, attribute = name.rpartition(":")
+        found = from_file.attribute(from_file.module(Path(path)), attribute, path)
+        dataset: Any = found() if inspect.isroutine(found) or inspect.isclass(found) else found
+        images = data.from_dataset(dataset, _IMAGES if n is None else n, attribute)
+    else:
+        images = data.images_named(name)
     return images.first(min(_IMAGES, len(images.x)) if n is None else n)
 
 
