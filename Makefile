@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # a process for each core, each with one thread: kernels on small tensors gain nothing from more
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test test-slow lint validate notebooks bench bench-attack bench-engines bench-exact bench-losses repair-table evidence evidence-half robust-accuracy \
+.PHONY: demo docs test coverage test-slow lint validate notebooks bench bench-attack bench-engines bench-exact bench-losses repair-table evidence evidence-half gpu-arithmetic gpu-check robust-accuracy \
     test-lowest clean
 
 demo: .venv/core.stamp
@@ -18,9 +18,12 @@ demo: .venv/core.stamp
 	    "fashion_saturated --radius 0.05"; do \
 	    $(BIN)/fperr attribute $$network --n 200 --steps 20 --starts 2 --exact all; done
 
-# COVERAGE="--cov --cov-report=term:skip-covered": what .ci/run asks for; it costs half as much time again
 test: .venv/test.stamp
-	$(PARALLEL) -m "not slow" --durations=25 $(COVERAGE)
+	$(PARALLEL) -m "not slow" --durations=25
+
+# apart from `make test`: counting lines costs half as much time again
+coverage: .venv/test.stamp
+	$(PARALLEL) -m "not slow" --cov --cov-report=term:skip-covered
 
 test-slow: .venv/test.stamp
 	$(PARALLEL) -m slow --durations=0
@@ -36,12 +39,16 @@ lint: .venv/test.stamp
 	$(BIN)/mypy --strict fperr
 	$(BIN)/lint-imports
 
+# the site, without network; a warning is an error
+docs: .venv/docs.stamp
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 validate: .venv/core.stamp
 	$(BIN)/fperr validate kernels
 	$(BIN)/fperr validate bounds --cases 1000000 --out out/bounds
 
 notebooks: .venv/test.stamp
-	$(BIN)/jupyter execute notebooks/*.ipynb
+	$(BIN)/python -m tests.makers.notebooks
 
 bench: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.bench
@@ -69,6 +76,14 @@ evidence: .venv/test.stamp
 evidence-half: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.evidence --half
 
+# what TF32 and half formats do on a GPU, emulated: the tables of docs/how_to/gpu_arithmetic.md
+gpu-arithmetic: .venv/test.stamp
+	$(BIN)/python -m tests.benchmarks.gpu_arithmetic
+
+# on a machine with a card: the tests marked gpu and ten minutes of times, in one file to send in
+gpu-check: .venv/test.stamp
+	$(BIN)/python -m tests.gpu_check
+
 bench-engines: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.bench_exact
 
@@ -80,6 +95,10 @@ bench-engines: .venv/test.stamp
 .venv/test.stamp: .venv/core.stamp
 	$(INSTALL) --config-settings editable_mode=compat -e '.[test]'
 	$(INSTALL) --no-deps torchattacks adv-lib  # their pins of requests and visdom fit nothing else
+	touch $@
+
+.venv/docs.stamp: .venv/core.stamp
+	$(INSTALL) --config-settings editable_mode=compat -e '.[docs]'
 	touch $@
 
 .venv-lowest/stamp: pyproject.toml constraints-lowest.txt

@@ -1,7 +1,8 @@
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mpmath
 import pytest
@@ -91,3 +92,8 @@ def at_most(engine: str, digits: float) -> float:
     """The digits, or those that float64 gives at most: more are refused."""
     most = math.floor(digits_of(MOST_BITS["float64"]))
     return min(digits, most) if engine == "float64" else digits
+
+
+def slow_except(names: Iterable[Any], kept: Collection[Any]) -> list[Any]:
+    """Cases for `parametrize`: those that are kept, and the others marked slow."""
+    return [n if n in kept else pytest.param(n, marks=pytest.mark.slow) for n in names]

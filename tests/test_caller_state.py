@@ -1,7 +1,5 @@
 """Public functions neither feel nor change what their caller has set."""
 
-# ruff: noqa: ARG005 - functions of one signature
-
 import copy
 import inspect
 import logging
@@ -23,6 +21,7 @@ import fperr
 from fperr import attacks, bounds, exact, validation
 from fperr.caller_state import SWITCH_LOCK, in_neutral_state, neutral_outside_yield
 from fperr.errors import InexactProductError, ModeError, ModelError
+from tests.conftest import slow_except
 from tests.makers.caller_states import (
     EQUAL,
     HEAVY,
@@ -85,11 +84,14 @@ def walk(doors, state, expected):
     return faults
 
 
-@pytest.mark.parametrize("state", [name for name in EQUAL if name not in TWINS])
+@pytest.mark.parametrize(
+    "state", slow_except([name for name in EQUAL if name not in TWINS], ["all at once"])
+)
 def test_no_state_of_the_caller_enters_a_result_or_is_changed(state, undisturbed):
     assert walk(LIGHT, EQUAL[state], undisturbed) == {}
 
 
+@pytest.mark.slow
 def test_nor_a_drawing(drawn):
     assert walk(drawn, EQUAL["all at once"], results(drawn)) == {}
 
@@ -210,6 +212,7 @@ def test_what_belongs_to_the_caller_is_left_alone(undisturbed):
         assert result == undisturbed[name]
 
 
+@pytest.mark.slow
 def test_inputs_and_weights_that_change_between_two_calls_count(undisturbed):
     for name in (*OF_MODELS, "check", "logit_gradient", "paper", "backward_units"):
         model, (x, y) = network(3), digits()
@@ -327,6 +330,7 @@ def test_a_model_that_depends_on_the_default_device_is_named():
 # Threads
 
 
+@pytest.mark.slow
 def test_frames_of_two_threads_are_those_of_one_after_the_other():
     x, y = digits()
     models = [network(1), network(2)]

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 import fperr
 import fperr.theory.scaling
+from fperr import exact
 from fperr.formats import FLOAT32, TF32
 from fperr.kernel_switches import controlled, keeps_subnormals
 from tests.conftest import normal, seeded, tiny_mlp
@@ -51,6 +53,37 @@ def test_a_users_fast_matmul_on_the_cpu_is_switched_off_while_measuring():
     finally:
         switch.fp32_precision = before
     assert found.frame["delta"].tolist() == honest.tolist()
+
+
+class Watched(nn.Module):
+    """Notes the switches at every forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.seen = tiny_mlp(), set()
+
+    def forward(self, x):
+        self.seen.add(
+            (torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision)
+        )
+        return self.inner(x)
+
+
+@needs_new_switches
+@pytest.mark.parametrize("door", ["capture", "gradient"])
+def test_exact_gradients_run_on_kernels_that_repeat(door):
+    """On an H200 the capture of a network differed from its eager run: kernels with atomic sums."""
+    model, x = Watched().eval(), normal(1, 6)
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision
+    if door == "capture":
+        exact.capture(model, x)
+    else:
+        exact.gradient(model, x, torch.ones(1, 4))
+    assert model.seen == {(True, "ieee")}
+    assert before == (torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision)
+    model.seen.clear()
+    model(x)  # negative control: PyTorch's own
+    assert model.seen == {before} != {(True, "ieee")}
 
 
 def test_flushing_to_zero_is_noticed():

@@ -343,7 +343,7 @@ def test_settings_that_differ_are_called_by_their_groups():
     new = {"steps": 5, "model": {"digest": "b"}, "long": 100 * "y"}
     assert run_folder.differences(old, old) == []
     first, *others = run_folder.differences(old, new)
-    assert first == "gone 1 there, None here"
+    assert first == "gone 1 there, absent here"
     assert others[1] == "model digest a there, b here"
     assert len(others[0]) < 150
 

@@ -109,7 +109,7 @@ class Gradients:
 @pytest.mark.parametrize(
     ("loss", "arithmetic", "count", "spread"),
     [
-        ("ce", "float16", 297, 3),
+        pytest.param("ce", "float16", 297, 3, marks=pytest.mark.slow),
         ("ce", "float32", 290, 3),
         ("ce", "float64", 80, 3),
         ("tmifpe", "float32", 0, 0),

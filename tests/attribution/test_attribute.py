@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,16 +15,17 @@ from torch import nn
 
 import fperr
 from fperr import data, zoo
+from fperr.attacks import UnjudgedWarning
 from fperr.attribution.paired import paired_difference
 from fperr.attribution.parts import parts_of
 from fperr.attribution.sentences import sentence, share_of_gap
 from fperr.attribution.stand_in import StandIn, chosen_images, compared
-from fperr.errors import UnsupportedOperationError
+from fperr.errors import UncertifiedGradientWarning, UnsupportedOperationError
 from tests.conftest import Of, seeded, tiny_mlp
 
 IMAGES = data.fashion_mnist_1000().first(50)
 RADII = {"fashion_saturated": 0.05, "fashion_standard": 0.015, "fashion_adversarial": 0.1}
-ARMS = ["ce", "stable_ce", "mifpe", "tmifpe", "exact_ce", "exact_mifpe"]
+ARMS = ["ce", "stable_ce", "cw", "mifpe", "tmifpe", "exact_ce", "exact_mifpe"]
 
 
 def attributed(model, radius, images=IMAGES, **options):
@@ -54,7 +56,10 @@ def test_a_saturated_network_loses_most_of_it_to_rounding(results):
     assert numerical.low > 0.4
     assert numerical.only_second == 0
     assert "points are floating-point error" in result.sentence
-    assert "none only with it). Use stable_ce, mifpe or tmifpe. What MIFPE gains" in result.sentence
+    assert (
+        "none only with it). Use stable_ce, cw, mifpe or tmifpe. What MIFPE gains"
+        in result.sentence
+    )
     assert "All starts of all attacks together leave" in repr(result)
     # neither repair alone does it
     assert 0 < result.part("underflow").difference.estimate < numerical.estimate
@@ -99,12 +104,14 @@ def test_logits_times_128_are_a_gap_of_rounding(results):
     assert scaled.part("numerical").difference.is_told
 
 
+@pytest.mark.slow
 def test_tiny_margins_have_no_rounding_to_speak_of():
     model = Times(zoo.load("fashion_adversarial"), 2.0**-7).eval()
     numerical = attributed(model, RADII["fashion_adversarial"]).part("numerical").difference
     assert numerical.only_first + numerical.only_second <= 1
 
 
+@pytest.mark.slow
 def test_float64_loses_less(results):
     wide = attributed(zoo.load("fashion_saturated"), RADII["fashion_saturated"], format="float64")
     narrow = results["fashion_saturated"].part("numerical").difference
@@ -172,7 +179,9 @@ def outcomes(n=2000, **columns):
         (500, {}, "no floating-point error seen, 0.0 [-0.8, 0.8] points (none of 500 images fall "
                   "only without it, none only with it; about 654 images would tell)."),
         (100, {}, "too few images to tell how much is floating-point error, 0.0 [-3.8, 3.8] poin"),
-        (20, {}, "give 50 images at least"),
+        (20, {}, "0.0 [-16.3, 16.3] points (about 654 images would tell)"),
+        (8, {"exact_ce": 4}, "(4 of 8 images fall only without it, none only with it, and 50.0 % "
+                             "is left without it; about 50 images would tell)"),
         (200, {"ce": 20}, ": rounding helps the attack, by 10.0 ["),
         (200, {"ce": 4}, "too few images to tell how much is floating-point error, -2.0 ["),
     ],
@@ -244,13 +253,47 @@ def test_images_whose_logits_overflow_are_not_judged():
     assert any("the intervals are rough" in remark for remark in result.remarks)
 
 
+class RootOfTheBright(nn.Module):
+    """Logits with a square root that is exactly zero, where PyTorch's slope is NaN, in the dark."""
+
+    def forward(self, x):
+        root = (x[:, :1] * (x[:, :1] > 0.5)).sqrt()
+        return torch.cat([x[:, :2] + root, x[:, 1:2] - root], 1)
+
+
+def test_an_exact_gradient_that_cannot_be_had_costs_its_image_only():
+    x = torch.tensor([[0.9, 0.2], [0.2, 0.1], [0.8, 0.3]])
+    y = torch.tensor([0, 0, 0])
+    model = RootOfTheBright().eval()
+    with (
+        pytest.warns(UncertifiedGradientWarning, match=r"sample 1: .*infinite slope"),
+        pytest.warns(UnjudgedWarning, match="an exact gradient that could not be certified"),
+    ):
+        attack = fperr.attack(model, x, y, radius=0.02, steps=2, format="exact")
+    assert attack.is_judged.tolist() == [True, False, True]
+    result = fperr.attribute(
+        model, x, y, radius=0.02, steps=2, starts=1, exact="all", progress=False
+    )
+    assert result.frame["is_judged"].tolist() == [True, False, True]
+    assert np.isnan(result.frame["exact_ce"][1])
+    assert "1 of 3 images could not be judged" in result.sentence
+
+
 def test_targets_are_reached():
     targets = (IMAGES.y + 1) % 10
-    result = attributed(
-        zoo.load("fashion_saturated"), 0.05, exact="none", targets=targets, search="restarts"
-    )
+    images = IMAGES.first(20)
+    model = zoo.load("fashion_saturated")
+    result = attributed(model, 0.1, images, targets=targets[:20], search="restarts")
     assert result.kind.startswith("PGD, float32, targeted")
-    assert result.part("numerical").difference.estimate >= 0
+    # on the way to a target p_y is nearly 1: cross-entropy's gradient is not lost there
+    assert (result.frame["ce"] == result.frame["exact_ce"]).all()
+    reached = fperr.attack(
+        model, images.x, images.y, targets=targets[:20], radius=0.1, steps=10, loss="ce"
+    )
+    assert (result.frame["ce"].to_numpy()[reached.success.numpy()] < 1).all()
+    assert result.frame["ce"].mean() < 0.5
+    untargeted = attributed(model, 0.1, images, exact="none").frame
+    assert untargeted["ce"].mean() > result.frame["ce"].mean()  # it has no gradient
 
 
 def test_an_uncapturable_network_says_why_there_is_nothing_exact():
@@ -294,6 +337,7 @@ fperr.attribute(zoo.load("fashion_saturated"), images.x, images.y, radius=0.05, 
 """
 
 
+@pytest.mark.slow
 def test_a_kill_loses_no_batch(tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)])
@@ -319,6 +363,21 @@ def test_autoattack_is_the_floor(tmp_path):
     assert (result.frame["floor"] <= result.frame[["ce", "mifpe"]].min(axis=1)).all()
     assert "; AutoAttack fooled" in result.sentence
     assert (tmp_path / "run" / "autoattack.json").exists()
+
+
+def test_images_without_a_gradient_are_counted_with_what_becomes_of_them(results):
+    """Those that withstand exact gradients, too, are no loss to rounding."""
+    result = results["fashion_saturated"]
+    frame = result.frame.copy()
+    frame.loc[frame.index[:3], "is_judged"] = False
+    judged = frame[frame["is_judged"]]
+    dead = judged[judged["never_had_gradient"]]
+    assert 0 < (dead["exact_ce"] == 1).sum() < len(dead)
+    changed = replace(result, frame=frame)
+    assert (
+        f"At {len(dead)} of {len(frame)} images every gradient of cross-entropy was exactly zero; "
+        f"{(dead['exact_ce'] == 1).sum()} of them withstand exact gradients, too."
+    ) in changed.remarks
 
 
 def test_the_page_and_the_figure_say_the_same(results):

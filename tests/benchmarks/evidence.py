@@ -5,7 +5,8 @@ docs/findings.md holds its tables. Networks whose files FPERR_DATA does not have
 named.
 """
 
-import sys
+import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ from fperr.errors import FperrError
 from fperr.figures.attacks import RADII
 from fperr.networks.model import usable_model
 
-STEPS, STARTS, ARMS = 50, 3, 4
+STEPS, STARTS, ARMS = 50, 3, 5
 # network -> images; in the order in which they are attacked
 IMAGES = {
     "fashion_saturated": 1000,
@@ -37,10 +38,34 @@ MEASURED = 100  # images whose clean gradients are measured
 COLUMNS = ("numerical", "loss", "search", "gap")
 
 
-def subjects(format: str) -> dict[str, tuple[torch.nn.Module, data.Images, float]]:
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What the networks have in common: format, steps, device, and how many gradients are exact.
+
+    `exact` is "all", "sample", or "auto": all where it does not take hours on one core.
+    """
+
+    format: str
+    steps: int
+    device: str
+    exact: str
+    out: Path
+
+    def exactness(self, name: str) -> str:
+        """How many images of a network get exact gradients."""
+        if self.exact != "auto":
+            return self.exact
+        return "all" if name in WHOLLY_EXACT else "sample"
+
+
+def subjects(
+    format: str, names: list[str]
+) -> dict[str, tuple[torch.nn.Module, data.Images, float]]:
     """Networks, images and radii, of the networks that are there."""
     found = {}
     for name, n in IMAGES.items():
+        if name not in names:
+            continue
         try:
             images = data.images_named(zoo.entry(name).dataset)
             model = zoo.load(name)
@@ -53,22 +78,18 @@ def subjects(format: str) -> dict[str, tuple[torch.nn.Module, data.Images, float
     return found
 
 
-def exactness(name: str) -> str:
-    """How many images of a network get exact gradients."""
-    return "all" if name in WHOLLY_EXACT else "sample"
-
-
 def attributed(
-    name: str, model: torch.nn.Module, images: data.Images, radius: float, format: str,
+    name: str, model: torch.nn.Module, images: data.Images, radius: float, study: Study,
     *, targeted: bool,
 ) -> fperr.Attribution:  # fmt: skip
     """The attribution of a network, kept in a folder of its own."""
     targets = (images.y + 1) % 10 if targeted else None
     kind = "targeted" if targeted else "untargeted"
     return fperr.attribute(
-        model, images.x, images.y, radius=radius, steps=STEPS, starts=STARTS, format=format,
-        targets=targets, exact=exactness(name), search="restarts", why=not targeted,
-        out=Path("out/evidence") / f"{name}-{kind}-{format}",
+        model, images.x, images.y, radius=radius, steps=study.steps, starts=STARTS,
+        format=study.format, targets=targets, exact=study.exactness(name), search="restarts",
+        why=not targeted, device=study.device,
+        out=study.out / f"{name}-{kind}-{study.format}-{study.steps}",
     )  # fmt: skip
 
 
@@ -95,14 +116,19 @@ def row(name: str, n: int, result: fperr.Attribution) -> dict[str, object]:
 
 
 def clean_gradients(
-    name: str, model: torch.nn.Module, images: data.Images, format: str
+    name: str, model: torch.nn.Module, images: data.Images, study: Study
 ) -> dict[str, object]:
-    """What cross-entropy's gradients at clean images say: shares in per cent, and a verdict."""
+    """What cross-entropy's gradients at clean images say: shares in per cent, and a verdict.
+
+    Of the images that are classified correctly: the others need no attack.
+    """
     few = images.first(min(MEASURED, len(images.x)))
     report = fperr.measure(
-        model, few.x, few.y, losses=["ce"], formats=[format], progress=False, name=name
-    )
+        model, few.x, few.y, losses=["ce"], formats=[study.format], progress=False, name=name,
+        device=study.device,
+    )  # fmt: skip
     frame = report.frame[report.frame["delta"].notna()]
+    frame = frame[frame["scenario"] == "untargeted_unsuccessful"]
     dead = frame["is_dead"].fillna(False).astype(bool)
     shares = {
         "dead": dead,
@@ -111,9 +137,9 @@ def clean_gradients(
         "< 0.9": frame["step_gain"] < 0.9,
         "delta > 0.1": frame["delta"] > 0.1,
     }
-    (verdict,) = report.verdicts("ce", format).values()
+    (verdict,) = report.verdicts("ce", study.format).values()
     return {
-        "network": f"{name}, {len(few.x)}",
+        "network": f"{name}, {len(frame)}",
         **{column: f"{100 * flags.mean():.0f}" for column, flags in shares.items()},
         "verdict": verdict.state,
     }
@@ -121,32 +147,47 @@ def clean_gradients(
 
 def main() -> None:
     torch.set_num_threads(1)
-    format = "float16" if "--half" in sys.argv else "float32"
-    chosen = subjects(format)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--half", action="store_true", help="float16, fewer images")
+    parser.add_argument("--networks", default=",".join(IMAGES), help="names, comma-separated")
+    parser.add_argument("--clean", action="store_true", help="clean gradients alone")
+    parser.add_argument("--goals", default="untargeted,targeted", help="one of them, or both")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--exact", default="auto", choices=["auto", "all", "sample"])
+    parser.add_argument("--out", type=Path, default=Path("out/evidence"))
+    given = parser.parse_args()
+    format = "float16" if given.half else "float32"
+    study = Study(format, given.steps, given.device, given.exact, given.out)
+    goals = given.goals.split(",")
+    chosen = subjects(study.format, given.networks.split(","))
     total = 0.0
     for name, (model, images, radius) in chosen.items():
         setting = Setting(
-            usable_model(model, None, None), images.x, images.y, None, radius, "linf", (0.0, 1.0),
-            STEPS, STARTS, format, 0, 250, False,
+            usable_model(model, study.device, None), images.x.to(study.device),
+            images.y.to(study.device), None, radius, "linf", (0.0, 1.0), study.steps, STARTS,
+            study.format, 0, 250, False,
         )  # fmt: skip
         times = forecast(setting, ARMS + 1)
-        exact = exactness(name)
-        total += 2 * (times.in_format + times.share(exact) * times.exact)
+        exact = study.exactness(name)
+        total += len(goals) * (times.in_format + times.share(exact) * times.exact)
         words = times.describe(exact, with_autoattack=False)
-        print(f"{name}: {words}, and as long for targets", flush=True)
-    print(f"about {total / 3600:.1f} h in all, on one core", flush=True)
+        print(f"{name}: {words} for each of {' and '.join(goals)}", flush=True)
+    print(f"about {total / 3600:.1f} h in all", flush=True)
     clean = []
     for name, (model, images, _) in chosen.items():
-        clean.append(clean_gradients(name, model, images, format))
+        clean.append(clean_gradients(name, model, images, study))
     print(pd.DataFrame(clean).to_markdown(index=False), flush=True)
-    for targeted in (False, True):
+    if given.clean:
+        return
+    for goal in goals:
         rows = []
         for name, (model, images, radius) in tqdm(chosen.items(), disable=None):
-            result = attributed(name, model, images, radius, format, targeted=targeted)
+            result = attributed(name, model, images, radius, study, targeted=goal == "targeted")
             rows.append(row(name, len(images.x), result))
             print(f"{name}: {result.sentence}", *result.remarks, sep="\n  ", flush=True)
             print(result.summary().to_string(), flush=True)
-        print("targeted" if targeted else "untargeted")
+        print(goal)
         print(pd.DataFrame(rows).to_markdown(index=False), flush=True)
 
 

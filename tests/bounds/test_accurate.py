@@ -11,9 +11,9 @@ from fperr import bounds, losses
 from fperr.bounds import accurate
 from fperr.formats import format_named
 from fperr.validation.accurate import computed_gradient, errors_and_bounds, falsify_accurate
-from tests.conftest import normal
+from tests.conftest import normal, slow_except
 
-CASES = 3000  # for each format
+CASES = 1500  # for each format
 RATIOS = ["direction_ratio", "length_ratio"]
 
 
@@ -78,7 +78,7 @@ TERMS = {  # the name of a function, and the position of an argument of the shap
 }
 
 
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("term", slow_except(TERMS, ("difference", "sigmoid")))
 def test_a_bound_without_one_of_its_terms_is_refuted(term):
     frame = falsify_accurate(["float32"], 4000, bound=without(term))
     assert (frame[RATIOS] > 1).any(axis=None)

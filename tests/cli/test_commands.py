@@ -15,8 +15,9 @@ from tests.makers.commands import run, started
 def test_the_main_job(tmp_path):
     done = started("measure", "fashion_standard", "--n", "1", "--scenarios", "all", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for text in ("untargeted_unsuccessful", "tmifpe in float16", "In short: ", "100%"):
-        assert text in done.stdout + done.stderr
+    for text in ("untargeted_unsuccessful", "tmifpe in float16", "In short: "):
+        assert text in done.stdout
+    assert done.stderr == ""  # no progress where standard error is no terminal
     folder = tmp_path / "out" / "fashion_standard"
     report = fperr.Report.from_parquet(folder / "measurements.parquet")
     assert len(report.frame) == 36
@@ -71,7 +72,9 @@ def factories(tmp_path):
             ["fperr: undecidable: 6 of 6 rows were not measured: the reference could not be"],
         ),
         (["flat"], 1, ["fperr: flat: 6 of 6 rows were not measured: the exact gradient is zero"]),
-        (["plain", "undecidable"], 1, ["fperr: undecidable: 6 of 6 rows"]),
+        pytest.param(
+            ["plain", "undecidable"], 1, ["fperr: undecidable: 6 of 6 rows"], marks=pytest.mark.slow
+        ),
         (["plain"], 0, []),
     ],
     ids=["undecidable", "flat", "both", "plain"],
@@ -90,7 +93,6 @@ def test_nothing_measured_is_said_and_ends_with_code_1(networks, code, texts, fa
     page = (tmp_path / "here" / "report.html").read_text(encoding="utf-8")
     assert ("What to do: " in page) == bool(texts)
     assert ("No gap is shown, as nothing was measured" in done.stdout) == bool(texts)
-    assert ("not judged: ce in float32; mifpe in float32;" in done.stdout) == bool(texts)
 
 
 def test_a_row_that_was_measured_is_enough_for_code_0(tmp_path, factories):
@@ -179,7 +181,7 @@ def test_what_was_finished_is_written(monkeypatch, tmp_path, capsys):
         raise fault
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fperr.cli.measure.measure", failing)
+    monkeypatch.setattr("fperr.cli.work.measure.measure", failing)
     monkeypatch.setattr(sys, "argv", ["fperr", "measure", "fashion_standard", "--n", "1"])
     with pytest.raises(SystemExit) as end:
         app.main()
@@ -202,11 +204,10 @@ def test_an_attribution_ends_with_a_sentence_and_goes_on(tmp_path):
     first = run(*command, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "fashion_saturated: Cross-entropy PGD leaves " in first.stdout
-    assert "attribute: 20 images, about " in first.stderr
+    assert first.stderr == ""  # neither forecast nor progress where that is no terminal
     folder = tmp_path / "out" / "fashion_saturated-attribution"
     assert len(pd.read_parquet(folder / "attribution.parquet")) == 20
     again = run(*command, cwd=tmp_path)
     assert again.stdout == first.stdout
-    assert "images, about " not in again.stderr  # nothing is timed for what is there
     of_a_class = run(*command[:-1], "3", cwd=tmp_path)
     assert "--targets must be next, random or the name of an array, got 3" in of_a_class.stderr

@@ -72,7 +72,7 @@ def leftovers(folder):
     ("stop", "code"),
     [
         (signal.SIGKILL, -9),
-        (signal.SIGTERM, 130),
+        pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )

@@ -16,6 +16,7 @@ from torch import nn
 import fperr
 from fperr import data
 from fperr.cli import app, faults, options
+from fperr.cli.work.targets import target_classes
 from fperr.networks.model import LogitsOf
 from tests.conftest import normal, tiny_mlp
 from tests.lowest import ROOT, lowest
@@ -33,16 +34,16 @@ def test_boxes():
 
 def test_targets(tmp_path):
     y = torch.tensor([0, 1, 2, 9] * 100)
-    following = options.targets("next", y, 10, 0, None)
+    following = target_classes("next", y, 10, 0, None)
     assert following[:4].tolist() == [1, 2, 3, 0]
-    drawn = options.targets("random", y, 10, 0, None)
+    drawn = target_classes("random", y, 10, 0, None)
     assert (drawn != y).all()
     assert sorted(set(drawn[y == 0].tolist())) == list(range(1, 10))
-    assert torch.equal(drawn[:7], options.targets("random", y[:7], 10, 0, None))
-    assert not torch.equal(drawn, options.targets("random", y, 10, 1, None))
-    assert options.targets("3", y, 10, 0, None).unique().tolist() == [3]
+    assert torch.equal(drawn[:7], target_classes("random", y[:7], 10, 0, None))
+    assert not torch.equal(drawn, target_classes("random", y, 10, 1, None))
+    assert target_classes("3", y, 10, 0, None).unique().tolist() == [3]
     np.savez(tmp_path / "d.npz", x=np.zeros((400, 2)), y=y, goal=following.numpy().astype("u1"))
-    held = options.targets("goal", y[:5], 10, 0, str(tmp_path / "d.npz"))
+    held = target_classes("goal", y[:5], 10, 0, str(tmp_path / "d.npz"))
     assert torch.equal(held, following[:5])
 
 

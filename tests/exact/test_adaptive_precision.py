@@ -186,6 +186,7 @@ class Chain(nn.Module):
         return x.flatten(1)[:, :3] + x.sum((1, 2, 3))[:, None] / 8
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(sorted(UNARY)), min_size=1, max_size=4), st.integers(0, 999))
 def test_random_graphs_agree(names, seed):

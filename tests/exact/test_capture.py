@@ -16,6 +16,7 @@ from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
 from fperr.exact.saved_values import float_run, sample_of
 from tests.conftest import normal, tiny_mlp
+from tests.makers.networks import build
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -177,3 +178,33 @@ def test_constants_of_the_model_may_be_plain_tensors():
     expected = v.double() @ model.linear.weight.detach().double() * 2
     # the products of 24-bit numbers are exact in float64, their sum of two is rounded once
     assert torch.allclose(found, expected, rtol=2.0**-52, atol=0)
+
+
+def test_layers_are_named_after_modules():
+    model, x = build("resnet"), torch.rand(1, 3, 8, 8)
+    captured = exact.capture(model, x)
+    forward = [captured.layer(n) for n in captured.forward]
+    expected = ["0 (Conv2d)", "1 (BatchNorm2d)", "3.conv1", "3.bn1", "3.relu", "3.conv2"]
+    assert [name for name in forward if name in expected] == expected
+    assert {"3.downsample.0 (Conv2d)", "3.add", "3.relu (2)"} <= set(forward)
+    # each operation of the backward half has the name of the one whose gradient it computes
+    kinds = ("convolution_backward", "threshold_backward")
+    assert [captured.layer(n) for n in captured.backward if n.name.startswith(kinds)] == [
+        "3.relu (2)",
+        "3.downsample.0 (Conv2d)",
+        "3.conv2",
+        "3.relu",
+        "3.conv1",
+        "2 (ReLU)",
+        "0 (Conv2d)",
+    ]
+    sums = [captured.layer(n) for n in captured.backward if n.name.startswith("add")]
+    assert sums == ["add_1"]  # of the gradients of two branches: no module's
+
+
+def test_parts_of_attention_are_named_after_their_block():
+    model = build("vit_sdpa")
+    captured = exact.capture(model, torch.rand(1, 3, 8, 8))
+    names = {captured.layer(n) for n in (*captured.forward, *captured.backward)}
+    assert {"patches", "blocks.norm1", "blocks.attention.qkv", "blocks.attention.bmm (2)"} <= names
+    assert {"blocks.mlp.1 (GELU)", "blocks.add (2)", "head"} <= names

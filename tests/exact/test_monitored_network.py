@@ -21,7 +21,8 @@ from fperr.exact.monitored.sizes import SampleSizes
 from fperr.exact.monitored_network import MonitoredNetwork
 from fperr.exact.monitored_pair import Doubts, MonitoredPair
 from fperr.exact.mp import MpArithmetic
-from tests.makers.networks import NETWORKS, SIDE, build
+from tests.conftest import slow_except
+from tests.makers.networks import KINDS, NETWORKS, SIDE, build
 
 REFERENCE = MpArithmetic(1000)  # far more digits than any of these networks loses
 
@@ -270,6 +271,7 @@ def test_no_trap_is_agreed_and_wrong(name):
     assert not are_wrong(found, errors).any(), (found.log2_error, errors, found.doubts)
 
 
+@pytest.mark.slow
 def test_a_difference_that_is_small_by_luck_is_not_believed():
     """One number, 4,000 times: float32 comes close by chance where float64 has lost 13 bits."""
     model = Scalar().eval()
@@ -372,6 +374,7 @@ def test_a_sabotaged_leader_is_caught(factor, monkeypatch):
     assert (errors > found.log2_error + 4).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.lists(st.sampled_from(sorted(STEPS := {
@@ -426,7 +429,7 @@ def test_the_words_of_a_doubt():
     assert found.log2_error.isposinf().all()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_except(NETWORKS, KINDS))
 def test_networks_of_every_kind(name):
     model = build(name)
     x = torch.rand(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))

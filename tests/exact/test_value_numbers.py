@@ -214,17 +214,18 @@ def test_functions_are_hashed_and_their_exact_relations_hold():
     x = torch.tensor([0.0, 1.0, 0.5, -0.5, 2.0], dtype=torch.float64)
     a = value_numbers.of_floats(x)
     seen = {}
-    for name in ("exp", "log", "rsqrt", "tanh", "erf"):
+    for name in ("exp", "log", "rsqrt", "tanh", "erf", "sin", "cos", "atan"):
         found = value_numbers.of_function(name, a)
         seen[name] = found.identifiers().tolist()
         negated = value_numbers.of_function(name, value_numbers.negative(a))
         is_odd = bool(value_numbers.total(found, negated).equals_float(0.0).all())
-        assert is_odd == (name in ("tanh", "erf"))
+        assert is_odd == (name in ("tanh", "erf", "sin", "atan"))
     one, zero = (value_numbers.of_float(n).identifiers().item() for n in (1.0, 0.0))
     assert (seen["exp"][0], seen["log"][1], seen["rsqrt"][1]) == (one, zero, one)
-    assert seen["tanh"][0] == seen["erf"][0] == zero
+    assert seen["tanh"][0] == seen["erf"][0] == seen["sin"][0] == seen["atan"][0] == zero
+    assert seen["cos"][0] == one
     everything = [n for numbers in seen.values() for n in numbers]
-    assert len(set(everything)) == len(everything) - 3  # two ones, three zeros
+    assert len(set(everything)) == len(everything) - 6  # three ones, five zeros
 
 
 def test_quotients_by_zero_and_infinities_equal_nothing():

@@ -110,6 +110,7 @@ def test_regimes_truth():
         assert abs(regimes._exact_component(700.0, 3.0) / wanted - 1) < mpmath.mpf(2) ** -100
 
 
+@pytest.mark.slow
 def test_scale_sweep(study):
     frame, figure = drawn("scale-sweep", study)
     palette = colours(["float16", "float32", "float64"])
@@ -314,6 +315,7 @@ def test_published_rows_stand_above_the_networks_at_hand(fperr_data, tmp_path):
     assert frame["ce"][place - 1] == 86.82
 
 
+@pytest.mark.slow
 def test_boost(study):
     study = Study(study.subjects[1:], study.cache)
     frame = boost.frame(study)
@@ -377,6 +379,7 @@ def test_paper_sizes():
     assert paper_size("fashion_standard", None) in (1_000, 10_000)
 
 
+@pytest.mark.slow
 def test_where_a_half_format_takes_part_all_take_the_same_images(study, monkeypatch):
     one = Study(study.subjects[:1], study.cache)
     monkeypatch.setattr(sweep, "_MEASURED", 4)

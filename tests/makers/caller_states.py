@@ -1,7 +1,5 @@
 """What a caller may have set, what a public function may change, and the public functions."""
 
-# ruff: noqa: ARG005 - functions of one signature
-
 import inspect
 import logging
 import pickle

@@ -14,8 +14,12 @@ import tempfile
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
+WORK = [
+    f"fperr.cli.work.{name}"
+    for name in ("attack", "attribute", "figures", "layers", "measure", "report", "zoo")
+]
 # torch._dynamo is what a capture imports
-FORKS.set_forkserver_preload(["fperr.cli.app", "torch._dynamo", "tests.makers.commands"])
+FORKS.set_forkserver_preload(["fperr.cli.app", *WORK, "torch._dynamo", "tests.makers.commands"])
 
 
 def called(arguments, folder, environment, streams, largest_file):

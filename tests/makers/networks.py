@@ -199,6 +199,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit_mha": lambda: ViT(Block(TorchAttention())),
     "transformer_encoder": lambda: ViT(encoder()),
 }
+KINDS = ("resnet", "pointnet", "vit_sdpa")  # one of each kind, where all take long
 
 
 def build(name: str, seed: int = 0) -> nn.Module:

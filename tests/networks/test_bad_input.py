@@ -50,8 +50,8 @@ CASES = {
     "NaN weights": (poisoned(), X, {}, "the model's 0.weight has NaN or infinite entries"),
     "K = 1": (seeded(nn.Linear(6, 1)), X, {}, "K = 1 logit, but at least 2 classes are needed"),
     "3-D logits": (nn.Identity().eval(), normal(2, 3, 4), {}, "got (2, 3, 4) for 2 samples"),
-    "model raises": (Raising().eval(), X, {}, "the model fails on x[:8], of shape (3, 6)"),
-    "wrong shape": (tiny_mlp(), normal(3, 5), {}, "the model fails on x[:8], of shape (3, 5)"),
+    "model raises": (Raising().eval(), X, {}, "the model fails on x[:3], of shape (3, 6)"),
+    "wrong shape": (tiny_mlp(), normal(3, 5), {}, "the model fails on x[:3], of shape (3, 5)"),
     "mixed dtypes": (
         nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2).double()).eval(),
         X,

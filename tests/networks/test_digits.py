@@ -6,8 +6,8 @@ from torch import nn
 
 import fperr
 from fperr import data, zoo
-from tests.conftest import normal, seeded, tiny_mlp
-from tests.makers.networks import NETWORKS, SIDE, build
+from tests.conftest import normal, seeded, slow_except, tiny_mlp
+from tests.makers.networks import KINDS, NETWORKS, SIDE, build
 
 ONE_ROW = {"losses": ["ce"], "formats": ["float32"], "progress": False}
 
@@ -91,7 +91,7 @@ class Encoder(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:the graph for a batch:UserWarning")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_except(NETWORKS, KINDS))
 def test_the_defaults_measure_every_row(name):
     x = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     frame = fperr.measure(build(name), x, torch.tensor([0, 1]), progress=False).frame

@@ -156,6 +156,7 @@ def test_inputs_in_half_formats_are_told_apart(dtype):
     assert torch.equal(SampleMatcher(30, originals).samples_of(originals[chosen]), chosen)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_measure(fashion):
     """Two ways to the same numbers: the recorder along an attack, measure at its points."""
     images = fashion.first(4)
@@ -300,6 +301,7 @@ def test_formats_may_change_on_the_way():
     assert set(trace.steps()["loss"]) == {"ce"}
 
 
+@pytest.mark.slow
 def test_a_trace_survives_a_kill(tmp_path):
     code = """
         import os, sys, torch, fperr

@@ -59,6 +59,44 @@ def test_a_penalty_is_no_error_in_whatever_dtype_the_attack_runs(kind):
     assert not trace.diagnosis()
 
 
+def test_a_single_image_is_recorded():
+    """It has no nearest other image to be confused with."""
+    model = zoo.load("fashion_standard").eval()
+    with fperr.record(model, X[:1], Y[:1], **QUIET) as trace:
+        ascend(model, X[:1], y=Y[:1])
+    assert trace.steps()["sample"].tolist() == [0, 0]
+
+
+def recorded_within(model):
+    with fperr.repaired("mifpe"), fperr.record(model, X, Y, **QUIET) as trace:
+        points = ascend(model, X)
+    return trace, points
+
+
+def recorded_around(model):
+    with fperr.record(model, X, Y, **QUIET) as trace, fperr.repaired("mifpe"):
+        points = ascend(model, X)
+    return trace, points
+
+
+@pytest.mark.parametrize("recorded", [recorded_within, recorded_around])
+def test_a_repaired_attack_is_recorded(recorded):
+    """The recorder sees the gradient that the attack follows, and computes its own without it."""
+    model = zoo.load("fashion_standard").eval()
+    trace, points = recorded(model)
+    assert set(trace.steps()["loss"]) == {"mifpe"}
+    own = trace.errors()
+    assert (own[own["is_own"]]["delta"] < 1e-4).all()
+    with fperr.repaired("mifpe"):
+        assert torch.equal(ascend(model, X), points)
+    with (
+        pytest.warns(fperr.errors.RepairWarning, match="saw no call"),
+        fperr.repaired("mifpe"),
+        pytest.raises(fperr.errors.ModeError, match=r"got repaired \(a TorchFunctionMode\)"),
+    ):
+        fperr.attack(model, X, Y, radius=0.1, steps=1)  # it has a loss of its own
+
+
 def test_points_that_the_models_dtype_cannot_hold_have_no_delta():
     """A copy in float64 moves to numbers between those of float32."""
 

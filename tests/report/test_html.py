@@ -1,5 +1,8 @@
 """The report page in a real browser, and the rule behind its verdict."""
 
+import datetime
+import itertools
+import math
 import os
 import re
 import shutil
@@ -10,7 +13,10 @@ import pytest
 import torch
 
 import fperr
+from fperr.report.answer import answer, verdicts
 from fperr.report.frame import COLUMNS
+from fperr.report.numbers import number, typeset
+from fperr.report.plots import Plots
 from fperr.report.verdict import Thresholds, judge
 from tests.conftest import normal, tiny_mlp
 
@@ -33,9 +39,14 @@ def report():
 
 
 @pytest.fixture(scope="module")
-def path(report, tmp_path_factory):
+def written(report):
+    return report.to_html(made_on=datetime.date(2026, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def path(written, tmp_path_factory):
     page = tmp_path_factory.mktemp("page") / "report.html"
-    page.write_text(report.to_html(), encoding="utf-8")
+    page.write_text(written, encoding="utf-8")
     return page
 
 
@@ -54,8 +65,8 @@ def browser():
         found.close()
 
 
-def opened(browser, path, width):
-    page = browser.new_page(viewport={"width": width, "height": 900})
+def opened(browser, path, width, scheme="light"):
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.messages = []
     page.on("console", lambda message: page.messages.append(message.text))
     page.on("pageerror", lambda error: page.messages.append(str(error)))
@@ -65,20 +76,47 @@ def opened(browser, path, width):
     return page
 
 
-@pytest.mark.parametrize("width", [400, 1600])
+UNFOLD = "document.querySelectorAll('details').forEach(d => d.open = true)"
+
+
+@pytest.mark.parametrize("width", [390, 1600])
 def test_nothing_is_fetched_nothing_overflows_everything_shows(browser, path, width):
     page = opened(browser, path, width)
     assert page.messages == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for unfold in ("0", UNFOLD):
+        page.evaluate(unfold)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     images = page.locator("img")
-    bounded = images.count() - 2 * (2 + 2 + len(LOSSES))  # a panel for each format and network
+    bounded = images.count() - 2 * (3 * 2 + len(LOSSES))  # a panel for each format and network
     assert bounded == 2 * 3
     for i in range(images.count()):
-        assert images.nth(i).evaluate("i => i.complete && i.naturalWidth > 300 && i.width > 200")
-        assert "median" in images.nth(i).get_attribute("alt")
-    assert page.locator("h1").count() == 1
-    assert page.locator("h2").first.inner_text() == "easy"
-    assert page.locator("h2").nth(1).inner_text() == "<hard> & co"
+        assert images.nth(i).evaluate("i => i.complete && i.naturalWidth >= 800 && i.width > 200")
+        alt = images.nth(i).get_attribute("alt")
+        assert "median" in alt
+        assert re.search(r"\d", alt)
+    # the check of the width notices a table that is too wide for its page
+    page.add_style_tag(content=".scroll { overflow: visible !important; width: 2000px; }")
+    assert page.evaluate("document.documentElement.scrollWidth") > width
+
+
+def test_the_page_has_one_outline(browser, path):
+    page = opened(browser, path, 1600)
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert page.evaluate("document.documentElement.lang") == "en"
+    assert page.evaluate("[...document.querySelectorAll('th')].every(t => t.scope)")
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    targets = page.evaluate(
+        "[...document.querySelectorAll('a[href^=\"#\"]')].map(a => a.getAttribute('href').slice(1))"
+    )
+    assert targets
+    assert set(targets) <= set(ids)
+    headings = [h.inner_text().removesuffix(" #") for h in page.locator("main h2").all()]
+    assert headings[:2] == ["The answer", "Each loss in each format"]
+    names = [h.inner_text() for h in page.locator(".answer h3").all()]
+    assert names == ["easy", "<hard> & co"]
 
 
 def test_tables_sort_by_mouse_and_keyboard(browser, path):
@@ -101,29 +139,95 @@ def test_tables_sort_by_mouse_and_keyboard(browser, path):
     assert table.locator("th").nth(column).get_attribute("aria-sort") == "descending"
 
 
-def test_text_has_contrast(browser, path):
-    """WCAG AA: 4.5 between every text's colour and the white page."""
+def test_a_table_is_a_file_of_values(browser, path, report):
     page = opened(browser, path, 1600)
-    colours = page.evaluate(
-        "[...new Set([...document.querySelectorAll('body *')].map(e => getComputedStyle(e).color))]"
+    with page.expect_download() as download:
+        page.locator("a.file").nth(1).click()
+    content = pd.read_csv(download.value.path())
+    assert download.value.suggested_filename == "quartiles_and_failures_by_scenario.csv"
+    summary = report.summary(("network", "scenario", "loss", "format"))
+    independent = report.frame[~report.frame["is_sign_twin"]]
+    assert len(content) == len(
+        independent.drop_duplicates(["network", "scenario", "loss", "format"])
     )
-    for colour in colours:
-        rgb = np.array([int(v) for v in re.findall(r"\d+", colour)[:3]]) / 255
-        linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        luminance = linear @ [0.2126, 0.7152, 0.0722]
-        assert 1.05 / (luminance + 0.05) >= 4.5, colour
+    assert set(content["delta_median"].dropna()) <= set(summary["delta_median"].dropna())
+
+
+def luminance(colour):
+    """That of WCAG, from red, green and blue in [0, 255]."""
+    rgb = np.asarray(colour, dtype=float) / 255
+    linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+# of the elements with text of their own
+CONTRASTS = """[...document.querySelectorAll('body *')].filter(
+  e => [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim())
+).map(e => {
+  const over = [];
+  for (let p = e; p; p = p.parentElement) over.push(getComputedStyle(p).backgroundColor);
+  return [getComputedStyle(e).color, ...over];
+})"""
+
+
+def least_contrast(page):
+    """The least contrast between an element's colour and what lies below it."""
+    least = np.inf
+    for colour, *over in {tuple(each) for each in page.evaluate(CONTRASTS)}:
+        ground = np.zeros(3)
+        for layer in reversed(over):
+            numbers = [float(v) for v in re.findall(r"[\d.]+", layer)]
+            opacity = numbers[3] if len(numbers) > 3 else 1.0
+            ground = opacity * np.array(numbers[:3]) + (1 - opacity) * ground
+        text = luminance([float(v) for v in re.findall(r"[\d.]+", colour)[:3]])
+        low, high = sorted((text, luminance(ground)))
+        least = min(least, (high + 0.05) / (low + 0.05))
+    return least
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(browser, path, scheme):
+    """WCAG AA: 4.5 between every text's colour and its ground, in both colour schemes."""
+    page = opened(browser, path, 1600, scheme)
+    paper = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--paper')")
+    assert paper.strip() == ("#fff" if scheme == "light" else "#1a1a1a")
+    assert least_contrast(page) >= 4.5
+    page.add_style_tag(content=".soft { color: #808080 !important; }")
+    assert least_contrast(page) < 4.5
+
+
+def test_pictures_are_readable_in_the_dark(browser, path):
+    """Their ground is transparent or inverted: their darkest ink is light there."""
+    filters = {
+        scheme: opened(browser, path, 1600, scheme).evaluate(
+            "getComputedStyle(document.querySelector('figure img')).filter"
+        )
+        for scheme in ("light", "dark")
+    }
+    assert filters == {"light": "none", "dark": "invert(0.9) hue-rotate(180deg)"}
 
 
 def test_the_page_prints(browser, path, tmp_path):
-    page = opened(browser, path, 1600)
+    page = opened(browser, path, 1600, "dark")
+    page.emulate_media(media="print")
+    computed = "(s, p) => getComputedStyle(document.querySelector(s))[p]"
+    style = lambda selector, name: page.evaluate(f"({computed})('{selector}', '{name}')")  # noqa: E731
+    assert style("body", "backgroundColor") == "rgb(255, 255, 255)"
+    assert style("td.number", "whiteSpace") == "nowrap"
+    assert style("thead", "breakInside") == style("tr", "breakInside") == "avoid"
+    height = "s => document.querySelector(s).getBoundingClientRect().height"
+    assert page.evaluate(height, "details:has(.sentences)") > 100  # unfolded
+    assert page.evaluate(height, "details.raw") < 60  # folded: its summary alone
     page.pdf(path=tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").stat().st_size > 50_000
 
 
-def test_the_verdict_comes_first_and_is_plain(report):
-    text = report.to_html()
-    assert text.index("<img") > text.index("&lt;hard&gt;") > text.index("cannot tell")
-    assert text.index("do not trust") < text.index("<img")
+def test_the_verdict_comes_first_and_is_plain(written):
+    text = written
+    answer_at, matrix_at, picture_at = map(text.index, ('id="answer"', 'id="matrix"', "<img"))
+    assert answer_at < text.index("too few to tell about") < matrix_at
+    assert matrix_at < text.index("do not trust") < picture_at
+    assert text.count("succeed all the same") == 1
     assert "Cross-entropy (ce) in float32: do not trust" in text
     assert "Stable cross-entropy (stable_ce) in float32: cannot tell" in text
     # pictures are base64, in which any four letters may stand
@@ -133,11 +237,58 @@ def test_the_verdict_comes_first_and_is_plain(report):
     assert "<hard>" not in text
 
 
+@pytest.mark.slow
 def test_the_page_is_rebuilt_from_the_file(report, tmp_path):
     report.to_parquet(tmp_path / "m.parquet")
     again = fperr.Report.from_parquet(tmp_path / "m.parquet").to_html()
     without_pictures = [re.sub(r"base64,[^\"]*", "", t) for t in (again, report.to_html())]
     assert without_pictures[0] == without_pictures[1]
+
+
+def test_the_head_says_what_was_measured(report, written):
+    head = written.partition("<main>")[0]
+    assert '<time datetime="2026-01-02">2 January 2026</time>' in head
+    assert f"fperr {report.provenance['easy']['versions']['fperr']}" in head
+    parameters = sum(p.numel() for p in tiny_mlp().parameters())
+    assert f"Sequential, {parameters} parameters, input 6, 5 images" in head
+    assert "fperr.measure(model, x, losses=[&#34;ce&#34;, " in head
+    assert "scenarios=" in head  # no labels were given
+    # an older report says less, and nothing false
+    older = {
+        name: {**p, "model": {"classes": 4}, "versions": {}}
+        for name, p in report.provenance.items()
+    }
+    text = fperr.Report(report.frame, older).to_html()
+    assert "parameters" not in text.partition("<main>")[0]
+
+
+@pytest.mark.slow
+def test_an_attribution_stands_in_the_answer(report, written):
+    section = fperr.report.html.AttributionSection(
+        "A sentence <b>.", [], "PGD", "", "", ["a"], [["b"]]
+    )
+    text = report.to_html(attributions={"easy": section})
+    assert (
+        text.index('id="answer"') < text.index("A sentence &lt;b&gt;.") < text.index('id="matrix"')
+    )
+    assert "easy: what an attack loses" in text
+    assert "A sentence" not in written
+
+
+def test_numbers_are_typeset():
+    assert typeset("a 1.8e-07, 1e+05; x1e-5, 2e-3f").replace("\u202f", " ") == (
+        "a 1.8 × 10⁻⁷, 10⁵; x1e-5, 2e-3f"
+    )
+    assert typeset("-1.5e-07") == "−1.5\u202f×\u202f10⁻⁷"
+    assert number(float("nan")) == "–"
+    assert number(0.0) == "0"
+
+
+def test_no_number_of_the_page_has_an_exponent_to_break_at(written):
+    text = re.sub(r"base64,[^\"]*|data-value=\"[^\"]*\"", "", written)
+    shown = text.partition("Settings and provenance")[0]
+    assert re.search(r"10⁻", shown)
+    assert not re.search(r"\d(\.\d+)?e-\d", shown)
 
 
 def rows(n=100, **values):
@@ -209,6 +360,50 @@ def test_the_rule_lets_good_rows_pass_and_can_be_set():
     assert "beyond the thresholds" in judge(costless, Thresholds(delta=0.5)).sentence
 
 
+GOOD, BAD, OPEN = rows(), rows(step_gain=(50, 0.1)), rows(30)
+OPEN_WORDS = "30 images are too few to tell about {} (measure about 59)"
+
+
+@pytest.mark.parametrize(
+    ("cells", "sentences"),
+    [
+        (
+            {"ce": {"float16": BAD, "float32": GOOD}, "mifpe": {"float16": GOOD, "float32": GOOD}},
+            (
+                "In float16, only mifpe can be followed; ce cannot.",
+                "In float32, every loss can be followed.",
+            ),
+        ),
+        (
+            {"ce": {"float16": BAD, "float32": BAD}, "mifpe": {"float16": BAD, "float32": BAD}},
+            ("In float16 and float32, no loss can be followed.",),
+        ),
+        (
+            {"ce": {"float16": BAD}, "mifpe": {"float16": OPEN}},
+            (f"In float16, ce cannot be followed; {OPEN_WORDS.format('mifpe')}.",),
+        ),
+        (
+            {"ce": {"float16": OPEN}, "mifpe": {"float16": OPEN}},
+            (f"In float16, {OPEN_WORDS.format('any loss')}.",),
+        ),
+        (
+            {"ce": {"float16": GOOD, "float32": rows(delta=(100, np.nan))}},
+            ("In float16, ce can be followed.", "In float32, ce was not measured."),
+        ),
+    ],
+)
+def test_the_answer_groups_formats(cells, sentences):
+    frames = [
+        cell.assign(loss=loss, format=fmt, sample=range(len(cell)))
+        for loss, by_format in cells.items()
+        for fmt, cell in by_format.items()
+    ]
+    said = answer(verdicts(pd.concat(frames, ignore_index=True), Thresholds()))
+    assert said.sentences == sentences
+    is_mended = any("only mifpe" in each for each in sentences)
+    assert said.remedy.startswith("Use mifpe: ") == is_mended
+
+
 def test_few_images_do_not_tell():
     """0.95**59 < 0.05 < 0.95**58: if 5 % fail, none of 59 does so in fewer than 1 of 20 tries."""
     assert judge(rows(59), Thresholds()).state == "trustworthy"
@@ -219,6 +414,13 @@ def test_few_images_do_not_tell():
     )
     some = judge(rows(40, step_gain=(4, 0.1)), Thresholds())
     assert (some.state, some.needed) == ("cannot tell", 99)
+    # one of 70: 31 would do if the count were normally distributed
+    one = judge(rows(70, step_gain=(1, 0.1)), Thresholds())
+    assert one.state == "cannot tell"
+    assert 70 < one.needed < 200
+    failing = math.ceil(one.needed / 70)
+    enough = judge(rows(one.needed, step_gain=(failing, 0.1)), Thresholds())
+    assert enough.state == "trustworthy"
     # as many as it says do tell, a tenth of which fail; and half as many do not
     assert judge(rows(140, step_gain=(14, 0.1)), Thresholds()).state == "do not trust"
     assert judge(rows(50, step_gain=(5, 0.1)), Thresholds()).state == "cannot tell"
@@ -311,3 +513,36 @@ def test_dots_of_broken_ties_are_hollow():
     after, same_number = dots()
     assert number == same_number
     assert len(set(after)) > len(set(before)) == 1  # another marker
+
+
+def test_zeros_are_crosses_with_a_count_and_thresholds_are_lines():
+    report = fperr.measure(tiny_mlp(), normal(4, 6), losses=["ce"], formats=["float32"])
+
+    def drawn(plots, name):
+        (axis, *_) = getattr(plots, name)().axes
+        heights = [float(line.get_ydata()[0]) for line in axis.get_lines()]
+        return [text.get_text() for text in axis.texts], heights
+
+    texts, heights = drawn(report.plot, "step_gain")
+    assert texts == ["threshold 0.5"]
+    assert 0.5 in heights
+    texts, heights = drawn(report.plot, "relative_error")
+    assert texts == ["u"]
+    assert 2.0**-24 in heights
+    strict = Plots(report.frame, Thresholds(delta=1e-3))
+    texts, heights = drawn(strict, "relative_error")
+    assert "threshold 0.001" in texts
+    assert 1e-3 in heights
+    report.frame.loc[report.frame.index[:1], ["is_dead", "delta", "step_gain"]] = [True, 1.0, 0.0]
+    assert drawn(report.plot, "relative_error")[0] == ["u", "1"]
+    assert drawn(report.plot, "step_gain")[0] == ["threshold 0.5", "1"]
+    page = report.to_html()
+    assert "Exactly zero: 1 of ce in float32." in page
+    assert "A cross is a gradient that is exactly zero" in page
+
+
+def test_figures_are_as_wide_as_a_page_and_have_one_legend(report):
+    for name in ("step_gain", "relative_error", "sign_errors", "stages", "bounds"):
+        figure = getattr(report.plot, name)()
+        assert figure.get_figwidth() <= 9
+        assert len(figure.legends) == 1

@@ -21,6 +21,7 @@ def autoattack_examples():
     return Path(found.origin).parent / "examples"
 
 
+@pytest.mark.slow
 def test_a_certified_network_with_every_engine(fperr_data):
     model, images = zoo.load("cifar_wong_kolter_small_8px"), data.cifar10_test_800()
     with torch.no_grad():

@@ -86,6 +86,7 @@ def applied(text, door, argument, bad, folder):
     return len(changes)
 
 
+@pytest.mark.slow
 def test_every_remedy_in_the_table_of_bad_calls_helps(tmp_path):
     seen: dict[tuple[str, str], int] = {}
     for number, call in enumerate(CALLS):

@@ -22,9 +22,9 @@ from fperr.exact.double_word.operator_norms import convolution_norm, spectral_no
 from fperr.exact.double_word_network import BatchedNetwork, log2_relative_errors, to_mpmath
 from fperr.exact.engines.vectors import DoubleWordVectors, MpVectors
 from fperr.exact.mp import MpArithmetic
-from tests.conftest import normal, seeded
+from tests.conftest import normal, seeded, slow_except
 from tests.makers.digits import digits_of
-from tests.makers.networks import NETWORKS, SIDE, build
+from tests.makers.networks import KINDS, NETWORKS, SIDE, build
 
 WIDE = mpmath.MPContext()
 WIDE.prec = 400
@@ -73,7 +73,7 @@ def run_and_jacobian(network, x, classes):
     return forward.run.logits, rows
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_except(NETWORKS, KINDS))
 def test_words_meet_the_balls(name):
     x = images(2)
     capture, classes = captured(name, x)
@@ -220,12 +220,15 @@ def test_norms_are_bounds_and_not_far_off():
 A = DoubleWordArithmetic()
 
 
-@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "exp", "log", "rsqrt", "tanh", "erf"])
+UNARY = ("exp", "log", "rsqrt", "tanh", "erf", "sin", "cos", "atan")
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", *UNARY])
 @given(st.integers(0, 2**32))
 @settings(max_examples=15, deadline=None)
 def test_operations_stay_within_their_radius(name, seed):
     a, b = (_words(seed + i, positive=name in ("log", "rsqrt", "div")) for i in range(2))
-    unary = name in ("exp", "log", "rsqrt", "tanh", "erf")
+    unary = name in UNARY
     found = getattr(A, name)(a) if unary else getattr(A, name)(a, b)
     true = {
         "add": lambda x, y: x + y,
@@ -237,6 +240,9 @@ def test_operations_stay_within_their_radius(name, seed):
         "rsqrt": lambda x, _: 1 / WIDE.sqrt(x),
         "tanh": lambda x, _: WIDE.tanh(x),
         "erf": lambda x, _: WIDE.erf(x),
+        "sin": lambda x, _: WIDE.sin(x),
+        "cos": lambda x, _: WIDE.cos(x),
+        "atan": lambda x, _: WIDE.atan(x),
     }[name]
     # the numbers themselves, and the farthest that their radii allow in one direction
     for push in (0.0, 1.0):
@@ -440,6 +446,7 @@ def test_wide_vectors_are_those_of_mpmath(a, b, low, high):
         assert words.sign(mine).tolist() == [int(n > 0) - int(n < 0) for n in numbers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion_standard", "fashion_adversarial", "fashion_saturated"])
 def test_the_same_relative_errors_as_with_balls(name):
     model, x = zoo.load(name), data.fashion_mnist_1000().x[:2]
@@ -458,6 +465,7 @@ def test_the_same_relative_errors_as_with_balls(name):
     assert np.isclose(half.frame["delta"], wanted, 1e-8, 0).all()
 
 
+@pytest.mark.slow
 def test_routing_of_poolings_is_that_of_balls(fperr_data):
     model, x = zoo.load("mnist_lenet5_advtrained"), data.mnist_test().x[:3]
     options = {"losses": ["mifpe"], "formats": ["float16", "float32"], "digits": 20}

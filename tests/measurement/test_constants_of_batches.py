@@ -1,0 +1,77 @@
+"""Networks that make tensors as long as their batch: states of cells, repeated weights, numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+import fperr
+from tests.conftest import normal
+
+
+class LastStep(nn.Module):
+    def __init__(self, layer, width):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1])
+
+
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        state = torch.zeros(len(x), 5, dtype=x.dtype)
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.head(state)
+
+
+class Neighbours(nn.Module):
+    """Picks rows by numbers of samples, made as `arange(len(x))`."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        nearest = x[..., 0].topk(2, dim=1).indices
+        return self.head(x[torch.arange(len(x))[:, None], nearest].mean(1))
+
+
+NETWORKS = {
+    "LSTM": lambda: LastStep(nn.LSTM(4, 5, batch_first=True), 5),
+    "LSTM, two layers both ways": lambda: LastStep(
+        nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True), 6
+    ),
+    "GRU cell": Cell,
+    "instance norm": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 3)), nn.Conv2d(1, 4, 2), nn.InstanceNorm2d(4, affine=True),
+        nn.Flatten(), nn.Linear(24, 3),
+    ),
+    "numbers of samples": Neighbours,
+}  # fmt: skip
+
+
+# which matrix products a batch of two runs depends on the CPU
+@pytest.mark.filterwarnings("ignore:the graph for a batch of 2 differs")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_batch_is_measured_as_its_samples(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = NETWORKS[name]().eval()
+    x = normal(2, 3, 4)
+    options = {
+        "losses": ["cw"],
+        "formats": ["float32"],
+        "progress": False,
+        "y": torch.tensor([0, 1]),
+    }
+    whole = fperr.measure(model, x, **options).frame
+    alone = fperr.measure(model, x, batch_size=1, **options).frame
+    assert whole["delta"].notna().all()
+    # a few dozen roundings of a well-conditioned network
+    assert (whole["delta"] < 64 * 2.0**-24).all()
+    assert (alone["delta"] < 64 * 2.0**-24).all()
