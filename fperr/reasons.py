@@ -76,7 +76,8 @@ def infinite_slope(operation: str) -> str:
 
 def format_fails(format: Format, fault: str) -> str:
     """The reason of the rows of a format in which the network cannot be run."""
-    return f"the network fails in {format.name}: {' '.join(fault.split())}"
+    words = " ".join(fault.split()).removeprefix(f"in {format.name}: ")
+    return f"the network fails in {format.name}: {words}"
 
 
 def unusable_scale(c: float) -> str:

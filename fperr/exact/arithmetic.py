@@ -265,7 +265,15 @@ class Geometry:
 
 
 class Convolving(ABC, Generic[T]):
-    """A number system with convolutions of its own; the others gather patches and multiply."""
+    """A number system with convolutions of its own; the others gather patches and multiply.
+
+    Its convolutions have one weight for all samples: where each has its own, patches are gathered
+    here, too.
+    """
+
+    @abstractmethod
+    def is_shared(self, weight: T) -> bool:
+        """Whether the weight is one for all samples."""
 
     @abstractmethod
     def correlate(self, x: T, weight: T, geometry: Geometry) -> T:

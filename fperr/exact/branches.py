@@ -172,9 +172,7 @@ def frozen_gradient(
     for key, source, decide, arguments in saved_for_backward(capture):
         if key in outcomes:
             outcome = _joined(outcomes[key], capture.shapes[source.name]).to(v.device)
-            outcome_by_node[key] = (
-                outcome if decide is None else _stand_in(outcome, arguments).to(v.dtype)
-            )
+            outcome_by_node[key] = outcome if decide is None else _stand_in(outcome, arguments)
     gradient: Tensor = _Frozen(capture.module, outcome_by_node).run(x, v)[1]
     return gradient
 
@@ -196,8 +194,15 @@ class _Frozen(fx.Interpreter):
         arguments, options = self.fetch_args_kwargs_from_env(n)
         pairs = zip(keys, arguments, strict=True)
         assert callable(n.target)
-        value = n.target(*(self._outcome_by_node.get(k, a) for k, a in pairs), **options)
+        value = n.target(*(self._prescribed(k, a) for k, a in pairs), **options)
         return cast(TorchValue, value)
+
+    def _prescribed(self, key: str, argument: object) -> object:
+        """The argument, or in its place what is prescribed, in its dtype: autocast mixes them."""
+        if key not in self._outcome_by_node:
+            return argument
+        assert isinstance(argument, Tensor)
+        return self._outcome_by_node[key].to(argument.dtype)
 
 
 def _joined(outcomes: list[Tensor], batch_shape: tuple[int, ...]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from fperr.errors import (
     CaptureAuditError,
+    FperrError,
     ModelError,
     StaleCaptureError,
     UnsupportedOperationError,
@@ -249,7 +250,18 @@ def capture(model: nn.Module, x: Tensor) -> Capture:
         [(1, 3), (1, 4)]
     """
     v = probe(logits_of(model, x))
-    module = traced(model, x, v)
+    try:
+        return _captured(model, x, v, traced(model, x, v))
+    except CaptureAuditError as fault:
+        # functorch's backward pass may call other kernels than autograd's: layouts may differ
+        try:
+            return _captured(model, x, v, traced(model, x, v, by_autograd=True))
+        except FperrError:
+            raise fault from None
+
+
+def _captured(model: nn.Module, x: Tensor, v: Tensor, module: fx.GraphModule) -> Capture:
+    """The capture of what was traced, after its audit; errors as `capture`."""
     nodes = [n for n in module.graph.nodes if n.op == "call_function"]
     kinds = kinds_of(module, x, v)
     _refuse_unsupported(nodes, kinds, model, x)

@@ -22,7 +22,12 @@ from fperr.exact.index_arrays import IndexNDArray
 from fperr.exact.node_kinds import TorchValue, is_discrete
 from fperr.exact.operations import OPERATIONS, Operation
 from fperr.exact.operations.table import Argument
-from fperr.exact.saved_values import FloatRun, sample_of, saved_for_backward
+from fperr.exact.saved_values import (
+    FloatRun,
+    is_made_of_decisions,
+    sample_of,
+    saved_for_backward,
+)
 from fperr.exact.stacked import StackedArithmetic
 
 Values: TypeAlias = dict[str, NodeValue[T]]
@@ -162,6 +167,9 @@ class Interpreter(Generic[T]):
             if source.op == "get_attr":
                 return self._constants[source.name]
             if source.name not in self._constants:
+                if is_made_of_decisions(self.capture, source):
+                    inputs = {node.name: value(node) for node in source.all_input_nodes}
+                    return self._run(source, inputs)
                 return self._convert(self.part(run, source.name, sample))
             tensor = run.tensor(source.name)
             if tensor.shape != self.capture.shapes[source.name]:  # one entry for each sample

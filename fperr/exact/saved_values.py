@@ -40,6 +40,22 @@ def saved_for_backward(capture: Capture) -> list[Read]:
     return list(reads_by_key.values())
 
 
+def is_made_of_decisions(capture: Capture, node: Node) -> bool:
+    """Whether the node holds integers or masks computed from such alone, which depend on x.
+
+    They are computed again from those: in a batch, positions may count from the first sample.
+    """
+    depends = node.op == "call_function" and node.name in capture.kinds.of_input
+    return depends and capture.kinds.is_discrete(node)
+
+
+def _origins(capture: Capture, node: Node) -> set[str]:
+    """The names of the nodes of which a run is kept for a saved value of a node."""
+    if not is_made_of_decisions(capture, node):
+        return {node.name}
+    return {name for source in node.all_input_nodes for name in _origins(capture, source)}
+
+
 @dataclass(frozen=True, slots=True)
 class FloatRun:
     """A run of the captured graph in floating point.
@@ -85,7 +101,8 @@ def float_run(
             f"the graph for a batch of {len(x)} differs from that for one sample in {x.dtype}: "
             "use batch_size=1"
         )
-    node_names = {source.name for _, source, _, _ in saved_for_backward(single)}
+    sources = [source for _, source, _, _ in saved_for_backward(single)]
+    node_names = {name for source in sources for name in _origins(single, source)}
     if everything:
         node_names = {node.name for node in (*single.forward, *single.backward)}
     recorder = _ValueRecorder(capture.module, {names[name] for name in node_names})

@@ -12,13 +12,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fperr.caller_state import SWITCH_LOCK
 from fperr.errors import ModelError
 from fperr.exact.node_kinds import kinds_of
+from fperr.exact.plain_calls import PlainCalls
 from fperr.kernel_switches import mathematical_attention
 
 Node = fx.Node
 
 
-def traced(model: nn.Module, x: Tensor, v: Tensor) -> fx.GraphModule:
+def traced(model: nn.Module, x: Tensor, v: Tensor, *, by_autograd: bool = False) -> fx.GraphModule:
     """The graph of logits and pullback.
+
+    Args:
+        model: Model in evaluation mode.
+        x: Inputs (batch, *shape).
+        v: Cotangents (batch, K).
+        by_autograd: Whether autograd's backward pass is traced, and not functorch's.
 
     Raises:
         ModelError: the model cannot be traced, or decides something by x.
@@ -29,8 +36,9 @@ def traced(model: nn.Module, x: Tensor, v: Tensor) -> fx.GraphModule:
             mathematical_attention(),
             fixed_parameters(model),
             _kept_attributes(model),
+            PlainCalls(),
         ):
-            module = _through_functorch(model, x, v)
+            module = (_through_autograd if by_autograd else _through_functorch)(model, x, v)
     except ModelError:
         raise
     except Exception as fault:
@@ -48,15 +56,21 @@ def _through_functorch(model: nn.Module, x: Tensor, v: Tensor) -> fx.GraphModule
     """The graph by functorch's pullback, or where it cannot by autograd's own.
 
     Functorch refuses an `autograd.Function` (and with it hooks on backward passes) and checkpoints.
-    Autograd traces their backward passes as code; what is done in place there is made functional
-    in the graph.
     """
     try:
         return _functional(_joint(model), x, v)
     except Exception:  # whatever functorch's reason: autograd's, if any, is what is reported
-        with torch.autograd.set_multithreading_enabled(False):  # modes belong to a thread
-            traced = make_fx(_joint_by_autograd(model), _error_on_data_dependent_ops=False)(x, v)
-        module = _without_detours(_functional(traced, x, v))
+        return _through_autograd(model, x, v)
+
+
+def _through_autograd(model: nn.Module, x: Tensor, v: Tensor) -> fx.GraphModule:
+    """The graph by autograd, which traces backward passes of users as code.
+
+    What is done in place, there and to constants, is made functional in the graph.
+    """
+    with torch.autograd.set_multithreading_enabled(False):  # modes belong to a thread
+        traced = make_fx(_joint_by_autograd(model), _error_on_data_dependent_ops=False)(x, v)
+    module = _without_detours(_without_writes(traced, x, v))
     _check_linear(module, x, v)
     return module
 
@@ -127,7 +141,7 @@ def _without_writes(module: fx.GraphModule, x: Tensor, v: Tensor) -> fx.GraphMod
     )(x, v, *tensors)
     placeholders = [n for n in lifted.graph.nodes if n.op == "placeholder"]
     for target, tensor, node in zip(targets, tensors, placeholders[2:], strict=True):
-        setattr(lifted, target, tensor)
+        lifted.register_buffer(target, tensor)
         with lifted.graph.inserting_before(node):
             constant = lifted.graph.get_attr(target)
         node.replace_all_uses_with(constant)

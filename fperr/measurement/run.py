@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fperr.bounds.cross_entropy import Bound
-from fperr.errors import CaptureAuditError, ModelError
+from fperr.errors import CaptureAuditError, ModelError, UnsupportedOperationError
 from fperr.exact.branches import Branches
 from fperr.exact.graph import probe
 from fperr.exact.saved_values import FloatRun
@@ -110,7 +110,7 @@ class MeasurementRun:
             try:
                 network = FormatNetwork(self.request.model, fmt, autocast=self.request.autocast)
                 networks.append(ExactFormatNetwork(self.reference, network, self.request.x))
-            except ModelError as fault:
+            except (ModelError, UnsupportedOperationError, CaptureAuditError) as fault:
                 if len(self.failed) == len(self.request.formats) - 1:
                     raise
                 self.failed[fmt] = format_fails(fmt, str(fault))

@@ -76,7 +76,7 @@ def beside(source: Node, rows: Tensor, samples: int, kink: float, exact: ExactNu
     """The numbers of all rows, moved to the side of the kink where the exact ones are."""
     if rows[0].numel() == 0:
         return rows
-    flat = rows.flatten(1)
+    flat = _flat(rows)
     near = unclear(flat, samples, kink, flat[:samples].abs() + abs(kink))
     if near is None:
         return rows
@@ -121,7 +121,7 @@ def compared(
     """
     if value[0].numel() == 0:
         return value
-    near = unclear(differences.flatten(1), samples, 0.0, sizes[:samples].flatten(1))
+    near = unclear(_flat(differences), samples, 0.0, _flat(sizes[:samples]))
     if near is None:
         return value
     entries = near.any(0).nonzero().flatten()
@@ -131,7 +131,7 @@ def compared(
     signs = relations.to(torch.float64).to(value.device).expand(samples, -1)
     zero = torch.zeros((), dtype=torch.float64) if str(node.target).endswith("Tensor") else 0.0
     decided = node.target(signs, zero)  # type: ignore[operator]
-    flat = value[:samples].flatten(1).clone()
+    flat = _flat(value[:samples]).clone()
     flat[:, entries] = torch.where(near[:, entries], decided, flat[:, entries])
     return flat.reshape(value[:samples].shape).repeat(1 + COPIES, *[1] * (value.ndim - 1))
 
@@ -198,6 +198,11 @@ def position_of_largest(
         is_later = exact.are_equal(source, *pair).to(plain.device) & (pair[1] > pair[0])
         near[:, entries] &= ~is_later
     return torch.where(near.reshape(plain.shape), positions, plain).repeat(copies)
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """(rows, entries), where a row may be a single number."""
+    return rows.reshape(len(rows), -1)
 
 
 def operand_difference(a: Tensor, b: Tensor | float) -> Tensor:

@@ -10,6 +10,7 @@ is an estimate of the error of float64 (`float64_error`), and no bound. Branches
 exact network where float64 cannot tell (`float64_branches`).
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from fperr.exact.graph import Capture, Node
 from fperr.exact.node_kinds import is_discrete
 from fperr.exact.operations import OPERATIONS
 from fperr.exact.operations.assignments import strided_positions
+from fperr.exact.operations.steps import in_float32
 
 _LARGEST_WITH_ROWS = 50_000_000  # numbers, of 8 bytes each
 
@@ -54,13 +56,32 @@ def _strided_scatter(a: Tensor, source: Tensor, *places: Any) -> Tensor:
     return a.reshape(-1).scatter(0, positions, source.reshape(-1)).reshape(a.shape)
 
 
+# Simulated quantisation, whose kernels round a float64 to float32, or refuse it.
+def _levels(
+    a: Tensor, scale: float | Tensor, zero_point: int | Tensor, least: int, largest: int
+) -> tuple[Tensor, Tensor]:
+    level = (a / scale).round() + zero_point
+    kept = level.clamp(least, largest)
+    return (kept - zero_point) * scale, kept == level
+
+
+def _levels_of_tensor(a: Tensor, scale: float, *settings: int) -> tuple[Tensor, Tensor]:
+    return _levels(a, in_float32(scale), *settings)
+
+
+def _levels_by_channel(
+    a: Tensor, scale: Tensor, zero_point: Tensor, axis: int, *ends: int
+) -> tuple[Tensor, Tensor]:
+    shape = [-1 if d == axis else 1 for d in range(a.ndim)]
+    return _levels(a, scale.reshape(shape), zero_point.reshape(shape), *ends)
+
+
 def _slice_scatter(
     a: Tensor, source: Tensor, dim: int = 0, start: int | None = None, end: int | None = None,
     step: int = 1,
 ) -> Tensor:  # fmt: skip
-    end = a.shape[dim] if end is None else min(end, a.shape[dim])  # vmap overflows otherwise
-    result: Tensor = torch.ops.aten.slice_scatter.default(a, source, dim, start, end, step)
-    return result
+    places = torch.arange(a.shape[dim], device=a.device)[start:end:step]
+    return a.index_copy(dim, places, source)
 
 
 def _index_put(
@@ -83,6 +104,8 @@ _INSTEAD: dict[str, Callable[..., NodeValue]] = {
     "aten.index_put.default": _index_put,
     "aten._unsafe_index_put.default": _index_put,
     "aten.copy.default": lambda target, source, *_: source.expand(target.shape),
+    "aten.fake_quantize_per_tensor_affine_cachemask.default": _levels_of_tensor,
+    "aten.fake_quantize_per_channel_affine_cachemask.default": _levels_by_channel,
     "aten.view.default": torch.ops.aten.reshape.default,
     "aten._unsafe_view.default": torch.ops.aten.reshape.default,
 }
@@ -212,15 +235,19 @@ class _Run:
             self.values[node.name] = value
             return
         options = {key: as_float64(option) for key, option in node.kwargs.items()}
-        runs = [value]
+        arguments, runs = self._arguments(node), [value]
+        assert first is not None
+        size = noise_size(str(node.target), arguments, first)
+        function = _INSTEAD.get(str(node.target), node.target)
         for _ in range(COPIES):
-            noisy = [self._with_noise(argument) for argument in self._arguments(node)]
-            runs.append(node.target(*noisy, **options))  # type: ignore[operator]
+            noisy = [self._with_noise(argument) for argument in arguments]
+            runs.append(function(*noisy, **options))  # type: ignore[operator]
         if isinstance(value, list | tuple):
             results = zip(*(run for run in runs if run is not None), strict=True)
-            self._store(node, [self._of_every_copy(result) for result in results])
+            sizes = itertools.chain([size], itertools.repeat(None))
+            self._store(node, list(map(self._of_every_copy, results, sizes)))
         else:
-            self._store(node, self._of_every_copy(runs))
+            self._store(node, self._of_every_copy(runs, size))
 
     def _with_noise(self, value: object) -> object:
         """Floating-point numbers without rows, with noise."""
@@ -231,14 +258,20 @@ class _Run:
         pair = torch.stack([value, value])  # `_changed` leaves the first as it is
         return self._changed(pair, pair.abs(), samples=1)[1]
 
-    def _of_every_copy(self, runs: Sequence[NodeValue]) -> Tensor | None:
-        """A result as (rows, *shape), from that of a sample and those of its copies."""
+    def _of_every_copy(self, runs: Sequence[NodeValue], size: Tensor | None) -> Tensor | None:
+        """A result as (rows, *shape), from that of a sample and those of its copies.
+
+        Args:
+            runs: The results, (*shape) each.
+            size: Size of the noise; that of the numbers themselves if None.
+        """
         tensors = [run for run in runs if isinstance(run, Tensor)]
         if not tensors:
             return None
         rows = torch.stack(tensors)
         if is_real(rows):
-            rows = self._changed(rows, rows.abs(), samples=1)
+            size = rows.abs() if size is None else size.expand_as(rows)
+            rows = self._changed(rows, size, samples=1)
         return rows.repeat_interleave(self.samples, 0)
 
     def _made(self, node: Node) -> NodeValue:

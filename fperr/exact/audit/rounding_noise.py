@@ -74,7 +74,7 @@ def _log_softmax(arguments: Arguments, result: Tensor) -> Tensor:
 
 
 def _in_float32(arguments: Arguments, result: Tensor) -> Tensor:
-    """PyTorch's hardsigmoid has its sixth in float32, in float64 too; levels are as well."""
+    """PyTorch's hardsigmoid has its sixth in float32, in float64 too."""
     del arguments
     return result.abs() * 2.0**29
 
@@ -109,7 +109,6 @@ _LOST_INSIDE: dict[str, Callable[[Arguments, Tensor], Tensor]] = {
     ),
     "aten._log_softmax.default": _log_softmax,
     "aten.hardsigmoid_backward.default": _in_float32,
-    "aten.fake_quantize_per_tensor_affine_cachemask.default": _in_float32,
     "aten.native_batch_norm.default": _normalised,
     "aten._native_batch_norm_legit_no_training.default": _normalised,
     "aten.cudnn_batch_norm.default": _normalised,
@@ -162,7 +161,8 @@ _WITHOUT_ROUNDING = {f"aten.{name}" for name in (
     "split_with_sizes.default", "squeeze.dim", "squeeze.dims", "stack.default", "t.default",
     "threshold_backward.default", "transpose.int", "tril.default", "unbind.int",
     "unsqueeze.default", "view.default", "where.self",
-    "copy.default", "slice_scatter.default", "select_scatter.default", "diagonal_scatter.default",
+    "copy.default", "fill.Tensor", "slice_scatter.default", "select_scatter.default",
+    "diagonal_scatter.default",
     "as_strided.default", "as_strided_scatter.default", "index_select.default",
     "embedding.default", "triu.default", "diagonal.default", "diagonal_backward.default",
     "diag_embed.default", "rot90.default", "channel_shuffle.default", "unfold.default",

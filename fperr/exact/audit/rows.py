@@ -1,7 +1,7 @@
 """Values of nodes in float64 with a leading dimension of rows, and operations on every row."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 NodeValue = Tensor | list[Tensor | None] | tuple[Tensor | None, ...] | None
 # Which dimension of an argument is that of the rows: None for none; a list for lists of arguments.
 RowDims: TypeAlias = "int | list[RowDims] | None"
+_set_warnings = cast(
+    Callable[[bool], None], vars(torch._C._functorch)["_set_vmap_fallback_warning_enabled"]
+)
 
 
 def is_real(value: object) -> TypeGuard[Tensor]:
@@ -40,7 +43,13 @@ def by_rows(
         gaps[:] = [None if tensor is None else 0 for tensor in result]
         return tuple(tensor for tensor in result if tensor is not None)
 
-    result = torch.vmap(without_gaps, in_dims=tuple(dims))(*arguments)
+    # PyTorch prints, past Python's warnings, which operations it takes row by row; the switch
+    # cannot be read, and is on unless somebody set it
+    _set_warnings(False)
+    try:
+        result = torch.vmap(without_gaps, in_dims=tuple(dims))(*arguments)
+    finally:
+        _set_warnings(True)
     if isinstance(result, Tensor):
         return result
     tensors = iter(result)

@@ -192,6 +192,9 @@ class DoubleWordArithmetic(Arithmetic[DoubleWords], Convolving[DoubleWords]):
         )
         return products.matrix_product(a, b, right)
 
+    def is_shared(self, weight: DoubleWords) -> bool:
+        return weight.samples == 1
+
     def correlate(self, x: DoubleWords, weight: DoubleWords, geometry: Geometry) -> DoubleWords:
         right = self._filters(weight, geometry, transposed=False)
         return products.correlated(x, weight, geometry, right)

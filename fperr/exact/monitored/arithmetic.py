@@ -293,6 +293,9 @@ class MonitoredArithmetic(Arithmetic[MonitoredArray], Convolving[MonitoredArray]
         self._watch_hidden(b, lambda sizes: a.values.abs() @ sizes, result)
         return self._with_judged_zeros(result, lambda: products.touched_by_sample(a, b))
 
+    def is_shared(self, weight: MonitoredArray) -> bool:
+        return weight.samples == 1
+
     def correlate(
         self, x: MonitoredArray, weight: MonitoredArray, geometry: Geometry
     ) -> MonitoredArray:

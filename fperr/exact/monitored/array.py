@@ -1,5 +1,6 @@
 """Numbers in plain floating point, with the sizes of the terms that they were summed from."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -97,7 +98,7 @@ def aligned(a: MonitoredArray, b: MonitoredArray) -> tuple[MonitoredArray, Monit
 
 def by_sample(t: Tensor) -> Tensor:
     """(samples, entries)."""
-    return t.reshape(len(t), -1)
+    return t.reshape(len(t), math.prod(t.shape[1:]))
 
 
 def per_sample(numbers: Tensor, like: Tensor) -> Tensor:
@@ -108,12 +109,15 @@ def per_sample(numbers: Tensor, like: Tensor) -> Tensor:
 def any_of_sample(mask: Tensor) -> Tensor:
     """(samples,): whether the mask is true anywhere."""
     # torch.any reads single booleans; the maximum of bytes is 50 times as fast
-    return by_sample(mask).view(torch.uint8).amax(1).to(torch.bool)
+    flat = by_sample(mask)
+    return flat.view(torch.uint8).amax(1).to(torch.bool) if flat.shape[1] else flat.any(1)
 
 
 def largest(values: Tensor) -> Tensor:
-    """(samples,): the largest magnitude; NaN where there is one."""
+    """(samples,): the largest magnitude; NaN where there is one, 0 of no numbers."""
     flat = by_sample(values)
+    if not flat.shape[1]:
+        return values.new_zeros(len(values))
     return torch.maximum(flat.amax(1), -flat.amin(1))
 
 

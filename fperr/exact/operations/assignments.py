@@ -32,6 +32,12 @@ def copy(A: Arithmetic[T], target_shape: Sequence[int], source: T, non_blocking:
     return A.expand(source, target_shape)
 
 
+@operation("aten.fill.Tensor", shape_only=frozenset({0}))
+def fill(A: Arithmetic[T], target_shape: Sequence[int], number: T) -> T:
+    """A number in every entry of the shape of the target."""
+    return A.expand(number, target_shape)
+
+
 @operation("aten.slice_scatter.default")
 def slice_scatter(
     A: Arithmetic[T],

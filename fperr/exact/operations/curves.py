@@ -6,10 +6,12 @@ from fractions import Fraction
 
 import numpy as np
 
+from fperr.exact import index_arrays
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.activations import sigmoid
 from fperr.exact.operations.elementwise import log_softmax, sqrt
+from fperr.exact.operations.steps import whole_below
 from fperr.exact.operations.table import Argument, number, operation
 
 _LARGEST_PRODUCT = 64  # exponents beyond it are taken by logarithms
@@ -56,6 +58,28 @@ def _general_power(A: Arithmetic[T], a: T, exponent: float) -> T:
     result = A.exp(A.mul(A.log(A.where(is_zero, ones, a)), float(exponent)))
     at_zero = A.zeros(A.shape(a)) if exponent > 0 else A.div(ones, A.zeros(A.shape(a)))
     return A.where(is_zero, at_zero, result)
+
+
+@operation("aten.pow.Tensor_Tensor")
+def power_of_arrays(A: Arithmetic[T], a: T, exponents: T) -> T:
+    """exp(exponent * log |a|), with the sign of a for odd whole exponents.
+
+    At 0 it is 0, 1 or infinite, as the exponent's sign; of a negative number without a whole
+    exponent it is not defined.
+    """
+    shape = np.broadcast_shapes(A.shape(a), A.shape(exponents))
+    a, exponents = A.expand(a, shape), A.expand(exponents, shape)
+    whole, number = whole_below(A, exponents)
+    is_whole = A.sign(A.sub(exponents, whole)) == 0
+    signs, of_exponents = A.sign(a), A.sign(exponents)
+    is_turned = index_arrays.intersection(signs < 0, is_whole)
+    is_filled = index_arrays.intersection(signs == 0, of_exponents >= 0)
+    size = A.where(is_turned, A.mul(a, -1.0), A.where(is_filled, _filled(A, a, 1.0), a))
+    power = A.exp(A.mul(exponents, A.log(size)))
+    is_odd = index_arrays.intersection(is_turned, number % 2 != 0)
+    result = A.where(is_odd, A.mul(power, -1.0), power)
+    is_zero = index_arrays.intersection(signs == 0, of_exponents > 0)
+    return A.where(is_zero, A.zeros(shape), result)
 
 
 @operation("aten.pow.Scalar")

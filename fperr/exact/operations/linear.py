@@ -1,14 +1,14 @@
 """Convolutions, transposed convolutions and matrix products."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
 import numpy as np
 
 from fperr.exact.arithmetic import Arithmetic, Convolving, Geometry, Indices, T
-from fperr.exact.operations.table import Argument, Refusal, operation
+from fperr.exact.operations.table import Argument, operation
 from fperr.exact.windows import across_channels, output_size, positions_by_phase, windows
 
 
@@ -16,12 +16,18 @@ def _group_of(A: Arithmetic[T], weight: T, group: int, groups: int) -> T:
     """The weight of a group as a matrix (in channels * taps, out channels of the group)."""
     out, *inner_shape = A.shape(weight)
     rows = np.arange(out * math.prod(inner_shape)).reshape(groups, out // groups, -1)[group]
-    return A.prepared((weight,), ("correlate", group, groups), lambda: A.take(weight, rows.T))
+    return _arranged(A, weight, ("correlate", group, groups), lambda: A.take(weight, rows.T))
+
+
+def _arranged(A: Arithmetic[T], weight: T, layout: Hashable, make: Callable[[], T]) -> T:
+    """The weight in another arrangement, which is remembered if the weight is a constant."""
+    is_of_samples = isinstance(A, Convolving)  # which come here with those alone
+    return make() if is_of_samples else A.prepared((weight,), layout, make)
 
 
 def _correlate(A: Arithmetic[T], x: T, weight: T, geometry: Geometry) -> T:
     """Cross-correlation as a product of a matrix of patches and one of weights for each group."""
-    if isinstance(A, Convolving):
+    if isinstance(A, Convolving) and A.is_shared(weight):
         y: T = A.correlate(x, weight, geometry)
         return y
     samples, channels, *size = A.shape(x)
@@ -46,7 +52,7 @@ def _spread(A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], geometry: G
     Every position of the input gathers from the windows that contain it. Positions that agree
     modulo the stride are read by the same taps, and make one product of matrices: a phase.
     """
-    if isinstance(A, Convolving):
+    if isinstance(A, Convolving) and A.is_shared(weight):
         x: T = A.spread(y, weight, shape, geometry)
         return x
     samples, channels, *size = shape
@@ -67,7 +73,7 @@ def _spread(A: Arithmetic[T], y: T, weight: T, shape: Sequence[int], geometry: G
             source = np.where(window_at[..., None] >= 0, source, -1)
             make = partial(_taps_of, A, weight, outputs, taps)
             layout = ("spread", outputs.tobytes(), taps.tobytes())
-            matrix = A.prepared((weight,), layout, make)
+            matrix = _arranged(A, weight, layout, make)
             gathered = A.take(y, source.reshape(samples * len(positions), -1))
             products.append(A.matmul(gathered, matrix))
             grid = np.arange(samples * len(positions) * width)
@@ -161,29 +167,39 @@ def convolution(
     return A.add(y, A.reshape(bias, (1, A.shape(bias)[0], *[1] * (len(A.shape(y)) - 2))))
 
 
-def of_weights_too(position: int) -> Refusal:
-    """Make a refusal of backward operations that compute gradients of weights.
+def _weight_gradient(
+    A: Arithmetic[T], gradient: T, x: T, weight_shape: Sequence[int], geometry: Geometry
+) -> T:
+    """The gradient with respect to the weight: for each tap, what its inputs and outputs add up."""
+    samples, channels, *size = A.shape(x)
+    out, width, *kernel = weight_shape
+    index = windows(size, kernel, *geometry.over(len(size)))
+    patches = across_channels(index, width, size)
+    per_group, block = out // geometry.groups, width * math.prod(size)
+    products = []
+    for group in range(geometry.groups):
+        start = np.arange(samples)[:, None, None] * channels * math.prod(size) + group * block
+        inputs = np.where(patches >= 0, patches + start, -1).reshape(-1, patches.shape[1])
+        outputs = (group * per_group + np.arange(per_group))[:, None, None] * len(index)
+        outputs = outputs + np.arange(samples)[:, None] * out * len(index) + np.arange(len(index))
+        products.append(
+            A.matmul(A.take(gradient, outputs.reshape(per_group, -1)), A.take(x, inputs))
+        )
+    return A.reshape(A.concatenate(products, 0), weight_shape)
 
-    Args:
-        position: Position of the argument `output_mask`.
-    """
 
-    def refusal(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
-        del options
-        output_mask = cast(Sequence[bool], arguments[position])  # by ATen's schema
-        needs_more = any(output_mask[1:])
-        return "weights that depend on the input" if needs_more else None
-
-    return refusal
+def _needs_weights(arguments: Sequence[Argument]) -> bool:
+    """Whether a gradient of the weights is asked for, as of such that depend on the input."""
+    return cast(Sequence[bool], arguments[10])[1]  # by ATen's schema
 
 
 @operation(
-    "aten.convolution_backward.default", shape_only=frozenset({1}), refusal=of_weights_too(10)
+    "aten.convolution_backward.default", shape_only=frozenset({1}), uses_values=_needs_weights
 )
 def convolution_backward(
     A: Arithmetic[T],
     gradient: T,
-    x_shape: Sequence[int],
+    x: T | Sequence[int],
     weight: T,
     bias_sizes: Sequence[int] | None,
     stride: Sequence[int],
@@ -193,13 +209,25 @@ def convolution_backward(
     output_padding: Sequence[int],
     groups: int,
     output_mask: Sequence[bool],
-) -> tuple[T, None, None]:
-    """The gradient with respect to the input."""
-    del bias_sizes, output_padding, output_mask
+) -> tuple[T | None, T | None, T | None]:
+    """The gradients with respect to the input, the weight and the bias."""
+    del bias_sizes, output_padding
     geometry = Geometry(stride, padding, dilation, groups)
-    if transposed:
-        return _correlate(A, gradient, weight, geometry), None, None
-    return _spread(A, gradient, weight, x_shape, geometry), None, None
+    of_x = of_weight = of_bias = None
+    if output_mask[0] and transposed:
+        of_x = _correlate(A, gradient, weight, geometry)
+    elif output_mask[0]:
+        # values and no shape where the weights need them: see `_needs_weights`
+        shape = A.shape(cast(T, x)) if output_mask[1] else cast(Sequence[int], x)
+        of_x = _spread(A, gradient, weight, shape, geometry)
+    if output_mask[1]:
+        pair = (gradient, cast(T, x))
+        small, large = reversed(pair) if transposed else pair
+        of_weight = _weight_gradient(A, small, large, A.shape(weight), geometry)
+    if output_mask[2]:
+        over = [d for d in range(len(A.shape(gradient))) if d != 1]
+        of_bias = A.reshape(A.sum(gradient, over), (A.shape(gradient)[1],))
+    return of_x, of_weight, of_bias
 
 
 @operation("aten.mm.default")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from fperr.exact.arithmetic import Arithmetic, T
-from fperr.exact.operations.linear import of_weights_too
 from fperr.exact.operations.table import Argument, Refusal, operation
 
 
@@ -17,6 +16,22 @@ def _has_running_statistics(
     is_training, kept = arguments[5], arguments[3]
     refused = is_training and kept is not None
     return "statistics of the data itself, as in training" if refused else None
+
+
+def of_weights_too(position: int) -> Refusal:
+    """Make a refusal of backward operations that compute gradients of weights.
+
+    Args:
+        position: Position of the argument `output_mask`.
+    """
+
+    def refusal(arguments: Sequence[Argument], options: Mapping[str, Argument]) -> str | None:
+        del options
+        output_mask = cast(Sequence[bool], arguments[position])  # by ATen's schema
+        needs_more = any(output_mask[1:])
+        return "weights that depend on the input" if needs_more else None
+
+    return refusal
 
 
 def _is_training(position: int) -> Refusal:

@@ -94,13 +94,13 @@ operation("aten.remainder.Scalar", jumps={0: _every_multiple})(_remainder(floor)
 operation("aten.fmod.Scalar", jumps={0: _every_multiple})(_remainder(trunc))
 
 
-def _in_float32(scale: float) -> float:
+def in_float32(scale: float) -> float:
     """The scale that counts: PyTorch's kernels take it as a float32, whatever x is."""
     return float(np.float32(scale))
 
 
 def _between_levels(arguments: Sequence[Argument]) -> tuple[float, float]:
-    scale = _in_float32(number(arguments, 1))
+    scale = in_float32(number(arguments, 1))
     return scale / 2, scale
 
 
@@ -109,15 +109,35 @@ def fake_quantize(
     A: Arithmetic[T], a: T, scale: float, zero_point: int, least: int, largest: int
 ) -> tuple[T, IndexArray]:
     """The nearest of evenly spaced levels, and where a lies within them."""
-    scale = _in_float32(scale)
+    scale = in_float32(scale)
     level = A.add(round_to_even(A, A.div(a, scale)), float(zero_point))
-    outside = A.exceeds(level, float(largest)) | A.exceeds(A.mul(level, -1.0), -float(least))
     kept = A.sub(clamp(A, level, least, largest), float(zero_point))
-    return A.mul(kept, scale), ~outside
+    return A.mul(kept, scale), _is_between(A, level, least, largest)
+
+
+# no jumps: the scales are no numbers of the graph
+@operation("aten.fake_quantize_per_channel_affine_cachemask.default")
+def fake_quantize_by_channel(
+    A: Arithmetic[T], a: T, scale: T, zero_point: T, axis: int, least: int, largest: int
+) -> tuple[T, IndexArray]:
+    """`fake_quantize` with a scale and a zero point for each entry along the axis."""
+    shape = [n if d == axis else 1 for d, n in enumerate(A.shape(a))]
+    scale, zero_point = A.reshape(scale, shape), A.reshape(zero_point, shape)
+    level = A.add(round_to_even(A, A.div(a, scale)), zero_point)
+    kept = A.sub(clamp(A, level, least, largest), zero_point)
+    return A.mul(kept, scale), _is_between(A, level, least, largest)
+
+
+def _is_between(A: Arithmetic[T], level: T, least: int, largest: int) -> IndexArray:
+    outside = A.exceeds(level, float(largest)) | A.exceeds(A.mul(level, -1.0), -float(least))
+    inside: IndexArray = ~outside
+    return inside
 
 
 @operation(
-    "aten.fake_quantize_per_tensor_affine_cachemask_backward.default", discrete=frozenset({1})
+    "aten.fake_quantize_per_tensor_affine_cachemask_backward.default",
+    "aten.fake_quantize_per_channel_affine_cachemask_backward.default",
+    discrete=frozenset({1}),
 )
 def fake_quantize_backward(A: Arithmetic[T], gradient: T, is_inside: IndexArray) -> T:
     """The gradient within the levels, 0 beyond."""

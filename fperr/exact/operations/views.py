@@ -117,7 +117,8 @@ def squeeze_all(A: Arithmetic[T], a: T) -> T:
 
 @operation("aten.cat.default")
 def cat(A: Arithmetic[T], arrays: Sequence[T], dim: int = 0) -> T:
-    """The arrays joined along `dim`."""
+    """The arrays joined along `dim`; empty ones, of any rank, add nothing."""
+    arrays = [a for a in arrays if 0 not in A.shape(a)] or arrays
     return A.concatenate(arrays, dim % len(A.shape(arrays[0])))
 
 

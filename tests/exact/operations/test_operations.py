@@ -67,6 +67,47 @@ def distinct(x):
     return 64 * x + torch.arange(112, dtype=x.dtype).reshape(2, 7, 8)
 
 
+def bordered(x):
+    """Numbers written into slices."""
+    y = x.clone()
+    y[:, :, 0] = 3
+    y[..., -1] = 0.5
+    return y * x
+
+
+def with_own_kernels(x, **options):
+    """A convolution whose kernel and bias are made of the sample: groups for each."""
+    kernels = x[:, :, :3, :4].reshape(-1, 1, 3, 2) + 1
+    bias = x[:, :, 5, :2].flatten() * 2
+    groups = 2 * len(x)
+    y = F.conv2d(x.reshape(1, groups, 7, 8), kernels, bias, groups=groups, **options)
+    return y.reshape(len(x), -1)
+
+
+def with_own_kernels_transposed(x, **options):
+    kernels = x[:, :, :3, :4].reshape(-1, 2, 3, 2) + 1
+    bias = x[:, 0, 5, :2].flatten() * 2
+    y = F.conv_transpose2d(x.reshape(1, -1, 7, 8), kernels, bias, groups=len(x), **options)
+    return y.reshape(len(x), -1)
+
+
+def quantised_by_channel(x):
+    scales, zeros = torch.tensor([0.5, 2.0]), torch.tensor([1, 0], dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(x, scales, zeros, 1, -2, 5) * 2
+
+
+def powers_of_numbers(x):
+    """Of positive and negative numbers, and of 0; exponents that no graph knows."""
+    exponents = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=x.dtype).repeat(2)
+    return torch.pow(x, exponents) + x
+
+
+def chosen_alone(x):
+    """The largest entry of each row by one_hot, the least by its position."""
+    last = F.one_hot(distinct(x).argmax(3), 8).to(x.dtype) * x
+    return last + x.gather(3, distinct(x).argmin(3, keepdim=True))
+
+
 def resized(x, size=(14, 16), **options):
     return F.interpolate(x, size=size, **options)
 
@@ -251,6 +292,12 @@ EXACT = {
     "threshold": Call(lambda x: F.threshold(x, 1, 20.0) * 2),
     "softly shrunk": Call(lambda x: F.softshrink(x, 1.0) * 2),
     "hard shrunk": Call(lambda x: F.hardshrink(x, 1.0) * 2),
+    "numbers in slices": Call(bordered),
+    "the largest alone": Call(chosen_alone),
+    "randomised leaky ReLU": Call(lambda x: F.rrelu(x, 0.25, 0.75) * 2),
+    "joined with nothing": Call(lambda x: torch.cat([x.new_zeros(0), x * 2, x[:, :0]], 1)),
+    "own kernels": Call(lambda x: with_own_kernels(x, stride=2, padding=1, dilation=(1, 2))),
+    "own kernels, transposed": Call(lambda x: with_own_kernels_transposed(x, stride=2, padding=1)),
     "3-D convolution": nn.Sequential(
         nn.Unflatten(1, (1, 2)), nn.Conv3d(1, 2, (2, 3, 3), padding=1), nn.Flatten()
     ),
@@ -278,6 +325,27 @@ def test_networks_without_rounding_agree_exactly(model, engine):
     interpreter = Interpreter(exact.capture(model, x[:1]), exact.MpArithmetic(64))
     z = interpreter.forward(x[:1]).logits
     assert torch.equal(interpreter.arithmetic.to_torch(z), logits[:1])
+
+
+@pytest.mark.parametrize("engine", exact.ENGINES)
+def test_powers_by_tensors_are_those_of_float64(engine):
+    """Which computes these without rounding, where engines take logarithms."""
+    model, x = Call(powers_of_numbers).double().eval(), integer_inputs(2, 2, 7, 8)
+    v = integer_inputs(*model(x).shape, seed=5)
+    found = exact.gradient(model, x, v, engine=engine)
+    theirs = eager(model, x, v)
+    error = (found.to_torch() - theirs).norm() / theirs.norm()
+    # what the engine says, and the rounding of its result to float64
+    assert error <= 2.0**found.log2_error + 2.0**-53
+
+
+@pytest.mark.parametrize("engine", exact.ENGINES)
+def test_weights_by_channel_are_quantised(engine):
+    """PyTorch refuses float64 numbers, so that the network is float32, and its numbers integers."""
+    model, x = Call(quantised_by_channel).eval(), integer_inputs(2, 2, 7, 8).float()
+    v = integer_inputs(*model(x).shape, seed=5).float()
+    found = exact.gradient(model, x, v, engine=engine).to_torch()
+    assert torch.equal(found.float(), eager(model, x, v))
 
 
 @pytest.mark.parametrize("engine", exact.ENGINES)

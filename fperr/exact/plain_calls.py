@@ -1,0 +1,60 @@
+"""Calls that are traced as other calls of PyTorch with the same results.
+
+Their own operations check values on the way, as `one_hot` does, or are another operation under a
+second name. The audit of a capture compares the graph with the model's own run, bit by bit.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+Call = Callable[..., object]
+
+
+def _one_hot(classes: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:  # as many as the data demand
+        return functional.one_hot(classes, num_classes)
+    return (classes.unsqueeze(-1) == torch.arange(num_classes, device=classes.device)).long()
+
+
+def _argmin(a: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    return (-a if a.is_floating_point() else a.max() - a).argmax(dim, keepdim)
+
+
+def _rrelu(
+    a: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Tensor:
+    """In evaluation mode the slope is the mean of what training draws from."""
+    if training:
+        return functional.rrelu(a, lower, upper, training, inplace)
+    return functional.leaky_relu(a, (lower + upper) / 2, inplace)
+
+
+_INSTEAD: Mapping[object, Call] = {
+    functional.one_hot: _one_hot,
+    torch.argmin: _argmin,
+    Tensor.argmin: _argmin,
+    functional.rrelu: _rrelu,
+}
+
+
+class PlainCalls(TorchFunctionMode):
+    """A context in which such calls are made as plain ones."""
+
+    def __torch_function__(
+        self,
+        func: Call,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Call the function, or the plain one instead."""
+        del types
+        return _INSTEAD.get(func, func)(*args, **(kwargs or {}))
