@@ -1,0 +1,133 @@
+"""Architectures that are attacked: their exact gradients beside float64's, and measurements."""
+
+import re
+
+import pytest
+import torch
+
+import fperr
+from fperr import exact
+from tests.conftest import slow_except
+from tests.makers.architectures import ARCHITECTURES, MISSING, REFUSED
+from tests.makers.float64_gradient import gradient_in_float64, relative_differences
+
+FAST = (
+    "adaptive pooling, maximum", "replicated padding", "ECG, Conv1d", "GroupSort MLP",
+    "SIREN", "Maxout", "text CNN", "message passing", "radial basis functions", "WGAN critic",
+    "prototypical net, distance", "policy, tanh", "MeanSparse", "k winners take all",
+    "spectral norm", "weight norm, old", "Cayley", "resize, nearest", "ensemble, vmap", "bfloat16",
+    "parametric shifted SiLU",
+)  # fmt: skip
+MEASURED_FAST = (
+    "replicated padding", "GroupSort MLP", "SIREN", "Maxout", "text CNN", "radial basis functions",
+    "prototypical net, distance", "policy, tanh", "weight norm, old", "Cayley",
+)  # fmt: skip
+# PyTorch's CPU kernels for these have no float16
+WITHOUT_FLOAT16 = {
+    "video, Conv3d", "RMS norm, LRN, PReLU, GLU", "prototypical net, distance",
+    "prototypical net, square", "resize, antialiased", "Cayley",
+}  # fmt: skip
+OF_PROBABILITIES = {
+    "ensemble, DVERGE", "ensemble, mean of softmax", "ensemble, logsumexp", "MixedNUTS",
+}  # fmt: skip
+
+pytestmark = [
+    # PyTorch multiplies one sample by a matrix in another way than a batch
+    pytest.mark.filterwarnings("ignore:the graph for a batch:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning"),
+]
+
+
+def gradients(make):
+    """The exact gradient, autograd's in float64, and how far they may be apart, by sample.
+
+    Each may be off by what fperr says of it: the exact one by its own error, float64's by its
+    estimate for the audit.
+    """
+    model, x = make()
+    with torch.no_grad():
+        logits = model(x)
+    v = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits.dtype)
+    result = exact.gradient(model, x, v)
+    assert set(result.certainty) <= {"agreed", "proved"}
+    allowed = [
+        2.0**error + audit.estimate
+        for error, audit in zip(result.log2_errors, result.audits, strict=True)
+    ]
+    computed = gradient_in_float64(model, x, v)
+    return result.to_torch(), computed, torch.tensor(allowed, dtype=torch.float64)
+
+
+def assert_same(computed, reference, allowed):
+    differences = relative_differences(computed, reference)
+    assert (differences <= allowed).all(), f"{differences} apart, {allowed} allowed"
+
+
+def check_gradient(make):
+    reference, computed, allowed = gradients(make)
+    assert (allowed < 2.0**-20).all()  # an error of float32's size would be seen
+    assert_same(computed, reference, allowed)
+
+
+@pytest.mark.parametrize("name", slow_except(ARCHITECTURES, FAST))
+def test_the_gradient_is_that_of_float64(name):
+    check_gradient(ARCHITECTURES[name])
+
+
+@pytest.mark.parametrize("name", ["text CNN", "bfloat16", "Cayley"])
+@pytest.mark.parametrize("sample", [0, 1])
+def test_one_wrong_entry_is_noticed(name, sample):
+    """Negative control."""
+    reference, computed, allowed = gradients(ARCHITECTURES[name])
+    assert_same(computed, reference, allowed)
+    size = reference[sample].norm()
+    for factor in (2, -2):
+        wrong = computed.clone(memory_format=torch.contiguous_format)
+        wrong[sample].view(-1)[3] += factor * allowed[sample] * size
+        with pytest.raises(AssertionError, match="apart"):
+            assert_same(wrong, reference, allowed)
+
+
+def check_measurement(name):
+    model, x = ARCHITECTURES[name]()
+    formats = ["float16", "float32", "float64"]
+    frame = fperr.measure(
+        model,
+        x,
+        torch.tensor([0, 1]),
+        losses=["ce"],
+        formats=formats[1:] if name in WITHOUT_FLOAT16 else formats,
+        accept_probabilities=name in OF_PROBABILITIES,
+        progress=False,
+    ).frame
+    assert frame["delta"].notna().all()
+    assert frame["is_certified"].all()
+    assert set(frame["value_audit"]) == {"confirmed"}
+
+
+@pytest.mark.parametrize("name", slow_except(ARCHITECTURES, MEASURED_FAST))
+def test_every_row_is_measured(name):
+    check_measurement(name)
+
+
+# what the models themselves warn of
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:quantized..linear_dynamic:UserWarning")
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_names_its_cause(name):
+    make, words = REFUSED[name]
+    model, x = make()
+    with pytest.raises((fperr.errors.FperrError, TypeError, ValueError), match=re.escape(words)):
+        exact.gradient(model, x, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(reason=reason, strict=True))
+        for name, (_, reason) in MISSING.items()
+    ],
+)
+def test_what_is_missing(name):
+    check_gradient(MISSING[name][0])
