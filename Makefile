@@ -25,8 +25,8 @@ test: .venv/test.stamp
 coverage: .venv/test.stamp
 	$(PARALLEL) -m "not slow" --cov --cov-report=term:skip-covered
 
-test-slow: .venv/test.stamp
-	$(PARALLEL) -m slow --durations=0
+test-slow: .venv/test.stamp .packages/stamp
+	PYTHONPATH=$(CURDIR)/.packages $(PARALLEL) -m slow --durations=0
 
 # The doors with the lowest versions that pyproject.toml allows, and the newest of everything else;
 # old versions use what newer ones of their own dependencies deprecate.
@@ -101,6 +101,14 @@ bench-engines: .venv/test.stamp
 	$(INSTALL) --config-settings editable_mode=compat -e '.[docs]'
 	touch $@
 
+# RobustBench installs its own tests, which would hide these
+.packages/stamp: tests/packages.txt .venv/core.stamp
+	rm -rf .packages
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .packages \
+	    -r tests/packages.txt
+	rm -rf .packages/tests
+	touch $@
+
 .venv-lowest/stamp: pyproject.toml constraints-lowest.txt
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
@@ -108,4 +116,4 @@ bench-engines: .venv/test.stamp
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest out
+	rm -rf .venv .venv-lowest .packages out

@@ -1,10 +1,12 @@
 """Call sites: which modules of a network call an operation, for errors and reports."""
 
+import contextlib
 import difflib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,6 +25,7 @@ class Call:
         module: Name of the innermost module that ran it; "" is the network, None is unknown.
         kind: Type of the module.
         is_leaf: Whether the module has no others within.
+        line: File and line of the innermost call outside of PyTorch, if it was asked for.
     """
 
     operation: str
@@ -30,6 +33,7 @@ class Call:
     module: str | None
     kind: str
     is_leaf: bool
+    line: str | None = None
 
     @property
     def layer(self) -> str:
@@ -46,14 +50,16 @@ class Call:
 def call_sites(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
     """Record the innermost modules that call each ATen operation of the forward pass at x.
 
-    Modules are listed in order of execution, as name and type: `"0.1 (ReLU)"`; the model itself as
-    its type. Operations of the backward pass alone are missing.
+    Modules are listed in order of execution, as name and type, `"0.1 (ReLU)"`, and the line outside
+    of PyTorch, `"0.2 (Mine, net.py:12)"`; the model itself as its type. Operations of the backward
+    pass alone are missing.
     """
-    with torch.no_grad(), _watched(model) as watch:
+    with torch.no_grad(), _watched(model, with_lines=True) as watch:
         model(x)
     sites: dict[str, dict[str, None]] = {}
     for call in watch.calls:
-        label = f"{call.module} ({call.kind})" if call.module else call.kind
+        kind = f"{call.kind}, {call.line}" if call.line else call.kind
+        label = f"{call.module} ({kind})" if call.module else kind
         sites.setdefault(call.operation, {})[label] = None
     return {operation: list(labels) for operation, labels in sites.items()}
 
@@ -118,9 +124,9 @@ def _plain(operation: str) -> str:
     return operation.removeprefix(_OPERATION).partition(".")[0].rstrip("_")
 
 
-@contextmanager
-def _watched(model: nn.Module) -> "Iterator[_Watch]":
-    watch = _Watch()
+@contextlib.contextmanager
+def _watched(model: nn.Module, *, with_lines: bool = False) -> "Iterator[_Watch]":
+    watch = _Watch(with_lines=with_lines)
     handles = []
     for name, module in model.named_modules():
         handles += [
@@ -138,8 +144,9 @@ def _watched(model: nn.Module) -> "Iterator[_Watch]":
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every operation with the module that is running, or whose backward pass is."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_lines: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._with_lines = with_lines
         self.calls: list[Call] = []
         self._running: list[tuple[str, nn.Module]] = []
         self._by_sequence_number: dict[int, tuple[str, nn.Module]] = {}
@@ -163,9 +170,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         shape = tuple(result.shape) if isinstance(result, Tensor) else None
         name, module = self._site(str(func)) or (None, None)
-        self.calls.append(
-            Call(str(func), shape, name, type(module).__name__, module is None or _is_leaf(module))
-        )
+        is_leaf = module is None or _is_leaf(module)
+        line = _line_of_user() if self._with_lines else None
+        self.calls.append(Call(str(func), shape, name, type(module).__name__, is_leaf, line))
         return result
 
     def _site(self, operation: str) -> tuple[str, nn.Module] | None:
@@ -180,6 +187,22 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         number = torch.autograd._get_sequence_nr() - 1
         self._by_sequence_number.setdefault(number, self._running[-1])
         return self._running[-1]
+
+
+_OF_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, contextlib.__file__))
+_OWN = str(Path(__file__).parents[1])
+
+
+def _line_of_user() -> str | None:
+    """`"net.py:12"`: the innermost call outside of PyTorch; None if fperr itself calls PyTorch."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename.startswith(_OF_LIBRARIES):
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    if frame.f_code.co_filename.startswith(_OWN):
+        return None
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -68,7 +68,7 @@ def _computed(
         fx.node.map_arg(argument, lambda n: values[n.name]) for argument in node.args
     ]
     options: dict[str, object] = dict(fx.node.map_arg(node.kwargs, lambda n: values[n.name]))
-    if in_float64:
+    if in_float64 and str(node.target) not in _NOT_IN_FLOAT64:
         # PyTorch makes float32 of integers alone, which the graph does not say anywhere
         promotes = not is_discrete(kinds.dtypes.get(node.name)) and all(
             is_discrete(kinds.dtypes.get(source.name)) for source in value_inputs(node)
@@ -77,6 +77,10 @@ def _computed(
         options = {name: as_float64(option) for name, option in options.items()}
     value: TorchValue = node.target(*arguments, **options)
     return value
+
+
+# whose kernels refuse float64: their results of the graph's own dtypes are taken
+_NOT_IN_FLOAT64 = {"aten.fake_quantize_per_channel_affine_cachemask.default"}
 
 
 def _with_sources(nodes: Iterable[Node], kinds: NodeKinds) -> set[Node]:

@@ -305,9 +305,11 @@ def _refuse_unsupported(nodes: list[Node], kinds: NodeKinds, model: nn.Module, x
             missing.add((str(node.target), f" ({reason})" if reason else ""))
     if not missing:
         return
-    descriptions = [
-        f"{name}{reason}{called_in(name, model, x)}" for name, reason in sorted(missing)
-    ]
+    complex_ones = {entry for entry in missing if _COMPLEX in entry[1]}
+    # what computes with complex numbers follows from what makes them
+    made = {entry for entry in complex_ones if entry[0] not in OPERATIONS} or complex_ones
+    listed = sorted((missing - complex_ones) | made)
+    descriptions = [f"{name}{reason}{called_in(name, model, x)}" for name, reason in listed]
     raise UnsupportedOperationError(
         f"the network uses operations that have no exact meaning here: {'; '.join(descriptions)}. "
         "Supported are networks in evaluation mode made of convolutions, linear layers, attention, "
@@ -330,13 +332,13 @@ def _without_meaning(node: Node, kinds: NodeKinds) -> str | None:
     name = str(node.target)
     if node.target is getitem or kinds.is_discrete(node):
         return None
+    if any(_is_complex(kinds, used) for used in (node, *value_inputs(node))):
+        return _COMPLEX
     if name not in OPERATIONS:
         return ""
     dtype = kinds.dtypes.get(node.name)
     if not OPERATIONS[name].decides and is_discrete(dtype):
         return f"conversion to {dtype}, which rounds to whole numbers"
-    if any(_is_complex(kinds, used) for used in (node, *value_inputs(node))):
-        return "complex numbers"
     if name in _BY_MEMORY:
         source = node.args[0]
         assert isinstance(source, Node)
@@ -345,6 +347,7 @@ def _without_meaning(node: Node, kinds: NodeKinds) -> str | None:
     return OPERATIONS[name].refusal(node.args, node.kwargs)
 
 
+_COMPLEX = "complex numbers, as of a Fourier transform"
 _BY_MEMORY = {"aten.as_strided.default", "aten.as_strided_scatter.default"}
 
 

@@ -1,12 +1,14 @@
 """Architectures that are attacked: their exact gradients beside float64's, and measurements."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import fperr
 from fperr import exact
+from fperr.exact.operations import OPERATIONS
 from tests.conftest import slow_except
 from tests.makers.architectures import ARCHITECTURES, MISSING, REFUSED
 from tests.makers.float64_gradient import gradient_in_float64, relative_differences
@@ -22,10 +24,12 @@ MEASURED_FAST = (
     "replicated padding", "GroupSort MLP", "SIREN", "Maxout", "text CNN", "radial basis functions",
     "prototypical net, distance", "policy, tanh", "weight norm, old", "Cayley",
 )  # fmt: skip
-# PyTorch's CPU kernels for these have no float16
-WITHOUT_FLOAT16 = {
-    "video, Conv3d", "RMS norm, LRN, PReLU, GLU", "prototypical net, distance",
-    "prototypical net, square", "resize, antialiased", "Cayley",
+# PyTorch's CPU kernels for these have no float16, or no float64
+NO_KERNELS = {
+    "video, Conv3d": "float16", "RMS norm, LRN, PReLU, GLU": "float16",
+    "prototypical net, distance": "float16", "prototypical net, square": "float16",
+    "resize, antialiased": "float16", "Cayley": "float16", "autocast inside": "float16",
+    "VQ-VAE encoder": "float16", "quantised by channel": "float64",
 }  # fmt: skip
 OF_PROBABILITIES = {
     "ensemble, DVERGE", "ensemble, mean of softmax", "ensemble, logsumexp", "MixedNUTS",
@@ -96,7 +100,7 @@ def check_measurement(name):
         x,
         torch.tensor([0, 1]),
         losses=["ce"],
-        formats=formats[1:] if name in WITHOUT_FLOAT16 else formats,
+        formats=[format for format in formats if format != NO_KERNELS.get(name)],
         accept_probabilities=name in OF_PROBABILITIES,
         progress=False,
     ).frame
@@ -131,3 +135,38 @@ def test_a_refusal_names_its_cause(name):
 )
 def test_what_is_missing(name):
     check_gradient(MISSING[name][0])
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def listed_in(page):
+    """The names that the page lists: in plain PyTorch, and refused."""
+    plain = page.partition("## In plain PyTorch")[2].partition("## Of other packages")[0]
+    listed = []
+    for paragraph in plain.split("\n\n"):
+        found = re.fullmatch(r"\*\*.+\*\* \((\d+)\): (.+)\.", " ".join(paragraph.split()))
+        if found:
+            names = found[2].split(" · ")
+            assert len(names) == int(found[1])
+            listed += names
+    refused = page.partition("## Rightly refused")[2]
+    return listed, re.findall(r"^\| (?!network|--)([^|]+) \| .+ \|$", refused, re.MULTILINE)
+
+
+def test_the_page_lists_the_networks():
+    page = (ROOT / "docs" / "architectures.md").read_text()
+    listed, refused = listed_in(page)
+    assert sorted(listed) == sorted(ARCHITECTURES)
+    assert sorted(refused) == sorted(REFUSED)
+    with pytest.raises(AssertionError):  # negative control: a name that is left out
+        listed_in(page.replace("SqueezeNet ·", "", 1))
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "docs/limits.md", "docs/how_to/own_network.md", "docs/decisions/capture.md"],
+)
+def test_the_number_of_operations_is_that_of_the_table(page):
+    numbers = re.findall(r"(\d+) (?:ATen (?:names|operations)|now\))", (ROOT / page).read_text())
+    assert numbers == [str(len(OPERATIONS))]

@@ -106,6 +106,8 @@ def in_front(function) -> Architecture:
     return settled(lambda: Before(function, small_cnn()))
 
 
+_COMPLEX = "complex numbers, as of a Fourier transform"
+
 REFUSED = {
     "Monte-Carlo dropout": (
         settled(ActiveDropout),
@@ -118,14 +120,20 @@ REFUSED = {
     "dynamic quantisation": (quantised, "quantized.linear_dynamic"),
     "Fourier magnitude": (
         in_front(lambda x: torch.fft.fft2(x).abs()),
-        "aten._fft_c2c.default in Before",
+        f"aten._fft_c2c.default ({_COMPLEX}) in Before, refused.py:",
     ),
     "Fourier mixing, FNet": (
         in_front(lambda x: torch.fft.fft2(x).real),
-        "aten._fft_c2c.default in Before",
+        f"aten._fft_c2c.default ({_COMPLEX}) in Before, refused.py:",
     ),
-    "Fourier neural operator": (settled(SpectralLayer), "aten._fft_r2c.default in SpectralLayer"),
-    "spectrogram": (settled(Spectrogram, 32), "aten._fft_r2c.default in Spectrogram"),
+    "Fourier neural operator": (
+        settled(SpectralLayer),
+        f"aten._fft_r2c.default ({_COMPLEX}) in SpectralLayer, refused.py:",
+    ),
+    "spectrogram": (
+        settled(Spectrogram, 32),
+        f"aten._fft_r2c.default ({_COMPLEX}) in Spectrogram, refused.py:",
+    ),
     "branch on the data": (
         settled(Branching),
         "it takes a number out of a tensor that depends on x",
