@@ -32,9 +32,9 @@ NO_KERNELS = {
             "prototypical net, square", "resize, antialiased", "Cayley", "autocast inside",
             "VQ-VAE encoder",
         ),
-        {"float16"},
+        ("float16",),
     ),
-    "quantised by channel": {"float16", "float64"},
+    "quantised by channel": ("float16", "float64"),
 }  # fmt: skip
 OF_PROBABILITIES = {
     "ensemble, DVERGE", "ensemble, mean of softmax", "ensemble, logsumexp", "MixedNUTS",
