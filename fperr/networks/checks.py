@@ -4,7 +4,6 @@ The logits must be the same in every run, and depend on no other sample of the b
 `attack` and `record` all use these checks.
 """
 
-import math
 import re
 import warnings
 
@@ -86,7 +85,7 @@ def number_of_classes(model: nn.Module, x: Tensor, *, accept_probabilities: bool
 
     Raises:
         ValueError: the model fails, does not return (batch, K) with K >= 2, or returns
-            probabilities or their logarithms.
+            probabilities.
         ModelError: the model changes its input in place.
 
     Warns:
@@ -206,7 +205,7 @@ def _only_moves_sigmoids(node: Node) -> bool:
 
 
 def _refuse_probabilities(dtype: torch.dtype, values: Tensor) -> None:
-    """Refuse outputs of which every row sums to 1, or whose exponentials do.
+    """Refuse outputs of which every row sums to 1; their logarithms are logits, and are taken.
 
     The sums are compared with a tolerance for the rounding of K numbers.
 
@@ -215,22 +214,14 @@ def _refuse_probabilities(dtype: torch.dtype, values: Tensor) -> None:
         values: Outputs (n, K) in float64, without NaN.
 
     Raises:
-        ValueError: the outputs are probabilities, or logarithms of probabilities.
+        ValueError: the outputs are probabilities.
     """
     tolerance = 4 * values.shape[1] * of_dtype(dtype).unit_roundoff
     if bool((values >= 0).all() and ((values.sum(1) - 1).abs() <= tolerance).all()):
-        kind, remedy = "probabilities", "leave out its softmax"
-    elif bool((values <= 0).all()) and bool(
-        # the logarithms are rounded, too: each by u times its size
-        (values.logsumexp(1).abs() <= tolerance * math.e + tolerance * values.abs().amin(1)).all()
-    ):
-        kind, remedy = "log-probabilities", "leave out its log_softmax"
-    else:
-        return
-    raise ValueError(
-        f"the model returns {kind}, not logits (each row's sum to 1): {remedy}, or take it as "
-        "it is with accept_probabilities=True"
-    )
+        raise ValueError(
+            "the model returns probabilities, not logits (each row's sum to 1): leave out its "
+            "softmax, or take it as it is with accept_probabilities=True"
+        )
 
 
 def _unit_roundoff(network: FormatNetwork) -> float:

@@ -57,19 +57,30 @@ def test_compiled_models_are_unwrapped_and_torchscript_is_refused():
         fperr.measure(scripted, x)
 
 
-@pytest.mark.parametrize(
-    ("output", "kind"), [(nn.Softmax(1), "probabilities"), (nn.LogSoftmax(1), "log-probabilities")]
-)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_probabilities_are_refused_unless_accepted(output, kind, dtype):
-    model = nn.Sequential(tiny_mlp(), output).eval().to(dtype)
+def test_probabilities_are_refused_unless_accepted(dtype):
+    model = nn.Sequential(tiny_mlp(), nn.Softmax(1)).eval().to(dtype)
     x = normal(3, 6).to(dtype)
-    with pytest.raises(ValueError, match=f"the model returns {kind}, not logits"):
+    with pytest.raises(ValueError, match="the model returns probabilities, not logits"):
         fperr.measure(model, x)
     report = fperr.measure(model, x, accept_probabilities=True, losses=["ce"])
     assert report.frame["delta"].notna().all()
     doubles = report.frame[report.frame["format"] == "float64"]
     assert (doubles["delta"] < 1e-12).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_probabilities_are_logits(dtype):
+    """Whose exponentials sum to 1: the exact gradients are those of the network without them."""
+    plain, x = tiny_mlp().to(dtype), normal(3, 6).to(dtype)
+    model = nn.Sequential(plain, nn.LogSoftmax(1)).eval()
+    report = fperr.measure(model, x, losses=["ce", "cw"], formats=["float32"], progress=False)
+    assert report.frame["delta"].notna().all()
+    v = torch.zeros(plain(x).shape, dtype=dtype)
+    v[:, 0], v[:, 1] = 1, -1  # as every loss of differences: its sum is 0
+    found, expected = (fperr.exact.gradient(m, x, v) for m in (model, plain))
+    error = (found.to_torch() - expected.to_torch()).norm() / expected.to_torch().norm()
+    assert error <= 2.0**found.log2_error + 2.0**expected.log2_error + 2.0**-52
 
 
 def test_logits_that_look_a_little_like_probabilities_are_not_refused():

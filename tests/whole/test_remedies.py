@@ -33,7 +33,6 @@ class Scores:
 
 OUTPUTS = {
     "probabilities": lambda z: z.softmax(1),
-    "log-probabilities": lambda z: z.log_softmax(1),
     "tuple": lambda z: (z, z[:, :1]),
     "tuple with something before": lambda z: ("features", z),
     "dictionary": lambda z: {"features": z[:, :1], "logits": z},
