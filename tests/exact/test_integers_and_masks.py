@@ -225,7 +225,22 @@ ELSEWHERE = {
         "add.Scalar",
         "addcdiv.default",
         "alias.default",
+        "fill.Tensor",
+        "fmax.default",
+        "fmin.default",
+        "linalg_cross.default",
+        "max.default",
+        "min.default",
+        "nan_to_num.default",
+        "prod.dim_int",
+        "acos.default",
+        "acosh.default",
+        "asin.default",
+        "asinh.default",
         "atan.default",
+        "atan2.default",
+        "atanh.default",
+        "cumprod.default",
         "avg_pool3d.default",
         "avg_pool3d_backward.default",
         "celu.default",
@@ -435,7 +450,7 @@ def test_the_sweep_meets_the_table():
         model = Collected(list(BINARY.values()), (DTYPES[first], DTYPES[second])).eval()
         capture = exact.capture(model, inputs(1))
         met |= {str(n.target) for n in capture.forward + capture.backward}
-    assert OPERATIONS.keys() - met == ELSEWHERE
+    assert sorted((OPERATIONS.keys() - met) ^ ELSEWHERE) == []
 
 
 def test_the_comparison_notices_a_wrong_meaning(monkeypatch):

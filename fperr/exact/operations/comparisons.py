@@ -146,6 +146,18 @@ def amax(A: Arithmetic[T], a: T, dims: Sequence[int] = (), keepdim: bool = False
     return _extreme(A, a, a, dims, keepdim=keepdim)
 
 
+@operation("aten.max.default")
+def max_of_all(A: Arithmetic[T], a: T) -> T:
+    """The maximum of all entries."""
+    return amax(A, a)
+
+
+@operation("aten.min.default")
+def min_of_all(A: Arithmetic[T], a: T) -> T:
+    """The minimum of all entries."""
+    return amin(A, a)
+
+
 @operation("aten.amin.default")
 def amin(A: Arithmetic[T], a: T, dims: Sequence[int] = (), keepdim: bool = False) -> T:
     """The minimum over `dims`."""

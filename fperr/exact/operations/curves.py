@@ -154,6 +154,15 @@ def tan(A: Arithmetic[T], a: T) -> T:
     return A.div(A.sin(a), A.cos(a))
 
 
+@operation("aten.nan_to_num.default")
+def nan_to_num(
+    A: Arithmetic[T], a: T, nan: float = 0.0, high: float | None = None, low: float | None = None
+) -> T:
+    """The numbers: none of the exact network's is infinite, or undefined."""
+    del A, nan, high, low
+    return a
+
+
 @operation("aten.atan.default")
 def atan(A: Arithmetic[T], a: T) -> T:
     """The arc tangent."""

@@ -45,14 +45,14 @@ def sign(A: Arithmetic[T], a: T) -> T:
     return A.from_index_array(A.sign(a))
 
 
-@operation("aten.maximum.default")
+@operation("aten.maximum.default", "aten.fmax.default")
 def maximum(A: Arithmetic[T], a: T, b: T) -> T:
     """The larger of a and b."""
     above, _ = order(A, a, b)
     return A.where(above, a, b)
 
 
-@operation("aten.minimum.default")
+@operation("aten.minimum.default", "aten.fmin.default")
 def minimum(A: Arithmetic[T], a: T, b: T) -> T:
     """The smaller of a and b."""
     _, below = order(A, a, b)

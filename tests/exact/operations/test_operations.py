@@ -298,6 +298,11 @@ EXACT = {
     "joined with nothing": Call(lambda x: torch.cat([x.new_zeros(0), x * 2, x[:, :0]], 1)),
     "own kernels": Call(lambda x: with_own_kernels(x, stride=2, padding=1, dilation=(1, 2))),
     "own kernels, transposed": Call(lambda x: with_own_kernels_transposed(x, stride=2, padding=1)),
+    "products along a line": Call(lambda x: x[:, :, :4].prod(2) * 2),
+    "products so far": Call(lambda x: (x[..., :4] + 4).cumprod(3)),
+    "cross products": Call(lambda x: torch.linalg.cross(x[:, :, :3], x[:, :, 4:], dim=2)),
+    "larger and smaller": Call(lambda x: torch.fmax(x, x.flip(3)) - 2 * torch.fmin(x, x * x)),
+    "numbers alone": Call(lambda x: torch.nan_to_num(x * 2, 1.0)),
     "3-D convolution": nn.Sequential(
         nn.Unflatten(1, (1, 2)), nn.Conv3d(1, 2, (2, 3, 3), padding=1), nn.Flatten()
     ),
@@ -472,6 +477,9 @@ ACTIVATIONS = {
     "cosine of large angles": lambda x: torch.cos(5 * x),
     "tangent": lambda x: torch.tan(x / 5),
     "arc tangent": torch.atan,
+    "arc sine, arc cosine": lambda x: torch.asin(x / 8) * torch.acos(x / 9),
+    "angles": lambda x: torch.atan2(x, x.flip(2) + 0.1) + torch.atan2(x - 8, x),
+    "inverse hyperbolic": lambda x: x.asinh() * (x / 9).atanh() + (x.abs() + 2).acosh(),
     "power of two": lambda x: 2**x + torch.exp2(-x),
     "logarithms": lambda x: x.abs().log1p() + (x.abs() + 1).log2() - (x.abs() + 1).log10(),
     "exponential less one": torch.expm1,
