@@ -47,14 +47,18 @@ class Call:
         return f"{self.module} ({self.kind})" if is_numbered else self.module
 
 
-def call_sites(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
+def call_sites(model: nn.Module, x: Tensor, *, with_lines: bool) -> dict[str, list[str]]:
     """Record the innermost modules that call each ATen operation of the forward pass at x.
 
-    Modules are listed in order of execution, as name and type, `"0.1 (ReLU)"`, and the line outside
-    of PyTorch, `"0.2 (Mine, net.py:12)"`; the model itself as its type. Operations of the backward
-    pass alone are missing.
+    Modules are listed in order of execution, as name and type: `"0.1 (ReLU)"`; the model itself as
+    its type. Operations of the backward pass alone are missing.
+
+    Args:
+        model: Network.
+        x: Input (batch, *shape).
+        with_lines: Whether the line outside of PyTorch is named, too: `"0.2 (Mine, net.py:12)"`.
     """
-    with torch.no_grad(), _watched(model, with_lines=True) as watch:
+    with torch.no_grad(), _watched(model, with_lines=with_lines) as watch:
         model(x)
     sites: dict[str, dict[str, None]] = {}
     for call in watch.calls:

@@ -309,7 +309,9 @@ def _refuse_unsupported(nodes: list[Node], kinds: NodeKinds, model: nn.Module, x
     # what computes with complex numbers follows from what makes them
     made = {entry for entry in complex_ones if entry[0] not in OPERATIONS} or complex_ones
     listed = sorted((missing - complex_ones) | made)
-    descriptions = [f"{name}{reason}{called_in(name, model, x)}" for name, reason in listed]
+    descriptions = [
+        f"{name}{reason}{called_in(name, model, x, with_lines=True)}" for name, reason in listed
+    ]
     raise UnsupportedOperationError(
         f"the network uses operations that have no exact meaning here: {'; '.join(descriptions)}. "
         "Supported are networks in evaluation mode made of convolutions, linear layers, attention, "
@@ -356,13 +358,13 @@ def _is_complex(kinds: NodeKinds, node: Node) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_complex
 
 
-def called_in(operation: str, model: nn.Module, x: Tensor) -> str:
+def called_in(operation: str, model: nn.Module, x: Tensor, *, with_lines: bool = False) -> str:
     """Name up to three modules that call the operation at x, for a message: `" in 0.1 (ReLU)"`.
 
-    The empty string for an operation of the backward half alone.
+    The empty string for an operation of the backward half alone; `with_lines` as in `call_sites`.
     """
     with mathematical_attention(), fixed_parameters(model):
-        modules = call_sites(model, x).get(operation, [])
+        modules = call_sites(model, x, with_lines=with_lines).get(operation, [])
     if not modules:
         return ""
     more = f" and {len(modules) - _NAMED} more" if len(modules) > _NAMED else ""

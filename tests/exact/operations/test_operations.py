@@ -541,13 +541,17 @@ def test_unsupported_operations_are_refused_together():
         assert name in str(refusal.value)
 
 
-def test_a_refusal_names_the_modules():
-    body = nn.Sequential(nn.Flatten(), Call(torch.asin), nn.Linear(8, 8), Call(torch.asin))
-    model = nn.Sequential(body, Call(torch.lgamma), Call(torch.asin), Call(torch.asin)).eval()
+def test_a_refusal_names_the_modules_and_the_line():
+    body = nn.Sequential(nn.Flatten(), Call(torch.sinc), nn.Linear(8, 8), Call(torch.sinc))
+    model = nn.Sequential(body, Call(torch.lgamma), Call(torch.sinc), Call(torch.sinc)).eval()
     with pytest.raises(UnsupportedOperationError) as refusal:
         exact.capture(model, torch.rand(1, 2, 4))
-    assert "aten.lgamma.default in 1 (Call)" in str(refusal.value)
-    assert "aten.asin.default in 0.1 (Call), 0.3 (Call), 2 (Call) and 1 more" in str(refusal.value)
+    line = Call.forward.__code__.co_firstlineno + 1
+    called = f"(Call, test_operations.py:{line})"
+    assert f"aten.lgamma.default in 1 {called}" in str(refusal.value)
+    assert f"aten.sinc.default in 0.1 {called}, 0.3 {called}, 2 {called} and 1 more" in str(
+        refusal.value
+    )
     assert "aten.digamma.default;" in str(refusal.value)  # of the backward half: nobody calls it
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
