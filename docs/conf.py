@@ -1,5 +1,6 @@
 """How Sphinx builds these pages: `make docs`, without network."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def dictionary(title: str, columns: tuple[Column, ...]) -> str:
         [f"## {title}", "", "| column | dtype | meaning |", "|---|---|---|", *rows, ""]
     )
 
+
+# the tutorials are the notebooks, which lie outside: copies, as links are lost in archives
+tutorials = Path(__file__).parent / "tutorials"
+for copy in tutorials.glob("*.ipynb"):
+    copy.unlink()
+for notebook in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"):
+    shutil.copy(notebook, tutorials)
 
 generated = Path(__file__).parent / "reference" / "generated"
 generated.mkdir(exist_ok=True)
