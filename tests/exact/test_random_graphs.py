@@ -60,6 +60,51 @@ REAL = {
     "gather": lambda p: p.real().gather(1, p.integer() % WIDTH),
     "norm": lambda p: F.normalize(p.real(), dim=1),
 }
+# drawn in the long test alone: each takes longer
+MORE = {
+    "waves": lambda p: p.real().sin() * p.real().cos(),
+    "logarithms": lambda p: p.real().abs().log1p() + (1 + p.real().square()).log2(),
+    "exponentials": lambda p: (-p.real().abs()).expm1() + torch.exp2(-p.real().square()),
+    "error function": lambda p: p.real().erfc() - p.real().erf(),
+    "mish, celu": lambda p: F.mish(p.real()) + F.celu(p.real()),
+    "glu": lambda p: F.glu(torch.cat([p.real(), p.real()], 1)),
+    "shrunk": lambda p: F.softshrink(p.real(), 0.25) + F.hardshrink(p.real(), 0.25),
+    "threshold": lambda p: F.threshold(p.real(), 0.25, -1.0),
+    "log sigmoid": lambda p: F.logsigmoid(p.real()),
+    "sums of exponentials": lambda p: torch.logaddexp(
+        p.real().logsumexp(1, keepdim=True), p.real()
+    ),
+    "arcs": lambda p: p.real().atan() + (p.real().tanh() / 2).asin() - p.real().tanh().acos(),
+    "angle": lambda p: torch.atan2(p.real(), p.real() + 3),
+    "inverse hyperbolic": lambda p: p.real().asinh() + (p.real().tanh() / 2).atanh(),
+    "powers": lambda p: (1 + p.real().square()) ** 0.3 + p.real() ** 4 / 8,
+    "powers by tensors": lambda p: (1 + p.real().square()).pow(p.real().tanh()),
+    "variance": lambda p: p.real() / (1 + p.real().var(1, keepdim=True)),
+    "norm of order three": lambda p: p.real() / (1 + p.real().norm(3, 1, keepdim=True)),
+    "in order": lambda p: p.real().sort(1)[0],
+    "largest two": lambda p: p.real().topk(2, 1)[0].repeat(1, 2),
+    "least": lambda p: p.real().min(1, keepdim=True)[0] - p.real(),
+    "so far": lambda p: p.real().cumsum(1) / 4,
+    "products so far": lambda p: (1 + p.real().tanh() / 2).cumprod(1),
+    "between": lambda p: torch.lerp(p.real(), p.real(), 0.3),
+    "combined": lambda p: torch.addcmul(p.real(), p.real(), p.real(), value=0.25),
+    "clipped": lambda p: torch.clamp(p.real(), min=p.real() - 1, max=p.real().abs()),
+    "straight through": lambda p: (lambda a: a + (a.round() - a).detach())(4 * p.real()),
+    "number in a slice": lambda p: written(p.real(), 0.5),
+    "row in a slice": lambda p: written(p.real(), p.real()[:, 1:3]),
+    "reflected": lambda p: F.pad(p.real(), (1, 1), mode="reflect")[:, ::2].repeat(1, 2)[:, :WIDTH],
+    "largest alone": lambda p: p.real() * F.one_hot(p.real().argmax(1), WIDTH),
+    "added": lambda p: p.real().index_add(1, torch.tensor([0, 2]), p.real()[:, :2]),
+}
+
+
+def written(a, what):
+    """What is written into the middle of a copy."""
+    a = a.clone()
+    a[:, 1:3] = what
+    return a
+
+
 INTEGER = {
     "count": lambda p: p.mask().sum(1, keepdim=True).expand(-1, WIDTH),
     "of a mask": lambda p: p.mask().long() * 3 - 1,
@@ -84,10 +129,18 @@ MASK = {
     "not": lambda p: ~p.mask(),
     "true": lambda p: p.integer().bool(),
 }
+MORE_INTEGER = {
+    "least": lambda p: p.real().argmin(1, keepdim=True).expand(-1, WIDTH),
+    "order": lambda p: p.real().argsort(1),
+    "places of the largest": lambda p: p.real().topk(WIDTH, 1)[1],
+}
 STEPS = (
     [("real", name) for name in REAL]
     + [("integer", name) for name in INTEGER]
     + [("mask", name) for name in MASK]
+)
+MORE_STEPS = (
+    STEPS + [("real", name) for name in MORE] + [("integer", name) for name in MORE_INTEGER]
 )
 
 
@@ -128,17 +181,18 @@ class Graph(nn.Module):
 
     def forward(self, x):
         pool = Pool(x, self.numbers, self.matrix)
-        tables = {"real": REAL, "integer": INTEGER, "mask": MASK}
+        tables = {"real": REAL | MORE, "integer": INTEGER | MORE_INTEGER, "mask": MASK}
         for kind, name in self.steps:
             pool.values[kind].append(tables[kind][name](pool))
         return torch.cat(pool.values["real"][-2:], 1) @ self.last
 
 
-graphs = st.tuples(
-    st.lists(st.sampled_from(STEPS), min_size=3, max_size=9),
-    st.lists(st.integers(0, 6), min_size=8, max_size=20),
-    st.integers(0, 10_000),
-)
+def graphs_of(steps):
+    return st.tuples(
+        st.lists(st.sampled_from(steps), min_size=3, max_size=9),
+        st.lists(st.integers(0, 6), min_size=8, max_size=20),
+        st.integers(0, 10_000),
+    )
 
 
 def errors_to_balls(midpoint, balls):
@@ -195,11 +249,11 @@ def decides_near_a_tie(model, x):
     return any(bool((g - gradients[0]).norm() > 2.0**-20 * size) for g in gradients[1:])
 
 
-def run_chunk(examples):
+def run_chunk(examples, steps=STEPS):
     judged = []
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(graphs)
+    @given(graphs_of(steps))
     def examine(graph):
         judged.append(check(*graph))
 
@@ -224,7 +278,8 @@ def test_a_chunk_with_few_judged_graphs_is_noticed():
 
 @pytest.mark.slow
 def test_many_random_graphs():
-    judged = [result for _ in range(SLOW_CHUNKS) for result in run_chunk(SLOW_EXAMPLES)]
+    chunks = [run_chunk(SLOW_EXAMPLES, MORE_STEPS) for _ in range(SLOW_CHUNKS)]
+    judged = [result for chunk in chunks for result in chunk]
     assert len(judged) >= 500
     assert np.mean(judged) > SHARE
 
