@@ -198,12 +198,6 @@ def test_the_frame_of_batches_counts_as_the_result_does(tmp_path):
             "leave out its softmax, or take it as it is with accept_probabilities=True",
             {"accept_probabilities": True},
         ),
-        (
-            Around(after=lambda z: z.log_softmax(1)),
-            ValueError,
-            "leave out its log_softmax",
-            {"accept_probabilities": True},
-        ),
         (Around(after=lambda z: {"logits": z, "x": z}), ValueError, "logits='logits'", "logits"),
         (Around(after=lambda z: (z.sum(), z)), ValueError, "tuple of 2: say where", 1),
         (Around(after=lambda z: z[:, :, None]), ValueError, "logits=lambda z: z[:, 0]", None),
