@@ -162,14 +162,20 @@ class Interpreter(Generic[T]):
         Raises:
             CaptureAuditError: a tensor of the run does not split into samples.
         """
+        computed: Values[T] = {}
+
+        def again(node: Node) -> NodeValue[T]:
+            if node.name not in computed:
+                inputs = {source.name: value(source) for source in node.all_input_nodes}
+                computed[node.name] = self._run(node, inputs)
+            return computed[node.name]
 
         def value(source: Node) -> NodeValue[T]:
             if source.op == "get_attr":
                 return self._constants[source.name]
             if source.name not in self._constants:
                 if is_made_of_decisions(self.capture, source):
-                    inputs = {node.name: value(node) for node in source.all_input_nodes}
-                    return self._run(source, inputs)
+                    return again(source)
                 return self._convert(self.part(run, source.name, sample))
             tensor = run.tensor(source.name)
             if tensor.shape != self.capture.shapes[source.name]:  # one entry for each sample

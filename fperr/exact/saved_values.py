@@ -1,6 +1,6 @@
 """What the backward half of a captured graph uses of its forward half; runs in floating point."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,11 +49,19 @@ def is_made_of_decisions(capture: Capture, node: Node) -> bool:
     return depends and capture.kinds.is_discrete(node)
 
 
-def _origins(capture: Capture, node: Node) -> set[str]:
-    """The names of the nodes of which a run is kept for a saved value of a node."""
-    if not is_made_of_decisions(capture, node):
-        return {node.name}
-    return {name for source in node.all_input_nodes for name in _origins(capture, source)}
+def _origins(capture: Capture, nodes: Iterable[Node]) -> set[str]:
+    """The names of the nodes of which a run is kept for the saved values of nodes."""
+    pending, seen, origins = list(nodes), set[Node](), set[str]()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if is_made_of_decisions(capture, node):
+            pending += node.all_input_nodes
+        else:
+            origins.add(node.name)
+    return origins
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +109,7 @@ def float_run(
             f"the graph for a batch of {len(x)} differs from that for one sample in {x.dtype}: "
             "use batch_size=1"
         )
-    sources = [source for _, source, _, _ in saved_for_backward(single)]
-    node_names = {name for source in sources for name in _origins(single, source)}
+    node_names = _origins(single, (source for _, source, _, _ in saved_for_backward(single)))
     if everything:
         node_names = {node.name for node in (*single.forward, *single.backward)}
     recorder = _ValueRecorder(capture.module, {names[name] for name in node_names})

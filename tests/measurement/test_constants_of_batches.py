@@ -41,6 +41,20 @@ class Neighbours(nn.Module):
         return self.head(x[torch.arange(len(x))[:, None], nearest].mean(1))
 
 
+class ManySums(nn.Module):
+    """A position from which many integers follow, each by the last one twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        position = x[..., 0].argmax(1)
+        for _ in range(60):  # followed anew at every use, it would take 2**60 steps
+            position = (position + position) % 3
+        return self.head(x[torch.arange(len(x)), position])
+
+
 NETWORKS = {
     "LSTM": lambda: LastStep(nn.LSTM(4, 5, batch_first=True), 5),
     "LSTM, two layers both ways": lambda: LastStep(
@@ -52,6 +66,7 @@ NETWORKS = {
         nn.Flatten(), nn.Linear(24, 3),
     ),
     "numbers of samples": Neighbours,
+    "sums of positions": ManySums,
 }  # fmt: skip
 
 
