@@ -5,6 +5,7 @@ second name. The audit of a capture compares the graph with the model's own run,
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,10 @@ def _one_hot(classes: Tensor, num_classes: int = -1) -> Tensor:
     return (classes.unsqueeze(-1) == torch.arange(num_classes, device=classes.device)).long()
 
 
-def _argmin(a: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
-    return (-a if a.is_floating_point() else a.max() - a).argmax(dim, keepdim)
+def _argmin(a: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    if not a.is_floating_point():  # PyTorch computes with integers itself
+        return torch.argmin(a, *arguments, **options)
+    return (-a).argmax(*arguments, **options)
 
 
 def _rrelu(
@@ -55,6 +58,10 @@ class PlainCalls(TorchFunctionMode):
         args: Sequence[object] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Call the function, or the plain one instead."""
+        """Call the function, or the plain one instead, to which the tensor goes first."""
         del types
-        return _INSTEAD.get(func, func)(*args, **(kwargs or {}))
+        options = dict(kwargs or {})
+        if func not in _INSTEAD:
+            return func(*args, **options)
+        by_name = [options.pop(name) for name in ("input", "tensor") if name in options]
+        return _INSTEAD[func](*by_name, *args, **options)

@@ -105,7 +105,8 @@ def powers_of_numbers(x):
 def chosen_alone(x):
     """The largest entry of each row by one_hot, the least by its position."""
     last = F.one_hot(distinct(x).argmax(3), 8).to(x.dtype) * x
-    return last + x.gather(3, distinct(x).argmin(3, keepdim=True))
+    least = torch.argmin(input=distinct(x), dim=3, keepdim=True)
+    return last + x.gather(3, least) * distinct(x).argmin(axis=2)[:, :, None]
 
 
 def resized(x, size=(14, 16), **options):
