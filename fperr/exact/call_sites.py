@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,20 +194,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._running[-1]
 
 
-_OF_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, contextlib.__file__))
-_OWN = str(Path(__file__).parents[1])
+_TORCH, _FPERR = Path(torch.__file__).parent, Path(__file__).parents[1]
 
 
 def _line_of_user() -> str | None:
     """`"net.py:12"`: the innermost call outside of PyTorch; None if fperr itself calls PyTorch."""
-    frame = sys._getframe(2)
-    while frame.f_code.co_filename.startswith(_OF_LIBRARIES):
-        if frame.f_back is None:
+    for frame, line in traceback.walk_stack(sys._getframe(2)):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(_FPERR):
             return None
-        frame = frame.f_back
-    if frame.f_code.co_filename.startswith(_OWN):
-        return None
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        if not (file.is_relative_to(_TORCH) or file == Path(contextlib.__file__)):
+            return f"{file.name}:{line}"
+    return None
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fperr.caller_state import SWITCH_LOCK
 from fperr.errors import ModelError
+from fperr.exact.call_sites import call_sites
 from fperr.exact.node_kinds import kinds_of
 from fperr.exact.plain_calls import PlainCalls
 from fperr.kernel_switches import mathematical_attention
@@ -46,7 +47,7 @@ def traced(model: nn.Module, x: Tensor, v: Tensor, *, by_autograd: bool = False)
             f"the model cannot be traced: {fault}. It must be a fixed sequence of PyTorch "
             "operations, without control flow that depends on the data"
         ) from fault
-    _refuse_decisions(module, x, v)
+    _refuse_decisions(module, model, x, v)
     module.graph.eliminate_dead_code(is_impure_node=_has_effect)
     module.recompile()
     return module
@@ -86,6 +87,7 @@ def _without_detours(module: fx.GraphModule) -> fx.GraphModule:
 
 
 _DETACHED = {"aten.detach.default", "aten.alias.default"}
+_NAMED = 3  # calls of an operation, in a message
 _FACTORS = (2.0**-20, 2.0**20)  # of cotangents, far enough to meet a threshold
 _ROUNDED = 2.0**-10  # what underflow may cost in float32, relative to the norm
 
@@ -173,7 +175,7 @@ def _has_effect(node: Node) -> bool:
     return node.is_impure() and (schema is None or bool(schema.returns))
 
 
-def _refuse_decisions(module: fx.GraphModule, x: Tensor, v: Tensor) -> None:
+def _refuse_decisions(module: fx.GraphModule, model: nn.Module, x: Tensor, v: Tensor) -> None:
     """Check that no number that the model takes out of a tensor depends on x.
 
     Raises:
@@ -187,11 +189,15 @@ def _refuse_decisions(module: fx.GraphModule, x: Tensor, v: Tensor) -> None:
     if not decisions:
         return
     of_input = kinds_of(module, x, v).of_input
-    if any(node.name in of_input for node in decisions):
+    refused = [str(node.target) for node in decisions if node.name in of_input]
+    if refused:
+        sites = call_sites(model, x, with_lines=True).get(refused[0], [])
+        where = f" in {', '.join(sites[:_NAMED])}" if sites else ""
         raise ModelError(
-            "the model cannot be traced: it takes a number out of a tensor that depends on x, as "
-            "`if x.sum() > 0` and `.item()` do. It must be a fixed sequence of PyTorch operations, "
-            "without control flow that depends on the data"
+            "the model cannot be traced: it takes a number out of a tensor that depends on "
+            f"x{where}, as `if x.sum() > 0` and `.item()` do, and torch.distributions without "
+            "validate_args=False. It must be a fixed sequence of PyTorch operations, without "
+            "control flow that depends on the data"
         )
 
 

@@ -11,6 +11,7 @@ from fperr.errors import (
     ReferenceNotCertifiedError,
     StaleCaptureError,
 )
+from fperr.exact.call_sites import call_sites
 from fperr.exact.graph import probe
 from fperr.exact.interpreter import Interpreter
 from fperr.exact.mp import MpArithmetic
@@ -31,6 +32,18 @@ def test_the_replay_has_the_bits_of_the_eager_run(fashion_standard, fashion, dty
     replayed = captured.module(x, v)
     assert torch.equal(replayed[0], z)
     assert torch.equal(replayed[1], g)
+
+
+def test_lines_are_told_by_folders_and_not_by_beginnings(monkeypatch, tmp_path):
+    """A network in a folder `fperr_nets` beside fperr's own is the user's."""
+    monkeypatch.setattr("fperr.exact.call_sites._FPERR", tmp_path / "net")
+    source = "class Mine(nn.Module):\n    def forward(self, x):\n        return x.relu()\n"
+    space = {"nn": nn}
+    exec(compile(source, str(tmp_path / "nets" / "mine.py"), "exec"), space)
+    model, x = space["Mine"](), torch.ones(1, 2)
+    relu = "aten.relu.default"
+    assert call_sites(model, x, with_lines=True)[relu] == ["Mine, mine.py:3"]
+    assert call_sites(model, x, with_lines=False)[relu] == ["Mine"]
 
 
 def test_the_halves_are_told_apart(fashion_standard, fashion):
