@@ -160,7 +160,8 @@ _RULES = (
     _Rule(
         "the network fails in .*",
         "the network fails in a format",
-        "leave that format out, or change what does not fit it (a constant such as a mask of -1e9)",
+        "leave that format out, or change what does not fit it (a constant such as a mask of -1e9, "
+        "or one that is made in float32)",
     ),
     _Rule(
         r"the reference is certain to \d+ of \d+ bits",

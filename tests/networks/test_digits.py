@@ -6,6 +6,8 @@ from torch import nn
 
 import fperr
 from fperr import data, zoo
+from fperr.errors import CaptureAuditError, UnsupportedOperationError
+from fperr.exact import capture
 from tests.conftest import normal, seeded, slow_except, tiny_mlp
 from tests.makers.networks import KINDS, NETWORKS, SIDE, build
 
@@ -140,6 +142,25 @@ def test_a_format_that_fails_leaves_the_others_alone():
     assert others[columns].reset_index(drop=True).equals(alone[columns])
     with pytest.raises(fperr.errors.ModelError, match=r"in float16: the model fails"):
         fperr.measure(WithMask(-1e9).eval(), x, y, formats=["float16"], progress=False)
+
+
+@pytest.mark.parametrize("kind", [CaptureAuditError, UnsupportedOperationError])
+def test_a_format_whose_graph_is_refused_leaves_the_others_alone(monkeypatch, kind):
+    def without_float16(model, x):
+        if x.dtype == torch.float16:
+            raise kind("planted")
+        return capture(model, x)
+
+    monkeypatch.setattr("fperr.networks.in_format.capture", without_float16)
+    model, x = tiny_mlp(), normal(3, 6)
+    with pytest.warns(UserWarning, match=r"the network fails in float16"):
+        frame = fperr.measure(model, x, progress=False).frame
+    is_failed = frame["format"] == "float16"
+    assert frame[is_failed]["delta"].isna().all()
+    assert set(frame[is_failed]["reason"]) == {"the network fails in float16: planted"}
+    assert frame[~is_failed]["delta"].notna().all()
+    with pytest.raises(kind, match="planted"):
+        fperr.measure(model, x, formats=["float16"], progress=False)
 
 
 CLASSES = {

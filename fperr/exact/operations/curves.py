@@ -158,7 +158,7 @@ def tan(A: Arithmetic[T], a: T) -> T:
 def nan_to_num(
     A: Arithmetic[T], a: T, nan: float = 0.0, high: float | None = None, low: float | None = None
 ) -> T:
-    """The numbers: none of the exact network's is infinite, or undefined."""
+    """The numbers; an infinite one stays, so that a sample which reads it is not judged."""
     del A, nan, high, low
     return a
 
