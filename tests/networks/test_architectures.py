@@ -12,6 +12,8 @@ from fperr.exact.operations import OPERATIONS
 from tests.conftest import slow_except
 from tests.makers.architectures import ARCHITECTURES, MISSING, REFUSED
 from tests.makers.float64_gradient import gradient_in_float64, relative_differences
+from tests.makers.packaged_architectures import PACKAGED
+from tests.makers.tried_architectures import TRIED
 
 FAST = (
     "adaptive pooling, maximum", "replicated padding", "ECG, Conv1d", "GroupSort MLP",
@@ -23,6 +25,7 @@ FAST = (
 MEASURED_FAST = (
     "replicated padding", "GroupSort MLP", "SIREN", "Maxout", "text CNN", "radial basis functions",
     "prototypical net, distance", "policy, tanh", "weight norm, old", "Cayley",
+    "ConvNeXt", "DGCNN", "autocast inside",
 )  # fmt: skip
 # PyTorch's CPU kernels for these have no float16, or no float64
 NO_KERNELS = {
@@ -166,6 +169,20 @@ def test_the_page_lists_the_networks():
     assert sorted(refused) == sorted(REFUSED)
     with pytest.raises(AssertionError):  # negative control: a name that is left out
         listed_in(page.replace("SqueezeNet ·", "", 1))
+
+
+def test_the_count_is_that_of_the_networks_which_were_tried():
+    works = [here for here in TRIED.values() if here in ARCHITECTURES or here in PACKAGED]
+    refused = [here for here in TRIED.values() if here in REFUSED]
+    assert len(works) + len(refused) == len(TRIED)
+    count = f"{len(TRIED)} architectures of robustness and"
+    for page, words in [
+        ("README.md", f"Of {count} deep-learning practice {len(works)} work,"),
+        ("docs/architectures.md", f"was tried on {count} of deep-learning practice"),
+        ("docs/architectures.md", f"Of the same kinds {len(works)} work now."),
+        ("CHANGELOG.md", f"{len(works)} of {len(TRIED)} architectures work"),
+    ]:
+        assert words in " ".join((ROOT / page).read_text().split())
 
 
 @pytest.mark.parametrize(

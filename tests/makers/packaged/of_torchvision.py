@@ -96,6 +96,7 @@ _NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "alexnet": (functools.partial(_by_name, "alexnet"), 64),
     "vgg": (_vgg, 32),
     "resnet18": (functools.partial(_resnet, "BasicBlock"), 32),
+    "resnet50": (functools.partial(_resnet, "Bottleneck"), 32),
     "resnext50": (functools.partial(_resnet, "Bottleneck", groups=4, width_per_group=4), 32),
     "densenet": (
         functools.partial(

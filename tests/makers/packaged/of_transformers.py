@@ -26,7 +26,11 @@ class Logits(nn.Module):
         self.model, self.argument, self.others = model, argument, others
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(**{self.argument: x}, **self.others).logits
+        others = {
+            name: value.expand(len(x), -1) if isinstance(value, Tensor) else value
+            for name, value in self.others.items()
+        }
+        return self.model(**{self.argument: x}, **others).logits
 
 
 class ImageEmbedding(nn.Module):
@@ -132,6 +136,13 @@ _NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "wav2vec2": (_sound("Wav2Vec2", "ForSequenceClassification", **_TEXT, **_WAVES), (120,)),
     "BERT": (_text("Bert", **_TEXT), (_TOKENS, _WIDTH)),
+    "BERT beside padding": (
+        functools.partial(
+            _made, "Bert", "ForSequenceClassification", "inputs_embeds",
+            {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])}, **_TEXT,
+        ),
+        (_TOKENS, _WIDTH),
+    ),
     "RoBERTa": (_text("Roberta", **_TEXT), (_TOKENS, _WIDTH)),
     "DistilBERT": (
         _text("DistilBert", max_position_embeddings=16, **_DISTILLED), (_TOKENS, _WIDTH)
