@@ -171,6 +171,19 @@ def test_the_page_lists_the_networks():
         listed_in(page.replace("SqueezeNet ·", "", 1))
 
 
+def test_the_page_lists_the_networks_of_packages():
+    page = (ROOT / "docs" / "architectures.md").read_text()
+    section = page.partition("## Of other packages")[2].partition("## Rightly refused")[0]
+    listed = []
+    for item in section.split("\n* ")[1:]:
+        package, count, names = re.fullmatch(
+            r"\*\*(\w+)\*\* \((\d+)\): (.+?)", " ".join(item.split())
+        ).groups()
+        assert len(names.split(" · ")) == int(count)
+        listed += [f"{package}:{name}" for name in names.split(" · ")]
+    assert sorted(listed) == sorted(PACKAGED)
+
+
 def test_the_count_is_that_of_the_networks_which_were_tried():
     works = [here for here in TRIED.values() if here in ARCHITECTURES or here in PACKAGED]
     refused = [here for here in TRIED.values() if here in REFUSED]
