@@ -12,10 +12,9 @@ exact network where float64 cannot tell (`float64_branches`).
 
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import getitem
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -34,81 +33,15 @@ from fperr.exact.audit.float64_branches import (
     position_of_largest,
 )
 from fperr.exact.audit.float64_error import COPIES, error_of_norm
+from fperr.exact.audit.float64_operations import INSTEAD
 from fperr.exact.audit.rounding_noise import UNIT_ROUNDOFF, moves_numbers, noise_size
 from fperr.exact.audit.rows import NodeValue, RowDims, by_rows, is_real, tensor_by_rows
 from fperr.exact.computed_constants import as_float64, constant_values
 from fperr.exact.graph import Capture, Node
 from fperr.exact.node_kinds import is_discrete
 from fperr.exact.operations import OPERATIONS
-from fperr.exact.operations.assignments import strided_positions
-from fperr.exact.operations.steps import in_float32
 
 _LARGEST_WITH_ROWS = 50_000_000  # numbers, of 8 bytes each
-
-
-def _strided(a: Tensor, *places: Any) -> Tensor:
-    positions = torch.from_numpy(strided_positions(*places)).to(a.device)
-    return a.reshape(-1)[positions]
-
-
-def _strided_scatter(a: Tensor, source: Tensor, *places: Any) -> Tensor:
-    positions = torch.from_numpy(strided_positions(*places)).to(a.device).reshape(-1)
-    return a.reshape(-1).scatter(0, positions, source.reshape(-1)).reshape(a.shape)
-
-
-# Simulated quantisation, whose kernels round a float64 to float32, or refuse it.
-def _levels(
-    a: Tensor, scale: float | Tensor, zero_point: int | Tensor, least: int, largest: int
-) -> tuple[Tensor, Tensor]:
-    level = (a / scale).round() + zero_point
-    kept = level.clamp(least, largest)
-    return (kept - zero_point) * scale, kept == level
-
-
-def _levels_of_tensor(a: Tensor, scale: float, *settings: int) -> tuple[Tensor, Tensor]:
-    return _levels(a, in_float32(scale), *settings)
-
-
-def _levels_by_channel(
-    a: Tensor, scale: Tensor, zero_point: Tensor, axis: int, *ends: int
-) -> tuple[Tensor, Tensor]:
-    shape = [-1 if d == axis else 1 for d in range(a.ndim)]
-    return _levels(a, scale.reshape(shape), zero_point.reshape(shape), *ends)
-
-
-def _slice_scatter(
-    a: Tensor, source: Tensor, dim: int = 0, start: int | None = None, end: int | None = None,
-    step: int = 1,
-) -> Tensor:  # fmt: skip
-    places = torch.arange(a.shape[dim], device=a.device)[start:end:step]
-    return a.index_copy(dim, places, source)
-
-
-def _index_put(
-    a: Tensor, indices: Sequence[Tensor | None], source: Tensor, accumulate: bool = False
-) -> Tensor:
-    mask = indices[0]
-    if mask is None or mask.dtype != torch.bool:
-        result: Tensor = torch.ops.aten.index_put.default(a, indices, source, accumulate)
-        return result
-    mask = mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim))
-    return torch.where(mask, a + source if accumulate else source, a)
-
-
-# Views of rows that lie elsewhere in memory, and copies whose layout nobody sees.
-_INSTEAD: dict[str, Callable[..., NodeValue]] = {
-    "aten.as_strided.default": _strided,
-    "aten.unsafe_split_with_sizes.default": torch.ops.aten.split_with_sizes.default,
-    "aten.as_strided_scatter.default": _strided_scatter,
-    "aten.slice_scatter.default": _slice_scatter,
-    "aten.index_put.default": _index_put,
-    "aten._unsafe_index_put.default": _index_put,
-    "aten.copy.default": lambda target, source, *_: source.expand(target.shape),
-    "aten.fake_quantize_per_tensor_affine_cachemask.default": _levels_of_tensor,
-    "aten.fake_quantize_per_channel_affine_cachemask.default": _levels_by_channel,
-    "aten.view.default": torch.ops.aten.reshape.default,
-    "aten._unsafe_view.default": torch.ops.aten.reshape.default,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +171,7 @@ class _Run:
         arguments, runs = self._arguments(node), [value]
         assert first is not None
         size = noise_size(str(node.target), arguments, first)
-        function = _INSTEAD.get(str(node.target), node.target)
+        function = INSTEAD.get(str(node.target), node.target)
         for _ in range(COPIES):
             noisy = [self._with_noise(argument) for argument in arguments]
             runs.append(function(*noisy, **options))  # type: ignore[operator]
@@ -290,7 +223,7 @@ class _Run:
             key: as_float64(option) for key, option in node.kwargs.items() if key != "memory_format"
         }
         assert callable(node.target)
-        function = _INSTEAD.get(str(node.target), node.target)
+        function = INSTEAD.get(str(node.target), node.target)
         return by_rows(lambda *a: function(*a, **options), self._row_dims(node), arguments)
 
     def _arguments(self, node: Node) -> list[object]:

@@ -18,7 +18,7 @@ def _has_running_statistics(
     return "statistics of the data itself, as in training" if refused else None
 
 
-def of_weights_too(position: int) -> Refusal:
+def _of_weights_too(position: int) -> Refusal:
     """Make a refusal of backward operations that compute gradients of weights.
 
     Args:
@@ -138,7 +138,7 @@ def batch_norm_without_training(
     "aten.native_batch_norm_backward.default",
     shape_only=frozenset({1, 3, 5, 6}),
     uses_values=lambda arguments: bool(arguments[7]),
-    refusal=of_weights_too(9),
+    refusal=_of_weights_too(9),
 )
 def batch_norm_backward(
     A: Arithmetic[T],
@@ -212,7 +212,7 @@ def layer_norm(
     return y if bias is None else A.add(y, bias), mean, rstd
 
 
-@operation("aten.native_layer_norm_backward.default", refusal=of_weights_too(7))
+@operation("aten.native_layer_norm_backward.default", refusal=_of_weights_too(7))
 def layer_norm_backward(
     A: Arithmetic[T],
     gradient: T,
@@ -252,7 +252,7 @@ def group_norm(
     return y, A.reshape(mean, (samples, groups)), A.reshape(rstd, (samples, groups))
 
 
-@operation("aten.native_group_norm_backward.default", refusal=of_weights_too(9))
+@operation("aten.native_group_norm_backward.default", refusal=_of_weights_too(9))
 def group_norm_backward(
     A: Arithmetic[T],
     gradient: T,
