@@ -22,6 +22,14 @@ def no_global_state_changes() -> Iterator[None]:
     assert torch.get_default_dtype() == before[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_data_of_the_user(tmp_path_factory) -> Iterator[None]:
+    """What the user has fetched is not there: tests see FPERR_DATA, or nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def fperr_data() -> Path:
     """The folder of other people's data and checkpoints."""

@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from fperr import __version__
-from fperr.cli import attack, attribute, doctor, figures, layers, measure, report, validate, zoo
+from fperr.cli import (
+    attack,
+    attribute,
+    doctor,
+    fetch,
+    figures,
+    layers,
+    measure,
+    report,
+    validate,
+    zoo,
+)
 from fperr.cli.faults import ended
 from fperr.cli.helping import DOCUMENTATION, Group, add
 from fperr.cli.start import START
@@ -58,6 +69,12 @@ add(
     "fperr figures all --pictures png,svg",
 )  # fmt: skip
 add(app, "zoo", zoo.zoo_command, "fperr zoo", "fperr zoo | grep packaged", "fperr zoo | wc -l")
+add(
+    app, "fetch", fetch.fetch_command,
+    "fperr fetch mnist_test",
+    "fperr fetch mnist_fastat_pgd mnist_levelsets_eps0.4",
+    "fperr fetch mnist_wong_kolter",
+)  # fmt: skip
 add(
     app, "doctor", doctor.doctor_command,
     "fperr doctor",

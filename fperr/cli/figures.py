@@ -35,7 +35,7 @@ def figures_command(
         str | None,
         typer.Option(
             help="names that `fperr zoo` lists, comma-separated; by default a figure's own: "
-            "packaged ones, and MNIST's where FPERR_DATA holds them",
+            "packaged ones, and those whose files are at hand (fperr zoo)",
             autocompletion=completes_list(*NETWORKS),
         ),
     ] = None,

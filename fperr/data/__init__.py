@@ -8,9 +8,12 @@ Example:
 """
 
 from fperr.data.archives import classes_from_npz, from_npz
+from fperr.data.downloads import Download, downloaded
+from fperr.data.folder import data_folder, fperr_data
+from fperr.data.folder import is_at_hand as is_at_hand
 from fperr.data.from_torch import from_dataset
-from fperr.data.images import Images, digest, fperr_data
-from fperr.data.named import DATASETS, images_named
+from fperr.data.images import Images, digest
+from fperr.data.named import DATASETS, downloads_of, images_named, is_dataset_at_hand
 from fperr.data.originals import from_file
 from fperr.data.published import (
     FASHION_FOLDER as FASHION_FOLDER,
@@ -24,10 +27,14 @@ from fperr.data.published import (
 
 __all__ = [
     "DATASETS",
+    "Download",
     "Images",
     "cifar10_test_800",
     "classes_from_npz",
+    "data_folder",
     "digest",
+    "downloaded",
+    "downloads_of",
     "fashion_mnist",
     "fashion_mnist_1000",
     "fperr_data",
@@ -35,5 +42,6 @@ __all__ = [
     "from_file",
     "from_npz",
     "images_named",
+    "is_dataset_at_hand",
     "mnist_test",
 ]

@@ -1,14 +1,10 @@
-"""Labelled images, and the folder of data that belongs to others."""
+"""Labelled images, and the digest of tensors."""
 
 import hashlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from fperr.errors import MissingDataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,35 +64,3 @@ def digest(*tensors: Tensor) -> str:
         sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def fperr_data(relative: str, description: str) -> Path:
-    """The path of a file in the folder that the environment variable FPERR_DATA names.
-
-    Args:
-        relative: Path of the file, relative to that folder.
-        description: Name and origin of the file, for the error's message.
-
-    Raises:
-        MissingDataError: The variable is not set, or the file is missing.
-
-    Example:
-        >>> from fperr import data
-        >>> data.fperr_data("no_such_folder/no_such_file", "an example")
-        Traceback (most recent call last):
-            ...
-        fperr.errors.MissingDataError: ...
-    """
-    folder = os.environ.get("FPERR_DATA")
-    if not folder:
-        raise MissingDataError(
-            f"{description} is looked for in the folder named by the environment variable "
-            f"FPERR_DATA, which is not set. Set it to a folder that holds {relative}"
-        )
-    path = Path(folder) / relative
-    if not path.is_file():
-        raise MissingDataError(
-            f"{path} is missing: it should hold {description}. Get it, or set FPERR_DATA to a "
-            f"folder that holds {relative}"
-        )
-    return path

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from fperr.caller_state import in_neutral_state
-from fperr.data.images import Images, fperr_data
+from fperr.data.downloads import Download
+from fperr.data.folder import fperr_data
+from fperr.data.images import Images
 from fperr.errors import MissingDataError
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -31,6 +33,18 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+
+MNIST_DOWNLOADS = tuple(
+    Download(f"mnist/{file}.gz", f"https://ossci-datasets.s3.amazonaws.com/mnist/{file}.gz", sha256)
+    for file, sha256 in {
+        "t10k-images-idx3-ubyte": (
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+        ),
+        "t10k-labels-idx1-ubyte": (
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+        ),
+    }.items()
+)
 
 
 def _idx(folder: Path, name: str, sha256: str) -> np.ndarray:
@@ -125,7 +139,7 @@ def fashion_mnist_1000() -> Images:
 
 @in_neutral_state
 def mnist_test() -> Images:
-    """The 10,000 test images of MNIST, from `mnist/` under FPERR_DATA.
+    """The 10,000 test images of MNIST, from `mnist/` in the data folder.
 
     Raises:
         MissingDataError: The files are missing.
@@ -141,13 +155,13 @@ def mnist_test() -> Images:
         (1, 28, 28)
     """
     remedy = "MNIST's test files, from yann.lecun.com/exdb/mnist"
-    folder = fperr_data("mnist/t10k-images-idx3-ubyte.gz", remedy).parent
+    folder = fperr_data("mnist/t10k-images-idx3-ubyte.gz", remedy, "mnist_test").parent
     return _idx_pair("mnist_test", folder, "t10k", MNIST_SHA256, remedy)
 
 
 @in_neutral_state
 def cifar10_test_800() -> Images:
-    """The first 800 test images of CIFAR-10, from `cifar10/` under FPERR_DATA.
+    """The first 800 test images of CIFAR-10, from `cifar10/` in the data folder.
 
     Raises:
         MissingDataError: The file is missing.

@@ -1,7 +1,6 @@
 """The figures by name: each computes a frame, which takes the time, and draws it."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +74,8 @@ class Recipe:
 
     @property
     def available(self) -> list[str]:
-        """The figure's networks; those of MNIST only where FPERR_DATA is set."""
-        has_data = bool(os.environ.get("FPERR_DATA"))
-        return [name for name in self.networks if has_data or _is_packaged(name)]
+        """The figure's networks; the published ones where their files are."""
+        return [name for name in self.networks if zoo.is_at_hand(name)]
 
 
 FIGURES = {
@@ -169,7 +167,3 @@ def images_in(frame: pd.DataFrame) -> dict[str, int]:
     groups = frame.groupby("network", sort=False)
     counts = groups["n"].max() if "n" in frame else groups["sample"].nunique()
     return {str(name): int(count) for name, count in counts.items()}
-
-
-def _is_packaged(name: str) -> bool:
-    return zoo.entry(name).dataset == PACKAGED

@@ -6,6 +6,7 @@ Example:
     8
 """
 
+from fperr.zoo.fetching import downloads, fetch, is_at_hand
 from fperr.zoo.registry import REGISTRY, Entry, card, entry, load
 
-__all__ = ["REGISTRY", "Entry", "card", "entry", "load"]
+__all__ = ["REGISTRY", "Entry", "card", "downloads", "entry", "fetch", "is_at_hand", "load"]

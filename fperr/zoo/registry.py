@@ -1,4 +1,4 @@
-"""Trained networks by name: packaged ones, and published checkpoints in the folder FPERR_DATA."""
+"""Trained networks by name: packaged ones, and published checkpoints in the data folder."""
 
 import hashlib
 import json
@@ -26,8 +26,9 @@ class Entry:
         architecture: Function that builds the untrained network.
         dataset: Name of the data set on which the network is measured.
         source: Origin of the weights, for reports.
-        checkpoint: Path below FPERR_DATA; None for a packaged safetensors file.
+        checkpoint: Path in the data folder; None for a packaged safetensors file.
         sha256: SHA-256 of the checkpoint file; None for a packaged one.
+        url: Address of the checkpoint file; None for a packaged one.
         keys: Keys that lead to the weights inside the checkpoint, the outermost first.
 
     Example:
@@ -43,11 +44,23 @@ class Entry:
     source: str
     checkpoint: str | None = None
     sha256: str | None = None
+    url: str | None = None
     keys: tuple[str | int, ...] = ()
 
 
 _LEVELSETS = "github.com/matanatz/ControllingNeuralLevelsets, evaluation/mnist"
 _ADVERTORCH = "github.com/BorealisAI/advertorch, advertorch_examples/trained_models"
+
+_RAW = "https://raw.githubusercontent.com"
+_LEVELSETS_RAW = (
+    f"{_RAW}/matanatz/ControllingNeuralLevelsets/c2ea62467031be3f5b54d1b63841c64eca1716b4/"
+    "evaluation/mnist"
+)
+_ADVERTORCH_RAW = (
+    f"{_RAW}/BorealisAI/advertorch/a83f4c77bbd1487edac84e34720377d0eebccd92/"
+    "advertorch_examples/trained_models"
+)
+_CONVEX_RAW = f"{_RAW}/locuslab/convex_adversarial"
 
 _ENTRIES = (
     Entry(
@@ -75,6 +88,7 @@ _ENTRIES = (
         f"{_LEVELSETS}/ours/eps0.4/200.pth (Atzmon et al., NeurIPS 2019)",
         "checkpoints/mnist_levelsets_eps0.4.pth",
         "0a1e2307851134d93b8ee6fd3e3183b0d01115e5fec019669e8fcf1ba305b308",
+        f"{_LEVELSETS_RAW}/ours/eps0.4/200.pth",
         ("model_state_dict",),
     ),
     Entry(
@@ -84,6 +98,7 @@ _ENTRIES = (
         f"{_LEVELSETS}/xent/200.pth (Atzmon et al., NeurIPS 2019)",
         "checkpoints/mnist_levelsets_xent.pth",
         "93eed7e2157bd8b8d459e7186889922af88afc3d75e08269dbf33c3d88ec19a4",
+        f"{_LEVELSETS_RAW}/xent/200.pth",
         ("model_state_dict",),
     ),
     Entry(
@@ -93,6 +108,7 @@ _ENTRIES = (
         "github.com/locuslab/fast_adversarial, MNIST/models/pgd_madry.pth",
         "checkpoints/mnist_fastat_pgd.pth",
         "877b74b1d2bf22a2ea958f7d8c892c02710e7c84627d14b44b1c67046fcd5a79",
+        f"{_RAW}/locuslab/fast_adversarial/HEAD/MNIST/models/pgd_madry.pth",
     ),
     Entry(
         "mnist_wong_kolter",
@@ -101,6 +117,7 @@ _ENTRIES = (
         "github.com/locuslab/convex_adversarial, models/mnist.pth (MIT licence)",
         "checkpoints/mnist_wong_kolter.pth",
         "95014ab0c04c73f48b3be0cb7acc42aff60ce4420c6c43bec25e9a1447279e08",
+        f"{_CONVEX_RAW}/c5d17a6e9c0616ec4c71b851862e1d902f994c78/models/mnist.pth",
     ),
     Entry(
         "mnist_lenet5_advtrained",
@@ -109,6 +126,7 @@ _ENTRIES = (
         f"{_ADVERTORCH}/mnist_lenet5_advtrained.pt",
         "checkpoints/mnist_lenet5_advtrained.pt",
         "b89abfcfe8b33235fe8f8e964188d82a97c56a12ffe25132eaba197e40ac7658",
+        f"{_ADVERTORCH_RAW}/mnist_lenet5_advtrained.pt",
     ),
     Entry(
         "cifar_wong_kolter_small_8px",
@@ -118,6 +136,7 @@ _ENTRIES = (
         "the first of its cascade",
         "checkpoints/cifar_wong_kolter_small_8px.pth",
         "f07c615f58616cbc7667974f146c4baa851bf0e71df8431a150abea8b7901f37",
+        f"{_CONVEX_RAW}/f8aa112cd4a2d0bc4f05d32e077ce5eb242a0fe0/models_scaled/cifar_small_8px.pth",
         ("state_dict", 0),
     ),
     Entry(
@@ -127,6 +146,7 @@ _ENTRIES = (
         f"{_ADVERTORCH}/mnist_lenet5_clntrained.pt",
         "checkpoints/mnist_lenet5_clntrained.pt",
         "551a11267982991fb0c9f74e9094de19e54b51455eff9bd1c19c77a69d85156a",
+        f"{_ADVERTORCH_RAW}/mnist_lenet5_clntrained.pt",
     ),
 )
 REGISTRY = {entry.name: entry for entry in _ENTRIES}
@@ -237,7 +257,7 @@ def _weights(file: str) -> Any:
 def _checkpoint(network: Entry) -> dict[str, Tensor]:
     assert network.checkpoint is not None
     description = f"the checkpoint of {network.name}, from {network.source}"
-    path: Path = data.fperr_data(network.checkpoint, description)
+    path: Path = data.fperr_data(network.checkpoint, description, network.name)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 != network.sha256:
         raise ValueError(

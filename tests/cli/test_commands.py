@@ -112,7 +112,10 @@ def test_a_row_that_was_measured_is_enough_for_code_0(tmp_path, factories):
             ["measure", "resnet"],
             "fperr: unknown network 'resnet': expected one of fashion_standard",
         ),
-        (["measure", "mnist_fastat_pgd"], "FPERR_DATA, which is not set"),
+        (
+            ["measure", "mnist_fastat_pgd"],
+            "`fperr fetch mnist_test` gets it; or set the environment",
+        ),
         (["measure", "fashion_standard", "--n", "0"], "give a number from 1 to 1000"),
         (["measure", "fashion_standard", "--losses", "ce,xent"], "unknown loss 'xent'"),
         (["measure", "fashion_standard", "--formats", "fp8"], "unknown format 'fp8'"),

@@ -11,7 +11,8 @@ import pytest
 import fperr
 from fperr import data, zoo
 from fperr.cli import app
-from fperr.cli.work import doctor, files, terminal
+from fperr.cli.work import doctor, terminal
+from fperr.data import named
 
 LONG = "a_name_of_a_network_that_is_longer_than_any_narrow_terminal_is_wide/and_a_path.py:build"
 FRAME = pd.DataFrame(
@@ -134,6 +135,7 @@ def test_the_doctor_says_what_is_there_and_what_is_missing(tmp_path, monkeypatch
     file = tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz"
     file.parent.mkdir()
     file.write_bytes(b"")
+    file.with_name("t10k-labels-idx1-ubyte.gz").write_bytes(b"")
     monkeypatch.setitem(doctor._OPTIONAL, "no-such-thing", ("no_such_thing", "nothing"))
     code, out, error = called(["doctor", "--json"], monkeypatch, capsys)
     assert (code, error) == (0, "")
@@ -152,7 +154,9 @@ def test_the_doctor_says_what_is_there_and_what_is_missing(tmp_path, monkeypatch
     assert "no-such-thing not installed nothing" in lines
     assert "mnist_test found" in lines
     monkeypatch.delenv("FPERR_DATA")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "usual"))
     assert doctor.diagnose()["data"]["FPERR_DATA"].startswith("not set")
+    assert doctor.diagnose()["data"]["folder"] == str(tmp_path / "usual" / "fperr")
     assert doctor.diagnose()["data"]["mnist_test"] == "missing"
 
 
@@ -164,10 +168,10 @@ def test_the_doctor_knows_mps_and_says_what_it_lacks(monkeypatch):
 
 
 def test_every_data_set_has_its_file_and_it_is_the_one_that_is_read(monkeypatch, tmp_path):
-    assert set(files._FILES) == set(data.DATASETS)
+    assert set(named._FILES) == set(data.DATASETS)
     monkeypatch.setenv("FPERR_DATA", str(tmp_path))
-    for name, relative in files._FILES.items():
-        if relative is not None:
+    for name, needed in named._FILES.items():
+        for relative in needed[:1]:
             with pytest.raises(fperr.errors.MissingDataError, match=relative):
                 data.images_named(name)
 

@@ -255,7 +255,8 @@ def test_sign_map(study):
     assert (signs.sign_errors(frame[frame["loss"] == "ce"]) == 2).any()
 
 
-def test_cost(study):
+def test_cost(study, monkeypatch):
+    monkeypatch.setattr(cost, "_PATIENCE", math.inf)  # however slow the machine is
     frame, figure = drawn("cost", study)
     assert set(frame["engine"]) == {"PyTorch", "float64", "double_word", "ball", "mpmath"}
     assert not frame["is_extrapolated"].any()

@@ -108,7 +108,13 @@ def test_weights_are_small_and_safe():
 
 def test_a_missing_checkpoint_says_what_it_is(monkeypatch, tmp_path):
     monkeypatch.delenv("FPERR_DATA", raising=False)
-    with pytest.raises(MissingDataError, match="the checkpoint of mnist_fastat_pgd, from github"):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "usual"))
+    usual = tmp_path / "usual" / "fperr" / "checkpoints"
+    with pytest.raises(MissingDataError, match=f"{usual}/mnist_fastat_pgd.pth is missing: it sho"):
+        zoo.load("mnist_fastat_pgd")
+    usual.mkdir(parents=True)
+    (usual / "mnist_fastat_pgd.pth").write_bytes(b"other")
+    with pytest.raises(ValueError, match="it is not the checkpoint of mnist_fastat_pgd"):
         zoo.load("mnist_fastat_pgd")
     monkeypatch.setenv("FPERR_DATA", str(tmp_path))
     with pytest.raises(MissingDataError, match="is missing: it should hold the checkpoint of"):

@@ -12,6 +12,7 @@ import torch
 import typer
 
 import fperr
+from fperr import data
 from fperr.cli.work import files
 from fperr.cli.work.terminal import print_table
 
@@ -22,8 +23,10 @@ _OPTIONAL = {
     "foolbox": ("foolbox", "its attacks, for fperr.record and the losses"),
     "adversarial-robustness-toolbox": ("art", "its attacks, for fperr.record and the losses"),
     "adv-lib": ("adv_lib", "its attacks, for fperr.record and the losses"),
-    "torchvision": ("torchvision", "its networks, to be measured by path/to/module.py:factory"),
-    "timm": ("timm", "its networks, to be measured by path/to/module.py:factory"),
+    "torchvision": ("torchvision", "its networks: fperr measure torchvision:NAME"),
+    "timm": ("timm", "its networks: fperr measure timm:NAME"),
+    "transformers": ("transformers", "its image classifiers: fperr measure hf:FOLDER"),
+    "robustbench": ("robustbench", "its networks: fperr measure robustbench:DATASET/THREAT/NAME"),
     "jupyterlab": ("jupyterlab", "the notebooks"),
     "ipywidgets": ("ipywidgets", "progress bars in notebooks"),
 }
@@ -53,7 +56,6 @@ def doctor_command(*, json: bool) -> None:
 
 def diagnose() -> dict[str, dict[str, Any]]:
     """Versions, CPU, devices, data and optional packages, ready for JSON."""
-    folder = os.environ.get("FPERR_DATA")
     return {
         "versions": {"fperr": fperr.__version__, "python": platform.python_version()}
         | {name: _version(name) for name in _dependencies()},
@@ -63,7 +65,10 @@ def diagnose() -> dict[str, dict[str, Any]]:
             "threads of torch": torch.get_num_threads(),
         },
         "devices": _devices(),
-        "data": {"FPERR_DATA": folder or "not set: files marked missing are looked for there"}
+        "data": {
+            "FPERR_DATA": os.environ.get("FPERR_DATA") or "not set: data has its usual folder",
+            "folder": str(data.data_folder()),
+        }
         | files.datasets(),
         "networks": files.networks(),
         "optional": {

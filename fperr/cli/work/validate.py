@@ -1,6 +1,5 @@
 """The work of `fperr validate kernels`, `bounds` and `assumption`."""
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -148,10 +147,10 @@ def _checked_formats(formats: str) -> list[str]:
 
 
 def _real_logits() -> Iterator[Tensor]:
-    """Yield logits of the packaged networks, and of published ones if FPERR_DATA holds them."""
+    """Yield logits of the packaged networks, and of MNIST's that are at hand."""
     for entry in zoo.REGISTRY.values():
         is_packaged = entry.dataset == "fashion_mnist_1000"
-        if entry.dataset == "mnist_test" and os.environ.get("FPERR_DATA"):
+        if entry.dataset == "mnist_test" and zoo.is_at_hand(entry.name):
             images = data.mnist_test().first(_IMAGES)
         elif is_packaged:
             images = data.images_named(entry.dataset).first(_IMAGES)
