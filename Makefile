@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # a process for each core, each with one thread: kernels on small tensors gain nothing from more
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo docs test coverage test-slow lint validate notebooks bench bench-attack bench-engines bench-exact bench-losses repair-table evidence evidence-half gpu-arithmetic gpu-check robust-accuracy \
+.PHONY: demo docs test coverage test-slow lint validate notebooks bench repair-table evidence evidence-half gpu-arithmetic gpu-check robust-accuracy \
     test-lowest clean
 
 demo: .venv/core.stamp
@@ -50,24 +50,24 @@ validate: .venv/core.stamp
 notebooks: .venv/test.stamp
 	$(BIN)/python -m tests.makers.notebooks
 
+# asv keeps what it measures in out/bench; a part alone: make bench-losses, or BENCH=a regular expression.
+# glibc keeps the memory that tensors leave, so that page faults are not what is measured
+BENCH ?= .
+ASV := $(BIN)/asv --config tests/benchmarks/asv.conf.json
 bench: .venv/test.stamp
-	$(BIN)/python -m tests.benchmarks.bench
+	$(ASV) machine --yes
+	ASV_PYTHONPATH=$(CURDIR) MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 \
+	    $(ASV) run --environment existing --set-commit-hash $$(git rev-parse HEAD) \
+	    --show-stderr --bench "$(BENCH)"
 
-bench-attack: .venv/test.stamp
-	MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 \
-	    $(BIN)/python -m tests.benchmarks.bench_attack
+bench-attacks bench-engines bench-gradients bench-large bench-losses bench-measuring: bench-%:
+	$(MAKE) bench BENCH='^$*\.'
 
 robust-accuracy: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.robust_accuracy
 
-bench-losses: .venv/test.stamp
-	$(BIN)/python -m tests.benchmarks.bench_losses
-
 repair-table: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.repair_table
-
-bench-exact: .venv/test.stamp
-	$(BIN)/python -m tests.benchmarks.bench_ladder
 
 # what the gaps of known networks are made of: hours, resumed where it was cut off
 evidence: .venv/test.stamp
@@ -83,9 +83,6 @@ gpu-arithmetic: .venv/test.stamp
 # on a machine with a card: the tests marked gpu and ten minutes of times, in one file to send in
 gpu-check: .venv/test.stamp
 	$(BIN)/python -m tests.gpu_check
-
-bench-engines: .venv/test.stamp
-	$(BIN)/python -m tests.benchmarks.bench_exact
 
 .venv/core.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
