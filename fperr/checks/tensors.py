@@ -16,28 +16,21 @@ def model(name: str, value: object) -> nn.Module:
     """Check that a value is a module in evaluation mode with finite weights.
 
     Returns:
-        The module, without the wrapper of `torch.compile`.
+        The module, without the wrapper of `torch.compile` or of `DataParallel`: on one device they
+        compute what it computes.
 
     Raises:
-        TypeError: The value is no module, or TorchScript, or a wrapper that scatters batches.
+        TypeError: The value is no module.
         ValueError: The module is in training mode, or has weights that are not finite, or is on
             device 'meta'.
     """
-    if isinstance(value, torch.jit.ScriptModule):
-        raise TypeError(
-            "the model is TorchScript, which cannot be captured: give the nn.Module it was made "
-            "from, with its state_dict loaded"
-        )
     if not isinstance(value, nn.Module):
         raise TypeError(
             f"{name} must be a torch.nn.Module, got {type(value).__name__}: wrap it in one"
         )
-    if isinstance(value, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise TypeError(
-            f"the model is wrapped in {type(value).__name__}, which scatters batches over devices: "
-            "give model.module"
-        )
     plain: nn.Module = getattr(value, "_orig_mod", value)  # attribute of torch.compile's wrapper
+    if isinstance(plain, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        plain = plain.module
     training = [path or "the model" for path, m in plain.named_modules() if m.training]
     if training:
         raise ValueError(

@@ -134,6 +134,8 @@ def _watched(model: nn.Module, *, with_lines: bool = False) -> "Iterator[_Watch]
     watch = _Watch(with_lines=with_lines)
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks on what it calls
+            continue
         handles += [
             module.register_forward_pre_hook(watch.entering(name, module)),
             module.register_forward_hook(watch.leaving),

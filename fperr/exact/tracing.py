@@ -48,9 +48,23 @@ def traced(model: nn.Module, x: Tensor, v: Tensor, *, by_autograd: bool = False)
             "operations, without control flow that depends on the data"
         ) from fault
     _refuse_decisions(module, model, x, v)
+    _name_convolutions(module)
     module.graph.eliminate_dead_code(is_impure_node=_has_effect)
     module.recompile()
     return module
+
+
+def _name_convolutions(module: fx.GraphModule) -> None:
+    """Call TorchScript's convolutions by their usual name, without the switches of cuDNN."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten._convolution.default:
+            with module.graph.inserting_before(node):
+                usual = module.graph.call_function(
+                    torch.ops.aten.convolution.default, node.args[:_ARGUMENTS_OF_CONVOLUTION]
+                )
+            usual.meta = node.meta
+            node.replace_all_uses_with(usual)
+            module.graph.erase_node(node)
 
 
 def _through_functorch(model: nn.Module, x: Tensor, v: Tensor) -> fx.GraphModule:
@@ -87,6 +101,7 @@ def _without_detours(module: fx.GraphModule) -> fx.GraphModule:
 
 
 _DETACHED = {"aten.detach.default", "aten.alias.default"}
+_ARGUMENTS_OF_CONVOLUTION = len(torch.ops.aten.convolution.default._schema.arguments)
 _NAMED = 3  # calls of an operation, in a message
 _FACTORS = (2.0**-20, 2.0**20)  # of cotangents, far enough to meet a threshold
 _ROUNDED = 2.0**-10  # what underflow may cost in float32, relative to the norm

@@ -216,7 +216,8 @@ def copied(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     ]
     try:
-        return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+        with torch.no_grad():  # TorchScript would remember of what its parameters are copies
+            return copy.deepcopy(model, {id(v): v.detach().clone() for v in computed})
     except Exception as fault:
         raise ModelError(
             f"the model cannot be copied, which another format or device needs: {fault}"

@@ -126,7 +126,7 @@ def usable_model(
         logits: Position of the logits in the model's output, see `LogitsOf`.
 
     Raises:
-        TypeError: the model is no module, or TorchScript; or logits= is no function, name or index.
+        TypeError: the model is no module; or logits= is no function, name or index.
         ValueError: the model is in training mode, has several dtypes or devices, or weights that
             are not finite.
     """

@@ -45,16 +45,18 @@ def test_logits_inside_another_output():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_compiled_models_are_unwrapped_and_torchscript_is_refused():
+def test_wrappers_and_torchscript_are_the_model():
     x = normal(2, 6)
     plain = fperr.measure(tiny_mlp(), x, **ONE)
-    compiled = torch.compile(tiny_mlp())
-    assert fperr.measure(compiled, x, **ONE).frame["delta"].tolist() == (
-        plain.frame["delta"].tolist()
-    )
-    scripted = torch.jit.trace(tiny_mlp(), x)
-    with pytest.raises(TypeError, match="the model is TorchScript, which cannot be captured"):
-        fperr.measure(scripted, x)
+    for other in (
+        torch.compile(tiny_mlp()),
+        nn.DataParallel(tiny_mlp()),
+        torch.compile(nn.DataParallel(tiny_mlp())),
+        torch.jit.trace(tiny_mlp(), x),
+        torch.jit.script(tiny_mlp()),
+    ):
+        found = fperr.measure(other, x, **ONE).frame
+        assert found["delta"].tolist() == plain.frame["delta"].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -75,7 +75,6 @@ MODELS = {
     "infinite bias": with_weights(lambda m: m[2].bias.fill_(torch.inf)),
     "meta": net().to("meta"),
     "two dtypes": nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4).double()).eval(),
-    "scattered": nn.DataParallel(net()).eval(),
     "raises": Broken(raising).eval(),
     "a tuple": Broken(lambda z: (z, z)).eval(),
     "a number": Broken(torch.sum).eval(),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.makers.architectures.settled import CLASSES, Architecture, Before, settled, small_cnn
-from tests.makers.architectures.wrapped import Checkpointed, traced
+from tests.makers.architectures.wrapped import Checkpointed, scripted
 
 
 class ActiveDropout(nn.Module):
@@ -102,6 +102,11 @@ def training() -> tuple[nn.Module, Tensor]:
     return model.train(), x
 
 
+def scripted_branch() -> tuple[nn.Module, Tensor]:
+    model, x = settled(Branching)()
+    return scripted(model), x
+
+
 def in_front(function) -> Architecture:
     return settled(lambda: Before(function, small_cnn()))
 
@@ -145,10 +150,9 @@ REFUSED = {
     "NumPy": (settled(InNumPy), "numbers that leave PyTorch, as for NumPy"),
     "batch statistics": (settled(BatchStatistics), "the model depends on the batch"),
     "training mode": (training, "the model must be in evaluation mode"),
-    "TorchScript": (traced, "the model is TorchScript, which cannot be captured"),
-    "DataParallel": (
-        settled(lambda: nn.DataParallel(small_cnn())),
-        "scatters batches over devices: give model.module",
+    "TorchScript, branch on the data": (
+        scripted_branch,
+        "it takes a number out of a tensor that depends on x",
     ),
     "reentrant checkpoint": (
         settled(lambda: Checkpointed(use_reentrant=True)),

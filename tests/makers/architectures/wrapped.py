@@ -1,5 +1,6 @@
 """Networks that run in another way: wrappers, half formats, checkpoints, hooks, memory formats."""
 
+import io
 import warnings
 
 import torch
@@ -112,6 +113,22 @@ def traced() -> tuple[nn.Module, Tensor]:
         return torch.jit.trace(model, x), x
 
 
+def scripted(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(model)
+
+
+def read_from_torchscript() -> tuple[nn.Module, Tensor]:
+    model, x = settled(small_cnn)()
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(model), file)
+        file.seek(0)
+        return torch.jit.load(file), x
+
+
 WRAPPED = {
     "autocast inside": settled(Autocast),
     "bfloat16": in_dtype(torch.bfloat16),
@@ -119,6 +136,9 @@ WRAPPED = {
     "float64": in_dtype(torch.float64),
     "channels last": channels_last,
     "compiled": compiled,
+    "DataParallel": settled(lambda: nn.DataParallel(small_cnn())),
+    "TorchScript, traced": traced,
+    "TorchScript, scripted and read from a file": read_from_torchscript,
     "checkpointed": settled(lambda: Checkpointed(use_reentrant=False)),
     "functional call": settled(Functional),
     "hooks": settled(hooked),
