@@ -323,6 +323,7 @@ ELSEWHERE = {
         "sigmoid_backward.default",
         "silu.default",
         "silu_backward.default",
+        "sinc.default",
         "sinh.default",
         "softplus.default",
         "softplus_backward.default",

@@ -59,6 +59,7 @@ REAL = {
     "by an integer": lambda p: p.real() / (p.integer().abs() + 1),
     "gather": lambda p: p.real().gather(1, p.integer() % WIDTH),
     "norm": lambda p: F.normalize(p.real(), dim=1),
+    "sinc": lambda p: p.real().sinc(),
 }
 # drawn in the long test alone: each takes longer
 MORE = {

@@ -154,6 +154,16 @@ def tan(A: Arithmetic[T], a: T) -> T:
     return A.div(A.sin(a), A.cos(a))
 
 
+@operation("aten.sinc.default")
+def sinc(A: Arithmetic[T], a: T) -> T:
+    """sin(pi a) / (pi a), and 1 at 0."""
+    is_zero = A.sign(a) == 0
+    ones = _filled(A, a, 1.0)
+    angle = A.mul(A.where(is_zero, ones, a), A.pi())
+    angle = A.reshape(angle, A.shape(a))  # pi has a dimension, a number alone has none
+    return A.where(is_zero, ones, A.div(A.sin(angle), angle))
+
+
 @operation("aten.nan_to_num.default")
 def nan_to_num(
     A: Arithmetic[T], a: T, nan: float = 0.0, high: float | None = None, low: float | None = None

@@ -477,6 +477,7 @@ ACTIVATIONS = {
     "sine": torch.sin,
     "cosine of large angles": lambda x: torch.cos(5 * x),
     "tangent": lambda x: torch.tan(x / 5),
+    "sinc": lambda x: torch.sinc(x) * x.flip(3),  # its gradient needs the value, too
     "arc tangent": torch.atan,
     "arc sine, arc cosine": lambda x: torch.asin(x / 8) * torch.acos(x / 9),
     "angles": lambda x: torch.atan2(x, x.flip(2) + 0.1) + torch.atan2(x - 8, x),
@@ -523,6 +524,43 @@ def test_activations_agree_to_rounding(function, engine):
     assert float((z - model(x[:1])).norm() / z.norm()) < 20 * 8 * 2.0**-53
 
 
+def slope_of_sinc(x):
+    """(pi x cos(pi x) - sin(pi x)) / (pi x**2), and 0 at 0, from 300 bits."""
+    with mpmath.workprec(300):
+        turn = mpmath.pi * x
+        return float((turn * mpmath.cos(turn) - mpmath.sin(turn)) / (turn * x)) if x else 0.0
+
+
+@pytest.mark.parametrize("engine", exact.ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sinc_has_its_value_and_slope_at_0_and_near_it(engine, dtype):
+    """Where PyTorch's own gradient cancels, so that float64 is no judge."""
+    x = torch.tensor([[0.0, -0.0, 2.0**-6, -(2.0**-9), 2.0**-12]], dtype=dtype)
+    found = exact.gradient(Call(torch.sinc).eval(), x, torch.ones_like(x), engine=engine)
+    slopes = torch.tensor([[slope_of_sinc(t) for t in x[0].tolist()]], dtype=torch.float64)
+    error = float((found.to_torch() - slopes).norm() / slopes.norm())
+    # both are rounded to float64, and the graph has float64's pi, which is off by less than u/2 of
+    # it, twice as much in a slope of nearly -x pi**2 / 3
+    assert error <= 3 * 2.0**-53 + 2.0**found.log2_error
+    assert found.to_torch()[0, :2].tolist() == [0.0, 0.0]
+    interpreter = Interpreter(exact.capture(Call(torch.sinc).eval(), x), exact.BallArithmetic(128))
+    z = interpreter.arithmetic.to_torch(interpreter.forward(x).logits)
+    assert z[0, :2].tolist() == [1.0, 1.0]
+    squares = (math.pi * x.double()[:, 2:]) ** 2
+    # the series 1 - t/6 + t**2/120, its next term, and four roundings to float64
+    beyond = float(squares.max()) ** 3 / 5040 + 4 * 2.0**-53
+    assert float((z[:, 2:] - (1 - squares / 6 + squares**2 / 120)).abs().max()) <= beyond
+
+
+def test_sinc_of_a_number_without_dimensions_has_none():
+    meaning = OPERATIONS["aten.sinc.default"].meaning
+    for A in (exact.MpArithmetic(64), exact.BallArithmetic(64)):
+        for number, value in ((0.0, 1.0), (0.5, 2 / math.pi)):
+            found = meaning(A, A.from_torch(torch.tensor(number, dtype=torch.float64)))
+            assert A.shape(found) == ()
+            assert abs(float(A.to_torch(found)) - value) <= 2.0**-53
+
+
 @pytest.mark.parametrize("engine", exact.ENGINES)
 def test_hardsigmoid_has_a_slope_of_one_sixth(engine):
     """PyTorch's float64 kernel has the sixth rounded to float32; the exact network does not."""
@@ -543,14 +581,14 @@ def test_unsupported_operations_are_refused_together():
 
 
 def test_a_refusal_names_the_modules_and_the_line():
-    body = nn.Sequential(nn.Flatten(), Call(torch.sinc), nn.Linear(8, 8), Call(torch.sinc))
-    model = nn.Sequential(body, Call(torch.lgamma), Call(torch.sinc), Call(torch.sinc)).eval()
+    body = nn.Sequential(nn.Flatten(), Call(torch.erfinv), nn.Linear(8, 8), Call(torch.erfinv))
+    model = nn.Sequential(body, Call(torch.lgamma), Call(torch.erfinv), Call(torch.erfinv)).eval()
     with pytest.raises(UnsupportedOperationError) as refusal:
         exact.capture(model, torch.rand(1, 2, 4))
     line = Call.forward.__code__.co_firstlineno + 1
     called = f"(Call, test_operations.py:{line})"
     assert f"aten.lgamma.default in 1 {called}" in str(refusal.value)
-    assert f"aten.sinc.default in 0.1 {called}, 0.3 {called}, 2 {called} and 1 more" in str(
+    assert f"aten.erfinv.default in 0.1 {called}, 0.3 {called}, 2 {called} and 1 more" in str(
         refusal.value
     )
     assert "aten.digamma.default;" in str(refusal.value)  # of the backward half: nobody calls it
