@@ -1,12 +1,13 @@
 """A forecast of a measurement: its rows, its duration and its memory."""
 
+import copy
 import inspect
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fperr.caller_state import in_neutral_state
@@ -14,13 +15,13 @@ from fperr.formats import BFLOAT16, FLOAT16
 from fperr.measurement.arguments import MeasureRequest, checked_request
 from fperr.measurement.entry import measure
 from fperr.measurement.run import MeasurementRun
-from fperr.networks.exact_network import NoExactSample
 
 # An mpf: the object, its tuple, exponent, bit count, mantissa, and its pointer in an array; and
 # once more the mantissa, aligned, for products. Sizes of Python's and gmpy2's objects, at up to 512
 # bits.
 _BYTES_PER_NUMBER = {"mpmath": 400, "ball": 400, "double_word": 64, "float64": 24}
-_PIECE = 8  # samples
+_PIECE = 8  # samples that are measured at most, to know how long each takes
+_PATIENCE = 4.0  # seconds that they may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,7 @@ class Estimate:
         classes: Number of classes K.
         networks: Number of exact networks that are held: the model's own and one for each narrower
             format.
-        seconds: Seconds of computing, extrapolated from one forward run and one pullback; within a
-            factor of 2 or so.
+        seconds: Seconds of computing, from those of a few samples; others may need balls, or none.
         bytes: Largest memory of the exact arithmetic in bytes, from the sizes of its arrays.
     """
 
@@ -60,7 +60,7 @@ class Estimate:
 
 @in_neutral_state
 def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Estimate:
-    """Forecast `fperr.measure(model, x, y, **options)`, from a short calibration on one sample.
+    """Forecast `fperr.measure(model, x, y, **options)`, from the time that a few samples take.
 
     Args:
         model: Model, as for `measure`.
@@ -87,66 +87,49 @@ def estimate(model: nn.Module, x: Tensor, y: Any = None, **options: Any) -> Esti
     started = time.perf_counter()
     run = MeasurementRun(request)
     setup = time.perf_counter() - started
+    first, each = _seconds(run)
     # the dearest rung that a format starts at
-    needs = sorted({run.request.bits_for(fmt) for fmt in request.formats})
-    rung = run.reference.ladder.first(needs[-1])
-    state, product, row = _calibrate(run, request, needs)
-    narrow = sum(f in (FLOAT16, BFLOAT16) for f in request.formats)
-    if request.autocast:
-        narrow = 0
+    rung = run.reference.ladder.first(max(request.bits_for(fmt) for fmt in request.formats))
+    narrow = 0 if request.autocast else sum(f in (FLOAT16, BFLOAT16) for f in request.formats)
     scenarios = 1 if request.scenarios is None else len(request.scenarios)
-    labellings = 1 if request.scenarios is None else len({s.label_leads for s in request.scenarios})
     rows = scenarios * len(request.losses) * len(request.formats)
-    measured = labellings * len(request.losses) * len(request.formats)
-    if request.jacobian == "rows":
-        # states with all rows: the exact one; for a half format, its cast network and its own run
-        exact = state * (1 + 2 * narrow)
-    else:
-        # of each row: the exact product, two through the format's run, one of its cast network
-        exact = state * (1 + narrow) + product * measured * (3 + narrow / len(request.formats))
-    per_sample = exact + measured * row
     return Estimate(
         request.name,
         len(request.x),
         len(request.x) * rows,
         request.classes,
         1 + narrow,
-        setup + per_sample * len(request.x),
+        setup + first + each * (len(request.x) - 1),
         _numbers(run, request, narrow) * _BYTES_PER_NUMBER[run.reference.ladder.names[rung]],
     )
 
 
-def _calibrate(
-    run: MeasurementRun, request: MeasureRequest, needs: Sequence[int]
-) -> tuple[float, float, float]:
-    """Time the exact network at a sample, one more product, and the row of a report beside them.
+def _seconds(run: MeasurementRun) -> tuple[float, float]:
+    """Measure a sample, which prepares what all need, and then one or a few; their rows are lost.
 
     Returns:
-        Seconds of each of the three.
+        Seconds of the first, and of each that follows.
     """
-    finite = request.x.flatten(1).isfinite().all(1).nonzero().flatten()
-    pieces = run.reference.pieces(_PIECE)
-    inputs = request.x[finite[next(pieces)]] if len(finite) else request.x[:1]
-    run.reference.samples(inputs[:1], needs, lambda: None)  # prepares the weights
+    finite = run.request.x.flatten(1).isfinite().all(1).nonzero().flatten()
+    samples = finite if len(finite) else torch.arange(1, device=run.request.x.device)
+    first = _seconds_of(run, samples[:1])
+    count = min(len(samples), _PIECE, max(1, int(_PATIENCE / first)))
+    for fmt in run.formats:
+        fmt.network.capture(run.request.x[samples[:count]])
+    return first, _seconds_of(run, samples[:count]) / count
+
+
+def _seconds_of(run: MeasurementRun, samples: Tensor) -> float:
+    """The seconds in which a batch of samples is measured."""
+    request, few = run.request, copy.copy(run)
+    y, targets = (None if t is None else t[samples] for t in (request.y, request.targets))
+    few.request = replace(
+        request, x=request.x[samples], y=y, targets=targets, batch_size=len(samples)
+    )
     started = time.perf_counter()
-    ladder = run.reference.samples(inputs, needs, lambda: None)[0]
-    state = (time.perf_counter() - started) / len(inputs)
-    sample = ladder if isinstance(ladder, NoExactSample) else ladder.first(needs[-1])
-    if isinstance(sample, NoExactSample):
-        return state, 0.0, 0.0
-    A, numbers = sample.vectors, [sample.vectors.context.one] * request.classes
-    v, transposed = A.array(numbers), sample.point.map
-    transposed.product(v)  # prepares the rows
-    started = time.perf_counter()
-    g = transposed.product(v)
-    product = time.perf_counter() - started
-    started = time.perf_counter()
-    A.to_scaled(A.sub(g, g))
-    difference = time.perf_counter() - started
-    by_rows = request.jacobian == "rows"
-    # as many as `split`, the metrics and the frozen gradient need
-    row = 6 * (difference + (product if by_rows else 0.0))
-    return state, 0.0 if by_rows else product, row
+    for _ in few.rows(lambda: None):
+        pass
+    return time.perf_counter() - started
 
 
 def _numbers(run: MeasurementRun, request: MeasureRequest, narrow: int) -> float:

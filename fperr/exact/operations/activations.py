@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
+from fperr.exact.operations.elementwise import filled
 from fperr.exact.operations.table import Argument, at_zero, number, operation
 
 
@@ -53,13 +54,13 @@ def silu_backward(A: Arithmetic[T], gradient: T, a: T) -> T:
 _CUBIC = (44715, 1_000_000)
 
 
-def _sqrt_half(A: Arithmetic[T]) -> T:
-    return A.rsqrt(A.add(A.zeros((1,)), 2.0))
+def _sqrt_half(A: Arithmetic[T], a: T) -> T:
+    return filled(A, A.rsqrt(A.add(A.zeros((1,)), 2.0)), A.shape(a))
 
 
 def _gelu_tanh_argument(A: Arithmetic[T], a: T) -> tuple[T, T]:
     """The argument of the tanh form, sqrt(2/pi) (a + 0.044715 a**3), and its derivative."""
-    factor = A.rsqrt(A.div(A.pi(), 2.0))
+    factor = filled(A, A.rsqrt(A.div(A.pi(), 2.0)), A.shape(a))
     cube = A.div(A.mul(A.mul(a, a), float(_CUBIC[0])), float(_CUBIC[1]))
     argument = A.mul(factor, A.mul(a, A.add(cube, 1.0)))
     return argument, A.mul(factor, A.add(A.mul(cube, 3.0), 1.0))
@@ -71,7 +72,7 @@ def gelu(A: Arithmetic[T], a: T, *, approximate: str = "none") -> T:
     if approximate == "tanh":
         bell = A.tanh(_gelu_tanh_argument(A, a)[0])
     else:
-        bell = A.erf(A.mul(a, _sqrt_half(A)))
+        bell = A.erf(A.mul(a, _sqrt_half(A, a)))
     return A.mul(A.div(a, 2.0), A.add(bell, 1.0))
 
 
@@ -83,9 +84,9 @@ def gelu_backward(A: Arithmetic[T], gradient: T, a: T, *, approximate: str = "no
         t = A.tanh(argument)
         bell, density = t, A.mul(A.div(slope, 2.0), _one_minus(A, A.mul(t, t)))
     else:
-        bell = A.erf(A.mul(a, _sqrt_half(A)))
+        bell = A.erf(A.mul(a, _sqrt_half(A, a)))
         normal = A.exp(A.div(A.mul(a, a), -2.0))
-        density = A.mul(normal, A.rsqrt(A.mul(A.pi(), 2.0)))
+        density = A.mul(normal, filled(A, A.rsqrt(A.mul(A.pi(), 2.0)), A.shape(a)))
     return A.mul(gradient, A.add(A.div(A.add(bell, 1.0), 2.0), A.mul(a, density)))
 
 

@@ -10,7 +10,7 @@ from fperr.exact import index_arrays
 from fperr.exact.arithmetic import Arithmetic, T
 from fperr.exact.index_arrays import IndexArray
 from fperr.exact.operations.activations import sigmoid
-from fperr.exact.operations.elementwise import log_softmax, sqrt
+from fperr.exact.operations.elementwise import filled, log_softmax, sqrt
 from fperr.exact.operations.steps import whole_below
 from fperr.exact.operations.table import Argument, number, operation
 
@@ -159,8 +159,7 @@ def sinc(A: Arithmetic[T], a: T) -> T:
     """sin(pi a) / (pi a), and 1 at 0."""
     is_zero = A.sign(a) == 0
     ones = _filled(A, a, 1.0)
-    angle = A.mul(A.where(is_zero, ones, a), A.pi())
-    angle = A.reshape(angle, A.shape(a))  # pi has a dimension, a number alone has none
+    angle = A.mul(A.where(is_zero, ones, a), filled(A, A.pi(), A.shape(a)))
     return A.where(is_zero, ones, A.div(A.sin(angle), angle))
 
 

@@ -21,6 +21,11 @@ def _multiple(A: Arithmetic[T], a: T, b: T | float, alpha: float) -> T:
     return A.mul(b, alpha)
 
 
+def filled(A: Arithmetic[T], constant: T, shape: Sequence[int]) -> T:
+    """An array of one number, whose own array is (1,): a shape () has no dimension to broadcast."""
+    return A.reshape(A.expand(constant, (1, *shape)), shape)
+
+
 @operation("aten.add.Tensor", "aten.add.Scalar")
 def add(A: Arithmetic[T], a: T, b: T | float, *, alpha: float = 1) -> T:
     """a + alpha * b."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from fperr.exact import index_arrays
 from fperr.exact.arithmetic import Arithmetic, T
-from fperr.exact.operations.elementwise import sqrt
+from fperr.exact.operations.elementwise import filled, sqrt
 from fperr.exact.operations.table import operation
 
 
@@ -24,7 +24,7 @@ def asin(A: Arithmetic[T], a: T) -> T:
 @operation("aten.acos.default")
 def acos(A: Arithmetic[T], a: T) -> T:
     """The arc cosine: pi/2 less the arc sine."""
-    return A.sub(A.div(A.pi(), 2.0), asin(A, a))
+    return A.sub(A.div(filled(A, A.pi(), A.shape(a)), 2.0), asin(A, a))
 
 
 @operation("aten.atan2.default")
@@ -39,7 +39,7 @@ def atan2(A: Arithmetic[T], a: T, b: T) -> T:
     angle = A.atan(
         A.div(A.where(is_steep, b, a), A.where(is_origin, ones, A.where(is_steep, a, b)))
     )
-    half_turn = A.expand(A.pi(), shape)
+    half_turn = filled(A, A.pi(), shape)
     quarter = A.div(half_turn, 2.0)
     steep = A.sub(A.where(sign_a > 0, quarter, A.mul(quarter, -1.0)), angle)
     turned = A.where(sign_a < 0, A.sub(angle, half_turn), A.add(angle, half_turn))

@@ -552,13 +552,26 @@ def test_sinc_has_its_value_and_slope_at_0_and_near_it(engine, dtype):
     assert float((z[:, 2:] - (1 - squares / 6 + squares**2 / 120)).abs().max()) <= beyond
 
 
-def test_sinc_of_a_number_without_dimensions_has_none():
-    meaning = OPERATIONS["aten.sinc.default"].meaning
+@pytest.mark.parametrize(
+    ("name", "arguments", "options", "value"),
+    [
+        ("sinc.default", (0.0,), {}, 1.0),
+        ("sinc.default", (0.5,), {}, 2 / math.pi),
+        ("acos.default", (0.5,), {}, math.pi / 3),
+        ("atan2.default", (1.0, -1.0), {}, 0.75 * math.pi),
+        ("gelu.default", (0.5,), {}, 0.34573123063700656),
+        ("gelu.default", (0.5,), {"approximate": "tanh"}, 0.34571400982514394),
+        ("gelu_backward.default", (1.0, 0.5), {}, 0.8674951246561629),
+    ],
+)
+def test_functions_of_a_number_without_dimensions_have_none(name, arguments, options, value):
+    """Values by PyTorch in float64; its roundings, and that of the literal, are two at most."""
+    meaning = OPERATIONS[f"aten.{name}"].meaning
     for A in (exact.MpArithmetic(64), exact.BallArithmetic(64)):
-        for number, value in ((0.0, 1.0), (0.5, 2 / math.pi)):
-            found = meaning(A, A.from_torch(torch.tensor(number, dtype=torch.float64)))
-            assert A.shape(found) == ()
-            assert abs(float(A.to_torch(found)) - value) <= 2.0**-53
+        numbers = [A.from_torch(torch.tensor(a, dtype=torch.float64)) for a in arguments]
+        found = meaning(A, *numbers, **options)
+        assert A.shape(found) == ()
+        assert float(A.to_torch(found)) == pytest.approx(value, rel=2.0**-51)
 
 
 @pytest.mark.parametrize("engine", exact.ENGINES)
