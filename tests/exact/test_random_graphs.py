@@ -63,6 +63,11 @@ REAL = {
 }
 # drawn in the long test alone: each takes longer
 MORE = {
+    "groups": lambda p: p.real().scatter_reduce(1, p.integer() % WIDTH, p.real(), "amax"),
+    "means of groups": lambda p: p.real().scatter_reduce(1, p.integer() % WIDTH, p.real(), "mean"),
+    "distances": lambda p: F.huber_loss(p.real(), p.real(), reduction="none", delta=0.5),
+    "deviation": lambda p: (lambda a: a / (1 + torch.std_mean(a, 1, keepdim=True)[0]))(p.real()),
+    "product": lambda p: p.real().tanh().prod(1, keepdim=True) + p.real(),
     "waves": lambda p: p.real().sin() * p.real().cos(),
     "logarithms": lambda p: p.real().abs().log1p() + (1 + p.real().square()).log2(),
     "exponentials": lambda p: (-p.real().abs()).expm1() + torch.exp2(-p.real().square()),

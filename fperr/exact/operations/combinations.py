@@ -145,6 +145,20 @@ def var_mean(
     return _moments(A, a, dims, correction, keepdim)
 
 
+@operation("aten.std_mean.correction")
+def std_mean(
+    A: Arithmetic[T],
+    a: T,
+    dims: Sequence[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> tuple[T, T]:
+    """The standard deviation and the mean."""
+    variance, mean = _moments(A, a, dims, correction, keepdim)
+    return sqrt(A, variance), mean
+
+
 @operation("aten.linalg_vector_norm.default")
 def vector_norm(
     A: Arithmetic[T],

@@ -164,6 +164,15 @@ def amin(A: Arithmetic[T], a: T, dims: Sequence[int] = (), keepdim: bool = False
     return _extreme(A, a, A.mul(a, -1.0), dims, keepdim=keepdim)
 
 
+@operation("aten.aminmax.default")
+def aminmax(
+    A: Arithmetic[T], a: T, *, dim: int | None = None, keepdim: bool = False
+) -> tuple[T, T]:
+    """The minimum and the maximum, along `dim` or of all entries."""
+    dims = () if dim is None else (dim,)
+    return amin(A, a, dims, keepdim), amax(A, a, dims, keepdim)
+
+
 def _extreme(A: Arithmetic[T], a: T, ranked: T, dims: Sequence[int], *, keepdim: bool) -> T:
     """The entries of `a` where `ranked` is largest over `dims`."""
     shape = A.shape(a)

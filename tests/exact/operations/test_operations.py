@@ -32,6 +32,17 @@ class Call(nn.Module):
         return self.function(self.conv(x)).flatten(1)
 
 
+class Split(nn.Module):
+    """A layer of two halves of the input."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(*x.chunk(2, 1))
+
+
 class Residual(nn.Module):
     """Option A of the first ResNets: stride by slicing, channels by padding."""
 
@@ -113,10 +124,45 @@ def resized(x, size=(14, 16), **options):
     return F.interpolate(x, size=size, **options)
 
 
+def by_group(x, reduce, ranked=distinct, **options):
+    """Columns reduced over the column that the index names; some names stand for none."""
+    index = torch.tensor([0, 2, 2, 3, 3, 3, 1, 0])[: x.shape[3]].expand_as(x)
+    return x.flip(3).scatter_reduce(3, index, ranked(x), reduce, **options) * x
+
+
+def by_data(x, reduce):
+    """Groups that the data choose."""
+    return (x * 3).scatter_reduce(3, distinct(x).argsort(3) // 2, distinct(x), reduce) * x
+
+
 # 2x7x8 inputs; every number that occurs is an integer or a dyadic fraction of few bits, so float64
 # makes no rounding error and the exact engine must give the same numbers
 EXACT = {
     "linear": nn.Sequential(nn.Flatten(), nn.Linear(112, 5)),
+    "sums of groups": Call(lambda x: by_group(x, "sum")),
+    "sums of groups alone": Call(lambda x: by_group(x, "sum", include_self=False)),
+    "largest of groups": Call(lambda x: by_group(x, "amax")),
+    "least of groups alone": Call(lambda x: by_group(x, "amin", include_self=False)),
+    "sums of chosen groups": Call(lambda x: by_data(x, "sum")),
+    "largest of chosen groups": Call(lambda x: by_data(x, "amax")),
+    "least and largest": Call(lambda x: torch.mul(*distinct(x).aminmax(dim=3, keepdim=True)) * x),
+    "squared distances": Call(lambda x: F.mse_loss(x, x.flip(1), reduction="none")),
+    "sum of squared distances": Call(
+        lambda x: (
+            torch.stack([F.mse_loss(a, a.flip(0), reduction="sum") for a in x])[:, None]
+            * x[:, 0, 0]
+        )
+    ),
+    "Huber": Call(lambda x: F.huber_loss(x, x.flip(1), reduction="none", delta=2.0)),
+    "smooth L1": Call(lambda x: F.smooth_l1_loss(x, x.flip(2), reduction="none", beta=4.0)),
+    "a matrix times a vector": Call(lambda x: torch.stack([torch.mv(a[0], a[1, 0]) for a in x])),
+    "an outer product added": Call(
+        lambda x: torch.stack([torch.addr(a[0], a[1, :, 0], a[1, 0], alpha=2) for a in x])
+    ),
+    "trace": Call(
+        lambda x: torch.stack([torch.trace(a[0] @ a[1].mT) for a in x])[:, None] * x[:, 0, 0]
+    ),
+    "bilinear layer": nn.Sequential(nn.Flatten(), Split(nn.Bilinear(56, 56, 3))),
     "linear without bias": nn.Sequential(nn.Flatten(), nn.Linear(112, 5, bias=False)),
     "convolution": nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()),
     "stride, padding": nn.Sequential(nn.Conv2d(2, 3, (3, 2), (2, 3), (1, 0)), nn.Flatten()),
@@ -462,6 +508,16 @@ ACTIVATIONS = {
     "log odds": lambda x: torch.logit(x.sigmoid()),
     "times a logarithm": lambda x: torch.special.xlogy(x, x.abs() + 1),
     "root, by a power": lambda x: (x.abs() + 1) ** 0.5 + (x.abs() + 1) ** -1.5,
+    "means of groups": lambda x: (
+        by_group(x, "mean", torch.tanh) + by_group(x, "mean", torch.tanh, include_self=False)
+    ),
+    "mean of squared distances": lambda x: (
+        torch.stack([F.mse_loss(a, a.flip(0)) for a in x])[:, None, None, None] * x
+    ),
+    "deviation and mean": lambda x: torch.add(*torch.std_mean(x, 3, keepdim=True)) * x,
+    "product": lambda x: (
+        torch.prod(x.abs() + 1, 3, keepdim=True).log() + (x.abs() + 1).prod(1).log()[:, None]
+    ),
     "third root": lambda x: (x.abs() + 1) ** (1 / 3),
     "read between pixels": lambda x: F.grid_sample(
         x, (x[:, :, :2] / 3).permute(0, 2, 3, 1), align_corners=False
