@@ -384,7 +384,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
         raise ModelError(
             f"the model fails on an input of shape {tuple(x.shape)} and dtype {x.dtype}: "
             f"{' '.join(str(fault).split())}. Give x in the shape and dtype that the model takes; "
-            "if it takes these, its forward makes tensors of another dtype: make them by x.new_tensor"
+            "if it takes these, its forward makes tensors of another: make them by x.new_tensor"
         ) from fault
     if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(x):
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__

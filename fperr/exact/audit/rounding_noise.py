@@ -149,7 +149,8 @@ _BY_ENTRY = {
 _WITHOUT_ROUNDING = {f"aten.{name}" for name in (
     "_to_copy.default", "_unsafe_view.default", "abs.default", "alias.default", "amax.default",
     "amin.default", "aminmax.default", "cat.default", "clamp.default", "clamp_min.default",
-    "clone.default", "constant_pad_nd.default", "contiguous.default", "detach.default", "expand.default",
+    "clone.default", "constant_pad_nd.default", "contiguous.default", "detach.default",
+    "expand.default",
     "flip.default", "gather.default", "hardtanh.default", "index.Tensor",
     "lift_fresh_copy.default", "masked_fill.Scalar", "max.dim", "min.dim",
     "max_pool2d_with_indices.default", "max_pool3d_with_indices.default",
