@@ -18,7 +18,7 @@ from fperr import bounds, exact, losses
 from fperr.attacks import attack_in_batches
 from fperr.vocabulary import ENGINES
 from tests.conftest import seeded
-from tests.makers.libraries import torchattacks
+from tests.makers.libraries import APGDAttack, pgd_linf, torchattacks
 from tests.makers.networks import NETWORKS, SIDE, build
 from tests.pretend_device import COUNTS, counted
 
@@ -365,11 +365,32 @@ def test_every_network_of_the_tests(name, pretend):
     assert_same(found, expected, pretend)
 
 
+def by_torchattacks(model, x, y):
+    attack = torchattacks.PGD(model, eps=0.1, steps=3, random_start=False)
+    attack.device = x.device
+    return attack(x, y)
+
+
+def by_pyautoattack(model, x, y):
+    return APGDAttack(
+        model, n_iter=3, eps=0.1, norm="Linf", seed=0, device=x.device, loss="ce"
+    ).perturb(x, y)
+
+
+OTHERS = {
+    "torchattacks": by_torchattacks,
+    "adv_lib": lambda model, x, y: pgd_linf(model, x, y, ε=0.1, steps=3, random_init=False),
+    "pyautoattack": by_pyautoattack,
+}
+
+
 @pytest.mark.slow
-def test_another_librarys_attack(pretend):
+@pytest.mark.parametrize("attack", OTHERS.values(), ids=OTHERS)
+def test_another_librarys_attack(attack, pretend):
     """Without random starts, which a Python backend cannot draw.
 
-    foolbox refuses the pretend device's tensors: eagerpy asks for the very class of PyTorch's.
+    adv_lib's APGD draws on the device. foolbox refuses the pretend device's tensors: eagerpy asks
+    for the very class of PyTorch's. ART takes NumPy's arrays, and puts models on the CPU or CUDA.
     """
     x, y = images()
 
@@ -377,9 +398,7 @@ def test_another_librarys_attack(pretend):
         model = network().to(device)
         leaf, labels = x.to(device), y.to(device)
         with fperr.record(model, leaf, labels, losses=(), formats=()) as trace:
-            attack = torchattacks.PGD(model, eps=0.1, steps=3, random_start=False)
-            attack.device = device
-            points = attack(leaf, labels)
+            points = attack(model, leaf, labels)
         return points, trace.steps()
 
     points, steps = attacked(pretend)
