@@ -12,6 +12,20 @@ from fperr.checks.values import shown
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def class_name(model: nn.Module) -> str:
+    """The name of the model's class, below wrappers; of TorchScript that of its module."""
+    plain = _unwrapped(model)
+    return str(getattr(plain, "original_name", type(plain).__name__))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    plain: nn.Module = getattr(model, "_orig_mod", model)  # attribute of torch.compile's wrapper
+    if isinstance(plain, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        wrapped: nn.Module = plain.module
+        return wrapped
+    return plain
+
+
 def model(name: str, value: object) -> nn.Module:
     """Check that a value is a module in evaluation mode with finite weights.
 
@@ -20,7 +34,7 @@ def model(name: str, value: object) -> nn.Module:
         compute what it computes.
 
     Raises:
-        TypeError: The value is no module.
+        TypeError: The value is no module, or frozen TorchScript.
         ValueError: The module is in training mode, or has weights that are not finite, or is on
             device 'meta'.
     """
@@ -28,9 +42,12 @@ def model(name: str, value: object) -> nn.Module:
         raise TypeError(
             f"{name} must be a torch.nn.Module, got {type(value).__name__}: wrap it in one"
         )
-    plain: nn.Module = getattr(value, "_orig_mod", value)  # attribute of torch.compile's wrapper
-    if isinstance(plain, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        plain = plain.module
+    plain = _unwrapped(value)
+    if isinstance(plain, torch.jit.ScriptModule) and not hasattr(plain, "training"):
+        raise TypeError(
+            "the model is frozen TorchScript, whose weights are constants in one dtype: give the "
+            "module as it was before torch.jit.freeze"
+        )
     training = [path or "the model" for path, m in plain.named_modules() if m.training]
     if training:
         raise ValueError(

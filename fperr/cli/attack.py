@@ -19,7 +19,9 @@ def attack_command(
             autocompletion=completes(*LOSSES),
         ),
     ] = "tmifpe",
-    n: Annotated[int, typer.Option(help="number of images, the first of the data set")] = 100,
+    n: Annotated[
+        int | None, typer.Option(help="number of images; by default 100, or all if fewer")
+    ] = None,
     method: Annotated[
         str,
         typer.Option(help=f"method: {listed(METHODS)}", autocompletion=completes(*METHODS)),

@@ -12,7 +12,9 @@ from fperr.cli.names import EXACT_CHOICES, FORMATS, NORMS, SEARCH_CHOICES, compl
 def attribute_command(
     network: options.NetworkArgument,
     radius: options.RadiusOption,
-    n: Annotated[int, typer.Option(help="number of images, the first of the data set")] = 200,
+    n: Annotated[
+        int | None, typer.Option(help="number of images; by default 200, or all if fewer")
+    ] = None,
     norm: Annotated[
         str,
         typer.Option(help=f"norm of the ball: {listed(NORMS)}", autocompletion=completes(*NORMS)),

@@ -15,7 +15,9 @@ def layers_command(
     checkpoint: options.CheckpointOption = None,
     logits: options.LogitsOption = None,
     device: options.DeviceOption = "cpu",
-    n: Annotated[int, typer.Option(help="number of images, the first of the data set")] = 4,
+    n: Annotated[
+        int | None, typer.Option(help="number of images; by default 4, or all if fewer")
+    ] = None,
     loss: Annotated[
         str,
         typer.Option(help=f"name of the loss: {listed(LOSSES)}", autocompletion=completes(*LOSSES)),

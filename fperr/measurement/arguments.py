@@ -172,7 +172,7 @@ def checked_request(
         most_rows = max(products, 2 * labellings * len(losses_))
         jacobian = "rows" if classes <= most_rows else "products"
     return MeasureRequest(
-        type(model).__name__ if name is None else checks.text("name", name),
+        checks.class_name(model) if name is None else checks.text("name", name),
         usable,
         inputs,
         y_,

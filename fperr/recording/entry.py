@@ -162,7 +162,7 @@ def record(
     folder = Path(tempfile.mkdtemp(prefix="fperr-")) if out is None else Path(out)
     user_loss = attack_loss.name if isinstance(attack_loss, UserLoss) else None
     description: dict[str, Any] = {
-        "network": type(model).__name__,
+        "network": checks.class_name(model),
         "samples": len(y),
         "compared": {"samples": compared_samples, "every": every, "digits": digits},
         "loss": attack_loss.name if isinstance(attack_loss, UserLoss) else attack_loss,

@@ -57,6 +57,16 @@ def test_wrappers_and_torchscript_are_the_model():
     ):
         found = fperr.measure(other, x, **ONE).frame
         assert found["delta"].tolist() == plain.frame["delta"].tolist()
+        assert found["network"].unique().tolist() == plain.frame["network"].unique().tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_frozen_torchscript_is_refused_and_its_remedy_works():
+    x = normal(2, 6)
+    traced = torch.jit.trace(tiny_mlp(), x)
+    with pytest.raises(TypeError, match=r"give the module as it was before torch\.jit\.freeze"):
+        fperr.measure(torch.jit.freeze(traced), x)
+    assert fperr.measure(traced, x, **ONE).frame["delta"].notna().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

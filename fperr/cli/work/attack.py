@@ -23,7 +23,7 @@ def attack_command(
     network: str,
     radius: str,
     loss: str,
-    n: int,
+    n: int | None,
     method: str,
     norm: str,
     steps: int,
@@ -43,7 +43,7 @@ def attack_command(
 ) -> None:
     """Attack a network on real images. Each batch is written; the same command continues it."""
     size, ends = options.number(radius, "--radius"), options.box(box)
-    subject = subject_of(network, checkpoint, logits, dataset, n, device)
+    subject = subject_of(network, checkpoint, logits, dataset, n, device, usual=100)
     folder = out or Path("out") / options.folder_name(f"{subject.name}-{loss}")
     model, images = subject.usable, subject.images
     inputs = images.x.to(device_and_dtype(model)[1])

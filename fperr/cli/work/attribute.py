@@ -20,7 +20,7 @@ def attribute_command(
     *,
     network: str,
     radius: str,
-    n: int,
+    n: int | None,
     norm: str,
     steps: int,
     starts: int,
@@ -42,7 +42,7 @@ def attribute_command(
 ) -> None:  # fmt: skip
     """Tell how much of an attack's robust accuracy is floating-point error."""
     size, ends = options.number(radius, "--radius"), options.box(box)
-    subject = subject_of(network, checkpoint, logits, dataset, n, device)
+    subject = subject_of(network, checkpoint, logits, dataset, n, device, usual=200)
     model, images = subject.usable, subject.images
     folder = out or Path("out") / options.folder_name(f"{subject.name}-attribution")
     goals = None

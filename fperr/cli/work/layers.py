@@ -23,7 +23,7 @@ def layers_command(
     checkpoint: Path | None,
     logits: str | None,
     device: str,
-    n: int,
+    n: int | None,
     loss: str,
     format: str,
     accept_probabilities: bool,
@@ -32,7 +32,7 @@ def layers_command(
     quiet: bool,
 ) -> None:
     """Show where along a network the error of its gradient arises."""
-    subject = subject_of(network, checkpoint, logits, dataset, n, device)
+    subject = subject_of(network, checkpoint, logits, dataset, n, device, usual=4)
     folder = out or Path("out") / folder_name(f"{subject.name}-layers")
     check_folder(folder, overwrite=overwrite)
     with storage.prepared(folder):

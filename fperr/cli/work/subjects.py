@@ -56,6 +56,8 @@ def subject_of(
     dataset: str | None,
     n: int | None,
     device: str,
+    *,
+    usual: int = _IMAGES,
 ) -> Subject:
     """Load a network and its images onto a device.
 
@@ -66,8 +68,9 @@ def subject_of(
         logits: Value of the option `--logits`, or None.
         dataset: Name of a data set, a file or folder of images, `module.py:dataset`, or None for
             the data set of the zoo's network.
-        n: Number of images, the first ones; None for 60.
+        n: Number of images, the first ones; None for `usual`, or all if there are fewer.
         device: Device on which all is computed: `cpu`, `cuda`, `cuda:1` or `auto`.
+        usual: Number of images where none is given.
 
     Raises:
         ValueError, FperrError: Network, file or data set is missing or unusable.
@@ -81,7 +84,7 @@ def subject_of(
                 f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}: "
                 "leave them out"
             )
-        images = _images(dataset or zoo.entry(source).dataset, n)
+        images = _images(dataset or zoo.entry(source).dataset, n, usual)
         return Subject(source, zoo.load(source).to(where), None, _moved(images, where))
     if dataset is None:
         raise ValueError(
@@ -94,14 +97,14 @@ def subject_of(
         found = from_package.load(source, checkpoint, notify=typer.echo)
         typer.echo(found.described)
         name = re.sub(r"[^\w.-]+", "-", source.partition("?")[0]).strip("-")
-        moved = _moved(_images(dataset, n), where)
+        moved = _moved(_images(dataset, n, usual), where)
         return Subject(name, found.model.to(where), found.logits, moved)
     model = from_file.load(source, checkpoint, notify=typer.echo)
     if checkpoint is None:
         typer.echo(f"{source}: no --checkpoint, the weights are those that the factory makes")
     path, _, factory = source.rpartition(":")
     accessor = None if logits is None else _accessor(logits, path)
-    return Subject(factory, model.to(where), accessor, _moved(_images(dataset, n), where))
+    return Subject(factory, model.to(where), accessor, _moved(_images(dataset, n, usual), where))
 
 
 def _moved(images: data.Images, device: torch.device) -> data.Images:
@@ -124,15 +127,15 @@ def _accessor(logits: str, path: str) -> Accessor | str | int:
     return accessor
 
 
-def _images(name: str, n: int | None) -> data.Images:
+def _images(name: str, n: int | None, usual: int) -> data.Images:
     if ".py:" in name:
         path, _, attribute = name.rpartition(":")
         found = from_file.attribute(from_file.module(Path(path)), attribute, path)
         dataset: Any = found() if inspect.isroutine(found) or inspect.isclass(found) else found
-        images = data.from_dataset(dataset, _IMAGES if n is None else n, attribute)
+        images = data.from_dataset(dataset, usual if n is None else n, attribute)
     else:
         images = data.images_named(name)
-    return images.first(min(_IMAGES, len(images.x)) if n is None else n)
+    return images.first(min(usual, len(images.x)) if n is None else n)
 
 
 def check_folder(folder: Path, *, overwrite: bool, option: str = "--out") -> None:
