@@ -28,7 +28,10 @@ class AttributionPlots:
 
     @in_neutral_state
     def waterfall(self) -> Figure:
-        """Robust accuracy from cross-entropy down to the floor, a bar a part, with intervals."""
+        """Robust accuracy from cross-entropy down to the floor, a bar a part, with intervals.
+
+        A part's points are what it takes off; negative ones add to robust accuracy.
+        """
         judged = self.frame[self.frame["is_judged"]]
         steps = [part for part in self.parts if part.is_of_gap]
         figure = Figure(figsize=(6.4, 0.62 * (len(steps) + 2) + 1.1), layout="constrained")
@@ -42,8 +45,11 @@ class AttributionPlots:
             size = 100 * d.estimate
             axis.barh(row, -size, left=level, color=_COLOURS[part.name])
             low, high = 100 * d.low, 100 * d.high
-            axis.plot([level - low, level - high], [row, row], color="black", linewidth=1.2)
-            words = f"{-size:+.1f} [{low:.1f}, {high:.1f}]".replace("-", "−")
+            # an interval may reach beyond 0 or 100 %
+            axis.plot(
+                [level - low, level - high], [row, row], color="black", linewidth=1.2, clip_on=False
+            )
+            words = f"{size:.1f} points [{low:.1f}, {high:.1f}]".replace("-", "−")
             axis.text(max(level, level - low) + 1, row, words, va="center")
             labels.append(part.words.partition(":")[0])
             level -= size
@@ -54,7 +60,7 @@ class AttributionPlots:
         axis.set_xlim(0, 118)
         axis.set_xticks(range(0, 101, 20))
         axis.invert_yaxis()
-        axis.set_xlabel("robust accuracy in per cent; lines: intervals of the steps")
+        axis.set_xlabel("robust accuracy in per cent; lines: intervals")
         axis.set_title(self.title, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
         return figure

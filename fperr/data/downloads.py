@@ -65,7 +65,8 @@ def downloaded(file: Download, *, progress: bool = False) -> Path:
         if fault.response is not None:
             fault.response.close()  # pooch leaves its connection open
         raise MissingDataError(
-            f"{file.url} could not be fetched ({type(fault).__name__}). {by_hand}"
+            f"{file.url} could not be fetched ({type(fault).__name__}): is there a network? "
+            f"{by_hand}"
         ) from fault
     except ValueError as fault:  # pooch's word for a wrong digest
         raise MissingDataError(

@@ -386,7 +386,9 @@ def test_the_page_and_the_figure_say_the_same(results):
     figure = result.plot.waterfall()
     texts = [text.get_text() for text in figure.axes[0].texts]
     size = result.part("numerical").difference
-    assert f"−{100 * size.estimate:.1f} [{100 * size.low:.1f}, {100 * size.high:.1f}]" in texts
+    assert (
+        f"{100 * size.estimate:.1f} points [{100 * size.low:.1f}, {100 * size.high:.1f}]" in texts
+    )
     report = fperr.measure(tiny_mlp(), torch.rand(2, 6), losses=["ce"], formats=["float32"])
     page = report.to_html(attributions={"fashion_saturated": result.section})
     assert "fashion_saturated: what an attack loses" in page
