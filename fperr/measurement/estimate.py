@@ -22,7 +22,6 @@ from fperr.measurement.run import MeasurementRun
 _BYTES_PER_NUMBER = {"mpmath": 400, "ball": 400, "double_word": 64, "float64": 24}
 _PIECE = 8  # samples that are measured at most, to know how long each takes
 _PATIENCE = 4.0  # seconds that they may take
-_LONG = 20.0  # seconds of a sample after which no other is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def _seconds(run: MeasurementRun) -> tuple[float, float]:
     finite = run.request.x.flatten(1).isfinite().all(1).nonzero().flatten()
     samples = finite if len(finite) else torch.arange(1, device=run.request.x.device)
     first = _seconds_of(run, samples[:1])
-    if len(run.request.x) == 1 or first > _LONG:
+    if len(run.request.x) == 1:
         return first, first
     count = min(len(samples), _PIECE, max(1, int(_PATIENCE / first)))
     for fmt in run.formats:
