@@ -52,21 +52,25 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], thresholds: Thresholds) ->
     """One row for each group: quartiles of delta, counts of failures, and a verdict.
 
     Sign twins (another scenario's gradient with its sign changed) are no independent results and
-    are left out, unless the groups distinguish scenarios. Rows whose scale was capped, whose exact
+    are left out of the numbers, unless the groups distinguish scenarios; the verdict, which is one
+    on scenarios, is of all rows. Rows whose scale was capped, whose exact
     gradient is zero, or whose numbers are not finite or not certified are counted, and left out of
     the quartiles. `unmeasured` counts the rows that have no delta and do not fail either; `reason`
-    is the most frequent reason of those. The verdict is that of the worst scenario in the group.
+    is the most frequent reason of those. `Verdict` says which scenario decides.
 
     Args:
         frame: Rows of a report.
         by: Columns to group by.
         thresholds: Largest errors and shares of failures that the verdict allows.
     """
-    rows_to_group = frame if "scenario" in by else frame[~frame["is_sign_twin"]]
-    groups = rows_to_group.groupby(list(by), sort=False, observed=True)
-    rows = [
-        {**dict(zip(by, key, strict=True)), **_summary(group, thresholds)} for key, group in groups
-    ]
+    has_twins = "scenario" in by
+    rows = []
+    for key, group in frame.groupby(list(by), sort=False, observed=True):
+        independent = group if has_twins else group[~group["is_sign_twin"]]
+        verdict = judge(group, thresholds).sentence
+        rows.append(
+            {**dict(zip(by, key, strict=True)), **_summary(independent), "verdict": verdict}
+        )
     return pd.DataFrame(rows)
 
 
@@ -170,8 +174,8 @@ def _cell(rows: pd.DataFrame) -> str:
     return f"{number} ({', '.join(notes)})" if notes else number
 
 
-def _summary(group: pd.DataFrame, thresholds: Thresholds) -> dict[str, object]:
-    """The columns of `summarise` for one group of rows."""
+def _summary(group: pd.DataFrame) -> dict[str, object]:
+    """The columns of `summarise` for one group of rows, but the verdict."""
     counted = usable(group)
     delta = counted["delta"].quantile([0.25, 0.5, 0.75])
     unmeasured = group[is_unmeasured(group)]
@@ -192,7 +196,6 @@ def _summary(group: pd.DataFrame, thresholds: Thresholds) -> dict[str, object]:
         "uncertified": len(group) - _count(group, "is_certified"),
         "unmeasured": len(unmeasured),
         "reason": tally(reasons(unmeasured))[0].words if len(unmeasured) else None,
-        "verdict": judge(group, thresholds).sentence,
     }
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from fperr.reasons import Tally, counted, reasons, tally
 from fperr.shares import clopper_pearson_limit
+from fperr.theory.scenarios import SCENARIOS
 
 State = Literal["trustworthy", "do not trust", "cannot tell", "not measured"]
 SCENARIO_WORDS = {
@@ -21,6 +22,8 @@ SCENARIO_WORDS = {
     "targeted_unsuccessful": "while a targeted attack has not succeeded",
     "targeted_successful": "once a targeted attack has succeeded",
 }
+# in which an attack still needs the gradient
+_TO_ATTACK = frozenset(s.name for s in SCENARIOS.values() if s.targeted != s.label_leads)
 _LARGE_LOGIT_ERROR = 0.1  # from which the loss itself is to blame
 _ONE_SIDED = NormalDist().inv_cdf(0.95)
 # what makes a gradient dead or weak, and whether another loss mends it
@@ -40,7 +43,7 @@ class Thresholds:
         step_gain: Smallest step gain, from -1 to 1.
         delta: Largest relative error of the gradient; None: any.
         sign_error_rate: Largest share of wrong signs; None: any.
-        share: Largest share of failing rows, in every scenario that was measured.
+        share: Largest share of failing images, in a scenario.
 
     Example:
         Of 6 images none fails: that shows a share of at most 40 %, and not the default of 5 %. A
@@ -73,20 +76,26 @@ DEFAULT_THRESHOLDS = Thresholds()
 class Verdict:
     """A judgement on one loss in one format.
 
+    It speaks of one scenario: the one in which most fail if that is why the loss is not to be
+    trusted, else the one of an attack that has not succeeded whose upper limit is the largest (any
+    scenario if none of these was measured).
+
     Attributes:
         state: `"trustworthy"` if the upper 95 % limit for the share of failing images is below the
-            threshold, `"do not trust"` if the lower limit for the share of failing rows is above it
-            in a scenario, `"not measured"` if no row is judged, else `"cannot tell"`.
-        scenario: Scenario in which most fail.
+            threshold in every scenario of an attack that has not succeeded, `"do not trust"` if the
+            lower limit is above it in any scenario, `"not measured"` if no row is judged, else
+            `"cannot tell"`.
+        scenario: Scenario of the numbers below.
         rows: Number of rows judged in it.
         failing: Number of those that fail.
-        images: Number of images judged in any scenario.
-        failing_images: Number of those that fail in one.
+        images: Number of images judged in it; an image fails if any of its rows does.
+        failing_images: Number of those that fail.
         limit: Upper 95 % limit, one-sided, for the share of failing images.
         dead, not_finite, weak, beyond: Numbers of failing rows by kind: exactly zero, not finite,
             with too small a step gain, or beyond the thresholds on error and signs.
         causes: Numbers of failing rows by what made them fail.
-        needed: About how many images would tell; None if these do, or none would.
+        elsewhere: Names of the other scenarios in which rows fail, with how many fail and all.
+        needed: About how many images, of any scenario, would tell; None if these do, or none would.
         delta_median, step_gain_median: Medians over the rows judged in the scenario.
         total: Number of rows in all scenarios.
         left_out: Reasons of the rows, in all scenarios, that are not judged.
@@ -104,6 +113,7 @@ class Verdict:
     weak: int
     beyond: int
     causes: tuple[tuple[str, int], ...]
+    elsewhere: tuple[tuple[str, int, int], ...]
     needed: int | None
     delta_median: float
     step_gain_median: float
@@ -141,13 +151,18 @@ class Verdict:
         if self.state == "cannot tell":
             more = "" if self.needed is None else f", about --n {self.needed} would"
             words += f" from {self.images} images{more}"
-        return f"{words}: {self._count}; {self._medians}"
+        elsewhere = "".join(
+            f"; {failing} of {rows} {SCENARIO_WORDS[scenario]}"
+            for scenario, failing, rows in self.elsewhere
+        )
+        return f"{words}: {self._count}{elsewhere}; {self._medians}"
 
     @property
     def _count(self) -> str:
+        when = SCENARIO_WORDS[self.scenario]
         if not self.failing:
             return (
-                f"none of {self.images} gradients is dead or weak (at most "
+                f"none of {self.rows} gradients is dead or weak {when} (at most "
                 f"{100 * self.limit:.{0 if self.limit >= 0.1 else 1}f} % of all)"
             )
         kinds = (
@@ -158,7 +173,6 @@ class Verdict:
         )
         counts = ", ".join(f"{count} {words}" for count, words in kinds if count)
         verb = "is" if self.failing == 1 else "are"
-        when = SCENARIO_WORDS[self.scenario]
         return (
             f"{self.failing} of {self.rows} gradients {verb} dead or weak {when} "
             f"({counts}{self._by_cause})"
@@ -198,11 +212,11 @@ def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
     weak = judged & ~dead & ~broken & (_numbers(frame, "step_gain") < thresholds.step_gain)
     beyond = judged & ~dead & ~broken & ~weak & _are_beyond(frame, thresholds)
     failing = dead | broken | weak | beyond
-    state, scenario, limit, images, failing_images, needed = _decided(
-        frame[judged], failing[judged], thresholds.share
-    )
+    state, scenario, needed = _decided(frame[judged], failing[judged], thresholds.share)
     in_scenario = judged & (frame["scenario"] == scenario)
     rows, count = int(in_scenario.sum()), int((failing & in_scenario).sum())
+    by_image = _failing_images(frame[in_scenario], failing[in_scenario])
+    images, failing_images = len(by_image), int(by_image.sum())
     return Verdict(
         state=state,
         scenario=scenario,
@@ -210,12 +224,13 @@ def judge(frame: pd.DataFrame, thresholds: Thresholds) -> Verdict:
         failing=count,
         images=images,
         failing_images=failing_images,
-        limit=limit,
+        limit=clopper_pearson_limit(failing_images, images),
         dead=int((dead & in_scenario).sum()),
         not_finite=int((broken & in_scenario).sum()),
         weak=int((weak & in_scenario).sum()),
         beyond=int((beyond & in_scenario).sum()),
         causes=_causes(frame[(dead | weak) & in_scenario]),
+        elsewhere=_counts_elsewhere(frame[judged], failing[judged], scenario),
         needed=needed,
         delta_median=float(frame["delta"][in_scenario].dropna().median()),
         step_gain_median=float(_numbers(frame, "step_gain")[in_scenario].dropna().median()),
@@ -244,37 +259,60 @@ def only_ties(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 def _decided(
     frame: pd.DataFrame, failing: "pd.Series[bool]", share: float
-) -> tuple[State, str, float, int, int, int | None]:
-    """The state, and what it rests on.
+) -> tuple[State, str, int | None]:
+    """The state, the scenario that it rests on, and how many images would tell.
 
-    That few fail is shown for the images, of which one fails if any of its rows does: where labels
-    are given, some scenarios hold few of them. That many fail is shown for a scenario.
+    An attack is about the samples that it has still to move: those that it has moved, or that are
+    misclassified from the start, cannot speak for a loss; they can speak against it.
 
     Args:
         frame: The judged rows.
         failing: Which of them fail.
-        share: Largest share of failing rows.
-
-    Returns:
-        The state; the worst scenario; the upper limit for the share of failing images; how many
-        images there are and fail; and how many would tell.
+        share: Largest share of failing images.
     """
     if not len(frame):
-        return "not measured", "", 1.0, 0, 0, None
-    by_scenario = failing.groupby(frame["scenario"], sort=False).agg(["size", "sum"]).astype(int)
-    order = by_scenario.assign(share=by_scenario["sum"] / by_scenario["size"])
-    worst = order.sort_values(["share", "size"], ascending=False, kind="stable")
+        return "not measured", "", None
+    by_scenario = {}
+    for name in frame["scenario"].unique():
+        inside = frame["scenario"] == name
+        images = _failing_images(frame[inside], failing[inside])
+        by_scenario[str(name)] = (int(images.sum()), len(images))
+
+    def worst_first(scenario: str) -> tuple[float, int]:
+        count, size = by_scenario[scenario]
+        return -count / size, -size
+
+    for name in sorted(by_scenario, key=worst_first):
+        count, size = by_scenario[name]
+        if 1 - clopper_pearson_limit(size - count, size) > share:
+            return "do not trust", name, None
+    deciding = [name for name in by_scenario if name in _TO_ATTACK] or list(by_scenario)
+    scenario = max(deciding, key=lambda name: clopper_pearson_limit(*by_scenario[name]))
+    count, size = by_scenario[scenario]
+    if clopper_pearson_limit(count, size) < share:
+        return "trustworthy", scenario, None
+    needed = _images_needed(count, size, share)
+    # where labels are given, only some of the images are in the scenario
+    total = len(_failing_images(frame, failing))
+    return "cannot tell", scenario, None if needed is None else math.ceil(needed * total / size)
+
+
+def _failing_images(frame: pd.DataFrame, failing: "pd.Series[bool]") -> "pd.Series[bool]":
+    """Which images have a row that fails, where `frame` says to which image a row belongs."""
     names = [name for name in ("network", "sample") if name in frame]
-    by_image = failing.groupby([frame[name] for name in names]).any() if names else failing
-    n, count = len(by_image), int(by_image.sum())
-    upper = clopper_pearson_limit(count, n)
-    for name, size, failed, _ in worst.itertuples():
-        if 1 - clopper_pearson_limit(size - failed, size) > share:
-            return "do not trust", str(name), upper, n, count, None
-    scenario = str(worst.index[0])
-    if upper < share:
-        return "trustworthy", scenario, upper, n, count, None
-    return "cannot tell", scenario, upper, n, count, _images_needed(count, n, share)
+    return failing.groupby([frame[name] for name in names]).any() if names else failing
+
+
+def _counts_elsewhere(
+    frame: pd.DataFrame, failing: "pd.Series[bool]", scenario: str
+) -> tuple[tuple[str, int, int], ...]:
+    """The scenarios but `scenario` in which rows fail: name, number of failing ones, and of all."""
+    counts = failing.groupby(frame["scenario"], sort=False).agg(["sum", "size"])
+    return tuple(
+        (str(name), int(count), int(size))
+        for name, count, size in counts.itertuples()
+        if count and name != scenario
+    )
 
 
 def _images_needed(failing: int, rows: int, share: float) -> int | None:

@@ -370,8 +370,8 @@ def test_what_is_left_out_is_said_beside_the_verdict():
     report = measured(tiny_mlp(), with_a_nan(), losses=["mifpe"], formats=["float32"])
     (verdict,) = report.summary()["verdict"]
     assert verdict.startswith("cannot tell from 2 images, about --n 59 would: none of 2 gradients")
-    # two scenarios whose gradients are no copies of others
-    assert verdict.endswith(f"; left out: 2 of 6 (2: {INPUT_NOT_FINITE})")
+    # one of three images in four scenarios
+    assert verdict.endswith(f"; left out: 4 of 12 (4: {INPUT_NOT_FINITE})")
     whole = fperr.measure(tiny_mlp(), normal(3, 6), losses=["mifpe"], formats=["float32"])
     assert "left out" not in whole.summary()["verdict"][0]
     assert whole.summary()[["unmeasured"]].to_numpy().tolist() == [[0]]

@@ -436,18 +436,53 @@ def test_of_scenarios_that_fail_as_often_the_largest_speaks():
     assert judge(worse, Thresholds()).scenario == "untargeted_successful"
 
 
-def test_images_are_counted_once_whatever_their_scenario():
-    """Labels put a few images into a scenario of their own; all scenarios count an image often."""
-    few = rows(10).assign(scenario="untargeted_successful")
-    both = pd.concat([few, rows(50)], ignore_index=True).assign(sample=range(60))
-    assert judge(both, Thresholds()).state == "trustworthy"
-    twice = pd.concat([rows(30), rows(30).assign(scenario="untargeted_successful")])
-    twice = twice.assign(sample=[*range(30), *range(30)]).reset_index(drop=True)
-    verdict = judge(twice, Thresholds())
-    assert (verdict.state, verdict.images) == ("cannot tell", 30)
-    # one that fails in either scenario fails
+def test_only_images_that_are_still_to_be_moved_speak_for_a_loss():
+    """Nine misclassified images are no evidence about an attack on the other fifty."""
+    moved = rows(9).assign(scenario="untargeted_successful")
+    both = pd.concat([moved, rows(50)], ignore_index=True).assign(sample=range(59))
+    verdict = judge(both, Thresholds())
+    assert (verdict.state, verdict.images, verdict.scenario) == (
+        "cannot tell", 50, "untargeted_unsuccessful",
+    )  # fmt: skip
+    # 59 of those are needed, of which 50 of 59 images are one
+    assert verdict.needed == math.ceil(59 * 59 / 50)
+    enough = pd.concat([moved, rows(59)], ignore_index=True).assign(sample=range(68))
+    assert judge(enough, Thresholds()).state == "trustworthy"
+    # they do speak against it, and the sentence has those that do not show it either
+    enough.loc[:1, "step_gain"] = 0.1
+    said = judge(enough, Thresholds())
+    assert said.state == "trustworthy"
+    assert "; 2 of 9 once an untargeted attack has succeeded; relative error" in said.sentence
+    enough.loc[:8, "step_gain"] = 0.1
+    assert judge(enough, Thresholds()).state == "do not trust"
+    # a scenario that was asked for alone is judged
+    alone = judge(rows(59).assign(scenario="untargeted_successful"), Thresholds())
+    assert (alone.state, alone.scenario) == ("trustworthy", "untargeted_successful")
+
+
+def test_every_scenario_that_is_still_to_succeed_must_hold():
+    """Of all four scenarios the two of unsuccessful attacks decide, and the worse of them."""
+    one, other = rows(60), rows(60, step_gain=(1, 0.1)).assign(scenario="targeted_unsuccessful")
+    both = pd.concat([one, other], ignore_index=True).assign(sample=[*range(60), *range(60)])
+    verdict = judge(both, Thresholds())
+    assert (verdict.state, verdict.scenario, verdict.images) == (
+        "cannot tell", "targeted_unsuccessful", 60,
+    )  # fmt: skip
+    assert (verdict.failing_images, verdict.needed) == (1, judge(other, Thresholds()).needed)
+    assert judge(both.assign(step_gain=1.0), Thresholds()).state == "trustworthy"
+    # an image counts once, and fails if any of its rows does
+    twice = pd.concat([rows(30), rows(30)]).assign(sample=[*range(30), *range(30)])
+    twice = twice.reset_index(drop=True)
+    assert judge(twice, Thresholds()).images == 30
     twice.loc[[0, 31], "step_gain"] = 0.1
     assert judge(twice, Thresholds()).failing_images == 2
+
+
+def test_a_summary_agrees_with_the_verdicts_on_scenarios_that_are_twins():
+    """The twin of a targeted attack's gradient is left out of the numbers, not of the verdict."""
+    report = fperr.measure(tiny_mlp(), normal(60, 6), losses=["ce"], formats=["float16"])
+    (said,) = report.summary()["verdict"]
+    assert said == report.verdicts("ce", "float16")["Sequential"].sentence
 
 
 def test_capped_and_flat_rows_are_not_judged():
@@ -469,7 +504,8 @@ def test_faults_in_the_data_are_not_the_losss():
 def test_how_little_a_few_images_say():
     sentence = judge(rows(10), Thresholds()).sentence
     # 0.741**10 = 0.05: with a failing share of 26 %, none of 10 fails in 1 of 20 tries
-    assert "none of 10 gradients is dead or weak (at most 26 % of all)" in sentence
+    assert "(at most 26 % of all)" in sentence
+    assert "none of 10 gradients is dead or weak while an untargeted attack has not s" in sentence
 
 
 def test_one_bad_scenario_is_enough():
