@@ -1,5 +1,6 @@
 """`fperr.attribute`: what a robust-accuracy gap is made of."""
 
+import importlib.metadata
 import json
 import sys
 import tempfile
@@ -47,6 +48,7 @@ SETTINGS_FILE = "attribution.json"
 FRAME_FILE = "attribution.parquet"
 PAGE_FILE = "attribution.html"
 _SEARCH_FILE = "autoattack.json"
+_PACKAGES = ("fperr", "torch")
 _BATCH = 250
 
 
@@ -72,6 +74,7 @@ def attribute(
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
     device: str | torch.device | None = None,
+    name: str | None = None,
     out: str | Path | None = None,
     progress: bool | None = None,
 ) -> Attribution:
@@ -114,6 +117,7 @@ def attribute(
             refused.
         device: Device to run on, e.g. `"cuda"`, or `"auto"`. None: the model's own, where x must
             be.
+        name: Name of the network on the page. None: that of its class.
         out: Folder to write to as it goes; the same call continues it. None: nothing is kept.
         progress: Whether to show progress, and beforehand how long it will take. None: only if
             standard error is a terminal.
@@ -141,7 +145,7 @@ def attribute(
         model, x, y, radius=radius, norm=norm, steps=steps, starts=starts, format=format,
         targets=targets, exact=exact, search=search, why=why, confidence=confidence, seed=seed,
         box=box, batch_size=batch_size, logits=logits,
-        accept_probabilities=accept_probabilities, device=device,
+        accept_probabilities=accept_probabilities, device=device, name=name,
     )  # fmt: skip
     with _folder(out) as run:
         return _attributed(
@@ -184,7 +188,9 @@ def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool) ->
     if request.search is not None:
         _add_floor(request, frame, results, run)
     parts = parts_of(frame, is_exact=exact == "all", confidence=request.confidence)
-    result = Attribution(frame, parts, _kind(request), stand_in, request.search, note)
+    result = Attribution(
+        frame, parts, _kind(request), stand_in, request.search, note, _provenance(request, exact)
+    )
     run.publish(FRAME_FILE, frame.to_parquet(index=False))
     run.publish(PAGE_FILE, result.to_html().encode())
     run.check()
@@ -298,6 +304,26 @@ def _kept(run: RunFolder, compute: Callable[[], np.ndarray]) -> np.ndarray:
     piece = {"seal": run.stamp(_SEARCH_FILE), "fooled": fooled.tolist()}
     run.keep(_SEARCH_FILE, sealed(json.dumps(piece).encode()))
     return fooled
+
+
+def _provenance(request: AttributionRequest, exact: str) -> dict[str, str]:
+    """What was attacked, how, and with what, for the foot of the page."""
+    setting, versions = request.setting, map(importlib.metadata.version, _PACKAGES)
+    device = setting.x.device
+    has_card = device.type == "cuda"
+    processor = f"{device}, {torch.backends.cpu.get_cpu_capability()}"
+    tensors = [t for t in (setting.x, setting.y, setting.targets) if t is not None]
+    return {
+        "network": request.name,
+        "digest of its weights": digest(*setting.model.state_dict().values()),
+        "images": f"{len(setting.x)}, in the box [{setting.box[0]:g}, {setting.box[1]:g}]",
+        "digest of images and classes": digest(*tensors),
+        "attack": _kind(request),
+        "seed": str(setting.seed),
+        "exact gradients": {"sample": "of a sample"}.get(exact, f"of {exact}"),
+        "versions": ", ".join(map(" ".join, zip(_PACKAGES, versions, strict=True))),
+        "device": torch.cuda.get_device_name(device) if has_card else processor,
+    }
 
 
 def _kind(request: AttributionRequest) -> str:

@@ -33,6 +33,7 @@ class AttributionRequest:
         search: What the floor is made of; None: there is none.
         has_ladder: Whether the ladder from cross-entropy to stable cross-entropy is climbed.
         confidence: Confidence of the intervals.
+        name: Name of the network.
     """
 
     setting: Setting
@@ -40,6 +41,7 @@ class AttributionRequest:
     search: SearchChoice | None
     has_ladder: bool
     confidence: float
+    name: str
 
 
 def checked_request(
@@ -63,6 +65,7 @@ def checked_request(
     logits: Accessor | str | int | None,
     accept_probabilities: bool,
     device: str | torch.device | None,
+    name: str | None,
 ) -> AttributionRequest:
     """Check the arguments of `attribute`; those of the attack itself are checked by it.
 
@@ -79,6 +82,7 @@ def checked_request(
     checks.flag("why", why)
     checks.flag("accept_probabilities", accept_probabilities)
     checks.real_number("confidence", confidence, above=0.5, below=1.0)
+    called = checks.class_name(model) if name is None else checks.text("name", name)
     options = AttackOptions(
         radius, "pgd", norm, steps, seed, 1, "cosine", None, 0.0, True, True, "sum", "exact", box,
         None,
@@ -113,4 +117,4 @@ def checked_request(
         usable, inputs, labels, goals, float(radius), norm, (float(box[0]), float(box[1])), steps,
         starts, format, seed, batch_size, accept_probabilities,
     )  # fmt: skip
-    return AttributionRequest(setting, exact, search, why, float(confidence))
+    return AttributionRequest(setting, exact, search, why, float(confidence), called)

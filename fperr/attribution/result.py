@@ -1,6 +1,7 @@
 """What `attribute` returns."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Attribution:
             gradients were computed for all images, or for none.
         search: What the floor is made of, or None.
         note: Why exact gradients were not computed, or None.
+        provenance: Network, images, attack, versions and device, in words.
 
     Example:
         >>> import fperr
@@ -57,6 +59,7 @@ class Attribution:
     stand_in: StandIn | None
     search: str | None
     note: str | None
+    provenance: Mapping[str, str]
 
     def __repr__(self) -> str:
         return f"Attribution({self.sentence})"
@@ -163,6 +166,7 @@ class Attribution:
                 "images only in the first : second",
             ),
             rows=rows,
+            provenance=self.provenance,
         )
 
     def to_html(self) -> str:

@@ -42,6 +42,7 @@ class AttributionSection:
         png: The figure, encoded in base64.
         alt: The figure in words.
         columns, rows: A table of the parts.
+        provenance: Network, images, attack, versions and device, in words.
     """
 
     sentence: str
@@ -51,6 +52,7 @@ class AttributionSection:
     alt: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    provenance: Mapping[str, str]
 
 
 def attribution_page(section: AttributionSection) -> str:
@@ -74,10 +76,8 @@ def page(
         attributions: Attributions by network, each a section.
         made_on: Date that the page bears.
     """
-    independent = frame[~frame["is_sign_twin"]]
     by_network = {
-        name: verdicts(independent[independent["network"] == name], thresholds)
-        for name in provenance
+        name: verdicts(frame[frame["network"] == name], thresholds) for name in provenance
     }
     formats, lines = overview_of(by_network)
     first = next(iter(provenance.values()))

@@ -380,6 +380,22 @@ def test_images_without_a_gradient_are_counted_with_what_becomes_of_them(results
     ) in changed.remarks
 
 
+def test_the_page_says_what_was_attacked_and_with_what(tmp_path):
+    model, x = tiny_mlp(), torch.rand(2, 6)
+    options = {"radius": 0.1, "steps": 1, "starts": 1}
+    y = torch.tensor([0, 1])
+    result = fperr.attribute(model, x, y, name="<mine>", out=tmp_path / "out", **options)
+    page = (tmp_path / "out" / "attribution.html").read_text()
+    assert page == result.to_html()
+    shown = ["&lt;mine&gt;", f"fperr {fperr.__version__}, torch {torch.__version__}", "linf 0.1"]
+    shown += [data.digest(x, y), data.digest(*model.state_dict().values())]
+    assert [words for words in shown if words not in page] == []
+    plain = fperr.attribute(model, x, y, **options)
+    assert plain.provenance["network"] == "Sequential"
+    with pytest.raises(ValueError, match="name must be a name, got ' ': give at least one letter"):
+        fperr.attribute(model, x, y, name=" ", **options)
+
+
 def test_the_page_and_the_figure_say_the_same(results):
     result = results["fashion_saturated"]
     assert result.sentence in result.to_html()

@@ -265,7 +265,7 @@ def test_the_head_says_what_was_measured(report, written):
 @pytest.mark.slow
 def test_an_attribution_stands_in_the_answer(report, written):
     section = fperr.report.html.AttributionSection(
-        "A sentence <b>.", [], "PGD", "", "", ["a"], [["b"]]
+        "A sentence <b>.", [], "PGD", "", "", ["a"], [["b"]], {"network": "easy"}
     )
     text = report.to_html(attributions={"easy": section})
     assert (

@@ -72,6 +72,7 @@ def attribute_command(
         box=ends,
         batch_size=batch_size,
         accept_probabilities=accept_probabilities,
+        name=subject.name,
         out=folder,
         progress=False if quiet else None,
     )
