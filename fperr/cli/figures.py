@@ -21,14 +21,16 @@ def figures_command(
     n: Annotated[
         int | None,
         typer.Option(
-            help="number of images, the first of each network; by default 100", show_default=False
+            help="number of images, the first of each network; by default 100, for table1 200",
+            show_default=False,
         ),
     ] = None,
     full: Annotated[
         bool,
         typer.Option(
             "--full",
-            help="10,000 images of small networks, 2,000 of larger ones; hours",
+            help="10,000 images of small networks, 2,000 of larger ones, 1,000 in a GPU's "
+            "arithmetic; hours",
         ),
     ] = False,
     networks: Annotated[

@@ -18,7 +18,8 @@ LOSSES = (
 )  # fmt: skip
 FIGURES = (
     "theory", "regimes", "margins", "density", "scale-sweep", "precision", "convergence",
-    "tstar-trace", "phase", "table1", "boost", "stages", "layers", "bound", "sign-map", "cost",
+    "tstar-trace", "phase", "table1", "boost", "stages", "layers", "bound", "sign-map", "gpu",
+    "cost",
 )  # fmt: skip
 NETWORKS = (
     "fashion_standard", "fashion_adversarial", "fashion_saturated", "mnist_levelsets_eps0.4",

@@ -1,9 +1,13 @@
 """Robust accuracy by floating-point format and by step, and the label's margin after attacks."""
 
+from typing import cast
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, ScalarFormatter
 
@@ -11,9 +15,10 @@ from fperr.figures.attacks import HALF, LOSSES, MORE_LOSSES, STEPS, attack_outco
 from fperr.figures.panels import by_network
 from fperr.figures.study import Study
 from fperr.report.style import CLEAN, colours, dashes, legend, ordered
-from fperr.vocabulary import FormatName
+from fperr.shares import wilson_interval
+from fperr.vocabulary import AttackFormat
 
-_ARITHMETICS: tuple[FormatName, ...] = ("float16", "float32", "float64")
+_ARITHMETICS: tuple[AttackFormat, ...] = ("float16", "float32", "float64", "exact")
 _MARGIN_TICKS = [sign * 10.0**k for sign in (-1, 1) for k in (1, 3, 5)] + [0.0]
 
 
@@ -29,16 +34,21 @@ def precision_frame(study: Study) -> pd.DataFrame:
 
 
 def precision(frame: pd.DataFrame) -> Figure:
-    """Draw robust accuracy by the arithmetic in which the attack runs the network."""
+    """Draw robust accuracy by the arithmetic in which the attack runs the network.
+
+    Lines are Wilson's 95 % intervals. "exact": the attack follows exact gradients, and the network
+    in float32 says whether it has succeeded.
+    """
     figure, panel_rows = by_network(frame)
     hues = ordered(frame["loss"])
+    arithmetics = list(dict.fromkeys(frame["arithmetic"]))
     for axis, rows in panel_rows:
         sns.barplot(
             rows.assign(share=rows["robust"] / rows["n"]),
             x="arithmetic",
             y="share",
             hue="loss",
-            order=list(dict.fromkeys(frame["arithmetic"])),
+            order=arithmetics,
             hue_order=hues,
             palette=colours(hues),
             errorbar=None,
@@ -46,10 +56,25 @@ def precision(frame: pd.DataFrame) -> Figure:
             legend=False,
             ax=axis,
         )
+        for bars, loss in zip(axis.containers, hues, strict=True):
+            _draw_intervals(axis, cast(BarContainer, bars), rows[rows["loss"] == loss], arithmetics)
         axis.set(ylim=(0, 1), xlabel="arithmetic of network and gradient", ylabel="robust accuracy")
     legend(figure, hues, "loss")
-    figure.suptitle(f"Robust accuracy by arithmetic (PGD, {STEPS} steps)")
+    figure.suptitle(
+        f"Robust accuracy by arithmetic (PGD, {STEPS} steps; lines: 95 % intervals after Wilson)\n"
+        "exact: exact gradients, success judged in float32"
+    )
     return figure
+
+
+def _draw_intervals(
+    axis: Axes, bars: BarContainer, rows: pd.DataFrame, arithmetics: list[str]
+) -> None:
+    """Draw Wilson's interval on each bar of a loss; bars stand in the order of `arithmetics`."""
+    counts = rows.set_index("arithmetic").loc[arithmetics, ["robust", "n"]]
+    intervals = [wilson_interval(int(robust), int(n)) for robust, n in counts.to_numpy()]
+    centres = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    axis.vlines(centres, *zip(*intervals, strict=True), color="black", linewidth=0.8)
 
 
 def convergence_frame(study: Study) -> pd.DataFrame:

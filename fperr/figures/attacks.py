@@ -7,11 +7,21 @@ from torch import nn
 
 from fperr import zoo
 from fperr.figures.study import Study, Subject
-from fperr.vocabulary import AttackFormat
+from fperr.formats import format_named
+from fperr.vocabulary import FORMAT_NAMES, AttackFormat, FormatName
 
 LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
 MORE_LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe", "cw", "dlr", "gama")
 STEPS = 100
+# float32 as the device computes it, and every format whose kernels are emulated
+ARITHMETICS: tuple[FormatName, ...] = tuple(
+    name for name in FORMAT_NAMES if name == "float32" or format_named(name).emulation is not None
+)
+# networks of every kind of margins, on which some images withstand attacks
+ATTACKED = (
+    "fashion_adversarial", "fashion_standard", "fashion_saturated", "mnist_fastat_pgd",
+    "mnist_levelsets_eps0.4",
+)  # fmt: skip
 SEED = 0
 HALF = 300  # images where a half format takes part: on a CPU it takes ten times as long as float32
 # Radii in the maximum norm, by network or data set. They are such that robust accuracy is neither 0

@@ -16,6 +16,7 @@ from fperr.figures import (
     boost,
     cost,
     errors,
+    gpu,
     layers,
     margins,
     regimes,
@@ -31,10 +32,8 @@ from fperr.report.style import picture
 
 DPI = 150
 _FASHION = "fashion_adversarial", "fashion_standard", "fashion_saturated"
-_LEVELSETS, _FASTAT, _CERTIFIED = "mnist_levelsets_eps0.4", "mnist_fastat_pgd", "mnist_wong_kolter"
-# networks of every kind of margins, on which some images withstand attacks
-_ATTACKED = (*_FASHION, _FASTAT, _LEVELSETS)
-_ALL_KINDS = (*_ATTACKED, _CERTIFIED)
+_LEVELSETS, _FASTAT = "mnist_levelsets_eps0.4", "mnist_fastat_pgd"
+_ALL_KINDS = (*attacks.ATTACKED, "mnist_wong_kolter")  # certified
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +60,7 @@ class Recipe:
         draw: Function that draws the frame.
         networks: Names of the networks, unless the caller names others.
         text: Text of the table; None for a figure that is no table.
+        images: Number of images of each network, unless the caller gives another.
         max_images: Largest number of images of each network at full size; None for no limit.
         steps: Number of steps of the attacks.
     """
@@ -69,6 +69,7 @@ class Recipe:
     draw: Callable[[pd.DataFrame], Figure]
     networks: tuple[str, ...] = ()
     text: TableText | None = None
+    images: int = 100
     max_images: int | None = 1000
     steps: int = attacks.STEPS
 
@@ -82,10 +83,10 @@ FIGURES = {
     "theory": Recipe(theory.frame, theory.draw),
     "regimes": Recipe(regimes.frame, regimes.draw),
     "margins": Recipe(margins.frame, margins.draw, _ALL_KINDS, max_images=None),
-    "density": Recipe(accuracy.density_frame, accuracy.density, _ATTACKED),
-    "scale-sweep": Recipe(sweep.frame, sweep.draw, _ATTACKED, steps=sweep.STEPS),
-    "precision": Recipe(accuracy.precision_frame, accuracy.precision, _ATTACKED),
-    "convergence": Recipe(accuracy.convergence_frame, accuracy.convergence, _ATTACKED),
+    "density": Recipe(accuracy.density_frame, accuracy.density, attacks.ATTACKED),
+    "scale-sweep": Recipe(sweep.frame, sweep.draw, attacks.ATTACKED, steps=sweep.STEPS),
+    "precision": Recipe(accuracy.precision_frame, accuracy.precision, attacks.ATTACKED),
+    "convergence": Recipe(accuracy.convergence_frame, accuracy.convergence, attacks.ATTACKED),
     "tstar-trace": Recipe(tstar.trace_frame, tstar.trace, (*_FASHION[1:], _LEVELSETS)),
     "phase": Recipe(tstar.phase_frame, tstar.phase, (*_FASHION, _FASTAT)),
     "table1": Recipe(
@@ -93,6 +94,7 @@ FIGURES = {
         table1.draw,
         tuple(e.name for e in zoo.REGISTRY.values() if e.dataset in (PACKAGED, "mnist_test")),
         TableText(table1.cells, table1.TITLE, table1.NOTE),
+        images=200,
         max_images=None,
     ),
     "boost": Recipe(
@@ -105,6 +107,7 @@ FIGURES = {
     "layers": Recipe(layers.frame, layers.plot, (_FASHION[1], _LEVELSETS)),
     "bound": Recipe(errors.frame, errors.bound, _ALL_KINDS),
     "sign-map": Recipe(signs.frame, signs.draw, (_FASHION[1], _LEVELSETS)),
+    "gpu": Recipe(gpu.frame, gpu.draw, attacks.ATTACKED, steps=gpu.STEPS),
     "cost": Recipe(cost.frame, cost.draw),
 }
 

@@ -32,6 +32,7 @@ VERSIONS = {
     "attack": 1,
     "autoattack": 1,
     "errors": 1,
+    "gpu": 1,
     "layers": 1,
     "sign-map": 1,
     "sweep": 1,

@@ -1,4 +1,7 @@
-"""The published table of robust accuracies, with fperr's numbers below the published ones."""
+"""The published table of robust accuracies, with fperr's numbers below the published ones.
+
+Below a network's line in float32 stand its lines in the arithmetic of a GPU, emulated.
+"""
 
 from typing import Any
 
@@ -6,11 +9,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fperr import zoo
+from fperr.errors import FperrError
 from fperr.figures import published, table
-from fperr.figures.attacks import STEPS, attack_outcomes, is_robust, radius_of, robust_counts
+from fperr.figures.attacks import (
+    ARITHMETICS,
+    ATTACKED,
+    STEPS,
+    attack_outcomes,
+    is_robust,
+    radius_of,
+    robust_counts,
+)
 from fperr.figures.study import Study, Subject
+from fperr.vocabulary import FormatName
 
 LOSSES = ("ce", "cw", "dlr", "gama", "mifpe", "tmifpe", "stable_ce")
+# the losses, and the most images, of the lines in other arithmetics: they take three times as long
+FEWER_LOSSES = ("ce", "mifpe", "tmifpe", "stable_ce")
+_MOST = 1000
 NAMES = {
     "clean": "Clean",
     "ce": "CE",
@@ -21,7 +37,7 @@ NAMES = {
     "tmifpe": "T-MIFPE",
     "stable_ce": "stable CE",
 }
-TITLE = f"Robust accuracy in per cent, PGD, {STEPS} steps, one start, float32"
+TITLE = f"Robust accuracy in per cent, PGD, {STEPS} steps, one start, float32 unless said"
 NOTE = (
     "Published: Yu and Xu, CVPR 2023, MNIST at ℓ∞ 0.3, CIFAR-10 at ℓ∞ 8/255. RobustBench: "
     "github.com/RobustBench/robustbench; the rest of the line is the name of the model there. "
@@ -29,6 +45,8 @@ NOTE = (
     "Lines of fperr below a published one: a network that its authors published, not proved to be "
     "the one of the paper: clean accuracies differ. The paper's last column (best of 4,900 steps) "
     "is left out.\n"
+    f"Lines with an @: a GPU's arithmetic, emulated, on {_MOST:,} images at most, and some of the "
+    "losses.\n"
     "Where there is no line of fperr, no checkpoint is at hand: the last column says where one is."
 )
 _DATASETS = {
@@ -41,9 +59,10 @@ _DATASETS = {
 def frame(study: Study) -> pd.DataFrame:
     """Attack the networks, and put their accuracies below the published ones.
 
-    Columns row, data, source, n, where, and an accuracy in per cent, or NaN, for each of `NAMES`.
+    Columns row, data, source, arithmetic, n, where, and an accuracy in per cent, or NaN, for each
+    of `NAMES`.
     """
-    rows_by_network = {subject.name: _network_row(study, subject) for subject in study.subjects}
+    rows_by_network = {subject.name: _network_rows(study, subject) for subject in study.subjects}
     rows: list[dict[str, Any]] = []
     for row in published.ROWS:
         numbers = dict(zip(published.COLUMNS, row.accuracies, strict=True))
@@ -56,22 +75,47 @@ def frame(study: Study) -> pd.DataFrame:
         }
         rows.append(published_row | numbers)
         if row.network in rows_by_network:
-            rows.append(rows_by_network.pop(row.network) | {"where": row.remark})
-    columns = ["row", "data", "source", "n", *NAMES, "where"]
-    return pd.DataFrame([*rows, *rows_by_network.values()]).reindex(columns=columns)
+            first, *others = rows_by_network.pop(row.network)
+            rows += [first | {"where": row.remark}, *others]
+    columns = ["row", "data", "source", "arithmetic", "n", *NAMES, "where"]
+    rows += [row for of_network in rows_by_network.values() for row in of_network]
+    return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def _network_row(study: Study, subject: Subject) -> dict[str, Any]:
+def _network_rows(study: Study, subject: Subject) -> list[dict[str, Any]]:
+    """The row of a network in float32, and those in other arithmetics.
+
+    If these are of fewer images, there is a second row in float32, of the same images.
+    """
+    rows = [_row(study, subject, "float32", LOSSES)]
+    if subject.name not in ATTACKED:
+        return rows
+    fewer = subject.at_most(_MOST)
+    for arithmetic in ARITHMETICS:
+        if arithmetic != "float32" or fewer.n < subject.n:
+            try:
+                rows.append(_row(study, fewer, arithmetic, FEWER_LOSSES) | {"where": ""})
+            except FperrError as fault:
+                refused = {"row": subject.name, "source": "fperr", "arithmetic": arithmetic}
+                rows.append(refused | {"data": "", "where": f"refused: {fault}"})
+    return rows
+
+
+def _row(
+    study: Study, subject: Subject, arithmetic: FormatName, losses: tuple[str, ...]
+) -> dict[str, Any]:
     """The row of a network: robust accuracy under each of the losses, in per cent."""
-    outcomes = {loss: attack_outcomes(study, subject, loss=loss) for loss in LOSSES}
-    clean = outcomes[LOSSES[0]]["is_clean_correct"]
+    outcomes = {
+        loss: attack_outcomes(study, subject, loss=loss, format=arithmetic) for loss in losses
+    }
+    clean = outcomes[losses[0]]["is_clean_correct"]
     shares = {loss: 100 * is_robust(outcome).mean() for loss, outcome in outcomes.items()}
     entry = zoo.entry(subject.name)
     dataset = _DATASETS.get(entry.dataset, entry.dataset)
     line = {"row": subject.name, "data": f"{dataset}, ℓ∞ {radius_of(subject):.3g}"}
     unjudged = max(robust_counts(outcome)["unjudged"] for outcome in outcomes.values())
     line["data"] += f" ({unjudged} not judged)" if unjudged else ""
-    line |= {"source": "fperr", "where": entry.source}
+    line |= {"source": "fperr", "arithmetic": arithmetic, "where": entry.source}
     return line | {"n": subject.n, "clean": 100 * clean.mean()} | shares
 
 
@@ -79,7 +123,10 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The cells of the table as text."""
     text = pd.DataFrame({"defence or network": frame["row"], "data": frame["data"]})
     images = frame["n"].map(lambda n: "" if pd.isna(n) else f", {int(n):,} images")
-    text["from"] = frame["source"] + images
+    arithmetics = frame["arithmetic"].map(
+        lambda name: "" if pd.isna(name) or name == "float32" else f", {name}"
+    )
+    text["from"] = frame["source"] + arithmetics + images
     for column, name in NAMES.items():
         text[name] = frame[column].map(lambda value: "" if pd.isna(value) else f"{value:.2f}")
     return text.assign(**{"network": frame["where"]})

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from fperr.figures import FIGURES, Study, Subject, accuracy, attacks, make, margins
 from fperr.figures.gallery import images_in
@@ -63,11 +64,21 @@ def test_margins(study):
 
 def test_precision_and_convergence(study):
     frame = FIGURES["precision"].frame(study)
-    assert len(frame) == 2 * 4 * 3
+    assert len(frame) == 2 * 4 * 4
     figure = FIGURES["precision"].draw(frame)
     for axis, (_, rows) in zip(figure.axes, frame.groupby("network", sort=False), strict=True):
         share = rows.assign(share=rows["robust"] / rows["n"])
         check_bars(axis, share, "arithmetic", "loss", "share")
+        labels = [label.get_text() for label in axis.get_xticklabels()]
+        for lines, loss in zip(axis.collections, ordered(rows["loss"]), strict=True):
+            for (low, high), label in zip(lines.get_segments(), labels, strict=True):
+                row = rows[(rows["loss"] == loss) & (rows["arithmetic"] == label)].iloc[0]
+                theirs = binomtest(row["robust"], row["n"]).proportion_ci(method="wilson")
+                assert [low[1], high[1]] == pytest.approx([theirs.low, theirs.high], abs=1e-12)
+                assert labels[round(low[0])] == label
+    exact = frame[frame["arithmetic"] == "exact"].set_index(["network", "loss"])["robust"]
+    for name in ("fashion_standard", "fashion_saturated"):  # the same function, the same gradient
+        assert exact[name, "ce"] == exact[name, "stable_ce"]
     by_step = FIGURES["convergence"].frame(study)
     last = by_step[by_step["step"] == by_step["step"].max()]
     for _, row in last[last["loss"].isin(accuracy.LOSSES)].iterrows():
@@ -104,8 +115,8 @@ def test_images_that_no_attack_could_judge_are_shown(study, monkeypatch):
     monkeypatch.setattr(accuracy, "attack_outcomes", damaged)
     frame = accuracy.precision_frame(Study(study.subjects[:1], study.cache))
     rows = frame[frame["loss"] == "ce"].set_index("arithmetic")
-    assert rows["robust"].to_dict() == {"float16": 2, "float32": 3, "float64": 3}
-    assert rows["unjudged"].to_dict() == {"float16": 1, "float32": 0, "float64": 0}
+    assert rows["robust"].to_dict() == {"float16": 2, "float32": 3, "float64": 3, "exact": 3}
+    assert rows["unjudged"].to_dict() == {"float16": 1, "float32": 0, "float64": 0, "exact": 0}
     title = accuracy.precision(frame).axes[0].get_title()
     assert title.endswith("4 images\n(up to 1 not judged)")
     sound = accuracy.precision(frame.assign(unjudged=0)).axes[0].get_title()

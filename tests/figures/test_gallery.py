@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
 
+from fperr import attack, measure
+from fperr.errors import ModelError
 from fperr.figures import (
     FIGURES,
     Study,
@@ -21,6 +24,7 @@ from fperr.figures import (
     boost,
     cost,
     errors,
+    gpu,
     layers,
     make,
     paper_size,
@@ -32,7 +36,7 @@ from fperr.figures import (
     tstar,
 )
 from fperr.figures import study as study_module
-from fperr.formats import format_named
+from fperr.formats import EMULATED, format_named
 from fperr.report.style import STAGES, colours, ordered
 
 NAMES = "fashion_standard", "fashion_saturated"
@@ -58,6 +62,10 @@ def small(monkeypatch):
         (layers, "_TRACED", 2),
         (tstar, "_COMPARED", 2),
         (tstar, "_EVERY", 2),
+        (gpu, "STEPS", 3),
+        (gpu, "_MEASURED", 4),
+        (gpu, "ARITHMETICS", ("float32", "float32@cuda")),
+        (table1, "ARITHMETICS", ("float32", "float32@cuda")),
         (regimes, "_POINTS", 12),
         (regimes, "_DRAWS", 3),
         (cost, "_WIDTHS", (1, 2)),
@@ -190,6 +198,87 @@ def test_phase(study):
             check_bars(axis, share, "scenario", "arithmetic", value)
 
 
+def test_gpu(study):
+    frame, figure = drawn("gpu", study)
+    assert len(frame) == 2 * 2 * 3 * 3  # networks, arithmetics, losses, kinds
+    assert (frame["refusal"] == "").all()
+    axes = iter(figure.axes)
+    palette = colours(gpu.LOSSES)
+    for name in NAMES:
+        for kind in ("delta", "step_gain", "robust_accuracy"):
+            axis = next(axes)
+            rows = frame[(frame["network"] == name) & (frame["kind"] == kind)]
+            assert axis.get_title() == f"{name}, {4 if kind != 'robust_accuracy' else 6} images"
+            for line, ranges, loss in zip(
+                axis.get_lines(), axis.collections, gpu.LOSSES, strict=True
+            ):
+                wanted = rows[rows["loss"] == loss]
+                assert line.get_color() == palette[loss]
+                assert list(line.get_xdata()) == list(wanted["value"])
+                assert list(np.round(line.get_ydata())) == [0, 1]
+                ends = [segment[:, 0].tolist() for segment in ranges.get_segments()]
+                assert ends == wanted[["low", "high"]].to_numpy().tolist()
+    # the same, measured and attacked again at the doors
+    subject = study.subjects[0]
+    few = subject.images.first(4)
+    again = measure(
+        subject.model, few.x, few.y, losses=["mifpe"], formats=["float32@cuda"], progress=False
+    ).frame
+    values = frame.set_index(["network", "loss", "arithmetic", "kind"]).sort_index()
+    found = values.loc[(NAMES[0], "mifpe", "float32@cuda")]
+    assert found.loc["delta", "value"] == pytest.approx(again["delta"].median(), rel=1e-12)
+    assert found.loc["step_gain", "low"] == pytest.approx(again["step_gain"].quantile(0.25))
+    result = attack(
+        subject.model, subject.images.x, subject.images.y, radius=0.015, steps=3, loss="mifpe",
+        format="float32@cuda",
+    )  # fmt: skip
+    withstand = int((~result.success).sum())
+    interval = binomtest(withstand, 6).proportion_ci(method="wilson")
+    assert list(found.loc["robust_accuracy", ["value", "low", "high"]]) == pytest.approx(
+        [withstand / 6, interval.low, interval.high]
+    )
+    # had the emulation not been on, the two lines would be the same
+    plain = values.loc[(NAMES[0], "mifpe", "float32")]
+    assert found.loc["delta", "value"] > plain.loc["delta", "value"]
+
+
+def test_gpu_has_every_emulated_format_and_says_so(study, monkeypatch):
+    monkeypatch.undo()
+    assert ("float32", *(f.name for f in EMULATED)) == gpu.ARITHMETICS
+    rows = [
+        {"network": NAMES[0], "arithmetic": name, "loss": "ce", "kind": "delta", "value": 0.1,
+         "low": 0.1, "high": 0.2, "n": 4, "left_out": 0, "refusal": ""}
+        for name in gpu.ARITHMETICS
+    ]  # fmt: skip
+    figure = gpu.draw(pd.DataFrame(rows))
+    assert "emulated" in figure.get_suptitle()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == list(gpu.ARITHMETICS)
+
+
+def test_gpu_names_what_is_refused_or_not_judged(study, monkeypatch):
+    known = gpu.measure
+
+    def refusing(*args, formats, **options):
+        if formats == ["float32@cuda"]:
+            raise ModelError("no layer of this network is a linear one")
+        report = known(*args, formats=formats, **options)
+        report.frame.loc[report.frame.index[0], "delta"] = math.nan
+        return report
+
+    monkeypatch.setattr(gpu, "measure", refusing)
+    frame, figure = drawn("gpu", Study(study.subjects[:1], study.cache / "refusing"))
+    refused = frame[frame["arithmetic"] == "float32@cuda"]
+    assert set(refused["refusal"]) == {"no layer of this network is a linear one"}
+    assert refused["value"].isna().all()
+    for axis in figure.axes:
+        (text,) = axis.texts
+        assert (text.get_text(), text.get_position()[1]) == ("refused", 1)
+        assert all(list(np.round(line.get_ydata())) == [0] for line in axis.get_lines())
+    assert figure.axes[0].get_title().endswith("4 images\n(up to 1 not judged)")
+    assert "judged" not in figure.axes[1].get_title()
+
+
 def test_stages(study):
     frame, figure = drawn("stages", study)
     places = iter(figure.axes)
@@ -290,12 +379,19 @@ def test_table1(study, tmp_path):
     frame = table1.frame(study)
     assert (frame["source"] == "published").sum() == len(published.ROWS) == 26
     for name in NAMES:
-        found = attacks.attack_outcomes(study, Subject(name, 6), loss="tmifpe")
-        row = frame[frame["row"] == name].iloc[0]
-        assert row["tmifpe"] == pytest.approx(100 * (~found["success"]).mean())
-        assert row["clean"] == pytest.approx(100 * (found["first_success_step"] != 0).mean())
+        rows = frame[frame["row"] == name]
+        assert list(rows["arithmetic"]) == ["float32", "float32@cuda"]
+        for _, row in rows.iterrows():
+            found = attacks.attack_outcomes(
+                study, Subject(name, 6), loss="tmifpe", format=row["arithmetic"]
+            )
+            assert row["tmifpe"] == pytest.approx(100 * (~found["success"]).mean())
+            assert row["clean"] == pytest.approx(100 * (found["first_success_step"] != 0).mean())
+        assert rows["cw"].isna().tolist() == [False, True]
     text = paths[2].read_text()
     assert "| Fast adversarial training, SmallCNN" in text
+    assert "| fperr, float32@cuda, 6 images" in text
+    assert "emulated" in text
     assert "github.com/yaodongyu/TRADES" in text
     cells = table1.cells(frame)
     lines_of = [line for line in text.splitlines() if line.startswith("| ")]
@@ -306,6 +402,26 @@ def test_table1(study, tmp_path):
     for line in latex:  # C&W's own sign is escaped
         assert len(re.findall(r"(?<!\\)&", line)) == len(cells.columns) - 1
     assert r"C\&W" in latex[0]
+
+
+def test_lines_by_arithmetic_are_of_the_same_images_and_may_be_refused(study, monkeypatch):
+    known = table1.attack_outcomes
+
+    def refusing(study, subject, *, loss, format):
+        if format == "float32@cuda":
+            raise ModelError("no layer of this network is a linear one")
+        return known(study, subject, loss=loss, format=format)
+
+    monkeypatch.setattr(table1, "_MOST", 4)
+    monkeypatch.setattr(table1, "attack_outcomes", refusing)
+    frame = table1.frame(Study(study.subjects[:1], study.cache))
+    rows = frame[frame["row"] == NAMES[0]]
+    assert list(rows["arithmetic"]) == ["float32", "float32", "float32@cuda"]
+    assert list(rows["n"])[:2] == [6, 4]
+    few = known(study, Subject(NAMES[0], 4), loss="ce", format="float32")
+    assert rows["ce"].iloc[1] == pytest.approx(100 * (~few["success"]).mean())
+    assert rows["where"].iloc[2] == "refused: no layer of this network is a linear one"
+    assert set(table1.cells(rows).iloc[2][list(table1.NAMES.values())]) == {""}
 
 
 def test_published_rows_stand_above_the_networks_at_hand(fperr_data, tmp_path):
@@ -429,7 +545,7 @@ def test_an_attack_is_kept_by_its_own_version(study, monkeypatch):
     assert attack_again() == before + 1
 
 
-@pytest.mark.parametrize("name", ["regimes", "phase", "table1"])
+@pytest.mark.parametrize("name", ["regimes", "phase", "gpu", "table1"])
 def test_pictures_are_neither_empty_nor_cut(name, study, tmp_path):
     paths = make(name, study, tmp_path, "", ("png",))
     picture = matplotlib.image.imread(paths[1])[..., :3]
@@ -439,5 +555,5 @@ def test_pictures_are_neither_empty_nor_cut(name, study, tmp_path):
     about = json.loads(paths[0].read_text())
     assert about["attacks"]["seed"] == 0
     assert about["attacks"]["steps"] == FIGURES[name].steps
-    assert about["images"] == (dict.fromkeys(NAMES, 6) if name == "phase" else {})
+    assert about["images"] == (dict.fromkeys(NAMES, 6) if name in ("phase", "gpu") else {})
     assert set(about["networks"]) == set(NAMES)

@@ -11,8 +11,6 @@ from fperr.cli.work.subjects import check_folder
 from fperr.cli.work.terminal import progress_bar
 from fperr.figures import FIGURES, Study, Subject, make, paper_size
 
-_IMAGES = 100
-
 
 def figures_command(
     *,
@@ -46,13 +44,14 @@ def figures_command(
         raise ValueError(
             f"{', '.join(figure_names)} is drawn from no network: leave out --networks"
         )
-    count = _IMAGES if n is None else n
-    size = "--full" if full else f"--n {count}"
     subjects: dict[tuple[str, int], Subject] = {}  # loaded once for all figures
+    sizes: dict[str, str] = {}  # as an option, by figure
     subjects_by_figure: dict[str, tuple[Subject, ...]] = {}
     for name in figure_names:
         recipe = FIGURES[name]
         network_names = (selected or recipe.available) if recipe.networks else []
+        count = recipe.images if n is None else n
+        sizes[name] = "--full" if full else f"--n {count}"
         counts = [
             paper_size(network, recipe.max_images) if full else count for network in network_names
         ]
@@ -69,6 +68,6 @@ def figures_command(
             names_used = ",".join(subject.name for subject in subjects_by_figure[name])
             networks_option = f" --networks {names_used}" if names_used else ""
             study = Study(subjects_by_figure[name], cache_folder)
-            make(name, study, out, f"fperr figures {name} {size}{networks_option}", kinds)
+            make(name, study, out, f"fperr figures {name} {sizes[name]}{networks_option}", kinds)
             bar.advance(task)
     typer.echo(f"Written: {out}/ " + ", ".join(figure_names))
