@@ -52,6 +52,7 @@ def figures_command(
             autocompletion=completes_list(*PICTURES),
         ),
     ] = "png",
+    device: options.DeviceOption = "cpu",
     quiet: options.QuietOption = False,
 ) -> None:
     """Draw the papers' figures and tables from real networks; results are kept and used again."""

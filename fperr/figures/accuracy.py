@@ -133,11 +133,9 @@ def density_frame(study: Study) -> pd.DataFrame:
     for subject in study.subjects:
         for loss in (CLEAN, "ce", "mifpe"):
             if loss == CLEAN:
-                images, z = subject.images, subject.logits.double()
-                label_logits = z.gather(1, images.y[:, None])[:, 0]
-                margin = (
-                    label_logits - z.scatter(1, images.y[:, None], -torch.inf).amax(1)
-                ).numpy()
+                labels, z = subject.images.y.cpu()[:, None], subject.logits.double()
+                others = z.scatter(1, labels, -torch.inf).amax(1)
+                margin = (z.gather(1, labels)[:, 0] - others).numpy()
             else:
                 outcome = attack_outcomes(study, subject, loss=loss, freeze=False)
                 margin = outcome["best_margin"].to_numpy()

@@ -140,18 +140,19 @@ def _library_outcome(study: Study, subject: Subject, attacks: list[str]) -> pd.D
         library: Callable[..., Any] = importlib.import_module(LIBRARY).AutoAttack
         model, images = subject.model, subject.images
         ensemble = library(
-            model, norm="Linf", eps=radius, seed=SEED, device="cpu", version="custom",
+            model, norm="Linf", eps=radius, seed=SEED, device=subject.device, version="custom",
             attacks=attacks,
         )  # fmt: skip
         ensemble.verbose = False
         for component in (ensemble.apgd, ensemble.fab):  # as in its standard version
             component.n_restarts = 1
         ensemble.fab.n_target_classes = ensemble.apgd_targeted.n_target_classes = _TARGETS
-        with torch.random.fork_rng(devices=[]):
+        cards = [subject.device] if subject.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cards):
             adversarial, _ = ensemble.run_standard_evaluation(images.x, images.y, batch_size=_BATCH)
         with torch.no_grad():
             predicted = torch.cat([model(x) for x in torch.split(adversarial, _BATCH)]).argmax(1)
-        return pd.DataFrame({"success": (predicted != images.y).numpy()})
+        return pd.DataFrame({"success": (predicted != images.y).cpu().numpy()})
 
     settings = {"attacks": attacks, "radius": radius, "seed": SEED, "library": version(LIBRARY)}
     return study.cached("autoattack", settings, compute, subject)

@@ -41,7 +41,7 @@ def _signs(subject: Subject) -> pd.DataFrame:
     Raises:
         ValueError: The images have several channels.
     """
-    is_correct = subject.logits.argmax(1) == subject.images.y
+    is_correct = subject.logits.argmax(1) == subject.images.y.cpu()
     sample = int(is_correct.int().argmax())
     x, y = subject.images.x[sample : sample + 1], subject.images.y[sample : sample + 1]
     if x.shape[1] != 1:
@@ -53,10 +53,10 @@ def _signs(subject: Subject) -> pd.DataFrame:
     frames = []
     for loss in _LOSSES:
         exact, computed = (
-            gradient(subject, x, y, loss=loss, format=name)[0, 0].sign().numpy()
+            gradient(subject, x, y, loss=loss, format=name)[0, 0].sign().cpu().numpy()
             for name in ("exact", _FORMAT)
         )
-        flat = {"row": rows, "column": columns, "pixel": x[0, 0].numpy()}
+        flat = {"row": rows, "column": columns, "pixel": x[0, 0].cpu().numpy()}
         flat |= {"exact": exact, "computed": computed}
         pixels = pd.DataFrame({name: values.reshape(-1) for name, values in flat.items()})
         frames.append(pixels.assign(sample=sample, loss=loss))

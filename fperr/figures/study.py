@@ -26,6 +26,7 @@ from fperr.zoo.architectures import conv_small
 PACKAGED = "fashion_mnist_1000"
 _PACKAGED_IMAGES = 1000
 _BATCH = 500
+_CPU = torch.device("cpu")
 # A result of the cache is used as long as these stay: add one where what it holds, or how it is
 # computed, has changed. Code that only moves, is renamed or draws differently keeps them.
 VERSIONS = {
@@ -47,43 +48,51 @@ class Subject:
     Attributes:
         name: Name of the network.
         n: Number of images.
+        device: Device on which all is computed.
     """
 
     name: str
     n: int
+    device: torch.device = _CPU
 
     @cached_property
     def model(self) -> nn.Module:
         """The trained network."""
-        return zoo.load(self.name)
+        return zoo.load(self.name).to(self.device)
 
     @cached_property
     def images(self) -> data.Images:
         """The images and labels: packaged, or Debian's if more than the packaged 1,000."""
         dataset = zoo.entry(self.name).dataset
-        if dataset == PACKAGED and self.n > _PACKAGED_IMAGES:
-            return data.fashion_mnist("t10k").first(self.n)
-        return data.images_named(dataset).first(self.n)
+        whole = (
+            data.fashion_mnist("t10k")
+            if dataset == PACKAGED and self.n > _PACKAGED_IMAGES
+            else data.images_named(dataset)
+        )
+        first = whole.first(self.n)
+        return data.Images(first.name, first.x.to(self.device), first.y.to(self.device))
 
     @cached_property
     def logits(self) -> Tensor:
-        """The logits (n, K) of the images, float32."""
+        """The logits (n, K) of the images, float32, on the CPU."""
         with torch.no_grad():
-            return torch.cat([self.model(x) for x in torch.split(self.images.x, _BATCH)])
+            return torch.cat([self.model(x) for x in torch.split(self.images.x, _BATCH)]).cpu()
 
     def at_most(self, n: int) -> "Subject":
         """The same network with no more than n images."""
-        return self if self.n <= n else Subject(self.name, n)
+        return self if self.n <= n else replace(self, n=n)
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the weights, and of images and labels."""
+        """SHA-256 of the weights, and of images and labels; the device, if it is not the CPU."""
         weights = data.digest(*self.model.state_dict().values())
-        return {"model": weights, "images": data.digest(self.images.x, self.images.y)}
+        digests = {"model": weights, "images": data.digest(self.images.x, self.images.y)}
+        is_cpu = self.device.type == "cpu"  # its results are kept under the names they had
+        return digests if is_cpu else {**digests, "device": _name_of(self.device)}
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """The number of images and the digests."""
+        """The number of images, and what `digests` has."""
         return {"n": self.n, **self.digests}
 
 
@@ -183,6 +192,10 @@ class Study:
         with warnings.catch_warnings():  # the frame holds the counts, and the figures show them
             warnings.simplefilter("ignore", AttackWarning)
             return attack_in_batches(network, images.x, images.y, folder, wait=True, **options)
+
+
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def paper_size(name: str, max_images: int | None) -> int:

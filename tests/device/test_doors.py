@@ -16,6 +16,18 @@ from torch import nn
 import fperr
 from fperr import bounds, exact, losses
 from fperr.attacks import attack_in_batches
+from fperr.figures import (
+    FIGURES,
+    Study,
+    Subject,
+    accuracy,
+    attacks,
+    boost,
+    gpu,
+    sweep,
+    table1,
+    tstar,
+)
 from fperr.vocabulary import ENGINES
 from tests.conftest import seeded
 from tests.makers.libraries import APGDAttack, pgd_linf, torchattacks
@@ -406,3 +418,24 @@ def test_another_librarys_attack(attack, pretend):
     assert points.device == pretend
     assert torch.equal(points.cpu(), expected)
     pd.testing.assert_frame_equal(steps, steps_on_cpu)
+
+
+# without those of times and of no network, and AutoAttack, which draws on the device
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(name for name, r in FIGURES.items() if r.networks))
+def test_a_figure(name, pretend, tmp_path, monkeypatch):
+    for module in (attacks, accuracy, boost, gpu, sweep, tstar):
+        monkeypatch.setattr(module, "STEPS", 2)
+    for module in (gpu, table1):
+        monkeypatch.setattr(module, "ARITHMETICS", ("float32", "float16@cuda"))
+    monkeypatch.setattr(boost, "LIBRARY", "a_library_that_is_not_there")
+    monkeypatch.setattr(sweep, "TEMPERATURES", (1.0,))
+
+    def drawn(device):
+        study = Study((Subject("fashion_saturated", 2, device),), tmp_path)
+        return FIGURES[name].frame(study)
+
+    with counted() as counts:
+        found = drawn(pretend)
+    assert counts.bytes_to_cpu  # it did not run on the CPU alone
+    pd.testing.assert_frame_equal(found, drawn(torch.device("cpu")))

@@ -10,6 +10,7 @@ from fperr.cli.names import PICTURES
 from fperr.cli.work.subjects import check_folder
 from fperr.cli.work.terminal import progress_bar
 from fperr.figures import FIGURES, Study, Subject, make, paper_size
+from fperr.networks.model import usable_device
 
 
 def figures_command(
@@ -21,6 +22,7 @@ def figures_command(
     out: Path,
     cache: Path | None,
     pictures: str,
+    device: str,
     quiet: bool,
 ) -> None:
     """Draw the papers' figures and tables from real networks; results are kept and used again."""
@@ -35,6 +37,7 @@ def figures_command(
         raise ValueError("--full and --n exclude each other: leave one out")
     if n is not None and n < 1:
         raise ValueError(f"--n must be at least 1, got {n}")
+    where = usable_device(device)
     cache_folder = cache or user_cache_path("fperr") / "figures"
     check_folder(out, overwrite=True)
     check_folder(cache_folder, overwrite=True, option="--cache")
@@ -57,7 +60,7 @@ def figures_command(
         ]
         keys = list(zip(network_names, counts, strict=True))
         for key in keys:
-            subjects.setdefault(key, Subject(*key))
+            subjects.setdefault(key, Subject(*key, where))
         subjects_by_figure[name] = tuple(subjects[key] for key in keys)
     for subject in subjects.values():
         _ = subject.images  # raises where there are fewer: before hours of drawing
@@ -65,9 +68,11 @@ def figures_command(
         task = bar.add_task("figures", total=len(figure_names), text="")
         for name in figure_names:
             bar.update(task, text=name)
+            device_option = "" if where.type == "cpu" else f" --device {where}"
             names_used = ",".join(subject.name for subject in subjects_by_figure[name])
             networks_option = f" --networks {names_used}" if names_used else ""
             study = Study(subjects_by_figure[name], cache_folder)
-            make(name, study, out, f"fperr figures {name} {sizes[name]}{networks_option}", kinds)
+            command = f"fperr figures {name} {sizes[name]}{networks_option}{device_option}"
+            make(name, study, out, command, kinds)
             bar.advance(task)
     typer.echo(f"Written: {out}/ " + ", ".join(figure_names))
