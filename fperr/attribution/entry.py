@@ -20,13 +20,13 @@ from fperr.attribution.arms import (
     EXACT_CE,
     IN_FORMAT,
     UNLIMITED_CE,
-    Arm,
     ArmResult,
     Setting,
     run_arm,
 )
 from fperr.attribution.autoattack import fooled_by_autoattack
 from fperr.attribution.forecast import Forecast, forecast
+from fperr.attribution.outcomes import attack_words, outcome_frame
 from fperr.attribution.parts import FLOOR, floor, parts_of
 from fperr.attribution.request import (
     AttributionRequest,
@@ -180,11 +180,15 @@ def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool) ->
         stand_in = None
         if exact == "sample":
             stand_in = _stand_in(results, setting, run.path, bar)
-    frame = _frame(request, results, everywhere)
+    frame = outcome_frame(setting.y.cpu().numpy(), results, everywhere)
     if request.search is not None:
         _add_floor(request, frame, results, run)
     parts = parts_of(frame, is_exact=exact == "all", confidence=request.confidence)
-    result = Attribution(frame, parts, _kind(request), stand_in, request.search, note)
+    words = attack_words(
+        setting.format, setting.norm, setting.radius, setting.steps, setting.starts,
+        is_targeted=setting.targets is not None,
+    )  # fmt: skip
+    result = Attribution(frame, parts, words, stand_in, request.search, note)
     run.publish(FRAME_FILE, frame.to_parquet(index=False))
     run.publish(PAGE_FILE, result.to_html().encode())
     run.check()
@@ -255,26 +259,6 @@ def _stand_in(
     return compared(stable, arm.withstands, discordant, random)
 
 
-def _frame(
-    request: AttributionRequest, results: dict[str, ArmResult], everywhere: tuple[Arm, ...]
-) -> pd.DataFrame:
-    """The outcomes, a row an image; it is judged if all arms that ran on all images judge it."""
-    setting = request.setting
-    judged = np.all([results[arm.name].is_judged for arm in everywhere], axis=0)
-    columns = {name: result.withstands for name, result in results.items()}
-    for arm in EXACT:
-        columns.setdefault(arm.name, np.full(len(setting.x), np.nan))
-    return pd.DataFrame(
-        {
-            "sample": range(len(setting.x)),
-            "label": setting.y.cpu().numpy(),
-            "is_judged": judged,
-            **columns,
-            "never_had_gradient": results["ce"].never_had_gradient,
-        }
-    )
-
-
 def _add_floor(
     request: AttributionRequest, frame: pd.DataFrame, results: dict[str, ArmResult], run: RunFolder
 ) -> None:
@@ -298,12 +282,3 @@ def _kept(run: RunFolder, compute: Callable[[], np.ndarray]) -> np.ndarray:
     piece = {"seal": run.stamp(_SEARCH_FILE), "fooled": fooled.tolist()}
     run.keep(_SEARCH_FILE, sealed(json.dumps(piece).encode()))
     return fooled
-
-
-def _kind(request: AttributionRequest) -> str:
-    setting = request.setting
-    targeted = "targeted, " if setting.targets is not None else ""
-    return (
-        f"PGD, {setting.format}, {targeted}{setting.norm} {setting.radius:g}, {setting.steps} "
-        f"steps, {setting.starts} start{'s' * (setting.starts > 1)}"
-    )

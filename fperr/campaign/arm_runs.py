@@ -18,7 +18,9 @@ from fperr.reasons import UnmeasuredWarning
 
 Made = tuple[pd.DataFrame, dict[str, Any]]
 _COLUMNS = tuple(
-    f.name for f in fields(AttackResult) if f.type is Tensor and f.name not in ("adversarial", "best")
+    f.name
+    for f in fields(AttackResult)
+    if f.type is Tensor and f.name not in ("adversarial", "best")
 )
 
 

@@ -152,7 +152,7 @@ def plan_of(spec: Spec, sizes: Mapping[str, int] | None = None) -> Plan:
     if absent and spec.options["missing"] == "refuse":
         raise FperrError(
             f"{len(absent)} of {len(spec.models)} models cannot be had: {listed}. Get them, or "
-            "write missing = \"skip\" into the spec, which runs the others"
+            'write missing = "skip" into the spec, which runs the others'
         )
     if not models:
         raise FperrError(f"no model of {spec.path} is there: {listed}")

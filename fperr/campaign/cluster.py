@@ -4,14 +4,13 @@ import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, Security
 
 from fperr.campaign.identities import versions
+from fperr.campaign.place import Place
 from fperr.errors import FperrError
 
 _HERE = "127.0.0.1"
@@ -30,48 +29,6 @@ _SETTINGS: Mapping[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a campaign runs.
-
-    Attributes:
-        workers: Number of worker processes, of this machine or of SLURM.
-        scheduler: Address of a running scheduler; None for workers of our own.
-        is_slurm: Whether workers are jobs of SLURM.
-        slurm: Options of `dask_jobqueue.SLURMCluster`.
-        memory: Memory of each worker, as `"4GB"`; None for an equal share of the machine's.
-        tls: Files `ca_file`, `cert` and `key` for an encrypted connection, or nothing.
-    """
-
-    workers: int = 1
-    scheduler: str | None = None
-    is_slurm: bool = False
-    slurm: Mapping[str, Any] = field(default_factory=dict)
-    memory: str | None = None
-    tls: Mapping[str, Path] = field(default_factory=dict)
-
-    @property
-    def security(self) -> Security | None:
-        """Dask's own record of the TLS files; None where there are none.
-
-        Raises:
-            ValueError: Some of the files are not given, or missing.
-        """
-        if not self.tls:
-            return None
-        for name in ("ca_file", "cert", "key"):
-            path = self.tls.get(name)
-            if path is None or not path.is_file():
-                option = f"--tls-{name.replace('_', '-')}"
-                raise ValueError(f"{option} must be a file beside the other --tls options, got {path}")
-        return Security(
-            tls_ca_file=str(self.tls["ca_file"]),
-            tls_client_cert=str(self.tls["cert"]),
-            tls_client_key=str(self.tls["key"]),
-            require_encryption=True,
-        )
-
-
 @contextmanager
 def connected(place: Place) -> Iterator[Client]:
     """A client of the workers, all of which have our versions.
@@ -82,7 +39,7 @@ def connected(place: Place) -> Iterator[Client]:
     """
     with dask.config.set(_SETTINGS):
         if place.scheduler is not None:
-            with _client(place.scheduler, place.security) as client:
+            with _client(place.scheduler, security_of(place)) as client:
                 check_versions(client)
                 yield client
             return
@@ -107,6 +64,29 @@ def _client(address: str, security: Security | None) -> Client:
             f"no worker has come to {address}: start one with `dask worker {address} --nthreads 1`"
         ) from fault
     return client
+
+
+def security_of(place: Place) -> Security | None:
+    """Dask's own record of the TLS files; None where there are none.
+
+    Raises:
+        ValueError: Some of the files are not given, or missing.
+    """
+    if not place.tls:
+        return None
+    for name in ("ca_file", "cert", "key"):
+        path = place.tls.get(name)
+        if path is None or not path.is_file():
+            raise ValueError(
+                f"--tls-{name.replace('_', '-')} must be a file, beside the other --tls options, "
+                f"got {path}"
+            )
+    return Security(
+        tls_ca_file=str(place.tls["ca_file"]),
+        tls_client_cert=str(place.tls["cert"]),
+        tls_client_key=str(place.tls["key"]),
+        require_encryption=True,
+    )
 
 
 @contextmanager

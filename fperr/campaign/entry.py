@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from fperr.campaign.cells import Cell, Plan, plan_of
-from fperr.campaign.cluster import Place, connected
 from fperr.campaign.folder import CampaignFolder, opened_folder
-from fperr.campaign.forecast import sizes_of
-from fperr.campaign.run import Advance, Tally, run_cells
+from fperr.campaign.place import Place
 from fperr.campaign.spec import Spec
+from fperr.campaign.tally import Advance, Tally
 
 Notify = Callable[[str], object]
 
@@ -88,9 +88,15 @@ def run_campaign(
 def _run(
     campaign: CampaignFolder, left: list[Cell], place: Place, advance: Advance, notify: Notify
 ) -> Tally:
-    with connected(place) as client:
+    with _module("cluster").connected(place) as client:
         notify(f"Dashboard: {client.dashboard_link}")
-        return run_cells(client, campaign, left, advance, notify)
+        tally: Tally = _module("run").run_cells(client, campaign, left, advance, notify)
+    return tally
+
+
+def _module(name: str) -> Any:
+    """A module that takes seconds to load, and that a finished campaign does not need."""
+    return import_module(f"fperr.campaign.{name}")
 
 
 def planned(spec: Spec, campaign: CampaignFolder) -> Plan:
@@ -99,7 +105,7 @@ def planned(spec: Spec, campaign: CampaignFolder) -> Plan:
     if spec.options["cell_seconds"] is None:
         return plan
     kept = campaign.sizes()
-    sizes = sizes_of(plan, kept)
+    sizes: Mapping[str, int] = _module("forecast").sizes_of(plan, kept)
     if sizes != kept:
         campaign.keep_sizes(sizes)
     return replace(plan, sizes=sizes)

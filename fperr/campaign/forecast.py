@@ -93,9 +93,7 @@ def _forecasts(model: PlannedModel, plan: Plan) -> list[ArmForecast]:
         images = max(cell.rows[1] - cell.rows[0] for cell in cells)
         rows = len(model.images.x) * sum(map(_rows_per_image, arms))
         size = len(cells) * _PART_BYTES + rows * _ROW_BYTES[arms[0].kind]
-        results.append(
-            ArmForecast(model.spec.name, key, len(cells), images, each * images, size)
-        )
+        results.append(ArmForecast(model.spec.name, key, len(cells), images, each * images, size))
     return results
 
 
@@ -126,10 +124,8 @@ def _seconds_per_image(arm: Arm, subject: Subject, plan: Plan) -> float:
     if arm.kind == "measure":
         n = min(_TIMED_IMAGES, len(images.x))
         labels = images.y[:n] if options["scenarios"] is None else None
-        times = estimate(
-            subject.model, images.x[:n], labels, logits=subject.logits, **options
-        )
-        return times.seconds / n
+        times = estimate(subject.model, images.x[:n], labels, logits=subject.logits, **options)
+        return float(times.seconds) / n
     is_exact = options["format"] == "exact"
     setting = Setting(
         subject.usable, images.x, images.y, None, options["radius"], cast(Norm, options["norm"]),
@@ -138,4 +134,4 @@ def _seconds_per_image(arm: Arm, subject: Subject, plan: Plan) -> float:
         options["accept_probabilities"],
     )  # fmt: skip
     each = seconds_per_image_and_step(EXACT_CE if is_exact else CE, setting)
-    return each * options["steps"]
+    return float(each * options["steps"])

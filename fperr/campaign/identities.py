@@ -83,7 +83,8 @@ def code_digests(module: Path) -> dict[str, str]:
         finder.run_script(str(module.resolve()))
     except SyntaxError as fault:
         raise ValueError(f"{module} is no Python: {fault}") from fault
-    files = {Path(m.__file__) for m in finder.modules.values() if m.__file__}
+    paths = (getattr(imported, "__file__", None) for imported in finder.modules.values())
+    files = {Path(path) for path in paths if path is not None}
     return {os.path.relpath(file, folder): _file_digest(file) for file in sorted(files)}
 
 

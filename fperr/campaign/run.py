@@ -5,7 +5,6 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, wait
@@ -15,36 +14,12 @@ from fperr.campaign.cells import Cell
 from fperr.campaign.cluster import TRIES_ELSEWHERE, retire_others
 from fperr.campaign.folder import CampaignFolder
 from fperr.campaign.parts import file_name, is_part
-from fperr.campaign.tasks import task_of
-from fperr.campaign.worker import execute
+from fperr.campaign.tally import Advance, Tally
+from fperr.campaign.tasks import run_task, task_of
 from fperr.errors import FperrError, StorageError
 
 _AHEAD = 2  # cells for each thread that the scheduler has: one runs, one waits
 _LOOK = 5.0  # seconds between looks at the workers while nothing ends
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a run has done so far.
-
-    Attributes:
-        total: Number of cells to run.
-        finished: Number of cells whose parts were written.
-        failed: Number of cells that were recorded as failed.
-        begun: Number of executions, those that a death cut off among them.
-        seconds: Seconds of computing of the finished cells.
-        refused: Words about workers that were refused.
-    """
-
-    total: int
-    finished: int = 0
-    failed: int = 0
-    begun: int = 0
-    seconds: float = 0.0
-    refused: list[str] = field(default_factory=list)
-
-
-Advance = Callable[[Tally], object]
 
 
 def run_cells(
@@ -85,7 +60,7 @@ class _Loop:
         self._client, self._folder, self._queue = client, folder, queue
         self._advance, self._notify = advance, notify
         self._session = uuid.uuid4().hex[:12]
-        self._window: dict[Future, Cell] = {}
+        self._window: dict[Future[Any], Cell] = {}
         self._deaths: Counter[str] = Counter()
         self._has_told = False
         self.tally = Tally(len(queue))
@@ -112,9 +87,9 @@ class _Loop:
     def _submit(self, cell: Cell) -> None:
         key = f"cell-{cell.digest}-{uuid.uuid4().hex[:8]}"
         task = task_of(cell, self._folder.store, self._session)
-        self._window[self._client.submit(execute, task, key=key, pure=False)] = cell
+        self._window[self._client.submit(run_task, task, key=key, pure=False)] = cell
 
-    def _ended(self) -> Iterable[Future]:
+    def _ended(self) -> Iterable[Future[Any]]:
         """The cells that have ended, at least one, or none after some seconds."""
         try:
             return list(wait(list(self._window), timeout=_LOOK, return_when="FIRST_COMPLETED").done)
@@ -132,8 +107,7 @@ class _Loop:
             self._has_told = False
         elif not self._has_told:
             self._notify(
-                f"no worker is at {self._client.scheduler.address} now: waiting for one "
-                "(Ctrl-C ends; what is finished stays)"
+                "no worker is there now: waiting for one (Ctrl-C ends; what is finished stays)"
             )
             self._has_told = True
 
@@ -143,7 +117,7 @@ class _Loop:
             "are kept. Start a scheduler, and the same again"
         )
 
-    def _take(self, future: Future) -> None:
+    def _take(self, future: Future[Any]) -> None:
         """Take a cell that has ended, well or not."""
         cell = self._window.pop(future)
         if future.status in ("cancelled", "lost"):
@@ -158,7 +132,9 @@ class _Loop:
         if "refused" in outcome:
             self._refuse(cell, outcome)
         elif "unwritten" in outcome:
-            raise StorageError(f"{cell.words}, on worker {outcome['worker']}: {outcome['unwritten']}")
+            raise StorageError(
+                f"{cell.words}, on worker {outcome['worker']}: {outcome['unwritten']}"
+            )
         elif "failed" in outcome:
             self._fail(cell, outcome)
         else:
@@ -167,9 +143,9 @@ class _Loop:
     def _finish(self, cell: Cell, outcome: Mapping[str, Any]) -> None:
         if not is_part(self._folder.read_part(cell.digest), cell.digest):
             raise StorageError(
-                f"worker {outcome['worker']} has written {PARTS}/{file_name(cell.digest)}, and it is "
-                f"not in {self._folder.store.place} here: give a folder that all machines share, "
-                "or storage = a URL"
+                f"worker {outcome['worker']} has written {PARTS}/{file_name(cell.digest)}, which "
+                f"is not in {self._folder.store.place} here: give a folder that all machines "
+                "share, or storage = a URL"
             )
         self.tally.finished += 1
         self.tally.seconds += outcome["seconds"]

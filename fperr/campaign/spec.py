@@ -230,9 +230,7 @@ class _Reader:
         try:
             return key.kind.read(table[key.name])
         except (TypeError, ValueError, AttributeError, ZeroDivisionError) as fault:
-            raise self.fault(
-                (*path, key.name), key.kind.words, f"{table[key.name]!r}"
-            ) from fault
+            raise self.fault((*path, key.name), key.kind.words, f"{table[key.name]!r}") from fault
 
     def fault(self, path: Sequence[str | int], expected: str, got: str) -> ValueError:
         """The error about a value."""

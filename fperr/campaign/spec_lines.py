@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:
-    """The number of the line, from 1, on which the value at a path begins; None if there is none.
+    r"""The number of the line, from 1, on which the value at a path begins; None if there is none.
 
     It is the line after the last beginning of the file that is TOML without the value, so that
     values of several lines, quoted keys and inline tables need no rules of their own.
@@ -15,7 +15,7 @@ def line_of(text: str, path: Sequence[str | int]) -> int | None:
         path: Keys, and numbers of the tables of an array, from 0, that lead to the value.
 
     Example:
-        >>> line_of('[[models]]\\n# the first\\nname = [\\n  "a",\\n]\\n', ("models", 0, "name"))
+        >>> line_of('[[models]]\n# the first\nname = [\n  "a",\n]\n', ("models", 0, "name"))
         3
     """
     lines = text.splitlines(keepends=True)

@@ -116,7 +116,8 @@ def _loaded(wanted: Mapping[str, Any]) -> _Held:
         if there != identity["model"]:
             raise FperrError(
                 f"files of {options['source']} are not those that the campaign saw "
-                f"({_changed(identity['model'], there)}): start the same again, which sees them anew"
+                f"({_changed(identity['model'], there)}): start the same again, which sees them "
+                "anew"
             )
         _forget_code(options["source"])
         subject = subject_of(
