@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from dask.dataframe import DataFrame, read_parquet
 
 from fperr import storage
 from fperr.campaign import leaderboard
@@ -97,12 +97,16 @@ def collect(view: View, out: Path, advance: Callable[[str], object] = lambda _: 
     )
 
 
-def lazy_frame(folder: Path, kind: str) -> DataFrame:
-    """The collected rows of a kind as a lazy Dask frame.
+def lazy_frame(folder: Path, kind: str) -> ds.Dataset:
+    """The collected rows of a kind, read where they are asked for.
 
     Args:
         folder: Folder that `collect` wrote to.
         kind: `"attack"` or `"measure"`.
+
+    Returns:
+        PyArrow's dataset: `to_batches()`, `count_rows()`, `to_table(columns=..., filter=...)`; and
+        `dask.dataframe.read_parquet` reads the same file.
 
     Raises:
         ValueError: Nothing of that kind was collected there.
@@ -110,8 +114,7 @@ def lazy_frame(folder: Path, kind: str) -> DataFrame:
     path = folder / f"{kind}.parquet"
     if not path.is_file():
         raise ValueError(f"{path} is missing: `fperr campaign collect` writes it")
-    frame: DataFrame = read_parquet(path, split_row_groups=True)
-    return frame
+    return ds.dataset(path, format="parquet")
 
 
 def _of_model(outcomes: ModelOutcomes, spec: Spec) -> tuple[dict[str, Any], str | None, str | None]:

@@ -42,15 +42,17 @@ class CampaignFolder:
         return {cell for cell in self._named(PARTS, cells) if self._is_whole(cell)}
 
     def _is_whole(self, cell: str) -> bool:
-        if is_part(self.read_part(cell), cell):
+        if is_part(self.read_part(cell) or b"", cell):
             return True
         self.distrust(cell)
         return False
 
-    def read_part(self, cell: str) -> bytes:
-        """The content of a cell's part; empty if it is no regular file."""
+    def read_part(self, cell: str) -> bytes | None:
+        """The content of a cell's part, empty if it is no regular file; None if it is missing."""
         try:
             return self.store.read(PARTS, file_name(cell))
+        except FileNotFoundError:
+            return None
         except OSError:
             return b""
 

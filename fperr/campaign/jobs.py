@@ -160,7 +160,7 @@ JOBS = {
                 Key("losses", LOSSES, "losses that are ascended", ("tmifpe",)),
                 Key("formats", ATTACKED_FORMATS, "formats, or exact", ("float32",)),
                 Key("starts", whole(1), "number of random starts of each image", 1),
-                Key("method", choice(*get_args(Method)), "method", "pgd"),
+                Key("method", choice(*get_args(Method)), "method of the attack", "pgd"),
                 _RADIUS, _NORM, _STEPS, _SEED,
             ),
             _attack_arms,

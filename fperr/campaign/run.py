@@ -141,7 +141,7 @@ class _Loop:
             self._finish(cell, outcome)
 
     def _finish(self, cell: Cell, outcome: Mapping[str, Any]) -> None:
-        if not is_part(self._folder.read_part(cell.digest), cell.digest):
+        if not is_part(self._folder.read_part(cell.digest) or b"", cell.digest):
             raise StorageError(
                 f"worker {outcome['worker']} has written {PARTS}/{file_name(cell.digest)}, which "
                 f"is not in {self._folder.store.place} here: give a folder that all machines "

@@ -29,7 +29,7 @@ class View:
     def part(self, cell: Cell) -> Part | None:
         """The part of a cell; None if it is missing, or damaged, which a warning says."""
         content = self.folder.read_part(cell.digest)
-        if not content:
+        if content is None:
             return None
         part = read_part(content, cell.digest)
         # a stamp can be forged, an identity must fit
