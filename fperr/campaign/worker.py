@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from fperr.campaign.arm_runs import run_arm
-from fperr.campaign.cell_store import PARTS, store_at
+from fperr.campaign.cell_store import PARTS, CellStore, store_at
 from fperr.campaign.identities import code_files, identity_of, versions
-from fperr.campaign.parts import file_name, to_bytes
+from fperr.campaign.parts import file_name, is_part, to_bytes
 from fperr.data import digest
 from fperr.errors import FperrError, StorageError
 from fperr.networks.subjects import Subject, subject_of
@@ -59,6 +59,9 @@ def execute(task: str) -> str:
     started = time.perf_counter()
     try:
         store = store_at(wanted["store"])
+        if _is_finished(store, wanted["cell"]):
+            # Dask runs a cell again if its worker dies before the answer has been fetched
+            return json.dumps(outcome | {"finished": True, "seconds": 0.0})
         store.mark(f"{wanted['cell']}-{wanted['session']}-{uuid.uuid4().hex[:8]}")
         content = _content(wanted, outcome["worker"])
         store.write(PARTS, file_name(wanted["cell"]), content)
@@ -68,7 +71,14 @@ def execute(task: str) -> str:
         text = f"{type(fault).__name__}: {fault}"
         return json.dumps(outcome | {"failed": traceback.format_exc(), "error": text})
     seconds = time.perf_counter() - started
-    return json.dumps(outcome | {"finished": True, "seconds": seconds, "bytes": len(content)})
+    return json.dumps(outcome | {"finished": True, "seconds": seconds})
+
+
+def _is_finished(store: CellStore, cell: str) -> bool:
+    try:
+        return is_part(store.read(PARTS, file_name(cell)), cell)
+    except OSError:
+        return False
 
 
 def differences(expected: Mapping[str, str]) -> str:
