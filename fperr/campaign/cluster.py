@@ -2,12 +2,13 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, Security
+from distributed.utils import get_mp_context
 
 from fperr.campaign.identities import versions
 from fperr.campaign.place import Place
@@ -21,6 +22,7 @@ _PATIENCE = 30  # seconds in which a scheduler must answer
 _SETTINGS: Mapping[str, Any] = {
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.scheduler.allowed-failures": TRIES_ELSEWHERE,
+    "distributed.worker.multiprocessing-method": "forkserver",
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
@@ -30,8 +32,12 @@ _SETTINGS: Mapping[str, Any] = {
 
 
 @contextmanager
-def connected(place: Place) -> Iterator[Client]:
+def connected(place: Place, modules: Sequence[str] = ()) -> Iterator[Client]:
     """A client of the workers, all of which have our versions.
+
+    Args:
+        place: Where the workers are.
+        modules: Modules that our own workers need, loaded once for all of them.
 
     Raises:
         ValueError: A package or a file is missing.
@@ -43,7 +49,7 @@ def connected(place: Place) -> Iterator[Client]:
                 check_versions(client)
                 yield client
             return
-        with _cluster(place) as cluster, Client(cluster) as client:
+        with _cluster(place, modules) as cluster, Client(cluster) as client:
             check_versions(client)
             yield client
 
@@ -90,13 +96,15 @@ def security_of(place: Place) -> Security | None:
 
 
 @contextmanager
-def _cluster(place: Place) -> Iterator[Any]:
+def _cluster(place: Place, modules: Sequence[str]) -> Iterator[Any]:
     """Workers of our own."""
     if place.is_slurm:
         with slurm_cluster(place) as jobs:
             jobs.scale(place.workers)
             yield jobs
         return
+    # workers are forks of a server that has loaded what they need: one that died is back at once
+    get_mp_context().set_forkserver_preload(["distributed", "fperr.campaign.worker", *modules])
     with LocalCluster(
         n_workers=place.workers,
         threads_per_worker=1,  # of Dask's: fperr's functions run one at a time in a process

@@ -8,6 +8,7 @@ from typing import Any
 
 from fperr.campaign.cells import Cell, Plan, plan_of
 from fperr.campaign.folder import CampaignFolder, opened_folder
+from fperr.campaign.jobs import RUNS
 from fperr.campaign.place import Place
 from fperr.campaign.spec import Spec
 from fperr.campaign.tally import Advance, Tally
@@ -88,7 +89,8 @@ def run_campaign(
 def _run(
     campaign: CampaignFolder, left: list[Cell], place: Place, advance: Advance, notify: Notify
 ) -> Tally:
-    with _module("cluster").connected(place) as client:
+    modules = {RUNS[cell.arm.kind].partition(":")[0] for cell in left}
+    with _module("cluster").connected(place, sorted(modules)) as client:
         notify(f"Dashboard: {client.dashboard_link}")
         tally: Tally = _module("run").run_cells(client, campaign, left, advance, notify)
     return tally

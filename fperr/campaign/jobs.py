@@ -181,8 +181,10 @@ JOBS = {
         ),
     )
 }  # fmt: skip
-# kind of an arm -> module and function that run it, which only workers load
+# kind of an arm -> module and function that run it; only workers that need it load it. Arguments:
+# network and images, rows of the batch, options of the arm. It returns rows with the numbers of
+# their images in `sample`, and what the part's header adds.
 RUNS = {
-    "measure": "fperr.campaign.arm_runs:measured",
-    "attack": "fperr.campaign.arm_runs:attacked",
+    "measure": "fperr.campaign.measure_run:measured",
+    "attack": "fperr.campaign.attack_run:attacked",
 }

@@ -14,14 +14,15 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fperr.campaign.arm_runs import run_arm
 from fperr.campaign.cell_store import PARTS, CellStore, store_at
 from fperr.campaign.identities import code_files, identity_of, versions
+from fperr.campaign.jobs import RUNS
 from fperr.campaign.parts import file_name, is_part, to_bytes
 from fperr.data import digest
 from fperr.errors import FperrError, StorageError
@@ -100,7 +101,9 @@ def _content(wanted: Mapping[str, Any], worker: str) -> bytes:
         held = _loaded(wanted)
         rows = slice(*identity["images"]["rows"])
         options = dict(identity["arm"])
-        frame, further = run_arm(options.pop("kind"), held.subject, rows, options)
+        module, _, function = RUNS[options.pop("kind")].partition(":")
+        run: Any = getattr(import_module(module), function)
+        frame, further = run(held.subject, rows, options)
     made = {
         "worker": worker,
         "seconds": time.perf_counter() - started,
