@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fperr import zoo
+from fperr import data, zoo
 from fperr.campaign.jobs import JOBS
 from fperr.campaign.spec_keys import (
     BOX,
@@ -192,9 +192,8 @@ class _Reader:
         package, colon, rest = value.partition(":")
         if colon:
             return f"hf:{folder / rest}" if package == "hf" else value
-        if value.endswith((".npz", ".pt", ".pth")) or (folder / value).is_dir():
-            return str(folder / value)
-        return value
+        is_name = value in (zoo.REGISTRY if path[-1] == "source" else data.DATASETS)
+        return value if is_name else str(folder / value)
 
     def job(self, i: int, table: dict[str, Any], models: Sequence[ModelSpec]) -> JobSpec:
         name = table.pop("job", None)
