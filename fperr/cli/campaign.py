@@ -23,7 +23,7 @@ _SchedulerOption = Annotated[
 ]
 _SlurmOption = Annotated[
     bool,
-    typer.Option("--slurm", help="start the workers as jobs of SLURM; options in the spec's table slurm"),
+    typer.Option("--slurm", help="start the workers as jobs of SLURM, by the spec's table slurm"),
 ]
 _MemoryOption = Annotated[
     str | None,
