@@ -12,6 +12,9 @@ from sphinx.ext.napoleon import GoogleDocstring
 
 import fperr
 from fperr.attribution.columns import ATTRIBUTION
+from fperr.campaign.jobs import JOBS
+from fperr.campaign.spec import CAMPAIGN_KEYS, MODEL_KEYS
+from fperr.campaign.spec_keys import Key
 from fperr.report.columns import LAYERS, MEASUREMENT, Column
 
 
@@ -24,6 +27,29 @@ def dictionary(title: str, columns: tuple[Column, ...]) -> str:
     return "\n".join(
         [f"## {title}", "", "| column | dtype | meaning |", "|---|---|---|", *rows, ""]
     )
+
+
+def keys(title: str, words: str, table: tuple[Key, ...]) -> str:
+    """A table of the keys of a campaign's spec, in Markdown."""
+    rows = [
+        f"| `{key.name}` | {key.kind.words} | {default(key)} | {key.meaning} |" for key in table
+    ]
+    return "\n".join(
+        [
+            f"## {title}", "", words, "",
+            "| key | value | by default | meaning |", "|---|---|---|---|",
+            *rows, "",
+        ]
+    )  # fmt: skip
+
+
+def default(key: Key) -> str:
+    """The default of a key, in Markdown."""
+    if key.is_required:
+        return "must be given"
+    if isinstance(key.default, tuple):
+        return ", ".join(f"`{value}`" for value in key.default) or "none"
+    return "none" if key.default in (None, {}) else f"`{str(key.default).lower()}`"
 
 
 # the tutorials are the notebooks, which lie outside: copies, as links are lost in archives
@@ -43,6 +69,18 @@ generated.mkdir(exist_ok=True)
             ),
             dictionary("`LayerReport.frame`: a row for each image and operation", LAYERS),
             dictionary("`Attribution.frame`: a row for each image", ATTRIBUTION),
+        ]
+    )
+)
+(generated / "campaign_keys.md").write_text(
+    "\n".join(
+        [
+            keys("The campaign", "At the top of the file, before any table.", CAMPAIGN_KEYS),
+            keys("`[[models]]`", "A table for each model.", MODEL_KEYS),
+            *(
+                keys(f'`[[jobs]]` with `job = "{job.name}"`', f"The job {job.meaning}.", job.keys)
+                for job in JOBS.values()
+            ),
         ]
     )
 )

@@ -3,12 +3,14 @@
 import contextlib
 import fcntl
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 from fperr.errors import StorageError
 
 LOCK_FILE = ".fperr-lock"
+_LONGEST_NAME = 300  # bytes of the holder's name that are shown
 
 
 @contextlib.contextmanager
@@ -52,15 +54,25 @@ def _lock(path: Path, *, wait: bool) -> int:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as fault:
+        holder = _holder(handle)
         os.close(handle)
         raise StorageError(
             f"another run is at work in {path.parent}: wait until it has ended, or give another "
-            "folder"
+            f"folder{holder}"
         ) from fault
     except BaseException:
         os.close(handle)
         raise
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without a name, too
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {platform.node()}".encode(), 0)
     return handle
+
+
+def _holder(handle: int) -> str:
+    """Who holds the lock, in words; empty if its file does not say so."""
+    name = os.pread(handle, _LONGEST_NAME, 0).decode(errors="replace")
+    return f" (it is {name})" if name.isprintable() and name else ""
 
 
 def _is_at(path: Path, handle: int) -> bool:

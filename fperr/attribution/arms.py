@@ -4,7 +4,7 @@ Every arm takes the steps that `fperr.attack` takes by default; only the gradien
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +120,17 @@ def run_arm(
         _one_start(arm, setting, folder / f"start-{start}", rows, start, advance)
         for start in range(setting.starts)
     ]
+    return arm_result(frames, images, len(setting.x))
+
+
+def arm_result(frames: Sequence[pd.DataFrame], images: np.ndarray, n: int) -> ArmResult:
+    """How images fared in an arm.
+
+    Args:
+        frames: Columns of `fperr.attack` for each start, a row for each of `images`.
+        images: Numbers of the images that were attacked.
+        n: Number of all images.
+    """
     withstood = np.mean([~f["success"].to_numpy(bool) for f in frames], axis=0)
     judged = np.all([f["is_judged"].to_numpy(bool) for f in frames], axis=0)
     dead = np.all(
@@ -129,7 +140,6 @@ def run_arm(
         ],
         axis=0,
     )
-    n = len(setting.x)
     withstands, is_judged, never = np.full(n, np.nan), np.ones(n, bool), np.zeros(n, bool)
     withstands[images] = np.where(judged, withstood, np.nan)
     is_judged[images], never[images] = judged, dead

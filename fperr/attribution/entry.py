@@ -1,6 +1,5 @@
 """`fperr.attribute`: what a robust-accuracy gap is made of."""
 
-import importlib.metadata
 import json
 import sys
 import tempfile
@@ -21,13 +20,13 @@ from fperr.attribution.arms import (
     EXACT_CE,
     IN_FORMAT,
     UNLIMITED_CE,
-    Arm,
     ArmResult,
     Setting,
     run_arm,
 )
 from fperr.attribution.autoattack import fooled_by_autoattack
 from fperr.attribution.forecast import Forecast, forecast
+from fperr.attribution.outcomes import attack_words, outcome_frame, provenance_of
 from fperr.attribution.parts import FLOOR, floor, parts_of
 from fperr.attribution.request import (
     AttributionRequest,
@@ -48,7 +47,6 @@ SETTINGS_FILE = "attribution.json"
 FRAME_FILE = "attribution.parquet"
 PAGE_FILE = "attribution.html"
 _SEARCH_FILE = "autoattack.json"
-_PACKAGES = ("fperr", "torch")
 _BATCH = 250
 
 
@@ -184,12 +182,16 @@ def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool) ->
         stand_in = None
         if exact == "sample":
             stand_in = _stand_in(results, setting, run.path, bar)
-    frame = _frame(request, results, everywhere)
+    frame = outcome_frame(setting.y.cpu().numpy(), results, everywhere)
     if request.search is not None:
         _add_floor(request, frame, results, run)
     parts = parts_of(frame, is_exact=exact == "all", confidence=request.confidence)
+    words = attack_words(
+        setting.format, setting.norm, setting.radius, setting.steps, setting.starts,
+        is_targeted=setting.targets is not None,
+    )  # fmt: skip
     result = Attribution(
-        frame, parts, _kind(request), stand_in, request.search, note, _provenance(request, exact)
+        frame, parts, words, stand_in, request.search, note, _provenance(request, exact, words)
     )
     run.publish(FRAME_FILE, frame.to_parquet(index=False))
     run.publish(PAGE_FILE, result.to_html().encode())
@@ -261,26 +263,6 @@ def _stand_in(
     return compared(stable, arm.withstands, discordant, random)
 
 
-def _frame(
-    request: AttributionRequest, results: dict[str, ArmResult], everywhere: tuple[Arm, ...]
-) -> pd.DataFrame:
-    """The outcomes, a row an image; it is judged if all arms that ran on all images judge it."""
-    setting = request.setting
-    judged = np.all([results[arm.name].is_judged for arm in everywhere], axis=0)
-    columns = {name: result.withstands for name, result in results.items()}
-    for arm in EXACT:
-        columns.setdefault(arm.name, np.full(len(setting.x), np.nan))
-    return pd.DataFrame(
-        {
-            "sample": range(len(setting.x)),
-            "label": setting.y.cpu().numpy(),
-            "is_judged": judged,
-            **columns,
-            "never_had_gradient": results["ce"].never_had_gradient,
-        }
-    )
-
-
 def _add_floor(
     request: AttributionRequest, frame: pd.DataFrame, results: dict[str, ArmResult], run: RunFolder
 ) -> None:
@@ -306,30 +288,18 @@ def _kept(run: RunFolder, compute: Callable[[], np.ndarray]) -> np.ndarray:
     return fooled
 
 
-def _provenance(request: AttributionRequest, exact: str) -> dict[str, str]:
-    """What was attacked, how, and with what, for the foot of the page."""
-    setting, versions = request.setting, map(importlib.metadata.version, _PACKAGES)
-    device = setting.x.device
-    has_card = device.type == "cuda"
-    processor = f"{device}, {torch.backends.cpu.get_cpu_capability()}"
-    tensors = [t for t in (setting.x, setting.y, setting.targets) if t is not None]
-    return {
-        "network": request.name,
-        "digest of its weights": digest(*setting.model.state_dict().values()),
-        "images": f"{len(setting.x)}, in the box [{setting.box[0]:g}, {setting.box[1]:g}]",
-        "digest of images and classes": digest(*tensors),
-        "attack": _kind(request),
-        "seed": str(setting.seed),
-        "exact gradients": {"sample": "of a sample"}.get(exact, f"of {exact}"),
-        "versions": ", ".join(map(" ".join, zip(_PACKAGES, versions, strict=True))),
-        "device": torch.cuda.get_device_name(device) if has_card else processor,
-    }
-
-
-def _kind(request: AttributionRequest) -> str:
+def _provenance(request: AttributionRequest, exact: str, words: str) -> dict[str, str]:
     setting = request.setting
-    targeted = "targeted, " if setting.targets is not None else ""
-    return (
-        f"PGD, {setting.format}, {targeted}{setting.norm} {setting.radius:g}, {setting.steps} "
-        f"steps, {setting.starts} start{'s' * (setting.starts > 1)}"
+    device = setting.x.device
+    processor = f"{device}, {torch.backends.cpu.get_cpu_capability()}"
+    return provenance_of(
+        request.name,
+        weights=digest(*setting.model.state_dict().values()),
+        images=digest(*(t for t in (setting.x, setting.y, setting.targets) if t is not None)),
+        n=len(setting.x),
+        box=setting.box,
+        attack=words,
+        seed=setting.seed,
+        exact=exact,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
     )

@@ -59,19 +59,19 @@ def forecast(setting: Setting, arms: int, *, is_exact: bool = True) -> Forecast:
         arms: Number of arms in the format.
         is_exact: Whether exact gradients are timed, too.
     """
-    per_step = _seconds_per_image_and_step(CE, setting)
+    per_step = seconds_per_image_and_step(CE, setting)
     total = len(setting.x) * setting.starts * setting.steps
     why_not, of_exact = None, float("inf")
     try:
         if is_exact:
-            of_exact = _seconds_per_image_and_step(EXACT_CE, setting) * total * len(EXACT)
+            of_exact = seconds_per_image_and_step(EXACT_CE, setting) * total * len(EXACT)
     except FperrError as fault:
         why_not = str(fault)
     search = per_step * len(setting.x) * _AUTOATTACK_STEPS
     return Forecast(per_step * total * arms, of_exact, search, why_not)
 
 
-def _seconds_per_image_and_step(arm: Arm, setting: Setting) -> float:
+def seconds_per_image_and_step(arm: Arm, setting: Setting) -> float:
     """Seconds, from the difference of a long and a short attack on the first images."""
     m = min(_TIMED_IMAGES, len(setting.x), setting.batch_size)
     seconds = []

@@ -9,6 +9,7 @@ from fperr import __version__
 from fperr.cli import (
     attack,
     attribute,
+    campaign,
     doctor,
     fetch,
     figures,
@@ -31,6 +32,11 @@ app = typer.Typer(
 )
 checks = typer.Typer(
     cls=Group, no_args_is_help=True, help="Check what the bounds assume; try to refute them."
+)
+campaigns = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    help="Run many networks, jobs and images, on one machine or a cluster; nothing is lost.",
 )
 add(
     app, "measure", measure.measure_command,
@@ -100,6 +106,31 @@ add(
     "fperr validate assumption fashion_standard --out out/lengths",
 )  # fmt: skip
 app.add_typer(checks, name="validate")
+add(
+    campaigns, "run", campaign.run_command,
+    "fperr campaign run spec.toml --workers 2",
+    "fperr campaign run spec.toml --workers 32 --dry-run",
+    "fperr campaign run spec.toml --scheduler tcp://127.0.0.1:8786",
+)  # fmt: skip
+add(
+    campaigns, "status", campaign.status_command,
+    "fperr campaign status spec.toml",
+    "fperr campaign status spec.toml --out out/elsewhere",
+    "fperr campaign status spec.toml --allow-code",
+)  # fmt: skip
+add(
+    campaigns, "resume", campaign.resume_command,
+    "fperr campaign resume spec.toml --workers 2",
+    "fperr campaign resume spec.toml --retry-failed",
+    "fperr campaign resume spec.toml --memory 4GB -q",
+)  # fmt: skip
+add(
+    campaigns, "collect", campaign.collect_command,
+    "fperr campaign collect spec.toml",
+    "fperr campaign collect spec.toml --out out/elsewhere",
+    "fperr campaign collect spec.toml -q",
+)  # fmt: skip
+app.add_typer(campaigns, name="campaign")
 
 
 def _show_version(is_asked_for: bool) -> None:

@@ -19,6 +19,7 @@ from fperr.theory.scenarios import SCENARIOS
 from fperr.vocabulary import RENAMED_OPTIONS
 
 HEAVY = {"torch", "numpy", "pandas", "matplotlib", "seaborn", "pyarrow", "flint", "mpmath", "tqdm"}
+HEAVY |= {"dask", "distributed", "fsspec"}
 # runs a command, and prints the modules that are loaded at its end as the last line of stderr
 RUN = """
 import atexit, sys
@@ -28,9 +29,14 @@ from fperr.cli.app import main
 main()
 """
 ROOT = typer.main.get_command(app.app)
+GROUPS = "validate", "campaign"
 COMMANDS = {
-    **{name: command for name, command in ROOT.commands.items() if name != "validate"},
-    **{f"validate {name}": command for name, command in ROOT.commands["validate"].commands.items()},
+    **{name: command for name, command in ROOT.commands.items() if name not in GROUPS},
+    **{
+        f"{group} {name}": command
+        for group in GROUPS
+        for name, command in ROOT.commands[group].commands.items()
+    },
 }
 WORK = {  # each command's options, and its work
     name: (
@@ -62,7 +68,7 @@ def started(*arguments, **environment):
         [],
         ["--help"],
         ["--version"],
-        ["validate", "--help"],
+        *([group, "--help"] for group in GROUPS),
         *([*c.split(), "--help"] for c in COMMANDS),
     ],
     ids=" ".join,

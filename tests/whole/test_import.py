@@ -8,6 +8,7 @@ import pytest
 import fperr
 
 HEAVY = ("pandas", "matplotlib", "seaborn", "pyarrow", "flint", "scipy", "jinja2", "typer")
+DASK = {"dask", "distributed"}
 LOADED = """
 import sys, torch
 before = set(sys.modules)
@@ -39,6 +40,12 @@ def test_measuring_loads_what_it_needs():
     """Negative control of the tests above."""
     packages, _ = loaded("import fperr; fperr.measure")
     assert {"pandas", "flint"} <= packages
+
+
+def test_dask_is_loaded_by_campaigns_alone():
+    packages, _ = loaded("import fperr; fperr.measure, fperr.attack, fperr.attribute, fperr.record")
+    assert packages.isdisjoint(DASK)
+    assert loaded("import fperr.campaign.run")[0] >= DASK  # negative control
 
 
 def test_every_public_name_is_there():

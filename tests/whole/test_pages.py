@@ -2,7 +2,7 @@
 
 A page's blocks run in the order of the page, in a folder of their own:
 
-* a python block that begins with `# name.py` is written to that file;
+* a python block that begins with `# name.py` is written to that file, and so is a toml block;
 * other python blocks share one namespace;
 * the `fperr` commands of a console block end with code 0, or with the code that a comment before
   the block names: `<!-- exit code 2 -->`;
@@ -66,7 +66,7 @@ def blocks_of(text: str) -> list[Block]:
     blocks = []
     for match in BLOCK.finditer(text):
         kind, body = match["kind"], match["body"]
-        if kind in ("python", "console", "text"):
+        if kind in ("python", "console", "text", "toml"):
             blocks.append(Block(kind, body, match["comment"] or ""))
     return blocks
 
@@ -94,7 +94,7 @@ def run_page(blocks: list[Block], folder: Path) -> None:
     namespace: dict[str, object] = {"__name__": "page"}
     output = ""
     for block in blocks:
-        name = re.match(r"# (\w+\.py)\n", block.body)
+        name = re.match(r"# (\w+\.(?:py|toml))\n", block.body)
         if not block.is_run:
             continue
         if block.kind == "text":
@@ -105,12 +105,20 @@ def run_page(blocks: list[Block], folder: Path) -> None:
             output = run_console(block, folder)
         elif name:
             (folder / name[1]).write_text(block.body)
-        else:
+        elif block.kind == "python":
             output = printed(block.body, namespace)
 
 
 # their commands and measurements take more than 20 s
-SLOW = {"commands", "explain_a_gap", "half_formats", "install", "own_network", "reviewer_checklist"}
+SLOW = {
+    "campaigns",
+    "commands",
+    "explain_a_gap",
+    "half_formats",
+    "install",
+    "own_network",
+    "reviewer_checklist",
+}
 
 
 def marked(page: Path) -> object:
@@ -135,7 +143,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_a_block_that_is_not_run_has_a_reason(page):
     text = page.read_text()
     blocks = blocks_of(text)
-    assert len(blocks) == len(re.findall(r"^```(python|console|text)", text, re.M))
+    assert len(blocks) == len(re.findall(r"^```(python|console|text|toml)", text, re.M))
     for block in blocks:
         assert re.fullmatch(r"|exit code \d+|numbers vary|not run: .+", block.comment)
 

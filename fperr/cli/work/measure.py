@@ -1,10 +1,7 @@
 """The work of `fperr measure`."""
 
 import contextlib
-import signal
-import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,12 @@ from fperr.cli.work.subjects import (
     check_folder,
     subject_of,
 )
-from fperr.cli.work.terminal import print_table, print_verdict, shows_progress
+from fperr.cli.work.terminal import (
+    print_table,
+    print_verdict,
+    shows_progress,
+    sigterm_as_ctrl_c,
+)
 from fperr.errors import FperrError, StorageError
 from fperr.measurement import estimate, measure
 from fperr.reasons import UnmeasuredWarning, is_any_measured, unmeasured_sentence
@@ -125,7 +127,7 @@ def _measured(
         )
     reports: list[Report] = []
     try:
-        with _sigterm_as_ctrl_c():
+        with sigterm_as_ctrl_c():
             for number, subject in enumerate(subjects):
                 folder = run.path / _ROWS / f"{number:02d}-{file_name(subject.name)}"
                 model, x, y = subject.arguments(assigned)
@@ -158,19 +160,6 @@ def _measured(
         _forget_if_empty(run)
         raise FperrError("interrupted before the first sample was finished: nothing to report")
     return Report.merged(reports)
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C: a batch system ends commands with it, and rows must be written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python sets handlers in the main thread only
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _forget_if_empty(run: RunFolder) -> None:

@@ -1,7 +1,10 @@
 """Tables, lines and progress: for people on a terminal, plain and whole anywhere else."""
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -72,6 +75,19 @@ def progress_bar(*, quiet: bool) -> Progress:
         TextColumn("{task.fields[text]}"),
     )
     return Progress(*columns, console=Console(stderr=True), disable=not shows_progress(quiet=quiet))
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C: a batch system ends commands with it, and rows must be written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python sets handlers in the main thread only
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _cell(value: object, number_format: Callable[[float], str]) -> str:

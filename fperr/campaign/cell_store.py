@@ -1,0 +1,195 @@
+"""Where the files of a campaign's cells lie: in a folder, or at any URL that fsspec knows.
+
+In a folder each file is written whole or not at all. At a URL a cut file may be left, which its
+digest tells, and which is written again.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from fperr import storage
+from fperr.errors import StorageError
+
+PARTS, FAILURES, BEGUN = "parts", "failures", "begun"
+KINDS = (PARTS, FAILURES, BEGUN)
+
+
+class CellStore(ABC):
+    """Files of a campaign, by kind and name.
+
+    Attributes:
+        place: The folder's absolute path or the URL, with which a worker opens the same.
+    """
+
+    place: str
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what is missing, and check that files can be written.
+
+        Raises:
+            ValueError, StorageError: The place cannot be used.
+        """
+
+    @abstractmethod
+    def names(self, kind: str) -> list[str]:
+        """The names of the files of a kind."""
+
+    @abstractmethod
+    def read(self, kind: str, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            OSError: It is missing or no regular file.
+        """
+
+    @abstractmethod
+    def write(self, kind: str, name: str, content: bytes) -> None:
+        """Write a file.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+
+    @abstractmethod
+    def mark(self, name: str) -> None:
+        """Write a small file of the kind `BEGUN`, which may be lost if the power fails.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+
+    @abstractmethod
+    def remove(self, kind: str, name: str) -> None:
+        """Remove a file, if it is there."""
+
+
+class FolderStore(CellStore):
+    """Files in a folder of this machine, or one that machines share.
+
+    Args:
+        folder: Path of the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.place = os.path.abspath(folder)
+        self._folder = Path(self.place)
+
+    def prepare(self) -> None:
+        """See `CellStore`."""
+        for kind in KINDS:
+            storage.prepare(self._folder / kind)
+
+    def names(self, kind: str) -> list[str]:
+        """See `CellStore`."""
+        try:
+            return [n for n in os.listdir(self._folder / kind) if not storage.is_leftover(n)]
+        except FileNotFoundError:
+            return []
+
+    def read(self, kind: str, name: str) -> bytes:
+        """See `CellStore`."""
+        return storage.read(self._folder / kind / name)
+
+    def write(self, kind: str, name: str, content: bytes) -> None:
+        """See `CellStore`."""
+        storage.write(self._folder / kind / name, content)
+
+    def mark(self, name: str) -> None:
+        """See `CellStore`."""
+        path = self._folder / BEGUN / name
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        except OSError as fault:
+            raise StorageError(
+                f"{path} could not be written ({fault.strerror}): expected a campaign's folder "
+                "that every worker sees and can write to; mend that, or give storage = a URL"
+            ) from fault
+
+    def remove(self, kind: str, name: str) -> None:
+        """See `CellStore`."""
+        storage.remove(self._folder / kind / name)
+
+
+class UrlStore(CellStore):
+    """Files below a URL.
+
+    Args:
+        url: URL of a kind that fsspec knows, as `s3://bucket/folder`.
+
+    Raises:
+        ValueError: fsspec does not know that kind of URL, or lacks a package for it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.place = url
+        try:
+            self._system, self._root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as fault:
+            raise ValueError(
+                f"storage {url} cannot be used: {fault}. Expected a folder, or a URL of fsspec "
+                "whose package is installed"
+            ) from fault
+
+    def prepare(self) -> None:
+        """See `CellStore`."""
+        for kind in KINDS:
+            self._do(f"{self._root}/{kind}", lambda p: self._system.makedirs(p, exist_ok=True))
+
+    def names(self, kind: str) -> list[str]:
+        """See `CellStore`."""
+        self._system.invalidate_cache()
+        try:
+            listed = self._system.ls(f"{self._root}/{kind}", detail=False)
+        except FileNotFoundError:
+            return []
+        return [str(path).rstrip("/").rpartition("/")[2] for path in listed]
+
+    def read(self, kind: str, name: str) -> bytes:
+        """See `CellStore`."""
+        content = self._system.cat_file(f"{self._root}/{kind}/{name}")
+        return bytes(content)
+
+    def write(self, kind: str, name: str, content: bytes) -> None:
+        """See `CellStore`."""
+        self._do(f"{self._root}/{kind}/{name}", lambda p: self._system.pipe_file(p, content))
+
+    def mark(self, name: str) -> None:
+        """See `CellStore`."""
+        self.write(BEGUN, name, b"begun\n")
+
+    def remove(self, kind: str, name: str) -> None:
+        """See `CellStore`."""
+        path = f"{self._root}/{kind}/{name}"
+        if self._system.exists(path):
+            self._do(path, self._system.rm_file)
+
+    def _do(self, path: str, action: Any) -> None:
+        try:
+            action(path)
+        except Exception as fault:  # each file system has errors of its own
+            raise StorageError(
+                f"{self._system.unstrip_protocol(path)} could not be written "
+                f"({type(fault).__name__}: {fault}). What was written before stays: mend that "
+                "and start the same again"
+            ) from fault
+
+
+def store_at(place: str | Path) -> CellStore:
+    """The store at a path or URL; `file:` is a folder.
+
+    Raises:
+        ValueError: The URL cannot be used.
+
+    Example:
+        >>> type(store_at("file:///tmp/campaign")).__name__
+        'FolderStore'
+    """
+    text = str(place)
+    if text.startswith("file:"):
+        return FolderStore(Path(fsspec.core.strip_protocol(text)))
+    return UrlStore(text) if "://" in text else FolderStore(Path(text))

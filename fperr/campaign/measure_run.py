@@ -1,0 +1,32 @@
+"""Measures a batch of a model's images, for a cell."""
+
+import warnings
+from typing import Any
+
+import pandas as pd
+
+from fperr.measurement import measure
+from fperr.networks.subjects import Subject
+from fperr.reasons import UnmeasuredWarning
+
+
+def measured(
+    subject: Subject, rows: slice, options: dict[str, Any]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows of `fperr.measure` at the images of a batch."""
+    images = subject.images
+    is_observed = options["scenarios"] is None
+    with warnings.catch_warnings():  # the column `reason` says it
+        warnings.simplefilter("ignore", UnmeasuredWarning)
+        report = measure(
+            subject.model,
+            images.x[rows],
+            images.y[rows] if is_observed else None,
+            logits=subject.logits,
+            batch_size=rows.stop - rows.start,
+            progress=False,
+            name="network",  # the campaign's own name is put there when parts are collected
+            **options,
+        )
+    frame = report.frame.assign(sample=report.frame["sample"] + rows.start)
+    return frame, {"provenance": report.provenance["network"]}

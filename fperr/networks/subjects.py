@@ -1,0 +1,150 @@
+"""A network and its images: by name, or from a module and a data file."""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fperr import data, zoo
+from fperr.networks import from_file, from_package
+from fperr.networks.model import Accessor, usable_device, usable_model
+
+_IMAGES = 60  # of which none may fail for a verdict that 5 % do not
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network to measure, and its images.
+
+    Attributes:
+        name: Name of the network, for reports.
+        model: Network as it was built or loaded.
+        logits: Accessor of the logits in the network's output; None if it returns logits.
+        images: Labelled images.
+    """
+
+    name: str
+    model: nn.Module
+    logits: Accessor | str | int | None
+    images: data.Images
+
+    def arguments(self, assigned: str | None) -> tuple[nn.Module, Tensor, Tensor | None]:
+        """The model, the images, and the labels, or None if scenarios assign the labels."""
+        return self.model, self.images.x, self.images.y if assigned is None else None
+
+    @property
+    def usable(self) -> nn.Module:
+        """The network as a module that returns logits."""
+        return usable_model(self.model, None, self.logits)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `measure` that depend on the network."""
+        return {"name": self.name, "logits": self.logits}
+
+
+def subject_of(
+    source: str,
+    checkpoint: Path | None,
+    logits: str | None,
+    dataset: str | None,
+    n: int | None,
+    device: str,
+    *,
+    notify: Callable[[str], object],
+    usual: int = _IMAGES,
+) -> Subject:
+    """Load a network and its images onto a device.
+
+    Args:
+        source: Name of a network of the zoo, `path/to/module.py:factory`, or a network of a
+            package, as `timm:NAME` (see `fperr.networks.from_package`).
+        checkpoint: File of weights for the factory's network, or None.
+        logits: Value of the option `--logits`, or None.
+        dataset: Name of a data set, a file or folder of images, `module.py:dataset`, or None for
+            the data set of the zoo's network.
+        n: Number of images, the first ones; None for `usual`, or all if there are fewer.
+        device: Device on which all is computed: `cpu`, `cuda`, `cuda:1` or `auto`.
+        notify: Function that is called with sentences about what was loaded.
+        usual: Number of images where none is given.
+
+    Raises:
+        ValueError, FperrError: Network, file or data set is missing or unusable.
+    """
+    where = usable_device(device)
+    if source.endswith(".py"):
+        raise ValueError(f"{source} names no function: expected e.g. {source}:build")
+    if ":" not in source:
+        if checkpoint or logits:
+            raise ValueError(
+                f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}: "
+                "leave them out"
+            )
+        images = _images(dataset or zoo.entry(source).dataset, n, usual)
+        return Subject(source, zoo.load(source).to(where), None, _moved(images, where))
+    if dataset is None:
+        raise ValueError(
+            f"{source} needs --data: a .npz file with x (floating point) and y (integers), a .pt "
+            "file, a folder of CIFAR or MNIST, or module.py:dataset"
+        )
+    if from_package.is_packaged(source):
+        if logits:
+            raise ValueError(f"--logits belongs to path/to/module.py:factory, got {source!r}")
+        found = from_package.load(source, checkpoint, notify=notify)
+        notify(found.described)
+        name = re.sub(r"[^\w.-]+", "-", source.partition("?")[0]).strip("-")
+        moved = _moved(_images(dataset, n, usual), where)
+        return Subject(name, found.model.to(where), found.logits, moved)
+    model = from_file.load(source, checkpoint, notify=notify)
+    if checkpoint is None:
+        notify(f"{source}: no --checkpoint, the weights are those that the factory makes")
+    path, _, factory = source.rpartition(":")
+    accessor = None if logits is None else _accessor(logits, path)
+    return Subject(factory, model.to(where), accessor, _moved(_images(dataset, n, usual), where))
+
+
+def images_of(source: str, dataset: str | None, n: int | None, usual: int = _IMAGES) -> data.Images:
+    """The images of a network; see `subject_of`, whose arguments these are.
+
+    Raises:
+        ValueError, FperrError: The data set is missing or unusable, or none is named.
+    """
+    if dataset is None and ":" in source:
+        raise ValueError(f"{source} brings no images: name a data set")
+    return _images(dataset or zoo.entry(source).dataset, n, usual)
+
+
+def _moved(images: data.Images, device: torch.device) -> data.Images:
+    return data.Images(images.name, images.x.to(device), images.y.to(device))
+
+
+def _accessor(logits: str, path: str) -> Accessor | str | int:
+    """Read the option `--logits`: an index, a function of the module, or a name in the output."""
+    if re.fullmatch(r"-?\d+", logits):
+        return int(logits)
+    function = getattr(from_file.module(Path(path)), logits, None)
+    if function is None:
+        return logits
+    if not callable(function):
+        raise ValueError(
+            f"--logits {logits} is of type {type(function).__name__} in {path}: give a function "
+            "of it, or a name or an index in the model's output"
+        )
+    accessor: Accessor = function
+    return accessor
+
+
+def _images(name: str, n: int | None, usual: int) -> data.Images:
+    if ".py:" in name:
+        path, _, attribute = name.rpartition(":")
+        found = from_file.attribute(from_file.module(Path(path)), attribute, path)
+        dataset: Any = found() if inspect.isroutine(found) or inspect.isclass(found) else found
+        images = data.from_dataset(dataset, usual if n is None else n, attribute)
+    else:
+        images = data.images_named(name)
+    return images.first(min(usual, len(images.x)) if n is None else n)
