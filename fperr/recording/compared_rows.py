@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fperr.emulated_kernels import emulated
+from fperr.exact.replays import without_autocast
 from fperr.networks.in_format import copied, device_and_dtype
 from fperr.recording.hooks import BackwardPass
 
@@ -42,7 +44,8 @@ class Rerun:
 
         Where the gradient differs and the logits do not, the attack's objective has terms beside
         the network, or its kernels vary; where the logits differ, the model is another one. The
-        network runs as in the attack: in the dtype of its input, under its autocast.
+        network runs as in the attack: in the dtype of its input, under its autocast, by the kernels
+        that were emulated.
 
         Returns:
             Whether the gradients are equal, and whether the logits are, each for every compared
@@ -59,11 +62,15 @@ class Rerun:
         try:
             with torch.enable_grad():
                 leaf = compared.x.clone().requires_grad_()
-                with mode:
-                    z_again = model(leaf)
-                if z_again.dtype != z.dtype:
-                    return None, None
-                (gradient_again,) = torch.autograd.grad(z_again, leaf, backward.logit_gradient)
+                with emulated(forward.emulated):
+                    with mode:
+                        z_again = model(leaf)
+                    if z_again.dtype != z.dtype:
+                        return None, None
+                    with without_autocast():
+                        (gradient_again,) = torch.autograd.grad(
+                            z_again, leaf, backward.logit_gradient
+                        )
         except RuntimeError:  # no such operation in that dtype, or no such cast
             return None, None
         is_equal = (z_again == z) | (z_again.isnan() & z.isnan())

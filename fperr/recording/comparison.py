@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from fperr.emulated_kernels import emulated
 from fperr.exact.engines.gradient import LossAtSample
 from fperr.exact.loss_function import LossGradient
 from fperr.exact.precision import RUNGS, bits_for_delta, bits_of
@@ -122,7 +123,8 @@ class Comparison:
                 for i in range(len(compared.rows))
             ]
         else:
-            rows = self._compared(backward, compared, recognised, y)
+            with emulated(None):  # the attack may wait in the middle of a pass
+                rows = self._compared(backward, compared, recognised, y)
         with_step = [{"step": backward.number, **cells} for cells in rows]
         columns = {name: [cells.get(name) for cells in with_step] for name in ERRORS.names}
         return pa.table(columns, schema=ERRORS)
@@ -151,8 +153,7 @@ class Comparison:
         if is_new:
             if not self._is_checked:
                 self.check(compared.x)
-            own = of_dtype(backward.forward.logits.dtype)
-            needs = sorted({self._bits_for(f) for f in (own, *self._formats)})
+            needs = sorted({self._bits_for(f) for f in (backward.forward.format, *self._formats)})
             self._exact = self._reference_for(x, backward).samples(x, needs, lambda: None)
             self._last_forward = backward.forward.number
         rows = self._attack_rows(backward, compared, recognised, y)
@@ -208,7 +209,7 @@ class Comparison:
                     cells["c"] = float(c[row]) if loss.has_scale else None
                     at_sample = self._loss_at(loss, recognised, row, float(c[row]), y)
             errors = attack_errors(
-                self._bits_for(of_dtype(z.dtype)),
+                self._bits_for(backward.forward.format),
                 attack,
                 self._exact[i],
                 recognised,
@@ -226,7 +227,7 @@ class Comparison:
         cells = _scenario_cells(z[row], recognised, int(recognised.label[row]), compared.samples[i])
         is_named = not recognised.has_exact_gradient or bool(recognised.explained[row])
         cells |= {"loss": recognised.name if is_named else "unknown", "is_own": True}
-        cells |= {"format": of_dtype(z.dtype).name, "compared_with": "nothing"}
+        cells |= {"format": backward.forward.format.name, "compared_with": "nothing"}
         return cells | gradient_state(None if gradient is None else gradient[row])
 
     def _user_loss_at(

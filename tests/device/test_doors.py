@@ -355,7 +355,10 @@ def test_every_network_of_the_tests(name, pretend):
         model = build(name).to(device)
         return fperr.measure(
             model, x.to(device), y.to(device), losses=["mifpe"],
-            formats=["float16", "float32", "float32@cuda", "bfloat16@cuda"], progress=False,
+            formats=[
+                "float16", "float32", "float32@cuda", "bfloat16@cuda", "autocast-float16@cuda",
+            ],
+            progress=False,
         ).frame  # fmt: skip
 
     # float32 beside float64 sums in another order on the CPU, and its estimate with it
