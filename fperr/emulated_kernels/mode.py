@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from fperr.emulated_kernels.autocast import autocast, no_autocast
+from fperr.emulated_kernels.float8 import Float8Layers, float8_product
 from fperr.emulated_kernels.halves import HALVES, in_float32
 from fperr.emulated_kernels.operands import rounded_to_bits
 from fperr.formats import Emulation, Format
 
+_NO_LAYERS = Float8Layers()
 # operation -> positions of the operands of its products
 _CONVOLUTIONS = {
     "convolution": (0, 1), "convolution_overrideable": (0, 1), "convolution_backward": (0, 1, 2),
@@ -26,20 +28,23 @@ _MATRIX_PRODUCTS = {
 
 
 @contextmanager
-def emulated(fmt: Format | None, *, only_casts: bool = False) -> Iterator[None]:
+def emulated(
+    fmt: Format | None, *, layers: Float8Layers = _NO_LAYERS, only_casts: bool = False
+) -> Iterator[None]:
     """Run a block with the kernels that the format emulates, forward and backward, if any.
 
     A block inside another one has its own format's kernels alone.
 
     Args:
         fmt: The format; None: the device's own kernels.
+        layers: Layers of the network that run in float8, if the format has such.
         only_casts: Whether to emulate no kernel, only what autocast casts. Graphs are captured so:
             casts are operations of the network, and kernels are none.
     """
     emulation = None if fmt is None else fmt.emulation
     is_autocast = emulation is not None and emulation.is_autocast
     casts = autocast(fmt.dtype) if fmt is not None and is_autocast else no_autocast()
-    with casts, _kernels_of(None if only_casts or emulation is None else fmt):
+    with casts, _kernels_of(None if only_casts or emulation is None else fmt, layers):
         yield
 
 
@@ -50,18 +55,19 @@ def emulated_format() -> Format | None:
 
 
 @contextmanager
-def _kernels_of(fmt: Format | None) -> Iterator[None]:
+def _kernels_of(fmt: Format | None, layers: Float8Layers) -> Iterator[None]:
     """Make the mode that there is emulate a format, or enter one."""
     mode = _present_mode()
     if mode is None:
-        with nullcontext() if fmt is None else _EmulatedKernels(fmt):
+        with nullcontext() if fmt is None else _EmulatedKernels(fmt, layers):
             yield
         return
-    before, mode.format = mode.format, fmt
+    before = mode.format, mode.layers
+    mode.format, mode.layers = fmt, layers
     try:
         yield
     finally:
-        mode.format = before
+        mode.format, mode.layers = before
 
 
 def _present_mode() -> "_EmulatedKernels | None":
@@ -74,9 +80,10 @@ class _EmulatedKernels(TorchDispatchMode):
 
     is_of_fperr = True  # no caller's mode that would change what fperr computes
 
-    def __init__(self, fmt: Format) -> None:
+    def __init__(self, fmt: Format, layers: Float8Layers) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.format: Format | None = fmt
+        self.layers = layers
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -87,6 +94,10 @@ class _EmulatedKernels(TorchDispatchMode):
             return function(*args, **options)
         if function is torch.ops.aten.sqrt.default and args[0].dtype in (*HALVES, torch.float32):
             return _square_root(args[0])
+        if self.layers.weights:
+            product = float8_product(function.overloadpacket.__name__, args, self.layers.weights)
+            if product is not None:
+                return product
         if emulation.computes_in_float32:
             return in_float32(function, args, options)
         bits, operands = _operands(emulation, function.overloadpacket.__name__)

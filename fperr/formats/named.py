@@ -1,5 +1,7 @@
 """The formats that have names."""
 
+import math
+
 import torch
 
 from fperr.formats.record import Emulation, Format
@@ -100,8 +102,22 @@ Example:
     True
 """
 
+_E4M3_PRECISION = 1 - round(math.log2(torch.finfo(torch.float8_e4m3fn).eps))
+FLOAT8_TENSORWISE = Format(
+    "float8@tensorwise", torch.bfloat16, _E4M3_PRECISION, -126, 127, 63,
+    Emulation(computes_in_float32=True, has_float8_layers=True),
+)  # fmt: skip
+"""Linear layers in float8 with a scale a tensor, emulated; everything else in bfloat16.
+
+Example:
+    >>> from fperr import formats
+    >>> formats.FLOAT8_TENSORWISE.unit_roundoff  # of e4m3, in which forward operands are
+    0.0625
+"""
+
 EMULATED = (
     FLOAT32_CUDA, TF32_CUDA, FLOAT16_CUDA, BFLOAT16_CUDA, FLOAT16_AUTOCAST, BFLOAT16_AUTOCAST,
+    FLOAT8_TENSORWISE,
 )  # fmt: skip
 """The formats whose kernels are a GPU's, emulated.
 

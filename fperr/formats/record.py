@@ -21,6 +21,7 @@ class Emulation:
             once, as the kernels for half formats do.
         is_autocast: Whether weights and input stay float32, and each operation casts its operands
             as PyTorch's autocast on CUDA does.
+        has_float8_layers: Whether linear layers multiply in float8, with a scale a tensor.
 
     Example:
         >>> from fperr import formats
@@ -33,6 +34,7 @@ class Emulation:
     operand_rounding: OperandRounding = "nearest_away"
     computes_in_float32: bool = False
     is_autocast: bool = False
+    has_float8_layers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

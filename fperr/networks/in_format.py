@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fperr.emulated_kernels import emulated
+from fperr.emulated_kernels import Float8Layers, emulated, float8_layers
 from fperr.errors import ModelError
 from fperr.exact.graph import Capture, capture
 from fperr.exact.replays import without_autocast
@@ -58,7 +58,7 @@ class FormatNetwork:
             dtype.
 
     Raises:
-        ModelError: the model cannot be copied.
+        ModelError: the model cannot be copied, or has no layer that the format changes.
     """
 
     def __init__(self, model: nn.Module, fmt: Format, *, autocast: bool) -> None:
@@ -67,6 +67,8 @@ class FormatNetwork:
         self._autocast = autocast and fmt in (FLOAT16, BFLOAT16)
         self.dtype = model_dtype if self._autocast else fmt.network_dtype
         self.model = model if self.dtype == model_dtype else copied(model).to(self.dtype)
+        has_float8 = fmt.emulation is not None and fmt.emulation.has_float8_layers
+        self._layers = float8_layers(self.model) if has_float8 else Float8Layers()
         self._captures: dict[tuple[int, ...], Capture] = {}
         self._modules = tuple(self.model.modules())
 
@@ -99,10 +101,22 @@ class FormatNetwork:
             # a cache of casts would pass tensors from one trace to the next
             inner = torch.autocast(self.device.type, dtype=self.format.dtype, cache_enabled=False)
         self.check_mode()
-        kernels = emulated(self.format, only_casts=not emulates)
+        kernels = emulated(self.format, layers=self._layers, only_casts=not emulates)
         with controlled(self.format) as switches, fixed_parameters(self.model), inner, kernels:
-            yield switches
+            yield switches | self._layer_names()
         self.check_mode()
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether a sample's numbers depend on its batch, as where a tensor has one scale."""
+        return bool(self._layers.weights)
+
+    def _layer_names(self) -> dict[str, str]:
+        """The layers in float8, and the linear ones that are not."""
+        if not self.couples_samples:
+            return {}
+        names, others = ", ".join(self._layers.names), ", ".join(self._layers.others)
+        return {"layers in float8": names, "linear layers in bfloat16": others}
 
     def capture(self, x: Tensor) -> Capture:
         """The captured graph for the shape of x; each shape is captured once.

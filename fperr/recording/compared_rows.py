@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fperr.emulated_kernels import emulated
+from fperr.emulated_kernels import Float8Layers, emulated, float8_layers
 from fperr.exact.replays import without_autocast
 from fperr.networks.in_format import copied, device_and_dtype
-from fperr.recording.hooks import BackwardPass
+from fperr.recording.hooks import BackwardPass, ForwardPass
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Rerun:
         try:
             with torch.enable_grad():
                 leaf = compared.x.clone().requires_grad_()
-                with emulated(forward.emulated):
+                with emulated(forward.emulated, layers=self._layers(model, forward)):
                     with mode:
                         z_again = model(leaf)
                     if z_again.dtype != z.dtype:
@@ -79,6 +79,12 @@ class Rerun:
             return None, are_logits_equal
         are_equal = [torch.equal(gradient_again[row], gradient[row]) for row in compared.rows]
         return are_equal, are_logits_equal
+
+    @staticmethod
+    def _layers(model: nn.Module, forward: ForwardPass) -> Float8Layers:
+        fmt = forward.emulated
+        has_float8 = fmt is not None and fmt.emulation and fmt.emulation.has_float8_layers
+        return float8_layers(model) if has_float8 else Float8Layers()
 
     def _in_dtype(self, dtype: torch.dtype) -> nn.Module:
         """The model, or a copy of it in another dtype: an attack may run one."""

@@ -255,14 +255,22 @@ class Comparison:
         recognised: RecognisedLoss,
         y: Tensor,
     ) -> list[Cells]:
-        """The rows of another loss in a format, summed over the compared rows as a batch."""
-        label = recognised.label[compared.rows]
-        context = Context(recognised.targeted, y[compared.rows])
-        f: FloatGradient = network.gradient(x, label, loss, context, mean=False)
-        rows = []
+        """The rows of another loss in a format, summed over the compared rows as a batch.
+
+        Where a format couples the samples of a batch, each is a batch.
+        """
+        label, labels_of_rows = recognised.label[compared.rows], y[compared.rows]
+        size = 1 if network.couples_samples else len(x)
+        rows, runs = [], list[tuple[FloatGradient, int]]()
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            context = Context(recognised.targeted, labels_of_rows[part])
+            run = network.gradient(x[part], label[part], loss, context, mean=False)
+            runs += [(run, i) for i in range(len(run.logits))]
         for i, row in enumerate(compared.rows):
-            cells = _scenario_cells(f.logits[i], recognised, int(label[i]), compared.samples[i])
-            c, exact, gradient = float(f.scale.c[i]), self._exact[i], f.gradient[i]
+            f, at = runs[i]
+            cells = _scenario_cells(f.logits[at], recognised, int(label[i]), compared.samples[i])
+            c, exact, gradient = float(f.scale.c[at]), self._exact[i], f.gradient[at]
             cells |= {"loss": loss.name, "format": network.format.name, "is_own": False}
             cells |= {"compared_with": "loss", "c": c if loss.has_scale else None}
             at_sample = self._loss_at(loss, recognised, row, c, y)
