@@ -18,8 +18,9 @@ MODULES_WITH_ALL = (
     "fperr.losses",
     "fperr.zoo",
     "fperr.data",
+    "fperr.formats",
 )
-MODULES_WITHOUT_ALL = ("fperr.errors", "fperr.formats")
+MODULES_WITHOUT_ALL = ("fperr.errors",)
 
 
 def public_names() -> dict[str, object]:

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 
 FormatName = Literal[
     "float16", "bfloat16", "tf32", "float32", "float64", "float32@cuda", "tf32@cuda",
-    "float16@cuda", "bfloat16@cuda",
+    "float16@cuda", "bfloat16@cuda", "autocast-float16@cuda", "autocast-bfloat16@cuda",
+    "float8@tensorwise",
 ]  # fmt: skip
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
 AttackFormat = Literal[FormatName, "exact"]

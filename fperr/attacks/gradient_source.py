@@ -14,6 +14,7 @@ from fperr.exact.engines.gradient import LossAtSample
 from fperr.exact.logit_direction import KINDS, is_order_unclear, logit_direction
 from fperr.exact.monitored_network import MonitoredNetwork
 from fperr.exact.precision import RUNGS
+from fperr.exact.replays import without_autocast
 from fperr.formats import Format, of_dtype
 from fperr.losses import Context
 from fperr.networks.exact_network import ExactNetwork, ExactSample, NoExactSample, SampleLadder
@@ -79,7 +80,9 @@ class FloatSource(GradientSource):
                     "no gradient reaches the input: the model detaches its graph, or runs under "
                     "torch.no_grad(); expected logits that depend on x"
                 )
-            (gradient,) = torch.autograd.grad(goal.objective(logits), leaf)
+            objective = goal.objective(logits)
+            with without_autocast():
+                (gradient,) = torch.autograd.grad(objective, leaf)
         return logits.detach(), gradient
 
 

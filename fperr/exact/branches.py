@@ -21,6 +21,7 @@ from fperr.exact.index_arrays import IndexNDArray
 from fperr.exact.interpreter import ForwardRun, SavedValues
 from fperr.exact.node_kinds import TorchValue
 from fperr.exact.operations.table import Argument, number
+from fperr.exact.replays import without_autocast
 from fperr.exact.saved_values import saved_for_backward
 
 _ALONG = {"aten.max.dim", "aten.min.dim"}
@@ -173,7 +174,8 @@ def frozen_gradient(
         if key in outcomes:
             outcome = _joined(outcomes[key], capture.shapes[source.name]).to(v.device)
             outcome_by_node[key] = outcome if decide is None else _stand_in(outcome, arguments)
-    gradient: Tensor = _Frozen(capture.module, outcome_by_node).run(x, v)[1]
+    with without_autocast():
+        gradient: Tensor = _Frozen(capture.module, outcome_by_node).run(x, v)[1]
     return gradient
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fperr.exact.node_kinds import NodeKinds, TorchValue, is_discrete, value_inputs
+from fperr.exact.replays import without_autocast
 
 Node = fx.Node
 
@@ -55,7 +56,8 @@ def constant_values(
         elif node.name in kinds.of_input:
             values[node.name] = _of_shape(node, kinds)
         else:
-            values[node.name] = _computed(node, kinds, values, in_float64=in_float64)
+            with without_autocast():
+                values[node.name] = _computed(node, kinds, values, in_float64=in_float64)
     return {node.name: values[node.name] for node in nodes}
 
 

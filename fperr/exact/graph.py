@@ -24,6 +24,7 @@ from fperr.exact.call_sites import call_sites, layer_names
 from fperr.exact.computed_constants import constant_values
 from fperr.exact.node_kinds import NodeKinds, TorchValue, is_discrete, kinds_of, value_inputs
 from fperr.exact.operations import OPERATIONS
+from fperr.exact.replays import without_autocast
 from fperr.exact.tracing import fixed_parameters, traced
 from fperr.formats import FLOAT32
 from fperr.kernel_switches import controlled, mathematical_attention
@@ -185,7 +186,7 @@ class Capture:
         """
         are_same = []
         for x, v in runs:
-            with torch.no_grad():
+            with torch.no_grad(), without_autocast():
                 # a copy, as in the eager run: kernels may sum in an order that depends on addresses
                 replayed = self.module(x.clone(), v)
             pairs = zip(replayed, _eager(model, x, v), strict=True)
@@ -396,7 +397,8 @@ def _eager(model: nn.Module, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad(), mathematical_attention(), fixed_parameters(model):
         z = model(leaf)
-        (gradient,) = torch.autograd.grad(z, leaf, v)
+        with without_autocast():
+            (gradient,) = torch.autograd.grad(z, leaf, v)
     return z.detach(), gradient
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fperr.exact.operations import OPERATIONS, SHAPE_OF_FIRST
+from fperr.exact.replays import without_autocast
 
 Node = fx.Node
 # What PyTorch computes for a node: one tensor, or several outputs.
@@ -107,7 +108,8 @@ def value_inputs(node: Node) -> list[Node]:
 def kinds_of(module: fx.GraphModule, x: Tensor, v: Tensor) -> NodeKinds:
     """Record the kinds of all nodes in one run of the graph at (x, v)."""
     recorder = _Recorder(module)
-    recorder.run(x, v)
+    with without_autocast():
+        recorder.run(x, v)
     return NodeKinds(
         recorder.shapes,
         recorder.dtypes,

@@ -11,6 +11,7 @@ from fperr.exact.graph import Capture, Node
 from fperr.exact.node_kinds import TorchValue
 from fperr.exact.operations import OPERATIONS
 from fperr.exact.operations.table import Argument, Comparison
+from fperr.exact.replays import without_autocast
 
 # key, node of the forward half, comparison or None, arguments of the node that uses the value
 Read = tuple[str, Node, Comparison | None, tuple[Argument, ...]]
@@ -113,7 +114,8 @@ def float_run(
     if everything:
         node_names = {node.name for node in (*single.forward, *single.backward)}
     recorder = _ValueRecorder(capture.module, {names[name] for name in node_names})
-    recorder.run(x, v)
+    with without_autocast():
+        recorder.run(x, v)
     return FloatRun({name: recorder.values[names[name]] for name in node_names})
 
 

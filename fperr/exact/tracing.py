@@ -14,6 +14,7 @@ from fperr.errors import ModelError
 from fperr.exact.call_sites import call_sites
 from fperr.exact.node_kinds import kinds_of
 from fperr.exact.plain_calls import PlainCalls
+from fperr.exact.replays import without_autocast
 from fperr.kernel_switches import mathematical_attention
 
 Node = fx.Node
@@ -39,6 +40,8 @@ def traced(model: nn.Module, x: Tensor, v: Tensor, *, by_autograd: bool = False)
             _kept_attributes(model),
             PlainCalls(),
         ):
+            # functorch takes operations apart before autocast sees them
+            by_autograd = by_autograd or torch._C._is_any_autocast_enabled()
             module = (_through_autograd if by_autograd else _through_functorch)(model, x, v)
     except ModelError:
         raise
@@ -117,7 +120,7 @@ def _check_linear(module: fx.GraphModule, x: Tensor, v: Tensor) -> None:
     """
     if torch.finfo(v.dtype).bits < 32:
         return
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast():
         gradient = module(x, v)[1]
         allowed = _ROUNDED * float(gradient.norm())
         scaled = [module(x, factor * v)[1] / factor for factor in _FACTORS]
@@ -260,7 +263,8 @@ def _joint(model: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]
         z, pullback, *_ = vjp(model, x)
         logits = z.clone()  # pending in-place changes and views are traced up to here
         border = v.clone()  # everything traced from here on belongs to the backward half
-        (gradient,) = pullback(border)
+        with without_autocast():
+            (gradient,) = pullback(border)
         return logits, gradient
 
     return logits_and_gradient
@@ -275,7 +279,8 @@ def _joint_by_autograd(model: nn.Module) -> Callable[[Tensor, Tensor], tuple[Ten
             z = model(leaf)
             logits = z.detach().clone()
             border = v.clone()
-            (gradient,) = torch.autograd.grad(z, leaf, border)
+            with without_autocast():
+                (gradient,) = torch.autograd.grad(z, leaf, border)
         return logits, gradient
 
     return logits_and_gradient

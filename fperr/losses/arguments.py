@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fperr.emulated_kernels import autocast_dtype
+
 Reduction = Literal["none", "sum", "mean"]
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REDUCTIONS = ("none", "sum", "mean")
@@ -202,7 +204,8 @@ def reduced(values: Tensor, reduction: Reduction) -> Tensor:
 
 def output_dtype(logits: Tensor) -> torch.dtype:
     """The dtype of a loss of logits: their own; float32 under autocast, as PyTorch's losses."""
-    if torch.is_autocast_enabled(logits.device.type) and logits.dtype != torch.float64:
+    is_autocast = autocast_dtype() is not None or torch.is_autocast_enabled(logits.device.type)
+    if is_autocast and logits.dtype != torch.float64:
         return torch.float32
     return logits.dtype
 

@@ -120,25 +120,30 @@ class MeasurementRun:
         """Set the batch size to 1 where a batch runs other operations than a single sample does.
 
         Raises:
-            CaptureAuditError: a batch runs other operations, and the user gave the batch size.
+            CaptureAuditError: a batch runs other operations, or a format couples its samples, and
+                the user gave the batch size.
         """
         single = self.request.x[:1]
+        coupled = [f.network.format.name for f in self.formats if f.network.couples_samples]
+        if coupled and self.request.batch_size > 1:
+            reason = f"in {coupled[0]} a tensor's scale depends on the other samples of a batch: "
+            return self._give_up_batches(reason)
         for batch in {b.stop - b.start: b for b in self.request.batches()}.values():
             for fmt in self.formats:
                 captured = fmt.network.capture(self.request.x[batch])
                 if fmt.network.capture(single).counterparts(captured) is None:
-                    self._give_up_batches(batch.stop - batch.start, fmt.network.format.name)
-                    return
+                    return self._give_up_batches(
+                        f"the graph for a batch of {batch.stop - batch.start} differs from that "
+                        f"for one sample in {fmt.network.format.name}, because PyTorch multiplies "
+                        "matrices in another way: "
+                    )
+        return None
 
-    def _give_up_batches(self, size: int, format: str) -> None:
+    def _give_up_batches(self, reason: str) -> None:
         """Set the batch size to 1, with a warning; refuse if the user gave the batch size."""
-        text = (
-            f"the graph for a batch of {size} differs from that for one sample in {format}, "
-            "because PyTorch multiplies matrices in another way: "
-        )
         if self.request.batch_size_is_asked_for:
-            raise CaptureAuditError(text + "use batch_size=1")
-        warnings.warn(text + "the samples are run one by one, as batch_size=1 does", stacklevel=6)
+            raise CaptureAuditError(reason + "use batch_size=1")
+        warnings.warn(reason + "the samples are run one by one, as batch_size=1 does", stacklevel=6)
         self.request = replace(self.request, batch_size=1)
 
     def rows(
@@ -161,13 +166,13 @@ class MeasurementRun:
             exact = [s if isinstance(s, ExactSample) else None for s in lowest]
             orders = _orders(exact, self.request.classes, x.device)
             assignments = label_assignments(self.request, batch, orders)
-            runs = {fmt.network.format: self._run(fmt, x, assignments) for fmt in self.formats}
+            runs, failed = self._runs(x, assignments)
             branches = [None if e is None else e.point.decisions for e in exact]
             casts = {fmt: _Casts(run, x, samples, self.request) for fmt, run in runs.items()}
             for i in range(len(x)):
                 sample = samples[i]
                 yield self._sample_rows(
-                    batch.start, i, sample, x, assignments, runs, casts, branches
+                    batch.start, i, sample, x, assignments, runs, failed, casts, branches
                 )
                 # free the memory of this sample: no later sample needs it
                 exact[i] = lowest[i] = None
@@ -187,6 +192,21 @@ class MeasurementRun:
             time_is_up=self.reference.time_is_up,
         )
         return {self.request.name: details}
+
+    def _runs(
+        self, x: Tensor, assignments: list[LabelAssignment]
+    ) -> tuple[dict[Format, _FormatRun], dict[Format, str]]:
+        """Each format's run on one batch, and why a format has none."""
+        runs, failed = dict[Format, _FormatRun](), dict(self.failed)
+        for fmt in self.formats:
+            name = fmt.network.format
+            try:
+                runs[name] = self._run(fmt, x, assignments)
+            except ModelError as fault:
+                if not fmt.network.couples_samples:  # there, a sample may have no scale
+                    raise
+                failed[name] = format_fails(name, str(fault))
+        return runs, failed
 
     def _run(
         self, fmt: ExactFormatNetwork, x: Tensor, assignments: list[LabelAssignment]
@@ -246,6 +266,7 @@ class MeasurementRun:
         x: Tensor,
         assignments: list[LabelAssignment],
         runs: Mapping[Format, _FormatRun],
+        failed: Mapping[Format, str],
         casts: "Mapping[Format, _Casts]",
         branches: Sequence[tuple[Branches, ...] | None],
     ) -> list[Row]:
@@ -260,8 +281,8 @@ class MeasurementRun:
             twin = rows.get((scenario.twin.name, loss.name, fmt.name))
             if twin is not None and loss.targeted_is_negated:
                 row = negated_row(twin, scenario)
-            elif fmt in self.failed:
-                row = failed_row(start + i, i, loss, fmt, labels, self.failed[fmt])
+            elif fmt in failed:
+                row = failed_row(start + i, i, loss, fmt, labels, failed[fmt])
             else:
                 run = runs[fmt]
                 computed, bound = run.gradients[loss, index], run.bounds[loss, index]

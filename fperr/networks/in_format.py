@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fperr.emulated_kernels import emulated
+from fperr.emulated_kernels import Float8Layers, emulated, float8_layers
 from fperr.errors import ModelError
 from fperr.exact.graph import Capture, capture
+from fperr.exact.replays import without_autocast
 from fperr.exact.saved_values import FloatRun, check_split, float_run
 from fperr.exact.tracing import fixed_parameters
 from fperr.formats import BFLOAT16, FLOAT16, Format
@@ -34,7 +35,7 @@ class FloatGradient:
         scale: T and c that the loss used.
         factor: Loss scale, and number that the losses were divided by (the batch size of a mean,
             or 1); both gradients contain their quotient.
-        is_autocast: True if the loss was computed under `torch.autocast`.
+        is_autocast: True if the loss was computed under autocast, PyTorch's or an emulated one.
         is_emulated: True if the kernels of a GPU were emulated.
     """
 
@@ -57,15 +58,17 @@ class FormatNetwork:
             dtype.
 
     Raises:
-        ModelError: the model cannot be copied.
+        ModelError: the model cannot be copied, or has no layer that the format changes.
     """
 
     def __init__(self, model: nn.Module, fmt: Format, *, autocast: bool) -> None:
         self.format = fmt
         self.device, model_dtype = device_and_dtype(model)
         self._autocast = autocast and fmt in (FLOAT16, BFLOAT16)
-        self.dtype = model_dtype if self._autocast else fmt.dtype
+        self.dtype = model_dtype if self._autocast else fmt.network_dtype
         self.model = model if self.dtype == model_dtype else copied(model).to(self.dtype)
+        has_float8 = fmt.emulation is not None and fmt.emulation.has_float8_layers
+        self._layers = float8_layers(self.model) if has_float8 else Float8Layers()
         self._captures: dict[tuple[int, ...], Capture] = {}
         self._modules = tuple(self.model.modules())
 
@@ -91,17 +94,29 @@ class FormatNetwork:
 
         Args:
             emulates: Whether kernels of a GPU are emulated, where the format says so. A graph is
-                captured without, and replayed with them.
+                captured without, and replayed with them; autocast's casts are in the graph.
         """
         inner: AbstractContextManager[object] = nullcontext()
         if self._autocast:
             # a cache of casts would pass tensors from one trace to the next
             inner = torch.autocast(self.device.type, dtype=self.format.dtype, cache_enabled=False)
         self.check_mode()
-        kernels = emulated(self.format) if emulates else nullcontext()
+        kernels = emulated(self.format, layers=self._layers, only_casts=not emulates)
         with controlled(self.format) as switches, fixed_parameters(self.model), inner, kernels:
-            yield switches
+            yield switches | self._layer_names()
         self.check_mode()
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether a sample's numbers depend on its batch, as where a tensor has one scale."""
+        return bool(self._layers.weights)
+
+    def _layer_names(self) -> dict[str, str]:
+        """The layers in float8, and the linear ones that are not."""
+        if not self.couples_samples:
+            return {}
+        names, others = ", ".join(self._layers.names), ", ".join(self._layers.others)
+        return {"layers in float8": names, "linear layers in bfloat16": others}
 
     def capture(self, x: Tensor) -> Capture:
         """The captured graph for the shape of x; each shape is captured once.
@@ -151,7 +166,8 @@ class FormatNetwork:
             with self.running(), torch.enable_grad():
                 copies = self.cast(x).detach().repeat(len(some), *[1] * (x.ndim - 1))
                 logits = self.model(copies.requires_grad_())
-                (rows,) = torch.autograd.grad(logits, copies, some.to(logits.dtype))
+                with without_autocast():
+                    (rows,) = torch.autograd.grad(logits, copies, some.to(logits.dtype))
             norms.append(torch.linalg.vector_norm(rows.double().flatten(1), dim=1))
         found: list[float] = torch.cat(norms).log2().tolist()
         return found
@@ -181,11 +197,15 @@ class FormatNetwork:
             objective = losses.mean() if mean else losses.sum()
             if context.loss_scale != 1.0:
                 objective = objective * context.loss_scale
-            v, g = torch.autograd.grad(objective, (logits, leaf))
+            with without_autocast():
+                v, g = torch.autograd.grad(objective, (logits, leaf))
             scale = loss.scale(logits, label, context)
         factor = context.loss_scale, len(x) if mean else 1
-        is_emulated = self.format.emulation is not None
-        return FloatGradient(logits.detach(), v, g, scale, factor, self._autocast, is_emulated)
+        emulation = self.format.emulation
+        is_autocast = self._autocast or (emulation is not None and emulation.is_autocast)
+        return FloatGradient(
+            logits.detach(), v, g, scale, factor, is_autocast, emulation is not None
+        )
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:

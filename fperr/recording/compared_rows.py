@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fperr.emulated_kernels import Float8Layers, emulated, float8_layers
+from fperr.exact.replays import without_autocast
 from fperr.networks.in_format import copied, device_and_dtype
-from fperr.recording.hooks import BackwardPass
+from fperr.recording.hooks import BackwardPass, ForwardPass
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Rerun:
 
         Where the gradient differs and the logits do not, the attack's objective has terms beside
         the network, or its kernels vary; where the logits differ, the model is another one. The
-        network runs as in the attack: in the dtype of its input, under its autocast.
+        network runs as in the attack: in the dtype of its input, under its autocast, by the kernels
+        that were emulated.
 
         Returns:
             Whether the gradients are equal, and whether the logits are, each for every compared
@@ -59,11 +62,15 @@ class Rerun:
         try:
             with torch.enable_grad():
                 leaf = compared.x.clone().requires_grad_()
-                with mode:
-                    z_again = model(leaf)
-                if z_again.dtype != z.dtype:
-                    return None, None
-                (gradient_again,) = torch.autograd.grad(z_again, leaf, backward.logit_gradient)
+                with emulated(forward.emulated, layers=self._layers(model, forward)):
+                    with mode:
+                        z_again = model(leaf)
+                    if z_again.dtype != z.dtype:
+                        return None, None
+                    with without_autocast():
+                        (gradient_again,) = torch.autograd.grad(
+                            z_again, leaf, backward.logit_gradient
+                        )
         except RuntimeError:  # no such operation in that dtype, or no such cast
             return None, None
         is_equal = (z_again == z) | (z_again.isnan() & z.isnan())
@@ -72,6 +79,12 @@ class Rerun:
             return None, are_logits_equal
         are_equal = [torch.equal(gradient_again[row], gradient[row]) for row in compared.rows]
         return are_equal, are_logits_equal
+
+    @staticmethod
+    def _layers(model: nn.Module, forward: ForwardPass) -> Float8Layers:
+        fmt = forward.emulated
+        has_float8 = fmt is not None and fmt.emulation and fmt.emulation.has_float8_layers
+        return float8_layers(model) if has_float8 else Float8Layers()
 
     def _in_dtype(self, dtype: torch.dtype) -> nn.Module:
         """The model, or a copy of it in another dtype: an attack may run one."""

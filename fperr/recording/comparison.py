@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from fperr.emulated_kernels import emulated
 from fperr.exact.engines.gradient import LossAtSample
 from fperr.exact.loss_function import LossGradient
 from fperr.exact.precision import RUNGS, bits_for_delta, bits_of
@@ -122,7 +123,8 @@ class Comparison:
                 for i in range(len(compared.rows))
             ]
         else:
-            rows = self._compared(backward, compared, recognised, y)
+            with emulated(None):  # the attack may wait in the middle of a pass
+                rows = self._compared(backward, compared, recognised, y)
         with_step = [{"step": backward.number, **cells} for cells in rows]
         columns = {name: [cells.get(name) for cells in with_step] for name in ERRORS.names}
         return pa.table(columns, schema=ERRORS)
@@ -151,8 +153,7 @@ class Comparison:
         if is_new:
             if not self._is_checked:
                 self.check(compared.x)
-            own = of_dtype(backward.forward.logits.dtype)
-            needs = sorted({self._bits_for(f) for f in (own, *self._formats)})
+            needs = sorted({self._bits_for(f) for f in (backward.forward.format, *self._formats)})
             self._exact = self._reference_for(x, backward).samples(x, needs, lambda: None)
             self._last_forward = backward.forward.number
         rows = self._attack_rows(backward, compared, recognised, y)
@@ -208,7 +209,7 @@ class Comparison:
                     cells["c"] = float(c[row]) if loss.has_scale else None
                     at_sample = self._loss_at(loss, recognised, row, float(c[row]), y)
             errors = attack_errors(
-                self._bits_for(of_dtype(z.dtype)),
+                self._bits_for(backward.forward.format),
                 attack,
                 self._exact[i],
                 recognised,
@@ -226,7 +227,7 @@ class Comparison:
         cells = _scenario_cells(z[row], recognised, int(recognised.label[row]), compared.samples[i])
         is_named = not recognised.has_exact_gradient or bool(recognised.explained[row])
         cells |= {"loss": recognised.name if is_named else "unknown", "is_own": True}
-        cells |= {"format": of_dtype(z.dtype).name, "compared_with": "nothing"}
+        cells |= {"format": backward.forward.format.name, "compared_with": "nothing"}
         return cells | gradient_state(None if gradient is None else gradient[row])
 
     def _user_loss_at(
@@ -254,14 +255,22 @@ class Comparison:
         recognised: RecognisedLoss,
         y: Tensor,
     ) -> list[Cells]:
-        """The rows of another loss in a format, summed over the compared rows as a batch."""
-        label = recognised.label[compared.rows]
-        context = Context(recognised.targeted, y[compared.rows])
-        f: FloatGradient = network.gradient(x, label, loss, context, mean=False)
-        rows = []
+        """The rows of another loss in a format, summed over the compared rows as a batch.
+
+        Where a format couples the samples of a batch, each is a batch.
+        """
+        label, labels_of_rows = recognised.label[compared.rows], y[compared.rows]
+        size = 1 if network.couples_samples else len(x)
+        rows, runs = [], list[tuple[FloatGradient, int]]()
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            context = Context(recognised.targeted, labels_of_rows[part])
+            run = network.gradient(x[part], label[part], loss, context, mean=False)
+            runs += [(run, i) for i in range(len(run.logits))]
         for i, row in enumerate(compared.rows):
-            cells = _scenario_cells(f.logits[i], recognised, int(label[i]), compared.samples[i])
-            c, exact, gradient = float(f.scale.c[i]), self._exact[i], f.gradient[i]
+            f, at = runs[i]
+            cells = _scenario_cells(f.logits[at], recognised, int(label[i]), compared.samples[i])
+            c, exact, gradient = float(f.scale.c[at]), self._exact[i], f.gradient[at]
             cells |= {"loss": loss.name, "format": network.format.name, "is_own": False}
             cells |= {"compared_with": "loss", "c": c if loss.has_scale else None}
             at_sample = self._loss_at(loss, recognised, row, c, y)

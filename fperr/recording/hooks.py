@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fperr import pass_origin
+from fperr.emulated_kernels import emulated_format
+from fperr.formats import Format, of_dtype
 from fperr.networks.model import described_output, remedy_for_output
 
 _FEWEST_CLASSES = 2
@@ -27,6 +29,7 @@ class ForwardPass:
         note: Value that `on_forward` returned for this pass.
         is_training: Whether the model, or a module of it, was in training mode.
         autocast: Dtype of the autocast that the pass ran under; None: it ran under none.
+        emulated: Format whose kernels were emulated; None: the device's own ran.
     """
 
     number: int
@@ -34,6 +37,12 @@ class ForwardPass:
     note: Any
     is_training: bool
     autocast: torch.dtype | None = None
+    emulated: Format | None = None
+
+    @property
+    def format(self) -> Format:
+        """The format that the pass ran in, by its logits."""
+        return self.emulated or of_dtype(self.logits.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +170,12 @@ def hooks_on(
         # a copy of the model has a mode of its own
         is_training = any(m.training for m in modules) or any(m.training for m in module.modules())
         forward = ForwardPass(
-            counts.differentiable, output.detach().clone(), note, is_training, _autocast_dtype(x)
+            counts.differentiable,
+            output.detach().clone(),
+            note,
+            is_training,
+            _autocast_dtype(x),
+            emulated_format(),
         )
         counts.differentiable += 1
         entry = _PendingPass(forward, x)

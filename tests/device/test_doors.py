@@ -28,6 +28,7 @@ from fperr.figures import (
     table1,
     tstar,
 )
+from fperr.formats import EMULATED
 from fperr.vocabulary import ENGINES
 from tests.conftest import seeded
 from tests.makers.libraries import APGDAttack, pgd_linf, torchattacks
@@ -367,13 +368,35 @@ def test_every_network_of_the_tests(name, pretend):
         model = build(name).to(device)
         return fperr.measure(
             model, x.to(device), y.to(device), losses=["mifpe"],
-            formats=["float16", "float32", "float32@cuda", "bfloat16@cuda"], progress=False,
+            formats=[
+                "float16", "float32", "float32@cuda", "bfloat16@cuda", "autocast-float16@cuda",
+            ],
+            progress=False,
         ).frame  # fmt: skip
 
     # float32 beside float64 sums in another order on the CPU, and its estimate with it
     estimates = ["log2_reference_error"]
     found, expected = (measured(d).drop(columns=estimates) for d in (pretend, torch.device("cpu")))
     assert found["delta"].notna().all()
+    assert_same(found, expected, pretend)
+
+
+def test_every_emulated_arithmetic(pretend):
+    """Layers of 16 and its multiples, so that float8 changes them."""
+    x, y = torch.rand(2, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+
+    def measured(device):
+        layers = nn.Linear(16, 32), nn.GELU(), nn.LayerNorm(32), nn.Linear(32, 16)
+        model = seeded(nn.Sequential(*layers)).eval().to(device)
+        return fperr.measure(
+            model, x.to(device), y.to(device), losses=["ce", "mifpe"],
+            formats=[fmt.name for fmt in EMULATED], batch_size=1, progress=False,
+        ).frame  # fmt: skip
+
+    estimates = ["log2_reference_error"]
+    found, expected = (measured(d).drop(columns=estimates) for d in (pretend, torch.device("cpu")))
+    assert found["delta"].notna().all()
+    assert found.groupby(["loss", "sample"])["delta"].nunique().min() > 3  # they are not one
     assert_same(found, expected, pretend)
 
 

@@ -182,7 +182,7 @@ def test_a_network_without_emulation_is_left_alone():
         assert torch.equal(x @ x, x.clone() @ x)
 
 
-@pytest.mark.parametrize("name", ["float32@cuda", "float16@cuda"])
+@pytest.mark.parametrize("name", ["float32@cuda", "float16@cuda", "autocast-bfloat16@cuda"])
 def test_doors_take_emulated_formats(name):
     model = seeded(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4)))
     x, y = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])

@@ -1,107 +1,10 @@
-"""Binary floating-point formats and their constants.
+"""The formats that have names."""
 
-Example:
-    >>> from fperr import formats
-    >>> formats.FLOAT16.largest
-    65504.0
-"""
-
-from dataclasses import dataclass
-from typing import Literal
+import math
 
 import torch
 
-OperandRounding = Literal["nearest_away", "nearest_even", "truncated"]
-
-
-@dataclass(frozen=True, slots=True)
-class Emulation:
-    """How the kernels of a GPU compute, for numbers of one dtype.
-
-    Attributes:
-        convolution_bits: Significand bits that the operands of convolutions keep, forward and
-            backward; None: all.
-        matrix_product_bits: The same for matrix products.
-        operand_rounding: How operands lose their bits.
-        computes_in_float32: Whether every operation computes in float32 and rounds its results
-            once, as the kernels for half formats do.
-
-    Example:
-        >>> from fperr import formats
-        >>> formats.FLOAT32_CUDA.emulation.convolution_bits
-        11
-    """
-
-    convolution_bits: int | None = None
-    matrix_product_bits: int | None = None
-    operand_rounding: OperandRounding = "nearest_away"
-    computes_in_float32: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A binary floating-point format: rounding to nearest, ties to even, gradual underflow.
-
-    Attributes:
-        name: Name in tables and on the command line, e.g. `"bfloat16"`.
-        dtype: Dtype of torch that stores the format's numbers.
-        precision: Significand bits p of the operands of a product, the implicit bit included.
-        emin: Exponent of the smallest normal binade.
-        emax: Exponent of the largest binade.
-        scale_exponent: Exponent k of the cap `2**k` on the logit scale c.
-        emulation: Kernels of a GPU that are emulated; None: the device's own are run.
-
-    Example:
-        >>> from fperr import formats
-        >>> formats.FLOAT16.unit_roundoff == 2.0**-11
-        True
-    """
-
-    name: str
-    dtype: torch.dtype
-    precision: int
-    emin: int
-    emax: int
-    scale_exponent: int
-    emulation: Emulation | None = None
-
-    @property
-    def is_half(self) -> bool:
-        """Whether numbers are stored in float16 or bfloat16."""
-        return self.dtype in (torch.float16, torch.bfloat16)
-
-    @property
-    def coarsest_unit_roundoff(self) -> float:
-        """The largest unit roundoff of stored numbers and of operands of products."""
-        emulation = self.emulation or Emulation()
-        bits = [emulation.convolution_bits, emulation.matrix_product_bits, self.precision]
-        return 2.0 ** -min(b for b in bits if b is not None)
-
-    @property
-    def unit_roundoff(self) -> float:
-        """The unit roundoff u = 2**-p: the largest relative error of rounding a normal number."""
-        return 2.0**-self.precision
-
-    @property
-    def storage_unit_roundoff(self) -> float:
-        """The unit roundoff of `dtype`; it differs from `unit_roundoff` for TF32 only."""
-        return float(torch.finfo(self.dtype).eps) / 2
-
-    @property
-    def smallest_normal(self) -> float:
-        """The smallest positive normal number, 2**emin."""
-        return 2.0**self.emin
-
-    @property
-    def smallest_subnormal(self) -> float:
-        """The smallest positive number of `dtype`, eta = 2**(emin - p + 1) with its own p."""
-        return float(torch.finfo(self.dtype).smallest_normal * torch.finfo(self.dtype).eps)
-
-    @property
-    def largest(self) -> float:
-        """The largest finite number F of `dtype`."""
-        return float(torch.finfo(self.dtype).max)
-
+from fperr.formats.record import Emulation, Format
 
 FLOAT16 = Format("float16", torch.float16, 11, -14, 15, 13)
 """IEEE half precision, binary16.
@@ -181,12 +84,46 @@ Example:
     True
 """
 
-EMULATED = (FLOAT32_CUDA, TF32_CUDA, FLOAT16_CUDA, BFLOAT16_CUDA)
+_AUTOCAST = Emulation(computes_in_float32=True, is_autocast=True)
+FLOAT16_AUTOCAST = Format("autocast-float16@cuda", torch.float16, 11, -14, 15, 13, _AUTOCAST)
+"""Autocast to float16 as on CUDA, emulated: weights and input float32, operations by its lists.
+
+Example:
+    >>> from fperr import formats
+    >>> formats.FLOAT16_AUTOCAST.network_dtype
+    torch.float32
+"""
+BFLOAT16_AUTOCAST = Format("autocast-bfloat16@cuda", torch.bfloat16, 8, -126, 127, 63, _AUTOCAST)
+"""Autocast to bfloat16 as on CUDA, emulated.
+
+Example:
+    >>> from fperr import formats
+    >>> formats.BFLOAT16_AUTOCAST.emulation.is_autocast
+    True
+"""
+
+_E4M3_PRECISION = 1 - round(math.log2(torch.finfo(torch.float8_e4m3fn).eps))
+FLOAT8_TENSORWISE = Format(
+    "float8@tensorwise", torch.bfloat16, _E4M3_PRECISION, -126, 127, 63,
+    Emulation(computes_in_float32=True, has_float8_layers=True),
+)  # fmt: skip
+"""Linear layers in float8 with a scale a tensor, emulated; everything else in bfloat16.
+
+Example:
+    >>> from fperr import formats
+    >>> formats.FLOAT8_TENSORWISE.unit_roundoff  # of e4m3, in which forward operands are
+    0.0625
+"""
+
+EMULATED = (
+    FLOAT32_CUDA, TF32_CUDA, FLOAT16_CUDA, BFLOAT16_CUDA, FLOAT16_AUTOCAST, BFLOAT16_AUTOCAST,
+    FLOAT8_TENSORWISE,
+)  # fmt: skip
 """The formats whose kernels are a GPU's, emulated.
 
 Example:
     >>> from fperr import formats
-    >>> [format.name for format in formats.EMULATED]
+    >>> [format.name for format in formats.EMULATED][:4]
     ['float32@cuda', 'tf32@cuda', 'float16@cuda', 'bfloat16@cuda']
 """
 FORMATS = {f.name: f for f in (FLOAT16, BFLOAT16, TF32, FLOAT32, FLOAT64, *EMULATED)}
