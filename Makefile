@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # a process for each core, each with one thread: kernels on small tensors gain nothing from more
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo docs test coverage test-slow lint validate notebooks bench repair-table evidence evidence-half gpu-arithmetic gpu-check robust-accuracy \
+.PHONY: demo docs test coverage test-slow lint validate notebooks bench repair-table evidence evidence-half format-outcomes gpu-arithmetic gpu-check robust-accuracy \
     test-lowest clean
 
 demo: .venv/core.stamp
@@ -76,7 +76,11 @@ evidence: .venv/test.stamp
 evidence-half: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.evidence --half
 
-# what TF32 and half formats do on a GPU, emulated: the tables of docs/how_to/gpu_arithmetic.md
+# what a GPU's arithmetic, emulated, does to outcomes: an hour, resumed where it was cut off
+format-outcomes: .venv/test.stamp
+	$(BIN)/python -m tests.benchmarks.format_outcomes
+
+# what it does to gradients: a table of docs/how_to/gpu_arithmetic.md
 gpu-arithmetic: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.gpu_arithmetic
 

@@ -1,4 +1,5 @@
-"""`make evidence`: what the gaps of known networks are made of, in float32 (`--half`: float16).
+"""`make evidence`: what the gaps of known networks are made of, in float32 (`--half`: float16,
+`--format`: any other).
 
 It says how long it takes before it begins, writes as it goes, and goes on where it was cut off.
 docs/findings.md holds its tables. Networks whose files FPERR_DATA does not have are left out, and
@@ -59,9 +60,9 @@ class Study:
 
 
 def subjects(
-    format: str, names: list[str]
+    names: list[str], most: int | None
 ) -> dict[str, tuple[torch.nn.Module, data.Images, float]]:
-    """Networks, images and radii, of the networks that are there."""
+    """Networks, images and radii, of the networks that are there; at most `most` images of each."""
     found = {}
     for name, n in IMAGES.items():
         if name not in names:
@@ -73,8 +74,7 @@ def subjects(
             print(f"left out: {name} ({fault})")
             continue
         radius = RADII.get(name, RADII.get(images.name))
-        n = n if format == "float32" else min(n, HALF_IMAGES)
-        found[name] = model, images.first(n), radius
+        found[name] = model, images.first(n if most is None else min(n, most)), radius
     return found
 
 
@@ -148,7 +148,9 @@ def clean_gradients(
 def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--half", action="store_true", help="float16, fewer images")
+    parser.add_argument("--format", default="float32", help="the format, e.g. float32@cuda")
+    parser.add_argument("--half", action="store_true", help=f"float16, {HALF_IMAGES} images")
+    parser.add_argument("--images", type=int, help="at most so many of each network")
     parser.add_argument("--networks", default=",".join(IMAGES), help="names, comma-separated")
     parser.add_argument("--clean", action="store_true", help="clean gradients alone")
     parser.add_argument("--goals", default="untargeted,targeted", help="one of them, or both")
@@ -157,10 +159,11 @@ def main() -> None:
     parser.add_argument("--exact", default="auto", choices=["auto", "all", "sample"])
     parser.add_argument("--out", type=Path, default=Path("out/evidence"))
     given = parser.parse_args()
-    format = "float16" if given.half else "float32"
-    study = Study(format, given.steps, given.device, given.exact, given.out)
+    if given.half:
+        given.format, given.images = "float16", given.images or HALF_IMAGES
+    study = Study(given.format, given.steps, given.device, given.exact, given.out)
     goals = given.goals.split(",")
-    chosen = subjects(study.format, given.networks.split(","))
+    chosen = subjects(given.networks.split(","), given.images)
     total = 0.0
     for name, (model, images, radius) in chosen.items():
         setting = Setting(

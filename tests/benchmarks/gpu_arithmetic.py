@@ -1,8 +1,8 @@
-"""`make gpu-arithmetic`: what a GPU's arithmetic does to gradients and outcomes, emulated.
+"""`make gpu-arithmetic`: what a GPU's arithmetic does to gradients, emulated.
 
-With `--device cuda` the card's own kernels stand beside the emulated ones. Two tables in Markdown,
+With `--device cuda` the card's own kernels stand beside the emulated ones. A table in Markdown,
 which docs/how_to/gpu_arithmetic.md shows: medians of the gradient's error by network, loss and
-format, and the floating-point error of robust accuracy by network and format.
+format. What it does to attacks: `make format-outcomes`.
 """
 
 import argparse
@@ -14,18 +14,13 @@ from tqdm import tqdm
 import fperr
 from fperr import data, zoo
 from fperr.errors import FperrError
-from fperr.figures.attacks import RADII
+from fperr.figures.attacks import ATTACKED
 
-NETWORKS = (
-    "fashion_adversarial", "fashion_standard", "fashion_saturated", "mnist_fastat_pgd",
-    "mnist_levelsets_eps0.4",
-)  # fmt: skip
 FORMATS = (
     "float32", "float32@cuda", "tf32@cuda", "float16", "float16@cuda", "bfloat16", "bfloat16@cuda",
 )  # fmt: skip
 CARD_FORMATS = ("float32", "tf32", "float16", "bfloat16")  # the device's own kernels
 LOSSES = ("ce", "mifpe", "tmifpe")
-STEPS = 20
 
 
 def gradients(name: str, n: int, formats: tuple[str, ...], device: str) -> pd.DataFrame:
@@ -47,53 +42,25 @@ def gradients(name: str, n: int, formats: tuple[str, ...], device: str) -> pd.Da
     return cells.loc[list(formats)].reset_index().assign(network=f"{name}, {n}")
 
 
-def outcomes(name: str, n: int, formats: tuple[str, ...], device: str) -> list[dict[str, object]]:
-    """A row for each format: robust accuracy under cross-entropy, and what of it is rounding."""
-    images = data.images_named(zoo.entry(name).dataset).first(n)
-    radius = RADII.get(name, RADII.get(images.name))
-    is_exact = name.startswith("fashion") or device != "cpu"  # others take hours on a CPU
-    rows = []
-    for format in formats:
-        result = fperr.attribute(
-            zoo.load(name), images.x, images.y, radius=radius, steps=STEPS, starts=1,
-            format=format, exact="all" if is_exact else "none", progress=False, device=device,
-        )  # fmt: skip
-        judged = result.frame[result.frame["is_judged"]]
-        rows.append(
-            {
-                "network": f"{name}, {n}" + ("" if is_exact else " (stand-in)"),
-                "format": format,
-                "CE leaves, %": f"{100 * judged['ce'].mean():.1f}",
-                "floating-point error, points": str(result.part("numerical").difference),
-                "MIFPE leaves, %": f"{100 * judged['mifpe'].mean():.1f}",
-                "not judged": int((~result.frame["is_judged"]).sum()),
-            }
-        )
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--networks", default=",".join(ATTACKED))
     parser.add_argument("--measured", type=int, default=24)
-    parser.add_argument("--attacked", type=int, default=200)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     formats = FORMATS
     if given.device != "cpu":
         formats = tuple(dict.fromkeys([*CARD_FORMATS, *FORMATS]))
     torch.set_num_threads(1)
-    tables, rows = [], []
+    tables = []
     for name in tqdm(given.networks.split(","), disable=None):
         try:
             tables.append(gradients(name, given.measured, formats, given.device))
         except FperrError as fault:
             print(f"left out: {name} ({fault})")
             continue
-        rows += outcomes(name, given.attacked, formats, given.device)
         columns = ["network", "format", *LOSSES]
         print(pd.concat(tables)[columns].to_markdown(index=False), flush=True)
-        print(pd.DataFrame(rows).to_markdown(index=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -456,7 +456,9 @@ def test_a_figure(name, pretend, tmp_path, monkeypatch):
 
     def drawn(device):
         study = Study((Subject("fashion_saturated", 2, device),), tmp_path)
-        return FIGURES[name].frame(study)
+        frame = FIGURES[name].frame(study)
+        # an estimate from a run in float32, whose products the CPU alone sums in pieces
+        return frame.drop(columns="log2_reference_error", errors="ignore")
 
     with counted() as counts:
         found = drawn(pretend)
