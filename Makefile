@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # a process for each core, each with one thread: kernels on small tensors gain nothing from more
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo docs test coverage test-slow lint validate notebooks bench repair-table evidence evidence-half format-outcomes gpu-arithmetic gpu-check robust-accuracy \
+.PHONY: demo docs test coverage test-slow lint validate notebooks bench bench-scale repair-table evidence evidence-half format-outcomes gpu-arithmetic gpu-check robust-accuracy \
     test-lowest clean
 
 demo: .venv/core.stamp
@@ -62,6 +62,10 @@ bench: .venv/test.stamp
 
 bench-attacks bench-engines bench-gradients bench-large bench-losses bench-measuring: bench-%:
 	$(MAKE) bench BENCH='^$*\.'
+
+# what campaigns cost beside their computing: minutes
+bench-scale: .venv/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.scale
 
 robust-accuracy: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks.robust_accuracy

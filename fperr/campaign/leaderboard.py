@@ -17,7 +17,8 @@ NOTE = (
     "over the starts. Worst: images that withstood every attack from every start. Models are in "
     "the order of this column.\n"
     "Rounding: points of robust accuracy under cross-entropy that are floating-point error, with "
-    "their 95 % interval (see fperr attribute).\n"
+    "their 95 % interval (see fperr attribute). Ce less stable_ce: the same with stable "
+    "cross-entropy in place of exact gradients, which tells nothing about rounding for sure.\n"
     "A model of which cells are missing has no rank, and its numbers are left out."
 )
 _STYLE = (
@@ -47,7 +48,10 @@ def line_of(
         if attribution is not None:
             difference = attribution.part("numerical").difference
             points = [100 * v for v in (difference.estimate, difference.low, difference.high)]
-            line[f"rounding, {attribution.kind.split(',')[1].strip()}"] = (
+            fmt = attribution.kind.split(",")[1].strip()
+            # without exact gradients nothing is known about rounding: stable_ce stands in
+            is_exact = attribution.part("numerical").second.startswith("exact")
+            line[f"{'rounding' if is_exact else 'ce less stable_ce'}, {fmt}"] = (
                 f"{points[0]:.1f} [{points[1]:.1f}, {points[2]:.1f}]"
             )
     if report is not None:

@@ -110,7 +110,8 @@ def test_a_cell_that_raises_is_recorded_with_its_traceback_and_retried_on_reques
         code, words = run.end()
     assert code == 1, words
     assert "4 of 6 cells are finished" in words
-    assert "failed: build, images 4 to 7, pgd ce in float32, seed 0: OSError: no such luck" in words
+    assert "failed: build, images 4 to 7, pgd ce in float32, seed 0: " in words
+    assert words.count("OSError: no such luck") == 2
     records = [(out / "failures" / name).read_text() for name in names(out, "failures")]
     assert len(records) == 2
     assert all("Traceback" in record and "in forward" in record for record in records)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,7 +102,13 @@ class Process:
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
             self.popen = subprocess.Popen(
-                arguments, cwd=folder, env=environment(**more), stdout=log, stderr=log
+                arguments,
+                cwd=folder,
+                env=environment(**more),
+                stdout=log,
+                stderr=log,
+                # a shell's background jobs, and what they start, ignore Ctrl-C
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property
