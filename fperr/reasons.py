@@ -177,6 +177,12 @@ _RULES = (
     _Rule(SCALE_CAPPED, SCALE_CAPPED, "use a loss without a scale there: ce or stable_ce"),
     _Rule(FLAT, FLAT, "measure other samples", is_result=True),
     *(_rule_of_format(f) for f in FORMATS.values()),
+    _Rule(
+        "the .* not finite",
+        "the logits or gradients of a format of your own are not finite",
+        "measure in a format with more range, as float64 has",
+        is_result=True,
+    ),
 )
 
 

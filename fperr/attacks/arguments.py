@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fperr import checks, formats
 from fperr.attacks.gradient_source import ExactSource, FloatSource, GradientSource
+from fperr.formats import Format
 from fperr.losses import Loss, loss_named
 from fperr.networks.checks import check_model
 from fperr.networks.in_format import device_and_dtype
@@ -61,7 +62,7 @@ def checked_request(
     *,
     loss: str,
     targets: object,
-    format: AttackFormat,
+    format: AttackFormat | Format,
     logits: Accessor | str | int | None,
     accept_probabilities: bool,
     device: str | torch.device | None,
@@ -72,7 +73,7 @@ def checked_request(
         TypeError, ValueError: an argument is not usable.
         ModelError: the model is random, or its samples depend on each other.
     """
-    checks.choice("format", format, ATTACK_FORMATS)
+    fmt = None if format == "exact" else checks.format_of("format", format, ATTACK_FORMATS)
     checks.flag("accept_probabilities", accept_probabilities)
     chosen_loss = loss_named(checks.text("loss", loss))
     usable = usable_model(model, device, logits)
@@ -85,7 +86,7 @@ def checked_request(
             f"the model is on {where} and x on {inputs.device}: give device={str(where)!r}, or "
             "move one of them"
         )
-    if format == "tf32" and where.type != "cuda":
+    if fmt == formats.TF32 and where.type != "cuda":
         raise ValueError(
             f"format 'tf32' exists on CUDA devices only, and the model is on {where}: move "
             "model and x there, or use format='float32'"
@@ -114,7 +115,7 @@ def checked_request(
             f"loss {loss!r} needs at least {needed} classes, the model has {classes}: choose "
             "another loss"
         )
-    source = _source(usable, inputs, dtype, chosen_loss, format)
+    source = _source(usable, inputs, dtype, chosen_loss, fmt)
     clean = source.logits(inputs)
     _check_present("y", labels, clean, usable, inputs)
     if target_labels is not None:
@@ -129,10 +130,10 @@ def checked_request(
 
 
 def _source(
-    model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, format: str
+    model: nn.Module, x: Tensor, dtype: torch.dtype, loss: Loss, fmt: Format | None
 ) -> GradientSource:
-    if format != "exact":
-        return FloatSource(model, formats.format_named(format))
+    if fmt is not None:
+        return FloatSource(model, fmt)
     if loss.is_for_attacks_only:
         raise ValueError(f"loss {loss.name!r} has no exact gradient here: choose another loss")
     if dtype != x.dtype:

@@ -13,6 +13,7 @@ from fperr.attacks.pgd import AttackRun, OnStep, run_apgd, run_pgd
 from fperr.attacks.progress import Progress
 from fperr.attacks.region import Region
 from fperr.caller_state import in_neutral_state
+from fperr.formats import Format
 from fperr.networks.model import Accessor
 from fperr.vocabulary import (
     AttackFormat,
@@ -156,7 +157,7 @@ def attack(
     norm: Norm = "linf",
     steps: int = 100,
     targets: Tensor | None = None,
-    format: AttackFormat = "float32",
+    format: AttackFormat | Format = "float32",
     scenario: ScenarioName | None = None,
     seed: int = 0,
     restarts: int = 1,
@@ -196,7 +197,8 @@ def attack(
         targets: Target classes (batch,), int64. If they are given, success is the prediction of the
             target.
         format: Floating-point format of network and gradient, `"float16"`, `"bfloat16"`, `"tf32"`,
-            `"float32"` or `"float64"` (the network is cast), or `"exact"`: exact gradients.
+            `"float32"` or `"float64"` (the network is cast), one with emulated kernels, a
+            `fperr.formats.Format` of your own, or `"exact"`: exact gradients.
             These are float64's where float32 agrees and the estimated relative error is 2^-29 at
             most; else they are proved to 2^-44.
         scenario: Name of a scenario that T-MIFPE assumes throughout. By default it sees in the
@@ -292,7 +294,7 @@ def attack(
         progress.zero_gradient_steps,
         progress.broken_gradient_steps,
         region.excess_ulps(progress.x),
-        AttackSettings(method, loss, format, norm, float(radius), targets is not None),
+        AttackSettings(method, loss, str(format), norm, float(radius), targets is not None),
     )
     result.outcome.warn(stacklevel=4)  # at the line that called `attack`, above its decorator
     return result

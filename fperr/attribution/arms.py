@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fperr.attacks import AttackResult, AttackWarning, attack_in_batches
 from fperr.errors import UncertifiedGradientWarning
+from fperr.formats import Format
 from fperr.vocabulary import Norm
 
 
@@ -73,7 +74,7 @@ class Setting:
     box: tuple[float, float]
     steps: int
     starts: int
-    format: str
+    format: str | Format
     seed: int
     batch_size: int
     accept_probabilities: bool

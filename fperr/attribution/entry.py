@@ -38,6 +38,7 @@ from fperr.attribution.result import Attribution
 from fperr.attribution.stand_in import StandIn, chosen_images, compared
 from fperr.caller_state import in_neutral_state
 from fperr.data import digest
+from fperr.formats import Format
 from fperr.networks.model import Accessor
 from fperr.run_folder import RunFolder, opened
 from fperr.storage import sealed
@@ -60,7 +61,7 @@ def attribute(
     norm: Norm = "linf",
     steps: int = 100,
     starts: int = 3,
-    format: FormatName = "float32",
+    format: FormatName | Format = "float32",
     targets: Tensor | None = None,
     exact: ExactChoice = "auto",
     search: SearchChoice | None = None,
@@ -98,7 +99,7 @@ def attribute(
         norm: `"linf"` or `"l2"`.
         steps: Number of gradients of each run.
         starts: Number of random starts of each image; its outcome is the share that withstands.
-        format: Floating-point format of network and gradient, e.g. `"float32"`.
+        format: Floating-point format of network and gradient, e.g. `"float32"`, or one of your own.
         targets: Target classes (n,), int64, for a targeted attack.
         exact: `"all"`: exact gradients for all images. `"sample"`: for the images where
             cross-entropy and stable cross-entropy differ, and 30 others at random. `"none"`.
@@ -238,7 +239,7 @@ def _settings(request: AttributionRequest, exact: str, note: str | None) -> dict
         "box": list(setting.box),
         "steps": setting.steps,
         "starts": setting.starts,
-        "format": setting.format,
+        "format": setting.format if isinstance(setting.format, str) else repr(setting.format),
         "is targeted": setting.targets is not None,
         "seed": setting.seed,
         "batch_size": setting.batch_size,

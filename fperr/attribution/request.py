@@ -12,10 +12,11 @@ from fperr import checks
 from fperr.attacks.options import AttackOptions
 from fperr.attribution.arms import Setting
 from fperr.attribution.autoattack import check_library
+from fperr.formats import Format
 from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
 from fperr.networks.model import Accessor, usable_model
-from fperr.vocabulary import FORMAT_NAMES, FormatName, Norm
+from fperr.vocabulary import FormatName, Norm
 
 ExactChoice = Literal["auto", "all", "sample", "none"]
 EXACT_CHOICES: tuple[ExactChoice, ...] = get_args(ExactChoice)
@@ -53,7 +54,7 @@ def checked_request(
     norm: Norm,
     steps: int,
     starts: int,
-    format: FormatName,
+    format: FormatName | Format,
     targets: object,
     exact: ExactChoice,
     search: SearchChoice | None,
@@ -73,7 +74,7 @@ def checked_request(
         TypeError, ValueError: An argument is not usable.
         MissingDataError: AutoAttack is asked for and not installed.
     """
-    checks.choice("format", format, FORMAT_NAMES)
+    checks.format_of("format", format)
     checks.choice("exact", exact, EXACT_CHOICES)
     if search is not None:
         checks.choice("search", search, SEARCH_CHOICES)

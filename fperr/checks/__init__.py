@@ -1,5 +1,6 @@
 """Checks of arguments: each kind is checked in one place, and refused in one wording."""
 
+from fperr.checks.formats import format_of, formats_of
 from fperr.checks.tensors import (
     INPUT_DTYPES,
     check_classes,
@@ -32,6 +33,8 @@ __all__ = [
     "class_name",
     "distinct_names",
     "flag",
+    "format_of",
+    "formats_of",
     "inputs",
     "logits",
     "model",

@@ -7,9 +7,11 @@ from fperr.emulated_kernels.autocast import autocast_dtype
 from fperr.emulated_kernels.float8 import Float8Layers, float8_layers
 from fperr.emulated_kernels.mode import emulated, emulated_format
 from fperr.emulated_kernels.operands import rounded_to_bits
+from fperr.emulated_kernels.sums import accumulation_bound
 
 __all__ = [
     "Float8Layers",
+    "accumulation_bound",
     "autocast_dtype",
     "emulated",
     "emulated_format",

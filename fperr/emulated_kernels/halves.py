@@ -17,12 +17,20 @@ _WEIGHTS = {
 _KEEP_STATISTICS = ("native_layer_norm", "native_batch_norm")  # in float32, on CUDA
 
 
-def in_float32(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def in_float32(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[..., Any]
+) -> Any:
     """An operation on half numbers in float32, its results rounded once.
 
     Views, copies and casts move numbers, and operations in place are the CPU's own, which compute
     elementwise in float32 as well. So are those that also have operands in float32, as autocast
     mixes them: their results are float32.
+
+    Args:
+        function: The operation.
+        args: Its positional arguments.
+        kwargs: Its other arguments.
+        run: Runs an operation on float32 numbers, given these three.
     """
     tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
     halves = {t.dtype for t in tensors if t.dtype in HALVES}
@@ -36,7 +44,7 @@ def in_float32(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     (half,) = halves
     widened = _mapped(half, torch.float32)
     narrowed = _mapped(torch.float32, half)
-    result = function(*pytree.tree_map(widened, args), **pytree.tree_map(widened, kwargs))
+    result = run(function, pytree.tree_map(widened, args), pytree.tree_map(widened, kwargs))
     if name not in _WEIGHTS:
         return pytree.tree_map(narrowed, result)
     weight = args[_WEIGHTS[name]]

@@ -1,7 +1,8 @@
 """The mode below autograd in which kernels are emulated, and autocast above it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from fperr.emulated_kernels.autocast import autocast, no_autocast
+from fperr.emulated_kernels.claims import is_claimed
 from fperr.emulated_kernels.float8 import Float8Layers, float8_product
 from fperr.emulated_kernels.halves import HALVES, in_float32
 from fperr.emulated_kernels.operands import rounded_to_bits
+from fperr.emulated_kernels.sums import summed
+from fperr.errors import ModelError
 from fperr.formats import Emulation, Format
 
 _NO_LAYERS = Float8Layers()
@@ -30,10 +34,11 @@ _MATRIX_PRODUCTS = {
 @contextmanager
 def emulated(
     fmt: Format | None, *, layers: Float8Layers = _NO_LAYERS, only_casts: bool = False
-) -> Iterator[None]:
+) -> Iterator[set[str]]:
     """Run a block with the kernels that the format emulates, forward and backward, if any.
 
-    A block inside another one has its own format's kernels alone.
+    A block inside another one has its own format's kernels alone. Yields the names of operations
+    that the block meets and of which nothing is claimed.
 
     Args:
         fmt: The format; None: the device's own kernels.
@@ -44,8 +49,8 @@ def emulated(
     emulation = None if fmt is None else fmt.emulation
     is_autocast = emulation is not None and emulation.is_autocast
     casts = autocast(fmt.dtype) if fmt is not None and is_autocast else no_autocast()
-    with casts, _kernels_of(None if only_casts or emulation is None else fmt, layers):
-        yield
+    with casts, _kernels_of(None if only_casts or emulation is None else fmt, layers) as unclaimed:
+        yield unclaimed
 
 
 def emulated_format() -> Format | None:
@@ -55,19 +60,21 @@ def emulated_format() -> Format | None:
 
 
 @contextmanager
-def _kernels_of(fmt: Format | None, layers: Float8Layers) -> Iterator[None]:
+def _kernels_of(fmt: Format | None, layers: Float8Layers) -> Iterator[set[str]]:
     """Make the mode that there is emulate a format, or enter one."""
     mode = _present_mode()
-    if mode is None:
-        with nullcontext() if fmt is None else _EmulatedKernels(fmt, layers):
-            yield
-        return
-    before = mode.format, mode.layers
-    mode.format, mode.layers = fmt, layers
-    try:
-        yield
-    finally:
-        mode.format, mode.layers = before
+    if mode is None and fmt is None:
+        yield set()
+    elif mode is None and fmt is not None:
+        with _EmulatedKernels(fmt, layers) as entered:
+            yield entered.unclaimed
+    elif mode is not None:
+        before = mode.format, mode.layers, mode.unclaimed
+        mode.format, mode.layers, mode.unclaimed = fmt, layers, set()
+        try:
+            yield mode.unclaimed
+        finally:
+            mode.format, mode.layers, mode.unclaimed = before
 
 
 def _present_mode() -> "_EmulatedKernels | None":
@@ -84,6 +91,8 @@ class _EmulatedKernels(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.format: Format | None = fmt
         self.layers = layers
+        self.unclaimed = set[str]()
+        self._claimed = set[Any]()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -92,29 +101,60 @@ class _EmulatedKernels(TorchDispatchMode):
         emulation = None if self.format is None else self.format.emulation
         if emulation is None:
             return function(*args, **options)
+        self._note(function, args, options)
         if function is torch.ops.aten.sqrt.default and args[0].dtype in (*HALVES, torch.float32):
             return _square_root(args[0])
         if self.layers.weights:
             product = float8_product(function.overloadpacket.__name__, args, self.layers.weights)
             if product is not None:
                 return product
+        run = partial(_float32_kernel, emulation)
         if emulation.computes_in_float32:
-            return in_float32(function, args, options)
-        bits, operands = _operands(emulation, function.overloadpacket.__name__)
-        if bits is None:
-            return function(*args, **options)
+            return in_float32(function, args, options, run)
+        return run(function, args, options)
 
-        def cut(position: int, value: Any) -> Any:
-            is_operand = position in operands and isinstance(value, Tensor)
-            if not is_operand or value.dtype != torch.float32:
-                return value
-            return rounded_to_bits(value, bits, emulation.operand_rounding)
+    def _note(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the name of an operation of which nothing is claimed.
 
-        return function(*(cut(i, value) for i, value in enumerate(args)), **options)
+        Raises:
+            ModelError: It is refused.
+        """
+        if function in self._claimed:
+            return
+        if is_claimed(function, args, kwargs):
+            self._claimed.add(function)
+            return
+        name = str(function)
+        assert self.format is not None
+        assert self.format.emulation is not None
+        if self.format.emulation.is_strict:
+            raise ModelError(
+                f"format {self.format.name!r} is strict, and nothing is claimed of {name} there: "
+                "leave is_strict out, which lists such operations, or the operation"
+            )
+        self.unclaimed.add(name)
+
+
+def _float32_kernel(
+    emulation: Emulation, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """An operation on float32 numbers: operands of products lose bits, and so do their sums."""
+    bits, operands = _operands(emulation, function.overloadpacket.__name__)
+    factors = [args[i] for i in operands if i < len(args)]
+    is_product = bool(factors) and all(t is None or t.dtype == torch.float32 for t in factors)
+    if not is_product:
+        return function(*args, **kwargs)
+    if bits is not None:
+        args = tuple(
+            rounded_to_bits(value, bits, emulation.operand_rounding) if i in operands else value
+            for i, value in enumerate(args)
+        )
+    result = None if emulation.terms_at_once is None else summed(function, args, kwargs, emulation)
+    return function(*args, **kwargs) if result is None else result
 
 
 def _operands(emulation: Emulation, name: str) -> tuple[int | None, tuple[int, ...]]:
-    """The bits that the operands of an operation keep, and their positions."""
+    """The bits that the operands of a product keep (None: all), and their positions."""
     if name in _CONVOLUTIONS:
         return emulation.convolution_bits, _CONVOLUTIONS[name]
     if name in _MATRIX_PRODUCTS:

@@ -1,23 +1,23 @@
-"""Operands of products, cut to fewer significand bits."""
+"""Numbers with fewer significand bits: operands of products, and their partial sums."""
 
 import torch
 from torch import Tensor
 
-from fperr.formats.record import OperandRounding
+from fperr.formats.record import Rounding
 
-_FRACTION_BITS = 23  # of float32
+_PATTERNS = {torch.float32: (torch.int32, 23), torch.float64: (torch.int64, 52)}  # fraction bits
 
 
-def rounded_to_bits(numbers: Tensor, bits: int, rounding: OperandRounding) -> Tensor:
-    """Float32 numbers with fewer significand bits, as a tensor core takes its operands.
+def rounded_to_bits(numbers: Tensor, bits: int, rounding: Rounding) -> Tensor:
+    """Numbers with fewer significand bits, as a tensor core takes its operands.
 
     Args:
-        numbers: Float32 numbers; NaN and infinities stay.
+        numbers: Float32 or float64 numbers; NaN and infinities stay.
         bits: Significand bits that are kept, the implicit bit included; 11 for TF32.
         rounding: `"nearest_away"` (ties away from zero), `"nearest_even"` or `"truncated"`.
 
     Returns:
-        Float32 numbers of the same shape. What rounds beyond the largest is infinite.
+        Numbers of the same shape and dtype. What rounds beyond the largest is infinite.
 
     Example:
         >>> import torch
@@ -25,12 +25,13 @@ def rounded_to_bits(numbers: Tensor, bits: int, rounding: OperandRounding) -> Te
         >>> bool(rounded_to_bits(third, 11, "nearest_away") == 1365 / 4096)
         True
     """
-    dropped = _FRACTION_BITS + 1 - bits
-    pattern = numbers.contiguous().view(torch.int32)
+    integer, fraction_bits = _PATTERNS[numbers.dtype]
+    dropped = fraction_bits + 1 - bits
+    pattern = numbers.contiguous().view(integer)
     step = 1 << dropped
     if rounding == "nearest_away":
         pattern = pattern + step // 2
-    elif rounding == "nearest_even":
+    elif rounding == "nearest_even" and dropped:
         pattern = pattern + (step // 2 - 1) + ((pattern >> dropped) & 1)
-    kept = (pattern & ~(step - 1)).view(torch.float32)
+    kept = (pattern & ~(step - 1)).view(numbers.dtype)
     return torch.where(numbers.isfinite(), kept, numbers)

@@ -26,8 +26,9 @@ def unlimited_cross_entropy(loss: Loss, logits: Tensor, label: Tensor, context: 
     log_p = log_p if z.dtype == torch.float64 else log_p.to(torch.float32)
     difference = (log_p.exp() - 1).to(torch.float64)
     P = log_odds_against(z.to(torch.float64), label).sigmoid()
-    at_label = torch.where(difference == 0, 0.0, difference / P).to(z.dtype)
-    weights = others(z, label).softmax(1).scatter(1, label[:, None], at_label[:, None])
+    of_others = others(z, label).softmax(1)  # float32 under autocast
+    at_label = torch.where(difference == 0, 0.0, difference / P).to(of_others.dtype)
+    weights = of_others.scatter(1, label[:, None], at_label[:, None])
     values = torch.where(weights == 0, 0.0, weights * logits).sum(1)
     return -values if context.targeted else values
 

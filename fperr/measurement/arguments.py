@@ -19,7 +19,7 @@ from fperr.exact.precision import (
     digits_of,
     engines_from,
 )
-from fperr.formats import TF32, Format, format_named
+from fperr.formats import TF32, Format
 from fperr.losses import Loss, loss_named
 from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
@@ -95,7 +95,7 @@ def checked_request(
     y: Any,
     targets: Any,
     losses: Sequence[str],
-    formats: Sequence[str],
+    formats: Sequence[str | Format],
     scenarios: str | Sequence[str] | None = None,
     engine: EngineChoice = "auto",
     digits: int | None = None,
@@ -140,7 +140,7 @@ def checked_request(
     scenarios_ = _checked_scenarios(scenarios, y_ is not None, targets_ is not None)
     losses_ = tuple(loss_named(name) for name in checks.distinct_names("losses", losses))
     _check_class_counts(losses_, scenarios_, targets_ is not None, y_ is not None, classes)
-    formats_ = tuple(format_named(name) for name in checks.distinct_names("formats", formats))
+    formats_ = tuple(checks.formats_of("formats", formats))
     if TF32 in formats_ and where.type != "cuda":
         raise ValueError(
             f"format 'tf32' exists on CUDA devices only, and the model is on {where}: "

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from fperr import checks
 from fperr.caller_state import in_neutral_state
 from fperr.errors import FperrError, StorageError
+from fperr.formats import Format
 from fperr.measurement.arguments import checked_request
 from fperr.measurement.row_store import RowsInMemory, folder_of, rows_of
 from fperr.measurement.run import MeasurementRun
@@ -30,7 +31,7 @@ def measure(
     *,
     targets: Tensor | Sequence[int] | None = None,
     losses: Sequence[str] = ("ce", "mifpe", "tmifpe"),
-    formats: Sequence[FormatName] = ("float16", "float32", "float64"),
+    formats: Sequence[FormatName | Format] = ("float16", "float32", "float64"),
     scenarios: str | Sequence[str] | None = None,
     engine: EngineChoice = "auto",
     digits: int | None = None,
@@ -68,7 +69,8 @@ def measure(
         targets: Target classes (n,), whole numbers. If they are given, the losses are targeted.
         losses: Names of losses: `"ce"`, `"mifpe"`, `"tmifpe"`, `"mifpe:T=4"`, `"stable_ce"`,
             `"cw"`, `"dlr"`, `"mifpe_shifted"`, `"tmifpe_shifted"`.
-        formats: Names of floating-point formats. The whole network runs in each, with weights and
+        formats: Names of floating-point formats, or records of your own (`fperr.formats.Format`).
+            The whole network runs in each, with weights and
             input cast to it.
         scenarios: `"observed"` (y or targets classify each sample), `"all"` (each of the four at
             every x, with the label assigned from the exact logits), or names of scenarios among the

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from fperr import checks
 from fperr.caller_state import in_neutral_state
-from fperr.formats import of_dtype
+from fperr.formats import Format, of_dtype
 from fperr.measurement.arguments import checked_request
 from fperr.measurement.layer_tracer import LayerTracer
 from fperr.networks.checks import check_function_of_sample
@@ -34,7 +34,7 @@ def trace_layers(
     *,
     targets: Tensor | None = None,
     loss: str = "ce",
-    format: FormatName = "float32",
+    format: FormatName | Format = "float32",
     logits: Accessor | str | int | None = None,
     accept_probabilities: bool = False,
     device: str | torch.device | None = None,
@@ -53,7 +53,7 @@ def trace_layers(
         y: True labels (n,). Without y and targets, the classes that the model predicts.
         targets: Target classes (n,). If they are given, the loss is targeted.
         loss: Name of a loss; `fperr.measure` lists them.
-        format: Name of a format.
+        format: Name of a format, or a `fperr.formats.Format` of your own.
         logits: Position of the logits in what the model returns: a name, an index or a function.
             None: the model returns logits.
         accept_probabilities: Whether to trace a model that returns probabilities; otherwise it is

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ def provenance(
         "settings": {
             "losses": [loss.name for loss in request.losses],
             "formats": [fmt.name for fmt in request.formats],
+            "arithmetics": {
+                fmt.name: asdict(fmt.emulation) for fmt in request.formats if fmt.emulation
+            },
             "scenarios": observed,
             "digits": request.digits,
             "bits": {fmt.name: request.bits_for(fmt) for fmt in request.formats},

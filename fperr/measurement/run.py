@@ -187,11 +187,20 @@ class MeasurementRun:
             self.request,
             self.reference.description,
             self.reference.capture.network_digest,
-            self.switches,
+            self.switches | self._with_unclaimed(),
             interrupted=interrupted,
             time_is_up=self.reference.time_is_up,
         )
         return {self.request.name: details}
+
+    def _with_unclaimed(self) -> dict[str, dict[str, str]]:
+        """The switches of formats whose emulation met operations of which nothing is claimed."""
+        names = {f.network.format.name: sorted(f.network.unclaimed) for f in self.formats}
+        return {
+            name: self.switches[name] | {"emulated without a claim": ", ".join(operations)}
+            for name, operations in names.items()
+            if operations
+        }
 
     def _runs(
         self, x: Tensor, assignments: list[LabelAssignment]
@@ -203,7 +212,7 @@ class MeasurementRun:
             try:
                 runs[name] = self._run(fmt, x, assignments)
             except ModelError as fault:
-                if not fmt.network.couples_samples:  # there, a sample may have no scale
+                if name.emulation is None:  # it may lack an operation, or a scale for a sample
                     raise
                 failed[name] = format_fails(name, str(fault))
         return runs, failed

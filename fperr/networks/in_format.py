@@ -69,6 +69,7 @@ class FormatNetwork:
         self.model = model if self.dtype == model_dtype else copied(model).to(self.dtype)
         has_float8 = fmt.emulation is not None and fmt.emulation.has_float8_layers
         self._layers = float8_layers(self.model) if has_float8 else Float8Layers()
+        self.unclaimed = set[str]()  # operations of which the emulation claims nothing
         self._captures: dict[tuple[int, ...], Capture] = {}
         self._modules = tuple(self.model.modules())
 
@@ -102,8 +103,16 @@ class FormatNetwork:
             inner = torch.autocast(self.device.type, dtype=self.format.dtype, cache_enabled=False)
         self.check_mode()
         kernels = emulated(self.format, layers=self._layers, only_casts=not emulates)
-        with controlled(self.format) as switches, fixed_parameters(self.model), inner, kernels:
-            yield switches | self._layer_names()
+        with (
+            controlled(self.format) as switches,
+            fixed_parameters(self.model),
+            inner,
+            kernels as unclaimed,
+        ):
+            try:
+                yield switches | self._layer_names()
+            finally:
+                self.unclaimed |= unclaimed
         self.check_mode()
 
     @property

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fperr import checks
-from fperr import formats as formats_module
 from fperr.caller_state import neutral_outside_yield
-from fperr.formats import TF32
+from fperr.formats import TF32, Format
 from fperr.losses import LossFunction, loss_named
 from fperr.networks.checks import check_model, number_of_classes
 from fperr.networks.in_format import copied, device_and_dtype
@@ -56,7 +55,7 @@ def record(
     targets: Tensor | None = None,
     loss: str | LossFunction | None = None,
     losses: Sequence[str] = LOSSES,
-    formats: Sequence[FormatName] = FORMATS,
+    formats: Sequence[FormatName | Format] = FORMATS,
     every: int = 10,
     samples: int | Sequence[int] = 4,
     digits: int | None = None,
@@ -89,7 +88,7 @@ def record(
             a name, for attacks whose first dL/dz is zero everywhere, so that the loss cannot be
             recognised. None: recognised by dL/dz.
         losses: Names of losses whose gradients are computed at each point, beside the attack's.
-        formats: Names of the formats in which they are computed.
+        formats: Names of the formats in which they are computed, or formats of your own.
         every: Interval of the comparisons: forward passes 0, every, 2 every, ... under gradient
             mode are compared.
         samples: Number of samples to compare, the first of the batch, or a list of their indices.
@@ -137,9 +136,8 @@ def record(
     losses = checked_names("losses", losses)
     for name in losses:
         check_name(name)
-    compared_formats = [
-        formats_module.format_named(name) for name in checked_names("formats", formats)
-    ]
+    is_empty = isinstance(formats, list | tuple) and not formats
+    compared_formats = [] if is_empty else checks.formats_of("formats", formats)
     if out is not None and not isinstance(out, str | Path):
         raise TypeError(f"out must be a folder, got {checks.shown(out)}: give its path, or None")
     device, _ = device_and_dtype(model)
@@ -167,7 +165,7 @@ def record(
         "compared": {"samples": compared_samples, "every": every, "digits": digits},
         "loss": attack_loss.name if isinstance(attack_loss, UserLoss) else attack_loss,
         "losses": list(losses),
-        "formats": list(formats),
+        "formats": [fmt.name for fmt in compared_formats],
         "device": str(device),
         "versions": {"fperr": version("fperr"), "torch": torch.__version__},
     }

@@ -43,7 +43,9 @@ class TracePlots:
             hue=frame["loss"].where(~frame["is_own"], OWN).mask(without_loss, _NETWORK_ALONE),
             delta=frame["delta"].where(~without_loss, frame["network_delta"]),
         )
-        formats = [name for name in FORMATS if name in set(frame["format"])]
+        present = list(dict.fromkeys(frame["format"]))
+        formats = [name for name in FORMATS if name in present]
+        formats += [name for name in present if name not in FORMATS]  # of the user's own
         hues = ordered(frame["hue"])
         width = 3.4 * max(1, len(formats)) + 2.4
         figure = Figure(figsize=(width, 3.6), layout="constrained")

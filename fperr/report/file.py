@@ -110,6 +110,13 @@ def from_bytes(
     return frame, provenance, is_sealed(content)
 
 
+def _measured_formats(details: Any) -> list[str]:
+    """The formats that a provenance names: a user may have measured in one of theirs."""
+    settings = details.get("settings") if isinstance(details, dict) else None
+    names = settings.get("formats", []) if isinstance(settings, dict) else []
+    return [name for name in names if isinstance(name, str)]
+
+
 def _problem(frame: pd.DataFrame, provenance: object) -> str | None:
     """The first problem of the values, in words; None if every view of a report can show them."""
     if not len(frame):
@@ -126,8 +133,9 @@ def _problem(frame: pd.DataFrame, provenance: object) -> str | None:
                 return f"expected {'.'.join(path)} in the provenance of {network}, got none"
         if not isinstance(details.get("interrupted"), bool):
             return f"expected interrupted in the provenance of {network}, got no yes or no"
-    for column, allowed in (("scenario", SCENARIOS), ("format", FORMATS)):
-        unknown = set(frame[column].fillna("nothing")) - allowed.keys()
+    own = {name for details in provenance.values() for name in _measured_formats(details)}
+    for column, allowed in (("scenario", set(SCENARIOS)), ("format", set(FORMATS) | own)):
+        unknown = set(frame[column].fillna("nothing")) - allowed
         if unknown:
             return f"expected a {column} out of {', '.join(allowed)}, got {sorted(unknown)}"
     try:

@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fperr
 from fperr.emulated_kernels import autocast_lists, emulated
 from fperr.emulated_kernels.autocast import autocast, autocast_dtype
-from fperr.formats import BFLOAT16_AUTOCAST, FLOAT16_AUTOCAST, FLOAT16_CUDA
+from fperr.formats import BFLOAT16_AUTOCAST, FLOAT16_AUTOCAST, FLOAT16_CUDA, FLOAT64
+from fperr.losses import Context
+from fperr.networks.in_format import FormatNetwork
 from tests.conftest import normal, seeded, tiny_mlp
 
 LISTS = {
@@ -251,6 +253,18 @@ def test_losses_of_fperr_are_float32_under_emulated_autocast():
         assert fperr.losses.mifpe(z, y).dtype == torch.float32
     with emulated(FLOAT16_CUDA):
         assert fperr.losses.mifpe(z, y).dtype == torch.float16
+
+
+@pytest.mark.parametrize("loss", ["stable_ce", "accurate_ce", "cw", "dlr", "unlimited_ce", "mae"])
+def test_every_loss_has_a_gradient_under_emulated_autocast(loss):
+    model, x, y = conv_net(), torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    network = FormatNetwork(model, FLOAT16_AUTOCAST, autocast=False)
+    found = network.gradient(x, y, fperr.losses.loss_named(loss), Context(), mean=False)
+    exact = FormatNetwork(model, FLOAT64, autocast=False).gradient(
+        x, y, fperr.losses.loss_named(loss), Context(), mean=False
+    )
+    error = (found.gradient.double() - exact.gradient).norm() / exact.gradient.norm()
+    assert 0 < float(error) < 100 * 2.0**-11
 
 
 def test_a_float32_model_is_not_needed():
