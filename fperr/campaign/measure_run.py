@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
 
 from fperr.measurement import measure
 from fperr.networks.subjects import Subject
@@ -12,7 +12,7 @@ from fperr.reasons import UnmeasuredWarning
 
 def measured(
     subject: Subject, rows: slice, options: dict[str, Any]
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+) -> tuple[pa.Table, dict[str, Any]]:
     """The rows of `fperr.measure` at the images of a batch."""
     images = subject.images
     is_observed = options["scenarios"] is None
@@ -29,4 +29,5 @@ def measured(
             **options,
         )
     frame = report.frame.assign(sample=report.frame["sample"] + rows.start)
-    return frame, {"provenance": report.provenance["network"]}
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    return table, {"provenance": report.provenance["network"]}

@@ -4,7 +4,6 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,15 +30,14 @@ def file_name(cell: str) -> str:
     return f"{cell}.parquet"
 
 
-def to_bytes(cell: str, frame: pd.DataFrame, header: dict[str, Any]) -> bytes:
+def to_bytes(cell: str, table: pa.Table, header: dict[str, Any]) -> bytes:
     """The sealed content of a part.
 
     Args:
         cell: Digest of the cell's identity.
-        frame: Rows.
+        table: Rows.
         header: Header, ready for JSON.
     """
-    table = pa.Table.from_pandas(frame, preserve_index=False)
     return sealed(parquet(table, {"seal": SEAL + _stamp(cell), **header}))
 
 

@@ -103,7 +103,7 @@ def _content(wanted: Mapping[str, Any], worker: str) -> bytes:
         options = dict(identity["arm"])
         module, _, function = RUNS[options.pop("kind")].partition(":")
         run: Any = getattr(import_module(module), function)
-        frame, further = run(held.subject, rows, options)
+        table, further = run(held.subject, rows, options)
     made = {
         "worker": worker,
         "seconds": time.perf_counter() - started,
@@ -112,7 +112,7 @@ def _content(wanted: Mapping[str, Any], worker: str) -> bytes:
         "weights": held.weights,
         "warnings": list(dict.fromkeys(str(w.message) for w in given))[:_MOST_WARNINGS],
     }
-    return to_bytes(wanted["cell"], frame, {"identity": identity, "made": made, **further})
+    return to_bytes(wanted["cell"], table, {"identity": identity, "made": made, **further})
 
 
 def _loaded(wanted: Mapping[str, Any]) -> _Held:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 
 from fperr.campaign.cell_store import PARTS
 from fperr.campaign.cells import Cell
@@ -98,23 +98,24 @@ def made_up(cell: Cell) -> bytes:
     n = stop - first
     draw = np.random.default_rng(first)
     columns = {name: draw.integers(0, 100, n) for name in ("gradient_steps", "zero_gradient_steps")}
-    frame = pd.DataFrame(
+    yes = np.ones(n, bool)
+    table = pa.table(
         {
-            "sample": range(first, stop),
+            "sample": np.arange(first, stop),
             "label": draw.integers(0, 4, n),
             "success": draw.random(n) < 0.5,
             "first_success_step": draw.integers(-1, 100, n),
             "best_margin": draw.random(n),
-            "is_finite": True,
-            "is_judged": True,
-            "is_clean_correct": True,
+            "is_finite": yes,
+            "is_judged": yes,
+            "is_clean_correct": yes,
             **columns,
-            "broken_gradient_steps": 0,
+            "broken_gradient_steps": np.zeros(n, int),
             "excess_ulps": draw.random(n),
         }
     )
     made = {"weights": "0", "cpu": "none", "device": "none", "seconds": 0.0}
-    return to_bytes(cell.digest, frame, {"identity": cell.identity, "made": made})
+    return to_bytes(cell.digest, table, {"identity": cell.identity, "made": made})
 
 
 def fill(spec: Path, out: Path) -> int:
