@@ -5,12 +5,14 @@ What is claimed, operation by operation, is on the page docs/how_to/gpu_arithmet
 
 from fperr.emulated_kernels.autocast import autocast_dtype
 from fperr.emulated_kernels.float8 import Float8Layers, float8_layers
-from fperr.emulated_kernels.mode import emulated, emulated_format
+from fperr.emulated_kernels.mode import Met, emulated, emulated_format
 from fperr.emulated_kernels.operands import rounded_to_bits
-from fperr.emulated_kernels.sums import accumulation_bound
+from fperr.emulated_kernels.sums import TENSOR_CORE, accumulation_bound
 
 __all__ = [
+    "TENSOR_CORE",
     "Float8Layers",
+    "Met",
     "accumulation_bound",
     "autocast_dtype",
     "emulated",

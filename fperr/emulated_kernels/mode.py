@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from fperr.emulated_kernels.claims import is_claimed
 from fperr.emulated_kernels.float8 import Float8Layers, float8_product
 from fperr.emulated_kernels.halves import HALVES, in_float32
 from fperr.emulated_kernels.operands import rounded_to_bits
-from fperr.emulated_kernels.sums import summed
+from fperr.emulated_kernels.sums import number_of_terms, summed
 from fperr.errors import ModelError
 from fperr.formats import Emulation, Format
 
@@ -31,14 +32,31 @@ _MATRIX_PRODUCTS = {
 }  # fmt: skip
 
 
+@dataclass(slots=True)
+class Met:
+    """What a block met.
+
+    Attributes:
+        unclaimed: Names of operations of which nothing is claimed.
+        longest_sum: The largest number of products that were summed.
+    """
+
+    unclaimed: set[str] = field(default_factory=set)
+    longest_sum: int = 0
+
+    def add(self, other: "Met") -> None:
+        """Add what another block met."""
+        self.unclaimed |= other.unclaimed
+        self.longest_sum = max(self.longest_sum, other.longest_sum)
+
+
 @contextmanager
 def emulated(
     fmt: Format | None, *, layers: Float8Layers = _NO_LAYERS, only_casts: bool = False
-) -> Iterator[set[str]]:
+) -> Iterator[Met]:
     """Run a block with the kernels that the format emulates, forward and backward, if any.
 
-    A block inside another one has its own format's kernels alone. Yields the names of operations
-    that the block meets and of which nothing is claimed.
+    A block inside another one has its own format's kernels alone. Yields what the block meets.
 
     Args:
         fmt: The format; None: the device's own kernels.
@@ -49,8 +67,8 @@ def emulated(
     emulation = None if fmt is None else fmt.emulation
     is_autocast = emulation is not None and emulation.is_autocast
     casts = autocast(fmt.dtype) if fmt is not None and is_autocast else no_autocast()
-    with casts, _kernels_of(None if only_casts or emulation is None else fmt, layers) as unclaimed:
-        yield unclaimed
+    with casts, _kernels_of(None if only_casts or emulation is None else fmt, layers) as met:
+        yield met
 
 
 def emulated_format() -> Format | None:
@@ -60,21 +78,21 @@ def emulated_format() -> Format | None:
 
 
 @contextmanager
-def _kernels_of(fmt: Format | None, layers: Float8Layers) -> Iterator[set[str]]:
+def _kernels_of(fmt: Format | None, layers: Float8Layers) -> Iterator[Met]:
     """Make the mode that there is emulate a format, or enter one."""
     mode = _present_mode()
     if mode is None and fmt is None:
-        yield set()
+        yield Met()
     elif mode is None and fmt is not None:
         with _EmulatedKernels(fmt, layers) as entered:
-            yield entered.unclaimed
+            yield entered.met
     elif mode is not None:
-        before = mode.format, mode.layers, mode.unclaimed
-        mode.format, mode.layers, mode.unclaimed = fmt, layers, set()
+        before = mode.format, mode.layers, mode.met
+        mode.format, mode.layers, mode.met = fmt, layers, Met()
         try:
-            yield mode.unclaimed
+            yield mode.met
         finally:
-            mode.format, mode.layers, mode.unclaimed = before
+            mode.format, mode.layers, mode.met = before
 
 
 def _present_mode() -> "_EmulatedKernels | None":
@@ -91,7 +109,7 @@ class _EmulatedKernels(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.format: Format | None = fmt
         self.layers = layers
-        self.unclaimed = set[str]()
+        self.met = Met()
         self._claimed = set[Any]()
 
     def __torch_dispatch__(
@@ -102,6 +120,8 @@ class _EmulatedKernels(TorchDispatchMode):
         if emulation is None:
             return function(*args, **options)
         self._note(function, args, options)
+        terms = number_of_terms(function.overloadpacket.__name__, args)
+        self.met.longest_sum = max(self.met.longest_sum, terms)
         if function is torch.ops.aten.sqrt.default and args[0].dtype in (*HALVES, torch.float32):
             return _square_root(args[0])
         if self.layers.weights:
@@ -132,7 +152,7 @@ class _EmulatedKernels(TorchDispatchMode):
                 f"format {self.format.name!r} is strict, and nothing is claimed of {name} there: "
                 "leave is_strict out, which lists such operations, or the operation"
             )
-        self.unclaimed.add(name)
+        self.met.unclaimed.add(name)
 
 
 def _float32_kernel(

@@ -15,6 +15,7 @@ from fperr.emulated_kernels.operands import rounded_to_bits
 from fperr.formats import Emulation
 
 _aten = torch.ops.aten
+TENSOR_CORE = Emulation(accumulation_rounding="truncated", terms_at_once=1)  # at worst
 _MATRICES = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
@@ -44,6 +45,24 @@ def accumulation_bound(emulation: Emulation, terms: int) -> float:
         return math.expm1((terms - 1) * math.log1p(u))
     blocks = -(-terms // emulation.terms_at_once)
     return math.expm1(blocks * math.log1p(u) + terms * math.log1p(2.0**-53))
+
+
+def number_of_terms(name: str, args: tuple[Any, ...]) -> int:
+    """The number of products in a sum of an operation, 0 for those that sum none.
+
+    Of a convolution's weight gradient, which attacks do not need, it is not counted.
+    """
+    if name in _MATRICES:
+        return int(args[_MATRICES[name][0]].shape[-1])
+    if name in ("convolution", "convolution_backward"):
+        is_backward = name == "convolution_backward"
+        weight = args[2 if is_backward else 1]
+        is_transposed, groups = (args[7], args[9]) if is_backward else (args[6], args[8])
+        along_first = is_transposed != is_backward
+        others = weight.shape[1] if along_first else weight.shape[0] // groups
+        total: int = weight.numel() // groups // max(others, 1)
+        return total
+    return 0
 
 
 def summed(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fperr.bounds.cross_entropy import Bound
+from fperr.emulated_kernels import TENSOR_CORE, accumulation_bound
 from fperr.errors import CaptureAuditError, ModelError, UnsupportedOperationError
 from fperr.exact.branches import Branches
 from fperr.exact.graph import probe
@@ -187,20 +188,31 @@ class MeasurementRun:
             self.request,
             self.reference.description,
             self.reference.capture.network_digest,
-            self.switches | self._with_unclaimed(),
+            self.switches | self._of_emulation(),
             interrupted=interrupted,
             time_is_up=self.reference.time_is_up,
         )
         return {self.request.name: details}
 
-    def _with_unclaimed(self) -> dict[str, dict[str, str]]:
-        """The switches of formats whose emulation met operations of which nothing is claimed."""
-        names = {f.network.format.name: sorted(f.network.unclaimed) for f in self.formats}
-        return {
-            name: self.switches[name] | {"emulated without a claim": ", ".join(operations)}
-            for name, operations in names.items()
-            if operations
-        }
+    def _of_emulation(self) -> dict[str, dict[str, str]]:
+        """The switches of emulated formats, the bounds on their sums, and what is not claimed."""
+        shown = {}
+        for fmt in (f.network for f in self.formats):
+            emulation, met = fmt.format.emulation, fmt.met
+            if emulation is None or not met.longest_sum:
+                continue
+            performed = accumulation_bound(emulation, met.longest_sum)
+            on_a_card = accumulation_bound(TENSOR_CORE, met.longest_sum)
+            words = {
+                "longest sum": f"{met.longest_sum} products",
+                "its error, of its terms' magnitudes, as emulated": f"at most {performed:.1e}",
+                "the same on tensor cores, which truncate": f"at most {on_a_card:.1e}",
+                "not emulated": "reduced-precision reductions of half matrix products",
+            }
+            if met.unclaimed:
+                words["emulated without a claim"] = ", ".join(sorted(met.unclaimed))
+            shown[fmt.format.name] = self.switches[fmt.format.name] | words
+        return shown
 
     def _runs(
         self, x: Tensor, assignments: list[LabelAssignment]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fperr.emulated_kernels import Float8Layers, emulated, float8_layers
+from fperr.emulated_kernels import Float8Layers, Met, emulated, float8_layers
 from fperr.errors import ModelError
 from fperr.exact.graph import Capture, capture
 from fperr.exact.replays import without_autocast
@@ -69,7 +69,7 @@ class FormatNetwork:
         self.model = model if self.dtype == model_dtype else copied(model).to(self.dtype)
         has_float8 = fmt.emulation is not None and fmt.emulation.has_float8_layers
         self._layers = float8_layers(self.model) if has_float8 else Float8Layers()
-        self.unclaimed = set[str]()  # operations of which the emulation claims nothing
+        self.met = Met()
         self._captures: dict[tuple[int, ...], Capture] = {}
         self._modules = tuple(self.model.modules())
 
@@ -107,12 +107,12 @@ class FormatNetwork:
             controlled(self.format) as switches,
             fixed_parameters(self.model),
             inner,
-            kernels as unclaimed,
+            kernels as met,
         ):
             try:
                 yield switches | self._layer_names()
             finally:
-                self.unclaimed |= unclaimed
+                self.met.add(met)
         self.check_mode()
 
     @property

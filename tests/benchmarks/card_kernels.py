@@ -37,6 +37,9 @@ PAIRS = (
     ("tf32", "tf32@cuda"), ("float16", "float16@cuda"), ("bfloat16", "bfloat16@cuda"),
     ("float32", "float32"),
 )  # fmt: skip
+AUTOCAST_PAIRS = (
+    ("float16", "autocast-float16@cuda"), ("bfloat16", "autocast-bfloat16@cuda"),
+)  # fmt: skip
 
 ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div,
@@ -205,10 +208,16 @@ def directions(gradients: Tensor) -> Tensor:
 
 
 def gradient_in(
-    model: nn.Module, images: data.Images, name: str, device: torch.device, loss: str
+    model: nn.Module,
+    images: data.Images,
+    name: str,
+    device: torch.device,
+    loss: str,
+    *,
+    autocast: bool = False,
 ) -> Tensor:
     """The direction of a loss's gradient in a format on a device, in float64, on the CPU."""
-    network = FormatNetwork(model.to(device), format_named(name), autocast=False)
+    network = FormatNetwork(model.to(device), format_named(name), autocast=autocast)
     x, y = images.x.to(device), images.y.to(device)
     found = network.gradient(x, y, losses.loss_named(loss), Context(), mean=False)
     return directions(found.gradient)
@@ -258,6 +267,10 @@ def gradients(count: int = 64, loss: str = "mifpe") -> pd.DataFrame:
         for plain, emulation in PAIRS:
             card = gradient_in(model, images, plain, CUDA, loss)
             rows.append(row(plain, card, gradient_in(model.cpu(), images, emulation, cpu, loss)))
+        for plain, emulation in AUTOCAST_PAIRS:
+            card = gradient_in(model, images, plain, CUDA, loss, autocast=True)
+            ours = gradient_in(model.cpu(), images, emulation, cpu, loss)
+            rows.append(row(f"autocast to {plain}", card, ours))
     return pd.DataFrame(rows)
 
 

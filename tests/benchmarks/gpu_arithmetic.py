@@ -17,7 +17,8 @@ from fperr.errors import FperrError
 from fperr.figures.attacks import ATTACKED
 
 FORMATS = (
-    "float32", "float32@cuda", "tf32@cuda", "float16", "float16@cuda", "bfloat16", "bfloat16@cuda",
+    "float32", "float32@cuda", "tf32@cuda", "float16", "float16@cuda", "autocast-float16@cuda",
+    "bfloat16", "bfloat16@cuda", "autocast-bfloat16@cuda",
 )  # fmt: skip
 CARD_FORMATS = ("float32", "tf32", "float16", "bfloat16")  # the device's own kernels
 LOSSES = ("ce", "mifpe", "tmifpe")

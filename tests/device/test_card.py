@@ -1,10 +1,17 @@
 """A card's own kernels: what the emulation and the bounds say of them."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
 
 from fperr.bounds.kernels import DOCUMENTED
+from fperr.emulated_kernels import emulated, float8, float8_layers
+from fperr.formats import BFLOAT16_AUTOCAST, FLOAT8_TENSORWISE, FLOAT16_AUTOCAST, FLOAT32
+from fperr.kernel_switches import controlled
 from tests.benchmarks import card_kernels
+from tests.conftest import seeded
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,3 +48,64 @@ def test_logit_gradients_stay_within_their_bounds():
     # negative control: CUDA's expf is not within 1 ulp
     narrow = card_kernels.bounds(DOCUMENTED)
     assert narrow[narrow["format"] == "float32"]["ratio"].max() > 1
+
+
+class OutputDtypes:
+    """The dtypes of what each module returns, by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.dtypes: dict[str, torch.dtype] = {}
+        for name, module in model.named_modules():
+            module.register_forward_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, *call: object) -> None:
+        output = call[-1]
+        if isinstance(output, torch.Tensor):
+            self.dtypes[name] = output.dtype
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    parts = nn.Unflatten(1, (8, 16)), layer, nn.LayerNorm(16), nn.Flatten(), nn.Linear(128, 4)
+    return seeded(nn.Sequential(*parts)).eval()
+
+
+@pytest.mark.parametrize("fmt", [FLOAT16_AUTOCAST, BFLOAT16_AUTOCAST], ids=lambda fmt: fmt.name)
+def test_autocast_casts_as_emulated(fmt):
+    """And how far the gradients are apart is printed."""
+    model, x = encoder(), card_kernels.normal(4, 128)
+    found = OutputDtypes(model)
+    leaf = x.clone().requires_grad_()
+    with emulated(fmt):
+        z = model(leaf)
+    (ours,) = torch.autograd.grad(z.float().sum(), leaf)
+    there = encoder().to(card_kernels.CUDA)
+    expected = OutputDtypes(there)
+    leaf = x.to(card_kernels.CUDA).requires_grad_()
+    with torch.autocast("cuda", dtype=fmt.dtype), controlled(FLOAT32):
+        z = there(leaf)
+    (theirs,) = torch.autograd.grad(z.float().sum(), leaf)
+    assert found.dtypes == expected.dtypes
+    assert ours.dtype == theirs.dtype
+    apart = (card_kernels.directions(ours) - card_kernels.directions(theirs)).norm(dim=1)
+    print(f"{fmt.name}: card and emulation apart by {apart.tolist()}")
+
+
+def test_float8_products_are_those_of_the_cards_kernel():
+    """Partial sums keep 14 bits at least, truncated; and each side rounds to bfloat16 once."""
+    layer = seeded(nn.Linear(64, 32, bias=False)).bfloat16().requires_grad_(False)
+    x = card_kernels.normal(16, 64).bfloat16()
+    with emulated(FLOAT8_TENSORWISE, layers=float8_layers(layer)):
+        ours = layer(x)
+    (a, a_scale), (b, b_scale) = (
+        float8.scaled_to_float8(t.to(card_kernels.CUDA), float8.FORWARD) for t in (x, layer.weight)
+    )
+    theirs = torch._scaled_mm(
+        a, b.t(), scale_a=a_scale.reciprocal(), scale_b=b_scale.reciprocal(),
+        out_dtype=torch.bfloat16,
+    ).cpu()  # fmt: skip
+    size = (a.double().abs() @ b.double().abs().t()).cpu() / float(a_scale * b_scale)
+    allowed = 64 * 2.0**-13 * size + 2 * 2.0**-8 * theirs.double().abs()
+    apart = (ours.double() - theirs.double()).abs()
+    print(f"float8: {float((apart == 0).double().mean()):.3f} of the products are equal")
+    assert bool((apart <= allowed).all())

@@ -121,6 +121,34 @@ def test_what_contradicts_itself_is_refused(wrong, words, right):
     right()  # the remedy
 
 
+def test_a_report_shows_the_longest_sum_and_its_bounds():
+    model, x, y = conv_net(), torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    formats = ["float32", "float16@cuda", MINE]
+    report = fperr.measure(model, x, y, losses=["ce"], formats=formats, progress=False)
+    (details,) = report.provenance.values()
+    for name in ("float16@cuda", "mine"):
+        shown = details["precision_switches"][name]
+        assert shown["longest sum"] == "72 products"  # of the linear layer
+        assert shown["its error, of its terms' magnitudes, as emulated"] == "at most 4.2e-06"
+        assert shown["the same on tensor cores, which truncate"] == "at most 8.6e-06"
+        assert "reduced-precision reductions" in shown["not emulated"]
+    assert "longest sum" not in details["precision_switches"]["float32"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_terms_of_convolutions_are_counted(groups):
+    x, weight = normal(1, 4, 6, 6).requires_grad_(), normal(6, 4 // groups, 3, 3, seed=1)
+    with emulated(TF32_CUDA) as met:
+        z = F.conv2d(x, weight, groups=groups)
+    assert met.longest_sum == weight[0].numel()
+    with emulated(TF32_CUDA) as met:
+        torch.autograd.grad(z.sum(), x)
+    assert met.longest_sum == 9 * 6 // groups
+    with emulated(TF32_CUDA) as met:
+        F.conv_transpose2d(z.detach(), weight, groups=groups)
+    assert met.longest_sum == 9 * 6 // groups
+
+
 def test_another_record_by_the_name_of_fperrs_own():
     model, x = tiny_mlp(), torch.rand(2, 6)
     other = replace(MINE, name="float32")
@@ -137,10 +165,10 @@ class Unusual(nn.Module):
 
 
 def test_operations_without_a_claim_are_listed_or_refused():
-    with emulated(BFLOAT16_CUDA) as unclaimed:
+    with emulated(BFLOAT16_CUDA) as met:
         x = torch.rand(3).bfloat16()
         found = torch.digamma(x + 1)
-    assert unclaimed == {"aten.digamma.default"}
+    assert met.unclaimed == {"aten.digamma.default"}
     assert torch.equal(found, torch.digamma((x + 1).float()).bfloat16())  # float32 inside
     strict = replace(BFLOAT16_CUDA, name="strict", emulation=Emulation(
         computes_in_float32=True, is_strict=True

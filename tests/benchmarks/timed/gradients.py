@@ -4,12 +4,15 @@ import time
 
 import torch
 from timed.subjects import LEVELSETS, cotangents, images, network, plain_gradient
-from timed.turns import median_ratio
+from timed.turns import Work, median_ratio
 from torch import nn
 
-from fperr import exact
+from fperr import data, exact
 from fperr.exact.double_word_network import BatchedNetwork
 from fperr.exact.monitored_network import MonitoredNetwork
+from fperr.formats import EMULATED, FLOAT8_TENSORWISE, FLOAT32, format_named
+from fperr.losses import Context, loss_named
+from fperr.networks.in_format import FormatNetwork
 from tests.conftest import seeded
 
 BATCH = 64
@@ -83,3 +86,46 @@ def track_first_over_second_gradient() -> float:
 
 
 track_first_over_second_gradient.unit = "ratio"
+
+
+class EmulatedKernels:
+    """A gradient in an emulated format over float32's; aims: 2, and 3 for Fashion-MNIST."""
+
+    params = ([LEVELSETS, "fashion_standard"], [fmt.name for fmt in EMULATED[:6]])
+    param_names = ("network", "format")
+    unit = "ratio"
+
+    def setup(self, name: str, format: str) -> None:
+        torch.set_num_threads(1)
+        model, given = network(name), images(name, BATCH)
+        self.works = [
+            gradient_in(FormatNetwork(model, fmt, autocast=False), given)
+            for fmt in (format_named(format), FLOAT32)
+        ]
+
+    def track_over_float32(self, name: str, format: str) -> float:
+        return median_ratio(*self.works, 15)
+
+
+class Float8:
+    """The same for float8, on an MLP whose layers it changes."""
+
+    unit = "ratio"
+
+    def setup(self) -> None:
+        torch.set_num_threads(1)
+        model = seeded(nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 16))).eval()
+        given = data.Images("random", torch.rand(BATCH, 784), torch.arange(BATCH) % 16)
+        self.works = [
+            gradient_in(FormatNetwork(model, fmt, autocast=False), given)
+            for fmt in (FLOAT8_TENSORWISE, FLOAT32)
+        ]
+
+    def track_over_float32(self) -> float:
+        return median_ratio(*self.works, 31)
+
+
+def gradient_in(network: FormatNetwork, given: data.Images) -> Work:
+    """The gradient of cross-entropy in a format, as an attack computes it in every step."""
+    loss, context = loss_named("ce"), Context()
+    return lambda: network.gradient(given.x, given.y, loss, context, mean=False)
