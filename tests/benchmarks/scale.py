@@ -211,7 +211,7 @@ def main() -> None:
         for models in (2, 20):  # a million rows, and ten: the memory must not grow with them
             command = [sys.executable, "-m", "tests.benchmarks.scale", "collect", str(models)]
             subprocess.run(command, check=True)
-        # cells that only wait tell what Dask can do on a busy machine, too; the others need two cores
+        # cells that only wait tell what Dask does on a busy machine, too; the others need two cores
         waiting = make(folder / "waiting", images=120, batch_size=4, fault="time.sleep(0.1)")
         two_workers(waiting, folder / "waiting")
         two_workers(computing(folder, 20), folder)
