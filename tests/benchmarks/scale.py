@@ -60,10 +60,15 @@ class Clock:
         return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
 
 
-def two_workers(folder: Path, steps: int) -> None:
-    """The ratio of the times of one worker and of two, one thread each."""
+def computing(folder: Path, steps: int) -> Path:
+    """The spec of cells that need a core each."""
     spec = folder / "computing.toml"
     spec.write_text(COMPUTING.format(steps=steps))
+    return spec
+
+
+def two_workers(spec: Path, folder: Path) -> None:
+    """The ratio of the times of one worker and of two, one thread each."""
     each = {}
     for workers in (1, 2):
         clock = Clock()
@@ -206,7 +211,10 @@ def main() -> None:
         for models in (2, 20):  # a million rows, and ten: the memory must not grow with them
             command = [sys.executable, "-m", "tests.benchmarks.scale", "collect", str(models)]
             subprocess.run(command, check=True)
-        two_workers(folder, 20)
+        # cells that only wait tell what Dask does on a busy machine, too; the others need two cores
+        waiting = make(folder / "waiting", images=120, batch_size=4, fault="time.sleep(0.1)")
+        two_workers(waiting, folder / "waiting")
+        two_workers(computing(folder, 20), folder)
         plan(of_cell, of_part)
 
 
