@@ -5,9 +5,10 @@ from typing import get_args
 
 import pandas as pd
 
+from fperr.report.judging import judge
 from fperr.report.numbers import joined
 from fperr.report.summary import remedy
-from fperr.report.verdict import State, Thresholds, Verdict, judge
+from fperr.report.verdict import State, Thresholds, Verdict
 
 Verdicts = dict[str, dict[str, Verdict]]  # by loss, then by format
 

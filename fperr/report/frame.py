@@ -16,9 +16,10 @@ from fperr.errors import DamagedFileWarning
 from fperr.report.columns import MEASUREMENT, dtypes
 from fperr.report.file import from_bytes, to_bytes
 from fperr.report.html import AttributionSection, page
+from fperr.report.judging import judge
 from fperr.report.plots import Plots
 from fperr.report.summary import routing, summarise
-from fperr.report.verdict import DEFAULT_THRESHOLDS, Thresholds, Verdict, judge
+from fperr.report.verdict import DEFAULT_THRESHOLDS, Thresholds, Verdict
 from fperr.storage import SEAL, sealed, write
 
 SCHEMA_VERSION = 10

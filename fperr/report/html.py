@@ -14,12 +14,13 @@ import pandas as pd
 from fperr.reasons import Tally, reasons, tally
 from fperr.report import facts
 from fperr.report.answer import Verdicts, answer, verdicts
+from fperr.report.judging import is_judged
 from fperr.report.matrix import CLASSES, SYMBOLS, formats_of, full_name, matrix
 from fperr.report.matrix import overview as overview_of
 from fperr.report.numbers import number, typeset
 from fperr.report.pictures import pictures
 from fperr.report.summary import certainties, headline, overview, short, summarise
-from fperr.report.verdict import Thresholds, is_judged
+from fperr.report.verdict import Thresholds
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("fperr.report", ""),

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fperr.caller_state import in_neutral_state
+from fperr.report.judging import only_ties
 from fperr.report.panels import (
     Strip,
     draw_bound,
@@ -18,7 +19,7 @@ from fperr.report.panels import (
     share_strip,
 )
 from fperr.report.style import STAGES, legend_below, ordered
-from fperr.report.verdict import DEFAULT_THRESHOLDS, Thresholds, only_ties
+from fperr.report.verdict import DEFAULT_THRESHOLDS, Thresholds
 
 _WIDTH = 9.0  # inches: 900 pixels at 100 to the inch, as wide as a page of text shows it
 _MOST_COLUMNS = 3

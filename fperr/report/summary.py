@@ -8,7 +8,8 @@ import pandas as pd
 
 from fperr.reasons import reasons, tally
 from fperr.repair.words import how_to_use
-from fperr.report.verdict import Thresholds, is_unmeasured, judge
+from fperr.report.judging import is_unmeasured, judge
+from fperr.report.verdict import Thresholds
 
 # the headline names a gap between two losses only if the larger median relative error is above the
 # first number, and the ratio of the medians at or above the second

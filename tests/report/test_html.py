@@ -15,9 +15,10 @@ import torch
 import fperr
 from fperr.report.answer import answer, verdicts
 from fperr.report.frame import COLUMNS
+from fperr.report.judging import judge
 from fperr.report.numbers import number, typeset
 from fperr.report.plots import Plots
-from fperr.report.verdict import Thresholds, judge
+from fperr.report.verdict import Thresholds
 from tests.conftest import normal, tiny_mlp
 
 CHROMIUM = shutil.which("chromium")
