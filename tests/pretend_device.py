@@ -80,6 +80,7 @@ class Counts:
 
 COUNTS = Counts()
 _holders: Counter[int] = Counter()  # tensors that share a storage, by its address
+_counting = threading.RLock()  # tensors of autograd's threads end there
 
 
 @contextmanager
@@ -100,30 +101,35 @@ def _hold(tensor: "Pretend") -> None:
     address, size = storage.data_ptr(), storage.nbytes()
     if not address:
         return
-    if not _holders[address]:
-        is_full = COUNTS.most_bytes is not None and COUNTS.bytes_held + size > COUNTS.most_bytes
-        # an error of Python's in a thread of autograd's own ends the process
-        if is_full and threading.current_thread() is threading.main_thread():
-            raise torch.OutOfMemoryError(f"pretend out of memory. Tried to allocate {size} bytes.")
-        COUNTS.bytes_held += size
-    tensor.share = _Share(address, size)
+    with _counting:
+        if not _holders[address]:
+            is_full = COUNTS.most_bytes is not None and COUNTS.bytes_held + size > COUNTS.most_bytes
+            # an error of Python's in a thread of autograd's own ends the process
+            if is_full and threading.current_thread() is threading.main_thread():
+                raise torch.OutOfMemoryError(
+                    f"pretend out of memory. Tried to allocate {size} bytes."
+                )
+            COUNTS.bytes_held += size
+        tensor.share = _Share(storage, address, size)
 
 
 class _Share:
     """A tensor's share in a storage; it ends with the tensor.
 
-    PyTorch swaps no tensor that a weak reference watches.
+    PyTorch swaps no tensor that a weak reference watches. The share keeps the storage: else its
+    address might be another one's while it is still counted.
     """
 
-    def __init__(self, address: int, size: int) -> None:
-        self.address, self.size = address, size
+    def __init__(self, storage: torch.UntypedStorage, address: int, size: int) -> None:
+        self.storage, self.address, self.size = storage, address, size
         _holders[address] += 1
 
     def __del__(self) -> None:
-        _holders[self.address] -= 1
-        if not _holders[self.address]:
-            del _holders[self.address]
-            COUNTS.bytes_held -= self.size
+        with _counting:
+            _holders[self.address] -= 1
+            if not _holders[self.address]:
+                del _holders[self.address]
+                COUNTS.bytes_held -= self.size
 
 
 class Pretend(Tensor):
