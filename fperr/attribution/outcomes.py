@@ -61,7 +61,7 @@ def provenance_of(
         box: Smallest and largest value of an input.
         attack: The attack in words.
         seed: Seed of the first start.
-        exact: Images with exact gradients: `"all"`, `"sample"` or `"none"`.
+        exact: Which images have exact gradients: `"all"`, `"sample"` or `"none"`.
         device: Name of the device.
     """
     versions = (f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
@@ -72,7 +72,9 @@ def provenance_of(
         "digest of images and classes": images,
         "attack": attack,
         "seed": str(seed),
-        "exact gradients": "of a sample" if exact == "sample" else f"of {exact}",
+        "exact gradients": {"all": "at all images", "sample": "at a sample of the images"}.get(
+            exact, "at none of the images"
+        ),
         "versions": ", ".join(versions),
         "device": device,
     }

@@ -22,17 +22,17 @@ class CellStore(ABC):
     """Files of a campaign, by kind and name.
 
     Attributes:
-        place: The folder's absolute path or the URL, with which a worker opens the same.
+        location: The folder's absolute path or the URL, with which a worker opens the same.
     """
 
-    place: str
+    location: str
 
     @abstractmethod
     def prepare(self) -> None:
         """Make what is missing, and check that files can be written.
 
         Raises:
-            ValueError, StorageError: The place cannot be used.
+            ValueError, StorageError: The location cannot be used.
         """
 
     @abstractmethod
@@ -76,8 +76,8 @@ class FolderStore(CellStore):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.place = os.path.abspath(folder)
-        self._folder = Path(self.place)
+        self.location = os.path.abspath(folder)
+        self._folder = Path(self.location)
 
     def prepare(self) -> None:
         """See `CellStore`."""
@@ -126,7 +126,7 @@ class UrlStore(CellStore):
     """
 
     def __init__(self, url: str) -> None:
-        self.place = url
+        self.location = url
         try:
             self._system, self._root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as fault:
@@ -179,7 +179,7 @@ class UrlStore(CellStore):
             ) from fault
 
 
-def store_at(place: str | Path) -> CellStore:
+def store_at(location: str | Path) -> CellStore:
     """The store at a path or URL; `file:` is a folder.
 
     Raises:
@@ -189,7 +189,7 @@ def store_at(place: str | Path) -> CellStore:
         >>> type(store_at("file:///tmp/campaign")).__name__
         'FolderStore'
     """
-    text = str(place)
+    text = str(location)
     if text.startswith("file:"):
         return FolderStore(Path(fsspec.core.strip_protocol(text)))
     return UrlStore(text) if "://" in text else FolderStore(Path(text))

@@ -10,8 +10,8 @@ import dask
 from distributed import Client, LocalCluster, Security
 from distributed.utils import get_mp_context
 
+from fperr.campaign.cluster_options import ClusterOptions
 from fperr.campaign.identities import versions
-from fperr.campaign.place import Place
 from fperr.errors import FperrError
 
 _HERE = "127.0.0.1"
@@ -32,11 +32,11 @@ _SETTINGS: Mapping[str, Any] = {
 
 
 @contextmanager
-def connected(place: Place, modules: Sequence[str] = ()) -> Iterator[Client]:
+def connected(cluster_options: ClusterOptions, modules: Sequence[str] = ()) -> Iterator[Client]:
     """A client of the workers, all of which have our versions.
 
     Args:
-        place: Where the workers are.
+        cluster_options: Where the workers are.
         modules: Modules that our own workers need, loaded once for all of them.
 
     Raises:
@@ -44,12 +44,12 @@ def connected(place: Place, modules: Sequence[str] = ()) -> Iterator[Client]:
         FperrError: No scheduler or worker answers, or a worker has other versions.
     """
     with dask.config.set(_SETTINGS):
-        if place.scheduler is not None:
-            with _client(place.scheduler, security_of(place)) as client:
+        if cluster_options.scheduler is not None:
+            with _client(cluster_options.scheduler, security_of(cluster_options)) as client:
                 check_versions(client)
                 yield client
             return
-        with _cluster(place, modules) as cluster, Client(cluster) as client:
+        with _cluster(cluster_options, modules) as cluster, Client(cluster) as client:
             check_versions(client)
             yield client
 
@@ -72,53 +72,53 @@ def _client(address: str, security: Security | None) -> Client:
     return client
 
 
-def security_of(place: Place) -> Security | None:
+def security_of(cluster_options: ClusterOptions) -> Security | None:
     """Dask's own record of the TLS files; None where there are none.
 
     Raises:
         ValueError: Some of the files are not given, or missing.
     """
-    if not place.tls:
+    if not cluster_options.tls:
         return None
     for name in ("ca_file", "cert", "key"):
-        path = place.tls.get(name)
+        path = cluster_options.tls.get(name)
         if path is None or not path.is_file():
             raise ValueError(
                 f"--tls-{name.replace('_', '-')} must be a file, beside the other --tls options, "
                 f"got {path}"
             )
     return Security(
-        tls_ca_file=str(place.tls["ca_file"]),
-        tls_client_cert=str(place.tls["cert"]),
-        tls_client_key=str(place.tls["key"]),
+        tls_ca_file=str(cluster_options.tls["ca_file"]),
+        tls_client_cert=str(cluster_options.tls["cert"]),
+        tls_client_key=str(cluster_options.tls["key"]),
         require_encryption=True,
     )
 
 
 @contextmanager
-def _cluster(place: Place, modules: Sequence[str]) -> Iterator[Any]:
+def _cluster(cluster_options: ClusterOptions, modules: Sequence[str]) -> Iterator[Any]:
     """Workers of our own."""
-    if place.is_slurm:
-        with slurm_cluster(place) as jobs:
-            jobs.scale(place.workers)
+    if cluster_options.is_slurm:
+        with slurm_cluster(cluster_options) as jobs:
+            jobs.scale(cluster_options.workers)
             yield jobs
         return
     # workers are forks of a server that has loaded what they need: one that died is back at once
     get_mp_context().set_forkserver_preload(["distributed", "fperr.campaign.worker", *modules])
     with LocalCluster(
-        n_workers=place.workers,
+        n_workers=cluster_options.workers,
         threads_per_worker=1,  # of Dask's: fperr's functions run one at a time in a process
         processes=True,
         host=_HERE,
         dashboard_address=f"{_HERE}:0",
         worker_dashboard_address=f"{_HERE}:0",
-        memory_limit=place.memory or "auto",
+        memory_limit=cluster_options.memory or "auto",
         silence_logs=50,
     ) as cluster:
         yield cluster
 
 
-def slurm_cluster(place: Place) -> Any:
+def slurm_cluster(cluster_options: ClusterOptions) -> Any:
     """The cluster of dask-jobqueue, before any job is sent.
 
     Raises:
@@ -126,7 +126,12 @@ def slurm_cluster(place: Place) -> Any:
     """
     if importlib.util.find_spec("dask_jobqueue") is None:
         raise ValueError("--slurm needs dask-jobqueue: `pip install 'fperr[slurm]'`")
-    options = {"cores": 1, "processes": 1, "memory": place.memory or "4GB", **place.slurm}
+    options = {
+        "cores": 1,
+        "processes": 1,
+        "memory": cluster_options.memory or "4GB",
+        **cluster_options.slurm,
+    }
     try:
         return importlib.import_module("dask_jobqueue").SLURMCluster(**options)
     except (TypeError, ValueError) as fault:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fperr.campaign.cells import Cell, Plan, plan_of
+from fperr.campaign.cluster_options import ClusterOptions
 from fperr.campaign.folder import CampaignFolder, opened_folder
 from fperr.campaign.jobs import RUNS
-from fperr.campaign.place import Place
 from fperr.campaign.spec import Spec
 from fperr.campaign.tally import Advance, Tally
 
@@ -43,7 +43,7 @@ class Ended:
 def run_campaign(
     spec: Spec,
     folder: Path,
-    place: Place,
+    cluster_options: ClusterOptions,
     *,
     retries_failed: bool = False,
     advance: Advance = lambda _: None,
@@ -54,7 +54,7 @@ def run_campaign(
     Args:
         spec: The spec.
         folder: Folder of the campaign, new or that of an earlier run.
-        place: Where it runs.
+        cluster_options: Where it runs.
         retries_failed: Whether cells that are recorded as failed are run again.
         advance: Called with the tally at the beginning, and whenever a cell has ended.
         notify: Called with sentences.
@@ -76,7 +76,7 @@ def run_campaign(
         tally = Tally(len(left))
         advance(tally)
         if left:
-            tally = _run(campaign, left, place, advance, notify)
+            tally = _run(campaign, left, cluster_options, advance, notify)
         return Ended(
             tally,
             len(cells),
@@ -87,10 +87,14 @@ def run_campaign(
 
 
 def _run(
-    campaign: CampaignFolder, left: list[Cell], place: Place, advance: Advance, notify: Notify
+    campaign: CampaignFolder,
+    left: list[Cell],
+    cluster_options: ClusterOptions,
+    advance: Advance,
+    notify: Notify,
 ) -> Tally:
     modules = {RUNS[cell.arm.kind].partition(":")[0] for cell in left}
-    with _module("cluster").connected(place, sorted(modules)) as client:
+    with _module("cluster").connected(cluster_options, sorted(modules)) as client:
         notify(f"Dashboard: {client.dashboard_link}")
         tally: Tally = _module("run").run_cells(client, campaign, left, advance, notify)
     return tally
@@ -106,8 +110,8 @@ def planned(spec: Spec, campaign: CampaignFolder) -> Plan:
     plan = plan_of(spec)
     if spec.options["cell_seconds"] is None:
         return plan
-    kept = campaign.sizes()
-    sizes: Mapping[str, int] = _module("forecast").sizes_of(plan, kept)
-    if sizes != kept:
+    kept_sizes = campaign.sizes()
+    sizes: Mapping[str, int] = _module("forecast").sizes_of(plan, kept_sizes)
+    if sizes != kept_sizes:
         campaign.keep_sizes(sizes)
     return replace(plan, sizes=sizes)

@@ -23,7 +23,7 @@ _SIZES_FILE = "sizes.json"
 
 @dataclass(frozen=True, slots=True)
 class CampaignFolder:
-    """A campaign's folder, and the place of its cells' files.
+    """A campaign's folder, and the location of its cells' files.
 
     Attributes:
         run: The folder with lock and settings.
@@ -59,8 +59,8 @@ class CampaignFolder:
     def distrust(self, cell: str) -> None:
         """Warn that a cell's part is damaged, or that of another cell."""
         warnings.warn(
-            f"{self.store.place}/{PARTS}/{file_name(cell)} is damaged, or of another cell: it is "
-            "not used, and computed again",
+            f"{self.store.location}/{PARTS}/{file_name(cell)} is damaged, or of another cell: it "
+            "is not used, and computed again",
             DamagedFileWarning,
             stacklevel=3,
         )
@@ -117,11 +117,11 @@ class CampaignFolder:
 
 
 def store_of(spec: Spec, folder: Path) -> CellStore:
-    """The place of a campaign's cells: that of the spec, or else its folder."""
-    place = spec.options["storage"]
-    if place is None:
+    """The location of a campaign's cells: that of the spec, or else its folder."""
+    location = spec.options["storage"]
+    if location is None:
         return store_at(folder)
-    return store_at(place if "://" in place else spec.folder / place)
+    return store_at(location if "://" in location else spec.folder / location)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from fperr.report.frame import Report
 NOTE = (
     "Robust accuracy in per cent: images that were judged and withstood, of all images; the mean "
     "over the starts. Worst: images that withstood every attack from every start. Models are in "
-    "the order of this column.\n"
+    "the order of this column. Not judged: images whose outcome in some attack could not be told "
+    "(a number that is not finite, no certified gradient); they count as fallen to it.\n"
     "Rounding: points of robust accuracy under cross-entropy that are floating-point error, with "
     "their 95 % interval (see fperr attribute). Ce less stable_ce: the same with stable "
     "cross-entropy in place of exact gradients, which tells nothing about rounding for sure.\n"
@@ -61,7 +62,8 @@ def line_of(
     return line
 
 
-def _accuracies(outcomes: ModelOutcomes) -> dict[str, float]:
+def _accuracies(outcomes: ModelOutcomes) -> dict[str, float | int]:
+    """Shares in per cent; and how many images are not judged, if any are not."""
     frames = [attacked.frame.sort_values("sample") for attacked in outcomes.attacks]
     robust = [(~frame["success"] & frame["is_judged"]).reset_index(drop=True) for frame in frames]
     shares: dict[str, list[float]] = {}
@@ -70,10 +72,14 @@ def _accuracies(outcomes: ModelOutcomes) -> dict[str, float]:
         fmt = "" if options["format"] == "float32" else f" in {options['format']}"
         method = "" if options["method"] == "pgd" else f"{options['method']} "
         shares.setdefault(f"{method}{options['loss']}{fmt}", []).append(float(withstands.mean()))
+    unjudged = ~pd.concat(
+        [frame["is_judged"].reset_index(drop=True) for frame in frames], axis=1
+    ).all(axis=1)
     return {
         "clean": 100 * float(frames[0]["is_clean_correct"].mean()),
         **{name: 100 * sum(values) / len(values) for name, values in shares.items()},
         "worst": 100 * float(pd.concat(robust, axis=1).all(axis=1).mean()),
+        **({"not judged": int(unjudged.sum())} if unjudged.any() else {}),
     }
 
 

@@ -134,8 +134,8 @@ def outcomes_of(view: View, model: PlannedModel) -> ModelOutcomes:
 def _named(table: pa.Table, model: str, arm: Arm) -> pa.Table:
     """The rows of a part with columns that tell the model and the arm."""
     if arm.kind != "attack":
-        place = table.column_names.index("network")
-        return table.set_column(place, "network", pa.array([model] * len(table), pa.string()))
+        position = table.column_names.index("network")
+        return table.set_column(position, "network", pa.array([model] * len(table), pa.string()))
     options = arm.options
     constants = {
         "model": model,

@@ -15,7 +15,8 @@ from fperr.campaign.cluster import TRIES_ELSEWHERE, retire_others
 from fperr.campaign.folder import CampaignFolder
 from fperr.campaign.parts import file_name, is_part
 from fperr.campaign.tally import Advance, Tally
-from fperr.campaign.tasks import run_task, task_of
+from fperr.campaign.tasks import task_of
+from fperr.campaign.worker import execute
 from fperr.errors import FperrError, StorageError
 
 _AHEAD = 2  # cells for each thread that the scheduler has: one runs, one waits
@@ -87,7 +88,7 @@ class _Loop:
     def _submit(self, cell: Cell) -> None:
         key = f"cell-{cell.digest}-{uuid.uuid4().hex[:8]}"
         task = task_of(cell, self._folder.store, self._session)
-        self._window[self._client.submit(run_task, task, key=key, pure=False)] = cell
+        self._window[self._client.submit(execute, task, key=key, pure=False)] = cell
 
     def _ended(self) -> Iterable[Future[Any]]:
         """The cells that have ended, at least one, or none after some seconds."""
@@ -144,7 +145,7 @@ class _Loop:
         if not is_part(self._folder.read_part(cell.digest) or b"", cell.digest):
             raise StorageError(
                 f"worker {outcome['worker']} has written {PARTS}/{file_name(cell.digest)}, which "
-                f"is not in {self._folder.store.place} here: give a folder that all machines "
+                f"is not in {self._folder.store.location} here: give a folder that all machines "
                 "share, or storage = a URL"
             )
         self.tally.finished += 1

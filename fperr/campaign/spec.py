@@ -234,12 +234,12 @@ class _Reader:
     def fault(self, path: Sequence[str | int], expected: str, got: str) -> ValueError:
         """The error about a value."""
         line = line_of(self.text, path) if path else 1
-        place = f", line {line}" if line is not None else ""
+        line_words = f", line {line}" if line is not None else ""
         words = "".join(
             f"[{step + 1}]" if isinstance(step, int) else f".{step}" for step in path
         ).lstrip(".")
         subject = f" {words}:" if words else ""
-        return ValueError(f"{self.path}{place}:{subject} expected {expected}, got {got}")
+        return ValueError(f"{self.path}{line_words}:{subject} expected {expected}, got {got}")
 
 
 def _short_name(source: str) -> str:

@@ -1,7 +1,6 @@
 """What is sent to a worker: the text of a cell, and nothing that must be unpickled."""
 
 import json
-from importlib import import_module
 
 from fperr.campaign.cell_store import CellStore
 from fperr.campaign.cells import Cell
@@ -23,16 +22,7 @@ def task_of(cell: Cell, store: CellStore, session: str) -> str:
             "model": {
                 name: options[name] for name in ("source", "checkpoint", "logits", "data", "images")
             },
-            "store": store.place,
+            "store": store.location,
             "session": session,
         }
     )
-
-
-def run_task(task: str) -> str:
-    """Run a cell: what Dask calls on a worker, see `fperr.campaign.worker.execute`.
-
-    What computes is loaded there, and not where the campaign is started: that takes seconds.
-    """
-    outcome: str = import_module("fperr.campaign.worker").execute(task)
-    return outcome

@@ -52,20 +52,20 @@ def execute(task: str) -> str:
         JSON of the outcome, with one of the keys `finished`, `failed` (a traceback), `refused`
         (another version; what is where), and `unwritten` (why the part could not be written).
     """
-    wanted = json.loads(task)
+    cell_task = json.loads(task)
     outcome: dict[str, Any] = {"worker": f"{platform.node()}:{os.getpid()}"}
-    different = differences(wanted["identity"]["versions"])
+    different = differences(cell_task["identity"]["versions"])
     if different:
         return json.dumps(outcome | {"refused": different})
     started = time.perf_counter()
     try:
-        store = store_at(wanted["store"])
-        if _is_finished(store, wanted["cell"]):
+        store = store_at(cell_task["store"])
+        if _is_finished(store, cell_task["cell"]):
             # Dask runs a cell again if its worker dies before the answer has been fetched
             return json.dumps(outcome | {"finished": True, "seconds": 0.0})
-        store.mark(f"{wanted['cell']}-{wanted['session']}-{uuid.uuid4().hex[:8]}")
-        content = _content(wanted, outcome["worker"])
-        store.write(PARTS, file_name(wanted["cell"]), content)
+        store.mark(f"{cell_task['cell']}-{cell_task['session']}-{uuid.uuid4().hex[:8]}")
+        content = _content(cell_task, outcome["worker"])
+        store.write(PARTS, file_name(cell_task["cell"]), content)
     except StorageError as fault:
         return json.dumps(outcome | {"unwritten": str(fault)})
     except (Exception, SystemExit) as fault:
@@ -91,14 +91,14 @@ def differences(expected: Mapping[str, str]) -> str:
     )
 
 
-def _content(wanted: Mapping[str, Any], worker: str) -> bytes:
+def _content(cell_task: Mapping[str, Any], worker: str) -> bytes:
     """Run the cell; the content of its part."""
-    identity = wanted["identity"]
+    identity = cell_task["identity"]
     torch.set_num_threads(identity["threads"])
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
-        held = _loaded(wanted)
+        held = _loaded(cell_task)
         rows = slice(*identity["images"]["rows"])
         options = dict(identity["arm"])
         module, _, function = RUNS[options.pop("kind")].partition(":")
@@ -112,16 +112,16 @@ def _content(wanted: Mapping[str, Any], worker: str) -> bytes:
         "weights": held.weights,
         "warnings": list(dict.fromkeys(str(w.message) for w in given))[:_MOST_WARNINGS],
     }
-    return to_bytes(wanted["cell"], table, {"identity": identity, "made": made, **further})
+    return to_bytes(cell_task["cell"], table, {"identity": identity, "made": made, **further})
 
 
-def _loaded(wanted: Mapping[str, Any]) -> _Held:
+def _loaded(cell_task: Mapping[str, Any]) -> _Held:
     """The cell's network and images, loaded where they are not yet.
 
     Raises:
         FperrError: Files are others than those that the campaign saw.
     """
-    identity, options = wanted["identity"], wanted["model"]
+    identity, options = cell_task["identity"], cell_task["model"]
     key = json.dumps([identity["model"], options, identity["device"]], sort_keys=True)
     if key not in _held:
         _held.clear()

@@ -24,7 +24,7 @@ def measure_command(
     logits: options.LogitsOption = None,
     device: options.DeviceOption = "cpu",
     n: Annotated[
-        int | None, typer.Option(help="number of images; by default 60, or all if fewer")
+        int | None, typer.Option(help="number of images; by default 80, or all if fewer")
     ] = None,
     losses: Annotated[
         str,

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from fperr.data import digest
+from fperr.emulated_kernels import TENSOR_CORE, Met, accumulation_bound
+from fperr.formats import Format
 from fperr.kernel_switches import keeps_subnormals
 from fperr.measurement.arguments import MeasureRequest
 
@@ -86,3 +88,25 @@ def provenance(
         "precision_switches": switches,
         "seeds": {"audit_probe": 0},
     }
+
+
+def emulation_notes(fmt: Format, met: Met) -> dict[str, str]:
+    """The longest sum of an emulated format, bounds on its error, and what is not claimed.
+
+    Args:
+        fmt: Format whose kernels may be emulated.
+        met: What the network's runs met.
+    """
+    notes = {}
+    if fmt.emulation is not None and met.longest_sum:
+        performed = accumulation_bound(fmt.emulation, met.longest_sum)
+        on_a_card = accumulation_bound(TENSOR_CORE, met.longest_sum)
+        notes = {
+            "longest sum": f"{met.longest_sum} products",
+            "its error, of its terms' magnitudes, as emulated": f"at most {performed:.1e}",
+            "the same on tensor cores, which truncate": f"at most {on_a_card:.1e}",
+            "not emulated": "reduced-precision reductions of half matrix products",
+        }
+    if met.unclaimed:
+        notes["emulated without a claim"] = ", ".join(sorted(met.unclaimed))
+    return notes

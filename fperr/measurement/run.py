@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fperr.bounds.cross_entropy import Bound
-from fperr.emulated_kernels import TENSOR_CORE, accumulation_bound
 from fperr.errors import CaptureAuditError, ModelError, UnsupportedOperationError
 from fperr.exact.branches import Branches
 from fperr.exact.graph import probe
@@ -22,7 +21,7 @@ from fperr.losses import Context, Loss
 from fperr.measurement.arguments import MeasureRequest
 from fperr.measurement.format_result import FormatResult
 from fperr.measurement.labels_by_scenario import LabelAssignment, label_assignments
-from fperr.measurement.provenance import provenance
+from fperr.measurement.provenance import emulation_notes, provenance
 from fperr.measurement.rounded_network import ExactFormatNetwork, ExactSampleInFormat
 from fperr.measurement.rows import (
     ExactResult,
@@ -184,35 +183,20 @@ class MeasurementRun:
 
     def provenance(self, *, interrupted: bool) -> dict[str, Any]:
         """The provenance of the report, under the name of the network."""
+        emulated = [f.network for f in self.formats if f.network.format.emulation is not None]
+        notes = {
+            n.format.name: self.switches[n.format.name] | emulation_notes(n.format, n.met)
+            for n in emulated
+        }
         details = provenance(
             self.request,
             self.reference.description,
             self.reference.capture.network_digest,
-            self.switches | self._of_emulation(),
+            self.switches | notes,
             interrupted=interrupted,
             time_is_up=self.reference.time_is_up,
         )
         return {self.request.name: details}
-
-    def _of_emulation(self) -> dict[str, dict[str, str]]:
-        """The switches of emulated formats, the bounds on their sums, and what is not claimed."""
-        shown = {}
-        for fmt in (f.network for f in self.formats):
-            emulation, met = fmt.format.emulation, fmt.met
-            if emulation is None or not met.longest_sum:
-                continue
-            performed = accumulation_bound(emulation, met.longest_sum)
-            on_a_card = accumulation_bound(TENSOR_CORE, met.longest_sum)
-            words = {
-                "longest sum": f"{met.longest_sum} products",
-                "its error, of its terms' magnitudes, as emulated": f"at most {performed:.1e}",
-                "the same on tensor cores, which truncate": f"at most {on_a_card:.1e}",
-                "not emulated": "reduced-precision reductions of half matrix products",
-            }
-            if met.unclaimed:
-                words["emulated without a claim"] = ", ".join(sorted(met.unclaimed))
-            shown[fmt.format.name] = self.switches[fmt.format.name] | words
-        return shown
 
     def _runs(
         self, x: Tensor, assignments: list[LabelAssignment]

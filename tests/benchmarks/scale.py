@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from fperr.campaign.cell_store import PARTS
 from fperr.campaign.cells import Cell
+from fperr.campaign.cluster_options import ClusterOptions
 from fperr.campaign.collect import collect
 from fperr.campaign.entry import run_campaign
 from fperr.campaign.folder import opened_folder
 from fperr.campaign.parts import file_name, to_bytes
-from fperr.campaign.place import Place
 from fperr.campaign.spec import read_spec
 from fperr.campaign.view import view_of
 from tests.makers.campaigns import make
@@ -73,7 +73,7 @@ def two_workers(spec: Path, folder: Path) -> None:
     for workers in (1, 2):
         clock = Clock()
         ended = run_campaign(
-            read_spec(spec), folder / f"by{workers}", Place(workers), advance=clock
+            read_spec(spec), folder / f"by{workers}", ClusterOptions(workers), advance=clock
         )
         each[workers] = clock.each
         print(
@@ -88,7 +88,7 @@ def overhead(folder: Path, cells: int) -> float:
     spec = make(folder, images=cells, batch_size=1)
     spec.write_text(spec.read_text().replace('losses = ["ce", "mifpe"]', 'losses = ["ce"]'))
     clock = Clock()
-    run_campaign(read_spec(spec), folder / "out", Place(1), advance=clock)
+    run_campaign(read_spec(spec), folder / "out", ClusterOptions(1), advance=clock)
     view = view_of(read_spec(spec), folder / "out")
     parts = filter(None, (view.part(cell) for cell in view.plan.cells.values()))
     computing = float(np.median([part.header["made"]["seconds"] for part in parts]))
@@ -139,7 +139,7 @@ def resume(folder: Path, cells: int) -> float:
     spec = make(folder, images=cells // 2, batch_size=1)
     count = fill(spec, folder / "out")
     started = time.perf_counter()
-    ended = run_campaign(read_spec(spec), folder / "out", Place(1))
+    ended = run_campaign(read_spec(spec), folder / "out", ClusterOptions(1))
     seconds = time.perf_counter() - started
     assert ended.is_complete
     assert ended.tally.begun == 0

@@ -11,7 +11,7 @@ import pytest
 
 import fperr
 from fperr.campaign.cluster import security_of, slurm_cluster
-from fperr.campaign.place import Place
+from fperr.campaign.cluster_options import ClusterOptions
 from tests.campaign.test_faults import check_as_undisturbed, counted
 from tests.makers.campaigns import Process, command, executions, make, names, until
 
@@ -202,24 +202,26 @@ def test_a_cluster_of_our_own_listens_on_this_machine_only(tmp_path):
 def test_tls_files_belong_together(tmp_path):
     (tmp_path / "ca.pem").touch()
     with pytest.raises(ValueError, match="--tls-cert must be a file, beside the other --tls op"):
-        security_of(Place(tls={"ca_file": tmp_path / "ca.pem"}))
-    assert security_of(Place()) is None
+        security_of(ClusterOptions(tls={"ca_file": tmp_path / "ca.pem"}))
+    assert security_of(ClusterOptions()) is None
 
 
 # a cluster that dask-jobqueue could not make is not closed by it
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_slurm_needs_its_package_and_hands_options_on():
-    place = Place(is_slurm=True, slurm={"queue": "gpu", "walltime": "01:00:00"}, memory="8GB")
+    cluster_options = ClusterOptions(
+        is_slurm=True, slurm={"queue": "gpu", "walltime": "01:00:00"}, memory="8GB"
+    )
     try:
         import dask_jobqueue  # noqa: F401, PLC0415
     except ImportError:
         with pytest.raises(ValueError, match=r"--slurm needs dask-jobqueue: `pip install"):
-            slurm_cluster(place)
+            slurm_cluster(cluster_options)
         pytest.skip("needs the extra [slurm]")
-    with slurm_cluster(place) as jobs:
+    with slurm_cluster(cluster_options) as jobs:
         script = jobs.job_script()
     assert "#SBATCH -p gpu" in script
     assert "#SBATCH -t 01:00:00" in script
     assert "--nthreads 1" in script
     with pytest.raises(ValueError, match=r"\[slurm\] of the spec is not what"):
-        slurm_cluster(Place(is_slurm=True, slurm={"quoue": "gpu"}))
+        slurm_cluster(ClusterOptions(is_slurm=True, slurm={"quoue": "gpu"}))

@@ -36,7 +36,7 @@ def test_stores_keep_what_is_written(tmp_path, url, kind):
     store.mark("a-1")
     assert (store.names(PARTS), store.names(BEGUN)) == (["a.parquet"], ["a-1"])
     assert store.read(PARTS, "a.parquet") == b"22"
-    assert store_at(store.place).read(PARTS, "a.parquet") == b"22"  # as a worker opens it
+    assert store_at(store.location).read(PARTS, "a.parquet") == b"22"  # as a worker opens it
     with pytest.raises(FileNotFoundError):
         store.read(PARTS, "b.parquet")
     store.remove(PARTS, "a.parquet")

@@ -15,6 +15,7 @@ from fperr.attacks import attack_in_batches
 from fperr.campaign import worker
 from fperr.campaign.collect import collect, lazy_frame
 from fperr.campaign.folder import opened_folder
+from fperr.campaign.leaderboard import line_of
 from fperr.campaign.outcomes import attributions_of, outcomes_of
 from fperr.campaign.spec import read_spec
 from fperr.campaign.status import status_of
@@ -155,6 +156,19 @@ def test_what_is_collected(campaign, tmp_path):
         assert f"{line['worst']:.1f}" in text
     assert 'href="models/fashion_saturated.html"' in html
     assert "\\begin{tabular}" in latex
+
+
+def test_images_that_could_not_be_judged_are_counted_and_have_not_withstood(campaign):
+    _, outcomes = of_model(campaign)
+    judged = line_of(outcomes, None, [])
+    assert "not judged" not in judged
+    first = outcomes.attacks[0].frame
+    stands = first.index[~first["success"]]
+    assert len(stands)
+    first.loc[stands, "is_judged"] = False
+    line = line_of(outcomes, None, [])
+    assert line["not judged"] == len(stands)
+    assert line["worst"] == 0 < judged["worst"]
 
 
 def test_what_is_missing_has_no_rank_and_is_told(tmp_path):

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import fperr
-from fperr.emulated_kernels import accumulation_bound, emulated
+from fperr.emulated_kernels import Met, accumulation_bound, emulated
 from fperr.errors import ModelError
 from fperr.formats import BFLOAT16_CUDA, FLOAT16, TF32_CUDA, Emulation, Format
+from fperr.measurement.provenance import emulation_notes
 from tests.conftest import normal, seeded, tiny_mlp
 
 MINE = Format("mine", torch.float32, 8, -126, 127, 63, Emulation(8, 8, "truncated"))
@@ -133,6 +134,9 @@ def test_a_report_shows_the_longest_sum_and_its_bounds():
         assert shown["the same on tensor cores, which truncate"] == "at most 8.6e-06"
         assert "reduced-precision reductions" in shown["not emulated"]
     assert "longest sum" not in details["precision_switches"]["float32"]
+    # what nothing is claimed of is listed without any product, too
+    met = Met({"aten.special"}, 0)
+    assert emulation_notes(MINE, met) == {"emulated without a claim": "aten.special"}
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -7,9 +7,9 @@ from typing import Any
 import typer
 
 from fperr.campaign.cells import plan_of
+from fperr.campaign.cluster_options import ClusterOptions
 from fperr.campaign.entry import Ended, planned, run_campaign
 from fperr.campaign.folder import SETTINGS_FILE, opened_folder
-from fperr.campaign.place import Place
 from fperr.campaign.spec import Spec, read_spec
 from fperr.campaign.status import status_of
 from fperr.campaign.tally import Tally
@@ -51,7 +51,9 @@ def run_command(
         raise ValueError(
             "the --tls options belong to --scheduler: workers of our own listen on 127.0.0.1 only"
         )
-    place = Place(workers, scheduler, slurm, content.options["slurm"], memory, tls)
+    cluster_options = ClusterOptions(
+        workers, scheduler, slurm, content.options["slurm"], memory, tls
+    )
     try:
         with sigterm_as_ctrl_c(), progress_bar(quiet=quiet) as bar:
             task = bar.add_task(content.name, total=None, text="")
@@ -62,7 +64,7 @@ def run_command(
                 bar.update(task, total=tally.total, completed=done, text=text)
 
             ended = run_campaign(
-                content, folder, place, retries_failed=retry_failed, advance=advance,
+                content, folder, cluster_options, retries_failed=retry_failed, advance=advance,
                 notify=_say,
             )  # fmt: skip
     except KeyboardInterrupt:

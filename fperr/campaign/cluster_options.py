@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ClusterOptions:
     """Where a campaign runs.
 
     Attributes:
