@@ -188,7 +188,7 @@ def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool) ->
         _add_floor(request, frame, results, run)
     parts = parts_of(frame, is_exact=exact == "all", confidence=request.confidence)
     words = attack_words(
-        str(setting.format), setting.norm, setting.radius, setting.steps, setting.starts,
+        setting.format, setting.norm, setting.radius, setting.steps, setting.starts,
         is_targeted=setting.targets is not None,
     )  # fmt: skip
     result = Attribution(

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fperr.attribution.arms import EXACT, Arm, ArmResult
+from fperr.formats import Format, format_named
 
 _PACKAGES = ("fperr", "torch")
 
@@ -37,12 +38,14 @@ def outcome_frame(
 
 
 def attack_words(
-    format: str, norm: str, radius: float, steps: int, starts: int, *, is_targeted: bool
+    format: str | Format, norm: str, radius: float, steps: int, starts: int, *, is_targeted: bool
 ) -> str:
     """The attack of all arms in words."""
     targeted = "targeted, " if is_targeted else ""
+    fmt = format_named(format) if isinstance(format, str) else format
+    emulated = "" if fmt.emulation is None else " (emulated)"
     return (
-        f"PGD, {format}, {targeted}{norm} {radius:g}, {steps} steps, {starts} "
+        f"PGD, {fmt.name}{emulated}, {targeted}{norm} {radius:g}, {steps} steps, {starts} "
         f"start{'s' * (starts > 1)}"
     )
 

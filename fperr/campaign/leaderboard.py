@@ -22,7 +22,9 @@ NOTE = (
     "cross-entropy in place of exact gradients, which tells nothing about rounding for sure.\n"
     "A model of which cells are missing has no rank, and its numbers are left out."
 )
+_OF_FORMAT = {"float32": "", "exact": " on exact gradients"}  # in the name of a column
 _STYLE = (
+    ":root{color-scheme:light dark}div{overflow-x:auto}td{white-space:nowrap}"
     "body{font-family:system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
     "table{border-collapse:collapse}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px "
     "solid #ccc}th:first-child,td:first-child{text-align:left}"
@@ -69,7 +71,7 @@ def _accuracies(outcomes: ModelOutcomes) -> dict[str, float | int]:
     shares: dict[str, list[float]] = {}
     for attacked, withstands in zip(outcomes.attacks, robust, strict=True):
         options = attacked.arm.options
-        fmt = "" if options["format"] == "float32" else f" in {options['format']}"
+        fmt = _OF_FORMAT.get(options["format"], f" in {options['format']}")
         method = "" if options["method"] == "pgd" else f"{options['method']} "
         shares.setdefault(f"{method}{options['loss']}{fmt}", []).append(float(withstands.mean()))
     unjudged = ~pd.concat(
@@ -132,7 +134,9 @@ def contents(
         body = body.replace(f">{shown}</td>", f'><a href="{page}">{shown}</a></td>', 1)
     lines = "".join(f"<p>{line}</p>" for line in NOTE.splitlines())
     html = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{body}{lines}</html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>"
+        f'<div role="region" aria-label="Leaderboard" tabindex="0">{body}</div>{lines}</html>\n'
     )
     return {path.with_suffix(".html"): html.encode(), **written}

@@ -18,6 +18,8 @@ from fperr.campaign.spec import JobSpec
 from fperr.campaign.view import View
 from fperr.data import digest
 from fperr.errors import FperrError
+from fperr.formats import format_named
+from fperr.measurement.provenance import merged_notes
 from fperr.report.columns import MEASUREMENT, dtypes
 from fperr.report.frame import Report
 
@@ -91,6 +93,10 @@ class ModelOutcomes:
                 "digest_of_labels": digest(images.y),
             },
             "reference": {**first["reference"], "engine": f"{named} (by cells)"},
+            "emulation": merged_notes(
+                [format_named(name) for name in first["settings"]["formats"]],
+                [p["emulation"] for p in self.provenances],
+            ),
         }
         return Report(frame, {self.model.spec.name: provenance})
 

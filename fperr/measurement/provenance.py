@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +22,7 @@ def provenance(
     engine: str,
     network_digest: str,
     switches: dict[str, dict[str, str]],
+    emulation: dict[str, dict[str, Any]],
     *,
     interrupted: bool,
     time_is_up: bool,
@@ -32,6 +34,7 @@ def provenance(
         engine: Engines that the exact network used, and for how many samples.
         network_digest: Digest of the captured operations and of every tensor in them.
         switches: Kernel switches that were set, by format.
+        emulation: Notes on emulated formats, from `emulation_notes`.
         interrupted: True if rows of later samples are missing, or if the time was up.
         time_is_up: True if balls were left out because `max_seconds` were over.
     """
@@ -86,27 +89,47 @@ def provenance(
             "keeps_subnormals": keeps_subnormals(device),
         },
         "precision_switches": switches,
+        "emulation": emulation,
         "seeds": {"audit_probe": 0},
     }
 
 
-def emulation_notes(fmt: Format, met: Met) -> dict[str, str]:
-    """The longest sum of an emulated format, bounds on its error, and what is not claimed.
+def emulation_notes(fmt: Format, met: Met) -> dict[str, Any]:
+    """The longest sum of an emulated format, upper bounds on its error, and what is not claimed.
 
     Args:
-        fmt: Format whose kernels may be emulated.
+        fmt: Format whose kernels are emulated.
         met: What the network's runs met.
     """
-    notes = {}
-    if fmt.emulation is not None and met.longest_sum:
-        performed = accumulation_bound(fmt.emulation, met.longest_sum)
-        on_a_card = accumulation_bound(TENSOR_CORE, met.longest_sum)
-        notes = {
-            "longest sum": f"{met.longest_sum} products",
-            "its error, of its terms' magnitudes, as emulated": f"at most {performed:.1e}",
-            "the same on tensor cores, which truncate": f"at most {on_a_card:.1e}",
-            "not emulated": "reduced-precision reductions of half matrix products",
-        }
-    if met.unclaimed:
-        notes["emulated without a claim"] = ", ".join(sorted(met.unclaimed))
-    return notes
+    assert fmt.emulation is not None
+    bounds = {
+        "as emulated": accumulation_bound(fmt.emulation, met.longest_sum),
+        "on tensor cores, which truncate": accumulation_bound(TENSOR_CORE, met.longest_sum),
+    }
+    return {
+        "longest sum": met.longest_sum,
+        "bounds on its error, relative to the sum of its terms' magnitudes": bounds,
+        "emulated without a claim": sorted(met.unclaimed),
+        "not emulated": "reduced-precision reductions of half matrix products",
+    }
+
+
+def merged_notes(
+    formats: Sequence[Format], notes: Sequence[Mapping[str, Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """The notes on all batches of a measurement, by emulated format.
+
+    Args:
+        formats: Formats of the measurement.
+        notes: Notes of its batches, by format, from `emulation_notes`.
+    """
+    merged = {}
+    for fmt in formats:
+        if fmt.emulation is None:
+            continue
+        met = Met()
+        for of_batch in (n[fmt.name] for n in notes if fmt.name in n):
+            unclaimed = set(of_batch["emulated without a claim"])
+            met.add(Met(unclaimed, of_batch["longest sum"]))
+        merged[fmt.name] = emulation_notes(fmt, met)
+    return merged

@@ -12,6 +12,7 @@ import pandas as pd
 from fperr import checks
 from fperr.errors import StorageError
 from fperr.measurement.arguments import MeasureRequest
+from fperr.measurement.provenance import merged_notes
 from fperr.measurement.rows import Row
 from fperr.measurement.run import MeasurementRun
 from fperr.report.frame import Report
@@ -133,6 +134,10 @@ class RowsOnDisk(RowsInMemory):
                 **self._details["reference"],
                 "engine": _engines(ordered) or self._details["reference"]["engine"],
             },
+            "emulation": merged_notes(
+                self._measurement.request.formats,
+                [next(iter(r.provenance.values())).get("emulation", {}) for r in ordered],
+            ),
             "samples_read_back": self.samples_read,
         }
         provenance = {self._measurement.request.name: details}
@@ -175,7 +180,12 @@ class RowsOnDisk(RowsInMemory):
         """The report of the finished rows of the current batch."""
         name = self._measurement.reference.description
         reference = {**self._details["reference"], "engine": name}
-        details = {**self._details, "reference": reference, "run": self._token}
+        details = {
+            **self._details,
+            "reference": reference,
+            "emulation": self._measurement.emulation_notes,
+            "run": self._token,
+        }
         return Report.from_rows(self._rows, {self._measurement.request.name: details})
 
     def _write(self, batch: slice, *, is_finished: bool) -> None:

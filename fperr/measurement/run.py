@@ -183,20 +183,22 @@ class MeasurementRun:
 
     def provenance(self, *, interrupted: bool) -> dict[str, Any]:
         """The provenance of the report, under the name of the network."""
-        emulated = [f.network for f in self.formats if f.network.format.emulation is not None]
-        notes = {
-            n.format.name: self.switches[n.format.name] | emulation_notes(n.format, n.met)
-            for n in emulated
-        }
         details = provenance(
             self.request,
             self.reference.description,
             self.reference.capture.network_digest,
-            self.switches | notes,
+            self.switches,
+            self.emulation_notes,
             interrupted=interrupted,
             time_is_up=self.reference.time_is_up,
         )
         return {self.request.name: details}
+
+    @property
+    def emulation_notes(self) -> dict[str, dict[str, Any]]:
+        """Notes on what the runs so far met, by emulated format."""
+        networks = [f.network for f in self.formats if f.network.format.emulation is not None]
+        return {n.format.name: emulation_notes(n.format, n.met) for n in networks}
 
     def _runs(
         self, x: Tensor, assignments: list[LabelAssignment]

@@ -17,7 +17,7 @@ from fperr.report.answer import Verdicts, answer, verdicts
 from fperr.report.judging import is_judged
 from fperr.report.matrix import CLASSES, SYMBOLS, formats_of, full_name, matrix
 from fperr.report.matrix import overview as overview_of
-from fperr.report.numbers import number, typeset
+from fperr.report.numbers import joined, number, typeset
 from fperr.report.pictures import pictures
 from fperr.report.summary import certainties, headline, overview, short, summarise
 from fperr.report.verdict import Thresholds
@@ -92,6 +92,7 @@ def page(
             )
         ),
         digits=first["settings"]["digits"],
+        emulated=joined(_emulated(provenance)),
         networks=[
             _network(name, frame[frame["network"] == name], details, by_network[name], thresholds)
             for name, details in provenance.items()
@@ -102,6 +103,12 @@ def page(
         attributions=attributions,
         tables=_tables(frame, thresholds),
     )
+
+
+def _emulated(provenance: Mapping[str, Any]) -> list[str]:
+    """The formats whose kernels are emulated, of all networks."""
+    names = [n for details in provenance.values() for n in details.get("emulation", {})]
+    return list(dict.fromkeys(names))
 
 
 def _network(

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 import fperr
 from fperr.emulated_kernels import Met, accumulation_bound, emulated
 from fperr.errors import ModelError
-from fperr.formats import BFLOAT16_CUDA, FLOAT16, TF32_CUDA, Emulation, Format
-from fperr.measurement.provenance import emulation_notes
+from fperr.formats import BFLOAT16_CUDA, FLOAT16, FORMATS, TF32_CUDA, Emulation, Format
+from fperr.measurement.provenance import emulation_notes, merged_notes
 from tests.conftest import normal, seeded, tiny_mlp
 
+BOUNDS = "bounds on its error, relative to the sum of its terms' magnitudes"
 MINE = Format("mine", torch.float32, 8, -126, 127, 63, Emulation(8, 8, "truncated"))
 
 
@@ -128,15 +129,40 @@ def test_a_report_shows_the_longest_sum_and_its_bounds():
     report = fperr.measure(model, x, y, losses=["ce"], formats=formats, progress=False)
     (details,) = report.provenance.values()
     for name in ("float16@cuda", "mine"):
-        shown = details["precision_switches"][name]
-        assert shown["longest sum"] == "72 products"  # of the linear layer
-        assert shown["its error, of its terms' magnitudes, as emulated"] == "at most 4.2e-06"
-        assert shown["the same on tensor cores, which truncate"] == "at most 8.6e-06"
+        shown = details["emulation"][name]
+        assert shown["longest sum"] == 72  # of the linear layer
+        as_emulated, on_a_card = shown[BOUNDS].values()
+        assert as_emulated == accumulation_bound(FORMATS.get(name, MINE).emulation, 72)
+        assert on_a_card == pytest.approx(8.6e-06, rel=0.01)  # 2 * 2**-24 * 72, and a little
         assert "reduced-precision reductions" in shown["not emulated"]
-    assert "longest sum" not in details["precision_switches"]["float32"]
+    assert "float32" not in details["emulation"]
     # what nothing is claimed of is listed without any product, too
-    met = Met({"aten.special"}, 0)
-    assert emulation_notes(MINE, met) == {"emulated without a claim": "aten.special"}
+    assert emulation_notes(MINE, Met({"aten.special"}, 0))["emulated without a claim"] == [
+        "aten.special"
+    ]
+
+
+def test_a_folder_keeps_what_its_runs_met(tmp_path):
+    """Also of batches that an earlier run has finished, and of cells of a campaign."""
+    model, x, y = conv_net(), torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    options = {"losses": ["ce"], "formats": ["float16@cuda"], "batch_size": 1, "progress": False}
+    plain = fperr.measure(model, x, y, **options)
+    (in_memory,) = plain.provenance.values()
+    for _ in range(2):  # the second reads back
+        report = fperr.measure(model, x, y, out=tmp_path, **options)
+        (details,) = report.provenance.values()
+        assert details["emulation"] == in_memory["emulation"]
+        assert details["emulation"]["float16@cuda"]["longest sum"] == 72
+    assert details["samples_read_back"] == 3
+    assert "The kernels of float16@cuda are emulated" in report.to_html()
+    unclaimed = [
+        {"float16@cuda": emulation_notes(FORMATS["float16@cuda"], Met({name}, size))}
+        for name, size in (("a", 3), ("b", 2))
+    ]
+    merged = merged_notes([FORMATS["float16@cuda"], FLOAT16], unclaimed)
+    assert merged["float16@cuda"]["emulated without a claim"] == ["a", "b"]
+    assert merged["float16@cuda"]["longest sum"] == 3
+    assert list(merged) == ["float16@cuda"]
 
 
 @pytest.mark.parametrize("groups", [1, 2])
