@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from fperr import folder_lock, run_folder, storage
 from fperr.errors import DamagedFileWarning, StorageError
-from fperr.report.file import parquet
+from fperr.parquet import parquet
 from fperr.run_folder import opened
 
 

@@ -16,7 +16,7 @@ from fperr.campaign.identities import identity_of, versions
 from fperr.campaign.jobs import JOBS, Arm
 from fperr.campaign.spec import ModelSpec, Spec
 from fperr.errors import FperrError
-from fperr.networks.subjects import images_of
+from fperr.networks.subject_images import images_of
 
 USUAL_BATCH = 50
 

@@ -56,7 +56,8 @@ def run_campaign(
         folder: Folder of the campaign, new or that of an earlier run.
         cluster_options: Where it runs.
         retries_failed: Whether cells that are recorded as failed are run again.
-        advance: Called with the tally at the beginning, and whenever a cell has ended.
+        advance: Called with the tally at the beginning, whenever a cell has ended, and every few
+            seconds; what it raises ends the run.
         notify: Called with sentences.
 
     Raises:

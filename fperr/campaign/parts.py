@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fperr.report.file import content_of, parquet
+from fperr.parquet import content_of, parquet
 from fperr.storage import SEAL, is_whole, sealed
 
 

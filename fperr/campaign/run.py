@@ -36,7 +36,7 @@ def run_cells(
         client: Client of the workers.
         folder: Locked folder of the campaign.
         cells: Cells to run, those of a model together.
-        advance: Called with the tally whenever a cell has ended.
+        advance: Called with the tally whenever a cell has ended, and every few seconds.
         notify: Called with sentences about workers.
 
     Returns:
@@ -96,6 +96,7 @@ class _Loop:
             return list(wait(list(self._window), timeout=_LOOK, return_when="FIRST_COMPLETED").done)
         except TimeoutError:
             self._look()
+            self._advance(self.tally)
             return []
         except (CancelledError, OSError, ValueError) as fault:
             raise self._gone() from fault

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fperr import data, storage, zoo
 from fperr.attacks import AttackWarning, attack_in_batches
 from fperr.errors import DamagedFileWarning
-from fperr.report.file import content_of, parquet
+from fperr.parquet import content_of, parquet
 from fperr.zoo.architectures import conv_small
 
 PACKAGED = "fashion_mnist_1000"

@@ -1,6 +1,5 @@
 """A network and its images: by name, or from a module and a data file."""
 
-import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from fperr import data, zoo
 from fperr.networks import from_file, from_package
 from fperr.networks.model import Accessor, usable_device, usable_model
-
-_IMAGES = 80  # a verdict that fewer than 5 % fail needs 59 that are classified correctly
+from fperr.networks.subject_images import USUAL_IMAGES, named_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def subject_of(
     device: str,
     *,
     notify: Callable[[str], object],
-    usual: int = _IMAGES,
+    usual: int = USUAL_IMAGES,
 ) -> Subject:
     """Load a network and its images onto a device.
 
@@ -85,7 +83,7 @@ def subject_of(
                 f"--checkpoint and --logits belong to path/to/module.py:factory, got {source!r}: "
                 "leave them out"
             )
-        images = _images(dataset or zoo.entry(source).dataset, n, usual)
+        images = named_images(dataset or zoo.entry(source).dataset, n, usual)
         return Subject(source, zoo.load(source).to(where), None, _moved(images, where))
     if dataset is None:
         raise ValueError(
@@ -98,25 +96,16 @@ def subject_of(
         found = from_package.load(source, checkpoint, notify=notify)
         notify(found.described)
         name = re.sub(r"[^\w.-]+", "-", source.partition("?")[0]).strip("-")
-        moved = _moved(_images(dataset, n, usual), where)
+        moved = _moved(named_images(dataset, n, usual), where)
         return Subject(name, found.model.to(where), found.logits, moved)
     model = from_file.load(source, checkpoint, notify=notify)
     if checkpoint is None:
         notify(f"{source}: no --checkpoint, the weights are those that the factory makes")
     path, _, factory = source.rpartition(":")
     accessor = None if logits is None else _accessor(logits, path)
-    return Subject(factory, model.to(where), accessor, _moved(_images(dataset, n, usual), where))
-
-
-def images_of(source: str, dataset: str | None, n: int | None, usual: int = _IMAGES) -> data.Images:
-    """The images of a network; see `subject_of`, whose arguments these are.
-
-    Raises:
-        ValueError, FperrError: The data set is missing or unusable, or none is named.
-    """
-    if dataset is None and ":" in source:
-        raise ValueError(f"{source} brings no images: name a data set")
-    return _images(dataset or zoo.entry(source).dataset, n, usual)
+    return Subject(
+        factory, model.to(where), accessor, _moved(named_images(dataset, n, usual), where)
+    )
 
 
 def _moved(images: data.Images, device: torch.device) -> data.Images:
@@ -137,14 +126,3 @@ def _accessor(logits: str, path: str) -> Accessor | str | int:
         )
     accessor: Accessor = function
     return accessor
-
-
-def _images(name: str, n: int | None, usual: int) -> data.Images:
-    if ".py:" in name:
-        path, _, attribute = name.rpartition(":")
-        found = from_file.attribute(from_file.module(Path(path)), attribute, path)
-        dataset: Any = found() if inspect.isroutine(found) or inspect.isclass(found) else found
-        images = data.from_dataset(dataset, usual if n is None else n, attribute)
-    else:
-        images = data.images_named(name)
-    return images.first(min(usual, len(images.x)) if n is None else n)

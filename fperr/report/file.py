@@ -1,7 +1,6 @@
 """Writes and reads a report as a Parquet file, with its provenance and a digest."""
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,12 @@ import pyarrow.parquet as pq
 
 from fperr.formats import FORMATS
 from fperr.losses import loss_named
+from fperr.parquet import content_of, parquet
 from fperr.storage import SEAL, is_sealed, is_whole
 from fperr.theory.scenarios import SCENARIOS
 
-_KEY = b"fperr"
 _UNSEALED = 6  # the last schema version without a digest
 _REMEDY = "measure again, or use the fperr that wrote it"
-
-
-def parquet(table: pa.Table, content: Mapping[str, Any]) -> bytes:
-    """A table as the bytes of a Parquet file, with `content` as JSON in its metadata."""
-    metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(content).encode()}
-    sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), sink)
-    return sink.getvalue()
-
-
-def content_of(table: pa.Table) -> dict[str, Any]:
-    """The content that `parquet` put into the metadata; empty if there is none."""
-    content = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
-    return content if isinstance(content, dict) else {}
 
 
 def to_bytes(

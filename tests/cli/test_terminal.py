@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import signal
 import sys
 
 import pandas as pd
@@ -186,3 +187,37 @@ def test_the_zoo_says_which_weights_are_at_hand(monkeypatch, capsys):
         e.name: "packaged" if e.checkpoint is None else "missing" for e in zoo.REGISTRY.values()
     }
     assert states == expected
+
+
+class _Finalised:
+    """An object during whose end a signal comes."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self._number)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_python_drops_stops_at_the_next_check(number):
+    before = signal.getsignal(number)
+    with terminal.stopped_by_signals() as check:
+        check()
+        _Finalised(number)  # Python drops what is raised here
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    with terminal.stopped_by_signals(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with terminal.stopped_by_signals() as check:
+            signal.raise_signal(signal.SIGINT)
+            check()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -11,11 +11,10 @@ from fperr.campaign.cluster_options import ClusterOptions
 from fperr.campaign.entry import Ended, planned, run_campaign
 from fperr.campaign.folder import SETTINGS_FILE, opened_folder
 from fperr.campaign.spec import Spec, read_spec
-from fperr.campaign.status import status_of
 from fperr.campaign.tally import Tally
 from fperr.campaign.view import view_of
 from fperr.cli.options import folder_name
-from fperr.cli.work.terminal import print_table, progress_bar, sigterm_as_ctrl_c
+from fperr.cli.work.terminal import print_table, progress_bar, stopped_by_signals
 
 FOLDER = "collected"
 _INTERRUPTED = 130
@@ -55,10 +54,11 @@ def run_command(
         workers, scheduler, slurm, content.options["slurm"], memory, tls
     )
     try:
-        with sigterm_as_ctrl_c(), progress_bar(quiet=quiet) as bar:
+        with stopped_by_signals() as check, progress_bar(quiet=quiet) as bar:
             task = bar.add_task(content.name, total=None, text="")
 
             def advance(tally: Tally) -> None:
+                check()
                 text = f"{tally.failed} failed" if tally.failed else ""
                 done = tally.finished + tally.failed
                 bar.update(task, total=tally.total, completed=done, text=text)
@@ -105,7 +105,7 @@ def resume_command(
 def status_command(*, spec: Path, out: Path | None, allow_code: bool) -> None:
     """Tell how far a campaign is: cells, executions, cost so far, and computing that is left."""
     content = read_spec(spec, allows_code=allow_code)
-    status = status_of(view_of(content, _folder(content, out)))
+    status = _module("status").status_of(view_of(content, _folder(content, out)))
     print_table(status.table, "{:.1f}".format)
     typer.echo(
         f"{status.finished} of {status.cells} cells are finished, by {status.executions} "

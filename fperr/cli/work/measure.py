@@ -18,7 +18,7 @@ from fperr.cli.work.terminal import (
     print_table,
     print_verdict,
     shows_progress,
-    sigterm_as_ctrl_c,
+    stopped_by_signals,
 )
 from fperr.errors import FperrError, StorageError
 from fperr.measurement import estimate, measure
@@ -127,7 +127,7 @@ def _measured(
         )
     reports: list[Report] = []
     try:
-        with sigterm_as_ctrl_c():
+        with stopped_by_signals():
             for number, subject in enumerate(subjects):
                 folder = run.path / _ROWS / f"{number:02d}-{file_name(subject.name)}"
                 model, x, y = subject.arguments(assigned)

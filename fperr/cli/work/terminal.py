@@ -5,9 +5,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import typer
 from rich import box
 from rich.console import Console
@@ -23,17 +22,20 @@ from rich.table import Table
 from rich.text import Text
 from tabulate import tabulate
 
+if TYPE_CHECKING:
+    import pandas as pd  # takes a second to load, which not every command needs
+
 _COLOURS = {"trustworthy": "green", "do not trust": "red", "cannot tell": "yellow"}
 
 
-def print_table(frame: pd.DataFrame, number_format: Callable[[float], str] = str) -> None:
+def print_table(frame: "pd.DataFrame", number_format: Callable[[float], str] = str) -> None:
     """Print a frame without its index, and without cutting anything off.
 
     Args:
         frame: Table to print.
         number_format: Text of a floating-point number, e.g. `"{:.3g}".format`.
     """
-    is_number = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
+    is_number = [dtype.kind in "biufc" for dtype in frame.dtypes]
     cells = [[_cell(value, number_format) for value in row] for row in frame.to_numpy(object)]
     headers = [str(column) for column in frame.columns]
     sides = ["right" if column else "left" for column in is_number]
@@ -78,16 +80,36 @@ def progress_bar(*, quiet: bool) -> Progress:
 
 
 @contextlib.contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C: a batch system ends commands with it, and rows must be written."""
+def stopped_by_signals() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C and SIGTERM, with which batch systems end commands, raise `KeyboardInterrupt`.
+
+    Yields:
+        A check that raises it again, to be called now and then: Python drops an exception that is
+        raised while an object is finalised, as those of a Dask client are all the time.
+    """
+    told: list[int] = []
+
+    def check() -> None:
+        if told:
+            raise KeyboardInterrupt
+
+    def handle(number: int, _: object) -> None:
+        told.append(number)
+        check()
+
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python sets handlers in the main thread only
+        yield check  # Python sets handlers in the main thread only
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if before[signal.SIGINT] is signal.SIG_IGN:  # as in a shell's background
+        del before[signal.SIGINT]
+    for number in before:
+        signal.signal(number, handle)
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _cell(value: object, number_format: Callable[[float], str]) -> str:
