@@ -12,7 +12,7 @@ from sphinx.ext.napoleon import GoogleDocstring
 
 import fperr
 from fperr.attribution.columns import ATTRIBUTION
-from fperr.campaign.jobs import JOBS
+from fperr.campaign.jobs import COMMON_KEYS, JOBS
 from fperr.campaign.spec import CAMPAIGN_KEYS, MODEL_KEYS
 from fperr.campaign.spec_keys import Key
 from fperr.report.columns import LAYERS, MEASUREMENT, Column
@@ -78,7 +78,11 @@ generated.mkdir(exist_ok=True)
             keys("The campaign", "At the top of the file, before any table.", CAMPAIGN_KEYS),
             keys("`[[models]]`", "A table for each model.", MODEL_KEYS),
             *(
-                keys(f'`[[jobs]]` with `job = "{job.name}"`', f"The job {job.meaning}.", job.keys)
+                keys(
+                    f'`[[jobs]]` with `job = "{job.name}"`',
+                    f"The job {job.meaning}.",
+                    (*COMMON_KEYS, *job.keys),
+                )
                 for job in JOBS.values()
             ),
         ]

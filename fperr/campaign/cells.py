@@ -6,8 +6,9 @@ whose model, images, options or versions have changed is another cell, and equal
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +62,11 @@ class PlannedModel:
     images: data.Images
     _digests: dict[tuple[int, int], str] = field(default_factory=dict)
 
+    def size_of(self, arm: Arm) -> int:
+        """The number of images of an arm."""
+        n = len(self.images.x)
+        return n if arm.images is None else min(n, arm.images)
+
     def digest_of(self, rows: tuple[int, int]) -> str:
         """The digest of the images and labels of a batch."""
         if rows not in self._digests:
@@ -97,16 +103,21 @@ class Plan:
 
     def arms_of(self, model: ModelSpec) -> list[Arm]:
         """The different arms of a model, in the order of the spec."""
-        arms = [
-            arm for job in self.spec.jobs
-            for arm in JOBS[job.name].arms(job.options, model.options)
-        ]  # fmt: skip
-        return list({json.dumps([a.kind, a.options], sort_keys=True): a for a in arms}.values())
+        different: dict[str, Arm] = {}
+        for job in self.spec.jobs:
+            if not job.is_for(model):
+                continue
+            for made in JOBS[job.name].arms(job.options, model.options):
+                arm = replace(made, images=job.options["images"])
+                first = different.setdefault(arm.key, arm)
+                if first.images is not None and (arm.images or math.inf) > first.images:
+                    different[arm.key] = arm
+        return list(different.values())
 
     def cells_of(self, model: PlannedModel, arm: Arm) -> Iterator[Cell]:
         """The cells of an arm, by rows."""
         size = self.size_of(model.spec, arm)
-        n = len(model.images.x)
+        n = model.size_of(arm)
         options = self.spec.options
         for first in range(0, n, size):
             rows = first, min(first + size, n)

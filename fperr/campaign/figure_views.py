@@ -1,5 +1,6 @@
 """Figures of `fperr figures` as views of collected parts: the attacks are read, and none is run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from fperr.campaign.outcomes import ModelOutcomes, outcomes_of
 from fperr.campaign.view import View
 from fperr.errors import FperrError
 from fperr.figures import FIGURES, Study, Subject, make
+from fperr.figures.study import GRADIENT_COLUMNS, MissingResultError
+from fperr.vocabulary import FormatName
 
 
 @dataclass(frozen=True)
@@ -34,23 +37,42 @@ class CollectedStudy(Study):
         A network that a figure makes itself from the subject's is attacked here and now.
 
         Raises:
-            FperrError: The campaign has no such attack, or cells of it are missing.
+            MissingResultError: The campaign has no such attack, or cells of it are missing.
         """
         if model is not None:
             return super().attack_outcomes(subject, model, **options)
         for attacked in self._outcomes(subject).attacks:
-            if _is_that(attacked.arm, options) and len(attacked.frame) >= subject.n:
-                return attacked.frame.sort_values("sample", ignore_index=True).head(subject.n)
+            if _is_that(attacked.arm, options):
+                frame = attacked.first(subject.n)
+                if frame is not None:
+                    return frame
         listed = ", ".join(f"{name} = {value}" for name, value in sorted(options.items()))
-        raise FperrError(
-            f"the campaign holds no finished attack on {subject.n} images of {subject.name} with "
-            f"{listed}: add it to the spec, or run what is missing"
+        raise _missing(f"attack on {subject.n} images of {subject.name} with {listed}")
+
+    def gradient_errors(
+        self, subject: Subject, losses: Sequence[str], fmt: FormatName
+    ) -> pd.DataFrame:
+        """The rows of `fperr.measure` on a subject in one format, from the campaign.
+
+        Raises:
+            MissingResultError: The campaign has no such measurement, or cells of it are missing.
+        """
+        frames = [frame[frame["format"] == fmt] for frame in self._outcomes(subject).measured]
+        if frames:
+            frame = pd.concat(frames, ignore_index=True)
+            is_asked = (frame["sample"] < subject.n) & frame["loss"].isin(losses)
+            rows = frame.loc[is_asked, list(GRADIENT_COLUMNS)]
+            rows = rows.sort_values("sample", ignore_index=True, kind="stable")
+            if len(rows) == subject.n * len(losses):
+                return rows
+        raise _missing(
+            f"measurement of {', '.join(losses)} in {fmt} at {subject.n} images of {subject.name}"
         )
 
     def _outcomes(self, subject: Subject) -> ModelOutcomes:
         if subject.name not in self._last:
             self._last.clear()
-            (model,) = (
+            model = next(
                 m for m in self.view.plan.models if _zoo_name(m.spec.options) == subject.name
             )
             self._last[subject.name] = outcomes_of(self.view, model)
@@ -72,14 +94,15 @@ def draw_figures(view: View, out: Path) -> tuple[list[Path], list[str]]:
     """
     names: tuple[str, ...] = view.plan.spec.options["figures"]
     check_figures(names)
-    subjects = tuple(
-        Subject(name, len(model.images.x))
-        for model in view.plan.models
-        for name in [_zoo_name(model.spec.options)]
-        if name is not None
-    )
+    images: dict[str, int] = {}  # of the first model where two are the same network
+    for model in view.plan.models:
+        name = _zoo_name(model.spec.options)
+        if name is not None:
+            images.setdefault(name, len(model.images.x))
     files, remarks = [], []
     for name in names:
+        drawn = FIGURES[name].networks
+        subjects = tuple(Subject(n, images[n]) for n in images if n in drawn or not drawn)
         study = CollectedStudy(subjects, out / "cache", view)
         command = f"fperr campaign collect {view.plan.spec.path.name}"
         try:
@@ -104,6 +127,12 @@ def _zoo_name(options: Any) -> str | None:
     """The name of a model in the zoo; None where it is from elsewhere."""
     source = str(options["source"])
     return source if source in zoo.REGISTRY else None
+
+
+def _missing(words: str) -> MissingResultError:
+    return MissingResultError(
+        f"the campaign holds no finished {words}: add it to the spec, or run what is missing"
+    )
 
 
 def _is_that(arm: Arm, options: dict[str, Any]) -> bool:

@@ -91,7 +91,7 @@ def _forecasts(model: PlannedModel, plan: Plan) -> list[ArmForecast]:
         each = _seconds_per_image(arms[0], subject, plan)
         cells = [cell for arm in arms for cell in plan.cells_of(model, arm)]
         images = max(cell.rows[1] - cell.rows[0] for cell in cells)
-        rows = len(model.images.x) * sum(map(_rows_per_image, arms))
+        rows = sum(model.size_of(arm) * _rows_per_image(arm) for arm in arms)
         size = len(cells) * _PART_BYTES + rows * _ROW_BYTES[arms[0].kind]
         results.append(ArmForecast(model.spec.name, key, len(cells), images, each * images, size))
     return results

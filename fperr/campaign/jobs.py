@@ -4,6 +4,7 @@ A further job is a row of `JOBS`: its keys, the arms of its options, and the fun
 arm on a batch. Cells of different jobs with the same arm are one cell, and run once.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -38,10 +39,17 @@ class Arm:
         kind: Key of `RUNS`: what runs it.
         options: Options of the run, ready for JSON; the results depend on them and nothing else
             beside model, images, threads and versions.
+        images: Number of images at most; None for all of the model's.
     """
 
     kind: str
     options: dict[str, Any]
+    images: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells arms apart: equal ones are one arm, with the larger number of images."""
+        return json.dumps([self.kind, self.options], sort_keys=True)
 
     @property
     def size_key(self) -> str:
@@ -63,7 +71,7 @@ class Job:
 
     Attributes:
         name: Name of the job.
-        keys: Keys of its table.
+        keys: Keys of its table, beside `COMMON_KEYS`.
         arms: Function from its options and those of a model to arms.
         meaning: What it does, for the documentation.
     """
@@ -133,6 +141,10 @@ _STEPS = Key("steps", whole(1), "number of gradients in each run", 100)
 _SEED = Key("seed", whole(0), "seed of the first start; the others' follow", 0)
 _ONE_FORMAT = Kind(f"one of {', '.join(FORMAT_NAMES)}", choice(*FORMAT_NAMES).read)
 
+COMMON_KEYS = (
+    Key("models", TEXTS, "names of the models that it is for; by default all"),
+    Key("images", whole(1), "number of images, the first ones; by default the model's"),
+)
 JOBS = {
     job.name: job
     for job in (

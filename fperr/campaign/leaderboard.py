@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fperr.attribution.result import Attribution
-from fperr.campaign.outcomes import ModelOutcomes
+from fperr.campaign.outcomes import AttackedArm, ModelOutcomes
 from fperr.figures import table
 from fperr.report.frame import Report
 
@@ -20,6 +20,7 @@ NOTE = (
     "Rounding: points of robust accuracy under cross-entropy that are floating-point error, with "
     "their 95 % interval (see fperr attribute). Ce less stable_ce: the same with stable "
     "cross-entropy in place of exact gradients, which tells nothing about rounding for sure.\n"
+    "Attacks on fewer images than the model has here are in the tables beside this page only.\n"
     "A model of which cells are missing has no rank, and its numbers are left out."
 )
 _OF_FORMAT = {"float32": "", "exact": " on exact gradients"}  # in the name of a column
@@ -45,8 +46,9 @@ def line_of(
     line: dict[str, Any] = {"model": outcomes.model.spec.name, "images": n}
     if outcomes.missing:
         return line | {"missing": f"{outcomes.missing} of {outcomes.cells} cells"}
-    if outcomes.attacks:
-        line |= _accuracies(outcomes)
+    at_all = [a for a in outcomes.attacks if len(a.frame) == n]
+    if at_all:
+        line |= _accuracies(at_all)
     for attribution in attributions:
         if attribution is not None:
             difference = attribution.part("numerical").difference
@@ -54,8 +56,10 @@ def line_of(
             fmt = attribution.kind.split(",")[1].strip()
             # without exact gradients nothing is known about rounding: stable_ce stands in
             is_exact = attribution.part("numerical").second.startswith("exact")
+            fewer = len(attribution.frame)
+            note = "" if fewer == n else f", {fewer} images"
             line[f"{'rounding' if is_exact else 'ce less stable_ce'}, {fmt}"] = (
-                f"{points[0]:.1f} [{points[1]:.1f}, {points[2]:.1f}]"
+                f"{points[0]:.1f} [{points[1]:.1f}, {points[2]:.1f}]{note}"
             )
     if report is not None:
         for (loss, fmt), _ in report.frame.groupby(["loss", "format"], sort=False):
@@ -64,12 +68,12 @@ def line_of(
     return line
 
 
-def _accuracies(outcomes: ModelOutcomes) -> dict[str, float | int]:
+def _accuracies(attacks: Sequence[AttackedArm]) -> dict[str, float | int]:
     """Shares in per cent; and how many images are not judged, if any are not."""
-    frames = [attacked.frame.sort_values("sample") for attacked in outcomes.attacks]
+    frames = [attacked.frame.sort_values("sample") for attacked in attacks]
     robust = [(~frame["success"] & frame["is_judged"]).reset_index(drop=True) for frame in frames]
     shares: dict[str, list[float]] = {}
-    for attacked, withstands in zip(outcomes.attacks, robust, strict=True):
+    for attacked, withstands in zip(attacks, robust, strict=True):
         options = attacked.arm.options
         fmt = _OF_FORMAT.get(options["format"], f" in {options['format']}")
         method = "" if options["method"] == "pgd" else f"{options['method']} "

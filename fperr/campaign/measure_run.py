@@ -18,12 +18,13 @@ def measured(
     is_observed = options["scenarios"] is None
     with warnings.catch_warnings():  # the column `reason` says it
         warnings.simplefilter("ignore", UnmeasuredWarning)
+        # in measure's own batches: 64 images, or one where a batch is not what a sample is, as in
+        # float8; that depends on the model and the formats alone
         report = measure(
             subject.model,
             images.x[rows],
             images.y[rows] if is_observed else None,
             logits=subject.logits,
-            batch_size=rows.stop - rows.start,
             progress=False,
             name="network",  # the campaign's own name is put there when parts are collected
             **options,

@@ -40,6 +40,11 @@ class AttackedArm:
     arm: Arm
     frame: pd.DataFrame
 
+    def first(self, n: int) -> pd.DataFrame | None:
+        """The outcomes at the first n images, in order; None if some are missing."""
+        frame = self.frame.sort_values("sample", ignore_index=True).head(n)
+        return frame if np.array_equal(frame["sample"], np.arange(n)) else None
+
 
 @dataclass(slots=True)
 class ModelOutcomes:
@@ -47,29 +52,35 @@ class ModelOutcomes:
 
     Attributes:
         model: The model.
+        arms: What is done with it.
         attacks: Its attacks.
         tables: Rows by kind of arm and part, with the columns that tell models and arms apart.
+        measured: Rows of each measured part.
         missing: Number of cells without a part.
+        unmeasured: Number of those that measure.
+        cells: Number of cells.
         weights: Digests of the weights that workers had.
         machines: CPU capabilities and devices of the workers.
         provenances: Provenance of each measured part.
     """
 
     model: PlannedModel
+    arms: list[Arm]
     attacks: list[AttackedArm] = field(default_factory=list)
     tables: list[tuple[str, pa.Table]] = field(default_factory=list)
     measured: list[pd.DataFrame] = field(default_factory=list)
     missing: int = 0
+    unmeasured: int = 0
     cells: int = 0
     weights: set[str] = field(default_factory=set)
     machines: set[str] = field(default_factory=set)
     provenances: list[dict[str, Any]] = field(default_factory=list)
 
-    def attack(self, arm: Arm) -> pd.DataFrame | None:
-        """The outcomes of an attack at all images; None if some are missing."""
+    def attack(self, arm: Arm, n: int) -> pd.DataFrame | None:
+        """The outcomes of an attack at the first n images; None if some are missing."""
         for attacked in self.attacks:
-            if attacked.arm == arm and len(attacked.frame) == len(self.model.images.x):
-                return attacked.frame
+            if attacked.arm.key == arm.key:
+                return attacked.first(n)
         return None
 
     @property
@@ -82,15 +93,15 @@ class ModelOutcomes:
         engines = list(dict.fromkeys(p["reference"]["engine"] for p in self.provenances))
         further = len(engines) - _MOST_ENGINES
         named = "; ".join(engines[:_MOST_ENGINES]) + (f"; {further} more" if further > 0 else "")
-        is_whole = frame["sample"].nunique() == len(images.x)
+        n = max(self.model.size_of(arm) for arm in self.arms if arm.kind == "measure")
         provenance = {
             **first,
-            "interrupted": not is_whole,
+            "interrupted": self.unmeasured > 0,
             "inputs": {
                 **first["inputs"],
                 "samples": int(frame["sample"].nunique()),
-                "digest_of_x": digest(images.x),
-                "digest_of_labels": digest(images.y),
+                "digest_of_x": digest(images.x[:n]),
+                "digest_of_labels": digest(images.y[:n]),
             },
             "reference": {**first["reference"], "engine": f"{named} (by cells)"},
             "emulation": merged_notes(
@@ -107,14 +118,15 @@ def outcomes_of(view: View, model: PlannedModel) -> ModelOutcomes:
     Raises:
         FperrError: Parts were made with different weights.
     """
-    outcomes = ModelOutcomes(model)
+    outcomes = ModelOutcomes(model, view.plan.arms_of(model.spec))
     name = model.spec.name
-    for arm in view.plan.arms_of(model.spec):
+    for arm in outcomes.arms:
         frames = []
         for _, part in view.parts(model, arm):
             outcomes.cells += 1
             if part is None:
                 outcomes.missing += 1
+                outcomes.unmeasured += arm.kind == "measure"
                 continue
             made = part.header["made"]
             outcomes.weights.add(made["weights"])
@@ -159,12 +171,12 @@ def attributions_of(
 ) -> Iterator[tuple[JobSpec, Attribution | None]]:
     """The attribution of each job `attribute`; None where cells of it are missing."""
     for job in jobs:
-        if job.name == "attribute":
+        if job.name == "attribute" and job.is_for(outcomes.model.spec):
             yield job, _attribution(outcomes, job)
 
 
 def _attribution(outcomes: ModelOutcomes, job: JobSpec) -> Attribution | None:
-    options, n = job.options, len(outcomes.model.images.x)
+    options, n = job.options, job.size_of(len(outcomes.model.images.x))
     is_exact = options["exact"] == "all"
     frames: dict[str, list[pd.DataFrame]] = {}
     names = [
@@ -175,12 +187,12 @@ def _attribution(outcomes: ModelOutcomes, job: JobSpec) -> Attribution | None:
     arms = iter(JOBS["attribute"].arms(options, outcomes.model.spec.options))
     for name in names:
         for _ in range(options["starts"]):
-            frame = outcomes.attack(next(arms))
+            frame = outcomes.attack(next(arms), n)
             if frame is None:
                 return None
             frames.setdefault(name, []).append(frame)
     results = {name: arm_result(starts, np.arange(n), n) for name, starts in frames.items()}
-    labels = outcomes.model.images.y.cpu().numpy()
+    labels = outcomes.model.images.y[:n].cpu().numpy()
     frame = outcome_frame(labels, results, [_ARMS[name] for name in names])
     if options["search"] is not None:
         lowest = floor(frame[list(results)], np.zeros(n, bool))
@@ -195,7 +207,7 @@ def _attribution(outcomes: ModelOutcomes, job: JobSpec) -> Attribution | None:
     provenance = provenance_of(
         model.name,
         weights=", ".join(outcomes.weights),
-        images=digest(images.x, images.y),
+        images=digest(images.x[:n], images.y[:n]),
         n=n,
         box=model.options["box"],
         attack=words,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fperr import data, zoo
-from fperr.campaign.jobs import JOBS
+from fperr.campaign.jobs import COMMON_KEYS, JOBS
 from fperr.campaign.spec_keys import (
     BOX,
     FLAG,
@@ -74,11 +74,19 @@ class JobSpec:
 
     Attributes:
         name: Name of the job, a key of `JOBS`.
-        options: Values of the job's keys.
+        options: Values of `COMMON_KEYS` and of the job's keys.
     """
 
     name: str
     options: Mapping[str, Any]
+
+    def is_for(self, model: ModelSpec) -> bool:
+        """Whether the job is for a model."""
+        return self.options["models"] is None or model.name in self.options["models"]
+
+    def size_of(self, n: int) -> int:
+        """The number of images out of n of a model."""
+        return min(n, self.options["images"] or n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +208,16 @@ class _Reader:
         if name not in JOBS:
             path = ("jobs", i, "job") if name is not None else ("jobs", i)
             raise self.fault(path, f"job, one of {', '.join(JOBS)}", shown(name))
-        options = self.values(table, JOBS[name].keys, ("jobs", i))
+        options = self.values(table, (*COMMON_KEYS, *JOBS[name].keys), ("jobs", i))
+        names = [model.name for model in models]
+        chosen = options["models"] or names
+        for unknown in (name for name in chosen if name not in names):
+            raise self.fault(
+                ("jobs", i, "models"), f"names of models out of {', '.join(names)}", repr(unknown)
+            )
         if "radius" in options and options["radius"] is None:
             for k, model in enumerate(models):
-                if model.options["radius"] is None:
+                if model.name in chosen and model.options["radius"] is None:
                     raise self.fault(
                         ("models", k), f"radius, in the model or in the job {name}", "none"
                     )

@@ -22,9 +22,10 @@ FIGURES = (
     "cost",
 )  # fmt: skip
 NETWORKS = (
-    "fashion_standard", "fashion_adversarial", "fashion_saturated", "mnist_levelsets_eps0.4",
-    "mnist_levelsets_xent", "mnist_fastat_pgd", "mnist_wong_kolter", "mnist_lenet5_advtrained",
-    "cifar_wong_kolter_small_8px", "mnist_lenet5_clntrained",
+    "fashion_standard", "fashion_adversarial", "fashion_saturated", "fashion_mlp",
+    "fashion_transformer", "mnist_levelsets_eps0.4", "mnist_levelsets_xent", "mnist_fastat_pgd",
+    "mnist_wong_kolter", "mnist_lenet5_advtrained", "cifar_wong_kolter_small_8px",
+    "mnist_lenet5_clntrained",
 )  # fmt: skip
 DATASETS = ("fashion_mnist_1000", "mnist_test", "cifar10_test_800")
 KERNELS = ("cpu", "cpu_strided")

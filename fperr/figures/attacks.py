@@ -8,6 +8,7 @@ from torch import nn
 from fperr import zoo
 from fperr.figures.study import Study, Subject
 from fperr.formats import format_named
+from fperr.networks.in_format import FormatNetwork
 from fperr.vocabulary import FORMAT_NAMES, AttackFormat, FormatName
 
 LOSSES = ("ce", "stable_ce", "mifpe", "tmifpe")
@@ -22,6 +23,9 @@ ATTACKED = (
     "fashion_adversarial", "fashion_standard", "fashion_saturated", "mnist_fastat_pgd",
     "mnist_levelsets_eps0.4",
 )  # fmt: skip
+# networks most of whose linear layers float8 takes: it changes no convolution, and no size that is
+# not a multiple of 16
+IN_FLOAT8 = "fashion_mlp", "fashion_transformer"
 SEED = 0
 HALF = 300  # images where a half format takes part: on a CPU it takes ten times as long as float32
 # Radii in the maximum norm, by network or data set. They are such that robust accuracy is neither 0
@@ -30,6 +34,8 @@ RADII = {
     "fashion_standard": 0.015,
     "fashion_adversarial": 0.1,
     "fashion_saturated": 0.05,
+    "fashion_mlp": 0.05,
+    "fashion_transformer": 0.015,
     "mnist_test": 0.3,
     "cifar10_test_800": 8 / 255,
 }
@@ -48,6 +54,15 @@ def radius_of(subject: Subject) -> float:
             f"no radius is set for {subject.name} or {dataset}: choose another network"
         )
     return radius
+
+
+def check_arithmetic(subject: Subject, arithmetic: FormatName) -> None:
+    """Check that a format changes a network; nothing is run.
+
+    Raises:
+        ModelError: It has no layer that the format changes.
+    """
+    FormatNetwork(subject.model, format_named(arithmetic), autocast=False)
 
 
 def attack_outcomes(

@@ -107,7 +107,7 @@ FIGURES = {
     "layers": Recipe(layers.frame, layers.plot, (_FASHION[1], _LEVELSETS)),
     "bound": Recipe(errors.frame, errors.bound, _ALL_KINDS),
     "sign-map": Recipe(signs.frame, signs.draw, (_FASHION[1], _LEVELSETS)),
-    "gpu": Recipe(gpu.frame, gpu.draw, attacks.ATTACKED, steps=gpu.STEPS),
+    "gpu": Recipe(gpu.frame, gpu.draw, (*attacks.ATTACKED, *attacks.IN_FLOAT8), steps=gpu.STEPS),
     "cost": Recipe(cost.frame, cost.draw),
 }
 

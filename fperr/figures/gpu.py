@@ -8,10 +8,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from fperr.errors import FperrError
-from fperr.figures.attacks import ARITHMETICS, HALF, attack_outcomes, robust_counts
+from fperr.figures.attacks import (
+    ARITHMETICS,
+    HALF,
+    attack_outcomes,
+    check_arithmetic,
+    robust_counts,
+)
 from fperr.figures.panels import panels
-from fperr.figures.study import Study, Subject
-from fperr.measurement import measure
+from fperr.figures.study import MissingResultError, Study, Subject
 from fperr.report.style import colours, legend, ordered
 from fperr.shares import wilson_interval
 from fperr.vocabulary import FormatName
@@ -62,11 +67,14 @@ def _rows(study: Study, subject: Subject, arithmetic: FormatName) -> list[dict[s
     """The rows of a network in an arithmetic."""
     key: dict[str, object] = {"network": subject.name, "arithmetic": arithmetic, "n": subject.n}
     try:
-        measured = _measured(study, subject.at_most(_MEASURED), arithmetic)
+        check_arithmetic(subject, arithmetic)
+        measured = study.gradient_errors(subject.at_most(_MEASURED), LOSSES, arithmetic)
         outcomes = {
             loss: attack_outcomes(study, subject, loss=loss, format=arithmetic, steps=STEPS)
             for loss in LOSSES
         }
+    except MissingResultError:
+        raise
     except FperrError as fault:
         return [key | {"loss": loss, "refusal": str(fault)} for loss in LOSSES]
     rows = []
@@ -83,19 +91,6 @@ def _rows(study: Study, subject: Subject, arithmetic: FormatName) -> list[dict[s
             share | {"kind": "robust_accuracy", "left_out": counts["unjudged"], "loss": loss}
         )
     return [key | {"refusal": ""} | row for row in rows]
-
-
-def _measured(study: Study, subject: Subject, arithmetic: FormatName) -> pd.DataFrame:
-    """The rows of `fperr.measure` in one arithmetic, so that a further one costs its own alone."""
-
-    def compute() -> pd.DataFrame:
-        images = subject.images
-        report = measure(
-            subject.model, images.x, images.y, losses=LOSSES, formats=[arithmetic], progress=False
-        )
-        return report.frame[["sample", "loss", "delta", "step_gain"]]
-
-    return study.cached("gpu", {"format": arithmetic, "losses": LOSSES}, compute, subject)
 
 
 def draw(frame: pd.DataFrame) -> Figure:

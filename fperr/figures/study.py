@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -19,11 +19,15 @@ from torch import Tensor, nn
 
 from fperr import data, storage, zoo
 from fperr.attacks import AttackWarning, attack_in_batches
-from fperr.errors import DamagedFileWarning
+from fperr.errors import DamagedFileWarning, FperrError
+from fperr.formats import format_named
+from fperr.measurement import measure
 from fperr.parquet import content_of, parquet
+from fperr.vocabulary import FormatName
 from fperr.zoo.architectures import conv_small
 
 PACKAGED = "fashion_mnist_1000"
+GRADIENT_COLUMNS = "sample", "loss", "delta", "step_gain"
 _PACKAGED_IMAGES = 1000
 _BATCH = 500
 _CPU = torch.device("cpu")
@@ -39,6 +43,10 @@ VERSIONS = {
     "sweep": 1,
     "tstar-trace": 1,
 }
+
+
+class MissingResultError(FperrError):
+    """A study of results that were computed elsewhere lacks one that a figure asks for."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,37 @@ class Study:
             for subject in subjects
         ]
         return pd.concat(frames, ignore_index=True)
+
+    def gradient_errors(
+        self, subject: Subject, losses: Sequence[str], fmt: FormatName
+    ) -> pd.DataFrame:
+        """The rows of `fperr.measure` on a subject in one format; they are cached.
+
+        Args:
+            subject: Network and images.
+            losses: Names of losses.
+            fmt: Name of a format: one, so that a further one costs its own time alone.
+
+        Returns:
+            Columns sample, loss, delta, step_gain.
+        """
+
+        def compute() -> pd.DataFrame:
+            images = subject.images
+            emulation = format_named(fmt).emulation
+            is_by_sample = emulation is not None and emulation.has_float8_layers
+            report = measure(
+                subject.model,
+                images.x,
+                images.y,
+                losses=losses,
+                formats=[fmt],
+                batch_size=1 if is_by_sample else None,  # as `measure` does, with a warning
+                progress=False,
+            )
+            return report.frame[list(GRADIENT_COLUMNS)]
+
+        return self.cached("gpu", {"format": fmt, "losses": losses}, compute, subject)
 
     def attack_outcomes(
         self, subject: Subject, model: nn.Module | None = None, **options: Any

@@ -16,11 +16,12 @@ from fperr.figures.attacks import (
     ATTACKED,
     STEPS,
     attack_outcomes,
+    check_arithmetic,
     is_robust,
     radius_of,
     robust_counts,
 )
-from fperr.figures.study import Study, Subject
+from fperr.figures.study import MissingResultError, Study, Subject
 from fperr.vocabulary import FormatName
 
 LOSSES = ("ce", "cw", "dlr", "gama", "mifpe", "tmifpe", "stable_ce")
@@ -94,7 +95,10 @@ def _network_rows(study: Study, subject: Subject) -> list[dict[str, Any]]:
     for arithmetic in ARITHMETICS:
         if arithmetic != "float32" or fewer.n < subject.n:
             try:
+                check_arithmetic(subject, arithmetic)
                 rows.append(_row(study, fewer, arithmetic, FEWER_LOSSES) | {"where": ""})
+            except MissingResultError:
+                raise
             except FperrError as fault:
                 refused = {"row": subject.name, "source": "fperr", "arithmetic": arithmetic}
                 rows.append(refused | {"data": "", "where": f"refused: {fault}"})

@@ -1,7 +1,8 @@
-"""Architectures of the zoo's small networks: `nn.Sequential`s from images to logits."""
+"""Architectures of the zoo's small networks, from images to logits."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 
 class Normalise(nn.Module):
@@ -82,3 +83,72 @@ def lenet5() -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(200, 10),
     )
+
+
+def mlp() -> nn.Sequential:
+    """Three linear layers for 1x28x28 images: 0.1 million multiply-adds.
+
+    The sizes of two of them are multiples of 16, which kernels in float8 need.
+    """
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 128),
+        nn.ReLU(),
+        nn.Linear(128, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+class Attention(nn.Module):
+    """Self-attention of tokens (batch, tokens, width), with several heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The tokens' new values."""
+        batch, count, width = tokens.shape
+        split = self.qkv(tokens).view(batch, count, 3, self.heads, width // self.heads)
+        q, k, v = split.permute(2, 0, 3, 1, 4)
+        mixed = scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(batch, count, width))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """A block of a transformer with layer norms first: attention, then an MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The tokens' new values."""
+        tokens = tokens + self.attention(tokens)
+        return tokens + self.mlp(tokens)  # type: ignore[no-any-return]
+
+
+class SmallTransformer(nn.Module):
+    """A vision transformer for 1x28x28 images: 16 patches, two blocks, 1.1 million multiply-adds.
+
+    The sizes of all linear layers but the last are multiples of 16, which kernels in float8 need.
+    """
+
+    def __init__(self, width: int = 64, heads: int = 4, blocks: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 7, stride=7)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 16, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits (batch, 10) of images (batch, 1, 28, 28)."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        return self.head(self.norm(self.blocks(tokens)).mean(1))  # type: ignore[no-any-return]

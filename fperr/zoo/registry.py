@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from fperr import data
 from fperr.caller_state import in_neutral_state
-from fperr.zoo.architectures import conv_small, conv_small_cifar, lenet5, small_cnn
+from fperr.zoo.architectures import (
+    SmallTransformer,
+    conv_small,
+    conv_small_cifar,
+    lenet5,
+    mlp,
+    small_cnn,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,18 @@ _ENTRIES = (
         conv_small,
         "fashion_mnist_1000",
         "packaged; python -m fperr.zoo.train fashion_saturated",
+    ),
+    Entry(
+        "fashion_mlp",
+        mlp,
+        "fashion_mnist_1000",
+        "packaged; python -m fperr.zoo.train fashion_mlp",
+    ),
+    Entry(
+        "fashion_transformer",
+        SmallTransformer,
+        "fashion_mnist_1000",
+        "packaged; python -m fperr.zoo.train fashion_transformer",
     ),
     Entry(
         "mnist_levelsets_eps0.4",
@@ -150,12 +169,12 @@ _ENTRIES = (
     ),
 )
 REGISTRY = {entry.name: entry for entry in _ENTRIES}
-"""The entries of the zoo, by name: three are packaged, the others are published checkpoints.
+"""The entries of the zoo, by name: five are packaged, the others are published checkpoints.
 
 Example:
     >>> from fperr import zoo
     >>> [name for name, entry in zoo.REGISTRY.items() if entry.checkpoint is None]
-    ['fashion_standard', 'fashion_adversarial', 'fashion_saturated']
+    ['fashion_standard', 'fashion_adversarial', 'fashion_saturated', 'fashion_mlp', ...]
 """
 
 

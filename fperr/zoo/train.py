@@ -47,6 +47,8 @@ RECIPES = {
     "fashion_standard": Recipe("cross_entropy", 20, 128, 3e-3, seed=0),
     "fashion_adversarial": Recipe("cross_entropy", 25, 128, 3e-3, seed=0, radius=0.1),
     "fashion_saturated": Recipe("margin", 40, 128, 3e-3, seed=0, wanted_margin=400.0),
+    "fashion_mlp": Recipe("cross_entropy", 20, 128, 3e-3, seed=0, radius=0.05),
+    "fashion_transformer": Recipe("cross_entropy", 15, 128, 2e-3, seed=0),
 }
 PGD_STEPS = 10
 

@@ -32,6 +32,7 @@ IMAGES = {
     "fashion_adversarial": 1000,
     "mnist_lenet5_advtrained": 500,
 }
+IN_FLOAT8 = {"fashion_mlp": 200, "fashion_transformer": 200}  # for `make format-outcomes`
 # exact gradients of convolutional networks take hours for so many images
 WHOLLY_EXACT = ("fashion_saturated", "fashion_standard", "fashion_adversarial")
 HALF_IMAGES = 200
@@ -64,7 +65,7 @@ def subjects(
 ) -> dict[str, tuple[torch.nn.Module, data.Images, float]]:
     """Networks, images and radii, of the networks that are there; at most `most` images of each."""
     found = {}
-    for name, n in IMAGES.items():
+    for name, n in (IMAGES | IN_FLOAT8).items():
         if name not in names:
             continue
         try:

@@ -17,7 +17,7 @@ import fperr
 from fperr import data
 from fperr.attribution.paired import PairedDifference, paired_difference
 from fperr.errors import FperrError
-from fperr.figures.attacks import ARITHMETICS, ATTACKED
+from fperr.figures.attacks import ARITHMETICS, ATTACKED, IN_FLOAT8
 from tests.benchmarks.evidence import STARTS, STEPS, subjects
 
 IMAGES = 200
@@ -85,7 +85,7 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--formats", type=lambda text: text.split(","), default=list(ARITHMETICS))
-    parser.add_argument("--networks", default=",".join(ATTACKED))
+    parser.add_argument("--networks", default=",".join([*ATTACKED, *IN_FLOAT8]))
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--starts", type=int, default=STARTS)

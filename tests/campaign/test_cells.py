@@ -8,7 +8,7 @@ import torch
 
 from fperr.attribution import arms
 from fperr.campaign import identities
-from fperr.campaign.cells import plan_of
+from fperr.campaign.cells import Plan, plan_of
 from fperr.campaign.identities import code_digests
 from fperr.campaign.jobs import ATTRIBUTION_LOSSES, EXACT_LOSSES, LADDER_LOSS
 from fperr.campaign.spec import read_spec
@@ -30,6 +30,57 @@ def test_the_cells_of_a_campaign(tmp_path):
     plan = plan_of(read_spec(make(tmp_path, images=10)))
     assert [cell.rows for cell in plan.cells.values()] == 2 * [(0, 4), (4, 8), (8, 10)]
     assert [cell.arm.options["loss"] for cell in plan.cells.values()] == 3 * ["ce"] + 3 * ["mifpe"]
+
+
+ON_FEWER = """
+[[jobs]]
+job = "attack"
+losses = ["ce"]
+steps = 2
+radius = 0.1
+images = {first}
+[[jobs]]
+job = "attack"
+losses = ["ce", "mifpe"]
+steps = 2
+radius = 0.1
+{second}
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "of_ce", "of_mifpe"),
+    [
+        (6, "", [(0, 4), (4, 8), (8, 10)], [(0, 4), (4, 8), (8, 10)]),
+        (6, "images = 3", [(0, 4), (4, 6)], [(0, 3)]),
+        (3, "images = 6", [(0, 4), (4, 6)], [(0, 4), (4, 6)]),
+        (60, "images = 4", [(0, 4), (4, 8), (8, 10)], [(0, 4)]),
+    ],
+)
+def test_jobs_on_fewer_images_share_the_cells_of_the_larger(
+    tmp_path, first, second, of_ce, of_mifpe
+):
+    spec = make(tmp_path, images=10, jobs=ON_FEWER.format(first=first, second=second))
+    rows = {"ce": [], "mifpe": []}
+    for cell in plan_of(read_spec(spec)).cells.values():
+        rows[cell.arm.options["loss"]].append(cell.rows)
+    assert rows == {"ce": of_ce, "mifpe": of_mifpe}
+
+
+def test_a_job_for_some_models(tmp_path):
+    jobs = '[[jobs]]\njob = "attack"\nlosses = ["ce"]\nradius = 0.1\nmodels = ["second"]\n'
+    jobs += '[[jobs]]\njob = "measure"\nimages = 4\n'
+    spec = make(tmp_path, images=8, jobs=jobs)
+    table = spec.read_text().partition("[[models]]")[2].partition("[[jobs]]")[0]
+    spec.write_text(
+        spec.read_text().replace("[[jobs]]", f'[[models]]{table}name = "second"\n[[jobs]]', 1)
+    )
+    plan = plan_of(read_spec(spec))
+    kinds = {
+        m.spec.name: [c.arm.kind for c in Plan(plan.spec, (m,), {}, {}).cells.values()]
+        for m in plan.models
+    }
+    assert kinds == {"build": ["measure"], "second": ["attack", "attack", "measure"]}
 
 
 def test_names_and_places_do_not_matter(tmp_path):

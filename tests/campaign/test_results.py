@@ -307,3 +307,53 @@ def test_a_campaign_that_was_not_begun_is_told(tmp_path):
     spec.write_text(spec.read_text().replace('"small"', '"other"'))
     with pytest.raises(ValueError, match=r"holds the campaign 'small', and .* is 'other'"):
         view_of(read_spec(spec), tmp_path / "out")
+
+
+FEWER = """\
+name = "fewer"
+batch_size = 3
+[[models]]
+source = "fashion_saturated"
+images = 5
+radius = 0.05
+[[jobs]]
+job = "attack"
+losses = ["ce"]
+steps = 3
+[[jobs]]
+job = "attribute"
+steps = 3
+starts = 1
+exact = "none"
+images = 4
+[[jobs]]
+job = "measure"
+losses = ["ce"]
+formats = ["float32"]
+images = 2
+"""
+
+
+def test_jobs_on_fewer_images(tmp_path, subject):
+    """Their results are those of these images alone, and the leaderboard is of all images."""
+    (tmp_path / "spec.toml").write_text(FEWER)
+    run_here(tmp_path / "spec.toml", tmp_path / "out")
+    view = view_of(read_spec(tmp_path / "spec.toml"), tmp_path / "out")
+    outcomes = outcomes_of(view, view.plan.models[0])
+    model, images = subject
+    ((_, there),) = attributions_of(outcomes, view.plan.spec.jobs)
+    expected = fperr.attribute(
+        model, images.x[:4], images.y[:4], radius=0.05, steps=3, starts=1, exact="none",
+        batch_size=3, progress=False,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(there.frame[expected.frame.columns], expected.frame)
+    (details,) = outcomes.report.provenance.values()
+    assert (details["interrupted"], details["inputs"]["samples"]) == (False, 2)
+    assert details["inputs"]["digest_of_x"] == data.digest(images.x[:2])
+    collected = collect(view, tmp_path / "collected")
+    (line,) = collected.leaderboard.to_dict("records")
+    assert line["images"] == 5
+    assert {name for name in line if name in ("ce", "stable_ce", "mifpe", "cw")} == {"ce"}
+    assert line["worst"] == line["ce"]
+    assert line["ce less stable_ce, float32"].endswith(", 4 images")
+    assert collected.missing == 0

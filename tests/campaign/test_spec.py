@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from fperr.campaign.jobs import JOBS
+from fperr.campaign.jobs import COMMON_KEYS, JOBS
 from fperr.campaign.spec import CAMPAIGN_KEYS, MODEL_KEYS, read_spec
 from fperr.campaign.spec_lines import line_of
 from fperr.figures import FIGURES
@@ -81,6 +81,8 @@ FAULTS = [
     ('"mifpe:T=4"', '"ce"', 18, "losses: expected a list of different losses"),
     ("steps = 5", 'formats = ["float8"]', 22, r"formats: .* out of float16, .* got \['float8'\]"),
     ("steps = 5", "starts = 1.5", 22, r"starts: expected a whole number, .* got 1.5"),
+    ("steps = 5", 'models = ["mines"]', 22, r"models: .* out of fashion_standard, mine, got 'min"),
+    ("steps = 5", "images = 0", 22, r"images: expected a whole number, at least 1, got 0"),
     ("[[jobs]]", "[jobs]", 16, r"jobs: expected at least one table \[\[jobs\]\], got"),
 ]
 
@@ -123,7 +125,7 @@ def test_code_from_elsewhere_is_refused_unless_it_is_allowed(tmp_path, key):
 
 
 def test_every_key_has_a_meaning_and_a_default_of_its_kind():
-    tables = [CAMPAIGN_KEYS, MODEL_KEYS, *(job.keys for job in JOBS.values())]
+    tables = [CAMPAIGN_KEYS, MODEL_KEYS, *((*COMMON_KEYS, *job.keys) for job in JOBS.values())]
     for keys in tables:
         assert len({key.name for key in keys}) == len(keys)
         for key in keys:

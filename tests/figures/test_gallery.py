@@ -257,7 +257,7 @@ def test_gpu_has_every_emulated_format_and_says_so(study, monkeypatch):
 
 
 def test_gpu_names_what_is_refused_or_not_judged(study, monkeypatch):
-    known = gpu.measure
+    known = study_module.measure
 
     def refusing(*args, formats, **options):
         if formats == ["float32@cuda"]:
@@ -266,7 +266,7 @@ def test_gpu_names_what_is_refused_or_not_judged(study, monkeypatch):
         report.frame.loc[report.frame.index[0], "delta"] = math.nan
         return report
 
-    monkeypatch.setattr(gpu, "measure", refusing)
+    monkeypatch.setattr(study_module, "measure", refusing)
     frame, figure = drawn("gpu", Study(study.subjects[:1], study.cache / "refusing"))
     refused = frame[frame["arithmetic"] == "float32@cuda"]
     assert set(refused["refusal"]) == {"no layer of this network is a linear one"}
