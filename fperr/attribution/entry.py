@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from fperr import checks
 from fperr.attribution.arms import (
     EXACT,
     EXACT_CE,
-    IN_FORMAT,
-    UNLIMITED_CE,
+    Arm,
     ArmResult,
     Setting,
     run_arm,
 )
 from fperr.attribution.autoattack import fooled_by_autoattack
-from fperr.attribution.forecast import Forecast, forecast
+from fperr.attribution.forecast import allowed, arms_in_format, forecast
 from fperr.attribution.outcomes import attack_words, outcome_frame, provenance_of
 from fperr.attribution.parts import FLOOR, floor, parts_of
 from fperr.attribution.request import (
@@ -168,8 +167,8 @@ def _folder(out: str | Path | None) -> Iterator[RunFolder]:
 
 def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool) -> Attribution:
     setting = request.setting
-    in_format = (*IN_FORMAT, *((UNLIMITED_CE,) if request.has_ladder else ()))
-    exact, note = _decided(request, run, len(in_format), hidden=hidden)
+    in_format = arms_in_format(request)
+    exact, note = _decided(request, run, in_format, hidden=hidden)
     run.begin(_settings(request, exact, note))
     # exact arms first: a network without exact gradients is told at once
     everywhere = (*(EXACT if exact == "all" else ()), *in_format)
@@ -201,7 +200,7 @@ def _attributed(request: AttributionRequest, run: RunFolder, *, hidden: bool) ->
 
 
 def _decided(
-    request: AttributionRequest, run: RunFolder, arms: int, *, hidden: bool
+    request: AttributionRequest, run: RunFolder, arms: Sequence[Arm], *, hidden: bool
 ) -> tuple[ExactChoice, str | None]:
     """How many images get exact gradients, and why there are none; the folder's choice, if any."""
     if run.settings is not None:  # nothing is timed for a run that goes on
@@ -209,23 +208,12 @@ def _decided(
         return exact, run.settings.get("note")
     if request.exact != "auto" and hidden:
         return request.exact, None
-    times = forecast(request.setting, arms, is_exact=request.exact != "none")
-    exact, note = _allowed(request.exact, times)
+    times = forecast(request.setting, len(arms), is_exact=request.exact != "none")
+    exact, note = allowed(request.exact, times)
     if not hidden:
         text = times.describe(exact, with_autoattack=request.search == "autoattack")
         tqdm.write(f"attribute: {len(request.setting.x)} images, {text}", file=sys.stderr)
     return exact, note
-
-
-def _allowed(exact: ExactChoice, times: Forecast) -> tuple[ExactChoice, str | None]:
-    if exact != "auto":
-        return exact, None
-    if times.why_not_exact is not None:
-        return "none", (
-            "Stable cross-entropy stands in for exact gradients, and nothing could be compared: "
-            f"{times.why_not_exact}"
-        )
-    return ("all" if times.allows_all else "sample"), None
 
 
 def _settings(request: AttributionRequest, exact: str, note: str | None) -> dict[str, Any]:

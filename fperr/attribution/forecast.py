@@ -3,9 +3,23 @@
 import time
 import warnings
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
 
 from fperr.attacks import AttackWarning, attack
-from fperr.attribution.arms import CE, EXACT, EXACT_CE, Arm, Setting
+from fperr.attribution.arms import (
+    CE,
+    EXACT,
+    EXACT_CE,
+    IN_FORMAT,
+    UNLIMITED_CE,
+    Arm,
+    Setting,
+)
+from fperr.attribution.request import AttributionRequest, ExactChoice, checked_request
+from fperr.caller_state import in_neutral_state
 from fperr.errors import FperrError
 
 _TIMED_IMAGES = 32
@@ -69,6 +83,46 @@ def forecast(setting: Setting, arms: int, *, is_exact: bool = True) -> Forecast:
         why_not = str(fault)
     search = per_step * len(setting.x) * _AUTOATTACK_STEPS
     return Forecast(per_step * total * arms, of_exact, search, why_not)
+
+
+def arms_in_format(request: AttributionRequest) -> tuple[Arm, ...]:
+    """The arms of a call that run in its format."""
+    return (*IN_FORMAT, *((UNLIMITED_CE,) if request.has_ladder else ()))
+
+
+def allowed(exact: ExactChoice, times: Forecast) -> tuple[ExactChoice, str | None]:
+    """How many images get exact gradients, and why there are none, by a forecast."""
+    if exact != "auto":
+        return exact, None
+    if times.why_not_exact is not None:
+        return "none", (
+            "Stable cross-entropy stands in for exact gradients, and nothing could be compared: "
+            f"{times.why_not_exact}"
+        )
+    return ("all" if times.allows_all else "sample"), None
+
+
+@in_neutral_state
+def forecast_words(model: nn.Module, x: Tensor | np.ndarray, y: object, **arguments: Any) -> str:
+    """How long `attribute` would take, in words; a few steps are timed.
+
+    Args:
+        model: Model.
+        x: Inputs (n, ...).
+        y: Labels (n,).
+        arguments: Other arguments of `attribute`; `out` and `progress` are not among them.
+
+    Raises:
+        TypeError, ValueError: An argument is not usable.
+    """
+    usual = {"confidence": 0.95, "logits": None, "device": None}
+    request = checked_request(model, x, y, **(usual | arguments))
+    times = forecast(
+        request.setting, len(arms_in_format(request)), is_exact=request.exact != "none"
+    )
+    exact, note = allowed(request.exact, times)
+    text = times.describe(exact, with_autoattack=request.search == "autoattack")
+    return f"{len(request.setting.x)} images, {text}" + ("" if note is None else f". {note}")
 
 
 def seconds_per_image_and_step(arm: Arm, setting: Setting) -> float:

@@ -63,6 +63,9 @@ def attribute_command(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="number of images at once")] = 250,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only print a forecast of the time")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(

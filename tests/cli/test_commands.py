@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -212,5 +213,10 @@ def test_an_attribution_ends_with_a_sentence_and_goes_on(tmp_path):
     assert len(pd.read_parquet(folder / "attribution.parquet")) == 20
     again = run(*command, cwd=tmp_path)
     assert again.stdout == first.stdout
+    forecast = run(*command, "--out", "none", "--dry-run", cwd=tmp_path)
+    assert re.fullmatch(
+        r"fashion_saturated: 20 images, about [0-9.]+ (s|min) of computing\n", forecast.stdout
+    )
+    assert not (tmp_path / "none").exists()
     of_a_class = run(*command[:-1], "3", cwd=tmp_path)
     assert "--targets must be next, random or the name of an array, got 3" in of_a_class.stderr

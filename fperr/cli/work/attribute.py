@@ -1,19 +1,18 @@
 """The work of `fperr attribute`."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import typer
 
 from fperr import attribution
 from fperr.attribution.entry import FRAME_FILE, PAGE_FILE
-from fperr.attribution.request import ExactChoice, SearchChoice
+from fperr.attribution.forecast import forecast_words
 from fperr.cli import options
 from fperr.cli.work.subjects import subject_of
 from fperr.cli.work.targets import target_classes
 from fperr.networks.checks import number_of_classes
 from fperr.networks.in_format import device_and_dtype
-from fperr.vocabulary import FormatName, Norm
 
 
 def attribute_command(
@@ -37,6 +36,7 @@ def attribute_command(
     box: str,
     targets: str | None,
     batch_size: int,
+    dry_run: bool,
     out: Path | None,
     quiet: bool,
 ) -> None:  # fmt: skip
@@ -55,26 +55,27 @@ def attribute_command(
         inputs = images.x.to(device_and_dtype(model)[1])
         classes = number_of_classes(model, inputs, accept_probabilities=accept_probabilities)
         goals = target_classes(targets, images.y, classes, seed, dataset)
+    arguments: dict[str, Any] = {
+        "radius": size,
+        "norm": norm,
+        "steps": steps,
+        "starts": starts,
+        "format": format,
+        "targets": goals,
+        "exact": exact,
+        "search": search,
+        "why": why,
+        "seed": seed,
+        "box": ends,
+        "batch_size": batch_size,
+        "accept_probabilities": accept_probabilities,
+        "name": subject.name,
+    }
+    if dry_run:
+        typer.echo(f"{subject.name}: {forecast_words(model, images.x, images.y, **arguments)}")
+        return
     result = attribution.attribute(
-        model,
-        images.x,
-        images.y,
-        radius=size,
-        norm=cast(Norm, norm),
-        steps=steps,
-        starts=starts,
-        format=cast(FormatName, format),
-        targets=goals,
-        exact=cast(ExactChoice, exact),
-        search=cast(SearchChoice | None, search),
-        why=why,
-        seed=seed,
-        box=ends,
-        batch_size=batch_size,
-        accept_probabilities=accept_probabilities,
-        name=subject.name,
-        out=folder,
-        progress=False if quiet else None,
+        model, images.x, images.y, out=folder, progress=False if quiet else None, **arguments
     )
     typer.echo(f"{subject.name}: {result.sentence}")
     for remark in result.remarks:
