@@ -119,9 +119,9 @@ def lazy_frame(folder: Path, kind: str) -> ds.Dataset:
 
 def _of_model(outcomes: ModelOutcomes, spec: Spec) -> tuple[dict[str, Any], str | None, str | None]:
     """The line of a model, the sentence of its attributions, and its page."""
-    made = [(job, a) for job, a in attributions_of(outcomes, spec.jobs)]
+    made = list(attributions_of(outcomes, spec.jobs))
     report = outcomes.report
-    line = leaderboard.line_of(outcomes, report, [attribution for _, attribution in made])
+    line = leaderboard.line_of(outcomes, report, made)
     sections = {a.kind: a.section for _, a in made if a is not None}
     sentence = " ".join(a.sentence for _, a in made if a is not None) or None
     name = outcomes.model.spec.name

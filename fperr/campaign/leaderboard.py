@@ -9,6 +9,7 @@ import pandas as pd
 
 from fperr.attribution.result import Attribution
 from fperr.campaign.outcomes import AttackedArm, ModelOutcomes
+from fperr.campaign.spec import JobSpec
 from fperr.figures import table
 from fperr.report.frame import Report
 
@@ -33,14 +34,16 @@ _STYLE = (
 
 
 def line_of(
-    outcomes: ModelOutcomes, report: Report | None, attributions: Sequence[Attribution | None]
+    outcomes: ModelOutcomes,
+    report: Report | None,
+    attributions: Sequence[tuple[JobSpec, Attribution | None]],
 ) -> dict[str, Any]:
     """The line of a model: columns model, images, missing, and what its jobs give.
 
     Args:
         outcomes: What the model's parts hold.
         report: Its measurement, or None.
-        attributions: Its attributions; None for one whose cells are missing.
+        attributions: Its attributions by job; None for one whose cells are missing.
     """
     n = len(outcomes.model.images.x)
     line: dict[str, Any] = {"model": outcomes.model.spec.name, "images": n}
@@ -49,11 +52,11 @@ def line_of(
     at_all = [a for a in outcomes.attacks if len(a.frame) == n]
     if at_all:
         line |= _accuracies(at_all)
-    for attribution in attributions:
+    for job, attribution in attributions:
         if attribution is not None:
             difference = attribution.part("numerical").difference
             points = [100 * v for v in (difference.estimate, difference.low, difference.high)]
-            fmt = attribution.kind.split(",")[1].strip()
+            fmt = job.options["format"]
             # without exact gradients nothing is known about rounding: stable_ce stands in
             is_exact = attribution.part("numerical").second.startswith("exact")
             fewer = len(attribution.frame)
