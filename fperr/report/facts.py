@@ -8,6 +8,7 @@ import pandas as pd
 
 from fperr.report.numbers import joined
 
+_BOUNDS = "bounds on its error, relative to the sum of its terms' magnitudes"
 _TIMES = "\u00a0×\u00a0"  # no line breaks there
 _DEFAULTS = {  # settings of `fperr.measure` that its call names only where they differ
     "digits": None,
@@ -53,6 +54,28 @@ def versions(provenance: Mapping[str, Any]) -> str:
     ]
     on = f" on {device['name']}" if "name" in device else ""
     return f"{joined(words)}{on}" if words else ""
+
+
+def emulation(provenance: Mapping[str, Any]) -> list[str]:
+    """A sentence on each emulated format: its longest sum, and what bounds the sum's error.
+
+    Args:
+        provenance: Provenance of the network.
+    """
+    sentences = []
+    for name, notes in provenance.get("emulation", {}).items():
+        size, unclaimed = notes["longest sum"], notes["emulated without a claim"]
+        words = []
+        if size:
+            here, on_a_card = notes[_BOUNDS].values()
+            words.append(
+                f"the longest sum has {size:,} products, and its error is at most {here:.1e} of "
+                f"its terms' magnitudes ({on_a_card:.1e} on tensor cores, which truncate)"
+            )
+        if unclaimed:
+            words.append(f"emulated without a claim: {', '.join(unclaimed)}")
+        sentences += [f"{name}: {'; '.join(words)}."] if words else []
+    return sentences
 
 
 def call(provenance: Mapping[str, Any], frame: pd.DataFrame) -> str:

@@ -133,6 +133,7 @@ def _network(
         "headline": headline(frame),
         "missing": _missing(independent),
         "certainties": certainties(independent),
+        "emulation": facts.emulation(provenance),
         "rows": len(independent),
         "pictures": pictures(name, frame, thresholds, is_observed=facts.is_observed(provenance)),
         "provenance": json.dumps(provenance, indent=1),
