@@ -101,8 +101,8 @@ def draw_figures(view: View, out: Path) -> tuple[list[Path], list[str]]:
             images.setdefault(name, len(model.images.x))
     files, remarks = [], []
     for name in names:
-        drawn = FIGURES[name].networks
-        subjects = tuple(Subject(n, images[n]) for n in images if n in drawn or not drawn)
+        own_networks = FIGURES[name].networks or tuple(images)
+        subjects = tuple(Subject(n, count) for n, count in images.items() if n in own_networks)
         study = CollectedStudy(subjects, out / "cache", view)
         command = f"fperr campaign collect {view.plan.spec.path.name}"
         try:

@@ -90,6 +90,11 @@ class ModelOutcomes:
             return None
         frame = pd.concat(self.measured, ignore_index=True).astype(dtypes(MEASUREMENT))
         first, images = self.provenances[0], self.model.images
+        # several jobs may measure, each in formats of its own
+        losses, formats = (
+            list(dict.fromkeys(name for p in self.provenances for name in p["settings"][key]))
+            for key in ("losses", "formats")
+        )
         engines = list(dict.fromkeys(p["reference"]["engine"] for p in self.provenances))
         further = len(engines) - _MOST_ENGINES
         named = "; ".join(engines[:_MOST_ENGINES]) + (f"; {further} more" if further > 0 else "")
@@ -104,8 +109,9 @@ class ModelOutcomes:
                 "digest_of_labels": digest(images.y[:n]),
             },
             "reference": {**first["reference"], "engine": f"{named} (by cells)"},
+            "settings": first["settings"] | {"losses": losses, "formats": formats},
             "emulation": merged_notes(
-                [format_named(name) for name in first["settings"]["formats"]],
+                [format_named(name) for name in formats],
                 [p["emulation"] for p in self.provenances],
             ),
         }

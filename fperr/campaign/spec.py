@@ -210,14 +210,14 @@ class _Reader:
             raise self.fault(path, f"job, one of {', '.join(JOBS)}", shown(name))
         options = self.values(table, (*COMMON_KEYS, *JOBS[name].keys), ("jobs", i))
         names = [model.name for model in models]
-        chosen = options["models"] or names
-        for unknown in (name for name in chosen if name not in names):
+        own_models = options["models"] or names
+        for unknown in (name for name in own_models if name not in names):
             raise self.fault(
                 ("jobs", i, "models"), f"names of models out of {', '.join(names)}", repr(unknown)
             )
         if "radius" in options and options["radius"] is None:
             for k, model in enumerate(models):
-                if model.name in chosen and model.options["radius"] is None:
+                if model.name in own_models and model.options["radius"] is None:
                     raise self.fault(
                         ("models", k), f"radius, in the model or in the job {name}", "none"
                     )

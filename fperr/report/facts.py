@@ -9,6 +9,7 @@ import pandas as pd
 from fperr.report.numbers import joined
 
 _BOUNDS = "bounds on its error, relative to the sum of its terms' magnitudes"
+_HERE, _ON_A_CARD = "as emulated", "on tensor cores, which truncate"
 _TIMES = "\u00a0×\u00a0"  # no line breaks there
 _DEFAULTS = {  # settings of `fperr.measure` that its call names only where they differ
     "digits": None,
@@ -67,10 +68,10 @@ def emulation(provenance: Mapping[str, Any]) -> list[str]:
         size, unclaimed = notes["longest sum"], notes["emulated without a claim"]
         words = []
         if size:
-            here, on_a_card = notes[_BOUNDS].values()
+            bounds = notes[_BOUNDS]
             words.append(
-                f"the longest sum has {size:,} products, and its error is at most {here:.1e} of "
-                f"its terms' magnitudes ({on_a_card:.1e} on tensor cores, which truncate)"
+                f"the longest sum has {size:,} products, and its error is at most "
+                f"{bounds[_HERE]:.1e} of its terms' magnitudes ({bounds[_ON_A_CARD]:.1e} {_ON_A_CARD})"
             )
         if unclaimed:
             words.append(f"emulated without a claim: {', '.join(unclaimed)}")

@@ -69,11 +69,11 @@ def rows(name: str, frames: dict[str, pd.DataFrame]) -> list[dict[str, object]]:
             {
                 "network": f"{name}, {len(frame)}",
                 "format": f"`{format}`",
-                "CE leaves, %": f"{100 * judged['ce'].mean():.1f}",
+                "CE leaves, % of the judged": f"{100 * judged['ce'].mean():.1f}",
                 "N, points": str(error),
                 "only without : only with rounding": f"{error.only_first} : {error.only_second}",
                 f"N beside `{baseline}`": changes["ce"],
-                "MIFPE leaves, %": f"{100 * judged['mifpe'].mean():.1f}",
+                "MIFPE leaves, % of the judged": f"{100 * judged['mifpe'].mean():.1f}",
                 f"MIFPE beside `{baseline}`": changes["mifpe"],
                 "not judged": len(frame) - len(judged),
             }

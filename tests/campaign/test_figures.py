@@ -1,11 +1,13 @@
 """Figures as views of collected parts, and the specs that hold what they ask for."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from fperr import data
-from fperr.campaign.cells import plan_of
+from fperr.campaign.cells import Plan, plan_of
 from fperr.campaign.collect import collect
 from fperr.campaign.figure_views import CollectedStudy, _is_that
 from fperr.campaign.outcomes import outcomes_of
@@ -35,12 +37,12 @@ steps = 100
 """
 
 
+@dataclass(frozen=True)
 class Asking(Study):
     """A study that notes what a figure asks for and a spec lacks; its numbers are made up."""
 
-    def ask(self, plan, lacking):
-        self.__dict__.update(plan=plan, lacking=lacking)
-        return self
+    plan: Plan
+    lacking: list
 
     def arms(self, subject, kind):
         (model,) = (m for m in self.plan.models if m.spec.options["source"] == subject.name)
@@ -80,7 +82,7 @@ def lacking_of(spec, name, folder):
     images = {m.spec.options["source"]: len(m.images.x) for m in plan.models}
     subjects = tuple(Subject(n, images[n]) for n in recipe.networks if n in images)
     assert subjects
-    recipe.frame(Asking(subjects, folder).ask(plan, lacking))
+    recipe.frame(Asking(subjects, folder, plan, lacking))
     return lacking
 
 
@@ -174,6 +176,10 @@ def test_gradients_and_refusals_of_a_figure_are_those_of_the_campaign(tmp_path, 
     (report,) = (o.report for o in [outcomes_of(view, view.plan.models[0])])
     (details,) = report.provenance.values()
     assert not details["interrupted"]
+    assert details["settings"]["formats"] == list(formats)  # of both jobs
+    assert list(details["emulation"]) == ["tf32@cuda", "float8@tensorwise"]
+    assert all(notes["longest sum"] >= 784 for notes in details["emulation"].values())
+    assert "The kernels of tf32@cuda and float8@tensorwise are emulated" in report.to_html()
     assert report.frame.groupby("format")["sample"].nunique().to_dict() == {
         "float32": 3, "tf32@cuda": 3, "float8@tensorwise": 4,
     }  # fmt: skip

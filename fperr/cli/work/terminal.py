@@ -87,14 +87,14 @@ def stopped_by_signals() -> Iterator[Callable[[], None]]:
         A check that raises it again, to be called now and then: Python drops an exception that is
         raised while an object is finalised, as those of a Dask client are all the time.
     """
-    told: list[int] = []
+    signals_received: list[int] = []
 
     def check() -> None:
-        if told:
+        if signals_received:
             raise KeyboardInterrupt
 
     def handle(number: int, _: object) -> None:
-        told.append(number)
+        signals_received.append(number)
         check()
 
     if threading.current_thread() is not threading.main_thread():
