@@ -71,7 +71,8 @@ def emulation(provenance: Mapping[str, Any]) -> list[str]:
             bounds = notes[_BOUNDS]
             words.append(
                 f"the longest sum has {size:,} products, and its error is at most "
-                f"{bounds[_HERE]:.1e} of its terms' magnitudes ({bounds[_ON_A_CARD]:.1e} {_ON_A_CARD})"
+                f"{bounds[_HERE]:.1e} of its terms' magnitudes ({bounds[_ON_A_CARD]:.1e} "
+                f"{_ON_A_CARD})"
             )
         if unclaimed:
             words.append(f"emulated without a claim: {', '.join(unclaimed)}")
