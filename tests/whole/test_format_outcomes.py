@@ -34,7 +34,7 @@ def test_n_is_measured_from_exact_gradients_over_the_images_that_both_judged():
     for line, frame, rows in zip(lines, (first, other), (slice(None), judged), strict=True):
         wanted = paired_difference(frame["ce"][rows], first["exact_ce"][rows])
         assert line["N, points"] == str(wanted)
-        assert line["CE leaves, %"] == f"{100 * frame['ce'][rows].mean():.1f}"
+        assert line["CE leaves, % of the judged"] == f"{100 * frame['ce'][rows].mean():.1f}"
         counts = f"{wanted.only_first} : {wanted.only_second}"
         assert line["only without : only with rounding"] == counts
     assert lines[0]["N beside `float32`"] == ""
