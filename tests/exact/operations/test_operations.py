@@ -361,20 +361,22 @@ def eager(model, x, v):
     return torch.autograd.grad(model(leaf), leaf, v)[0]
 
 
-@pytest.mark.parametrize("engine", exact.ENGINES)
 @pytest.mark.parametrize("model", EXACT.values(), ids=EXACT)
-def test_networks_without_rounding_agree_exactly(model, engine):
+def test_networks_without_rounding_agree_exactly(model):
     model = integers(model.double())
     x = integer_inputs(3, 2, 7, 8)
     with torch.no_grad():
         logits = model(x)
     v = integer_inputs(*logits.shape, seed=5)
-    found = exact.gradient(model, x, v, engine=engine)
-    assert torch.equal(found.to_torch(), eager(model, x, v))
-    # balls and mpmath know that nothing was rounded; the bound on pairs is above 2^-106, and
-    # float64 claims four roundings at least
-    assert found.log2_error <= {"double_word": -90, "float64": -51}.get(engine, -math.inf)
-    interpreter = Interpreter(exact.capture(model, x[:1]), exact.MpArithmetic(64))
+    theirs, prepared = eager(model, x, v), exact.prepare(model)  # captured once for all engines
+    for engine in exact.ENGINES:
+        found = exact.gradient(prepared, x, v, engine=engine)
+        assert torch.equal(found.to_torch(), theirs), engine
+        # balls and mpmath know that nothing was rounded; the bound on pairs is above 2^-106, and
+        # float64 claims four roundings at least
+        most = {"double_word": -90, "float64": -51}.get(engine, -math.inf)
+        assert found.log2_error <= most, engine
+    interpreter = Interpreter(prepared.network_for(x).capture, exact.MpArithmetic(64))
     z = interpreter.forward(x[:1]).logits
     assert torch.equal(interpreter.arithmetic.to_torch(z), logits[:1])
 
@@ -563,21 +565,22 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("engine", exact.ENGINES)
 @pytest.mark.parametrize("function", ACTIVATIONS.values(), ids=ACTIVATIONS)
-def test_activations_agree_to_rounding(function, engine):
-    model = Call(lambda x: function(x))
+def test_activations_agree_to_rounding(function):
+    model = Call(lambda x: function(x)).eval()
     x = 2 * normal(2, 2, 3, 4).double()
     x[0, 0, 0, 0], x[0, 0, 0, 1] = 0.0, 7.0  # a kink, and beyond every threshold
     x[0, 0, 1, 0], x[0, 0, 1, 1], x[0, 0, 1, 2], x[0, 1, 0, 0] = 3.0, -3.0, 6.0, -1.0  # more kinks
     v = normal(*model(x).shape, seed=3).double()
-    found, theirs = exact.gradient(model.eval(), x, v, engine=engine).to_torch(), eager(model, x, v)
-    error = float((found - theirs).norm() / theirs.norm())
+    theirs, prepared = eager(model, x, v), exact.prepare(model)
     # fewer than 20 roundings, none of them amplified by more than |x| < 8 here
-    assert error < 20 * 8 * 2.0**-53
-    interpreter = Interpreter(exact.capture(model, x[:1]), exact.MpArithmetic(128))
+    allowed = 20 * 8 * 2.0**-53
+    for engine in exact.ENGINES:
+        found = exact.gradient(prepared, x, v, engine=engine).to_torch()
+        assert float((found - theirs).norm() / theirs.norm()) < allowed, engine
+    interpreter = Interpreter(prepared.network_for(x).capture, exact.MpArithmetic(128))
     z = interpreter.arithmetic.to_torch(interpreter.forward(x[:1]).logits)
-    assert float((z - model(x[:1])).norm() / z.norm()) < 20 * 8 * 2.0**-53
+    assert float((z - model(x[:1])).norm() / z.norm()) < allowed
 
 
 def slope_of_sinc(x):
