@@ -2,12 +2,15 @@
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, Security
+from distributed.client import ClosedClientError
 from distributed.utils import get_mp_context
 
 from fperr.campaign.cluster_options import ClusterOptions
@@ -17,6 +20,8 @@ from fperr.errors import FperrError
 _HERE = "127.0.0.1"
 TRIES_ELSEWHERE = 3  # of a cell whose worker has died
 _PATIENCE = 30  # seconds in which a scheduler must answer
+# what Dask's client raises when its scheduler is gone
+UNREACHED = (CancelledError, ClosedClientError, OSError)
 # A worker of ours has one cell at a time, and holds nothing for others: so a death is that of the
 # cell that ran, and memory is what cells need. At 95 % of its limit a worker is ended.
 _SETTINGS: Mapping[str, Any] = {
@@ -43,7 +48,7 @@ def connected(cluster_options: ClusterOptions, modules: Sequence[str] = ()) -> I
         ValueError: A package or a file is missing.
         FperrError: No scheduler or worker answers, or a worker has other versions.
     """
-    with dask.config.set(_SETTINGS):
+    with dask.config.set(_SETTINGS), _silent(logging.getLogger("distributed.client")):
         if cluster_options.scheduler is not None:
             with _client(cluster_options.scheduler, security_of(cluster_options)) as client:
                 check_versions(client)
@@ -52,6 +57,17 @@ def connected(cluster_options: ClusterOptions, modules: Sequence[str] = ()) -> I
         with _cluster(cluster_options, modules) as cluster, Client(cluster) as client:
             check_versions(client)
             yield client
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Without the logger's words: tracebacks of what an error's sentence says."""
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _client(address: str, security: Security | None) -> Client:
@@ -145,11 +161,17 @@ def check_versions(client: Client) -> None:
     """Refuse workers that have other versions of fperr or torch.
 
     Raises:
-        FperrError: Names the workers, with what is there and here.
+        FperrError: Names the workers, with what is there and here; or the scheduler has gone.
     """
-    client.wait_for_workers(1)
     here = versions()
-    replies: Mapping[str, Any] = client.run(versions, on_error="return")
+    try:
+        client.wait_for_workers(1)
+        replies: Mapping[str, Any] = client.run(versions, on_error="return")
+    except UNREACHED as fault:
+        raise FperrError(
+            f"the scheduler has gone ({type(fault).__name__}: {fault}): start one, and the same "
+            "again"
+        ) from fault
     wrong = [words for words in (_wrong(a, there, here) for a, there in replies.items()) if words]
     if wrong:
         raise FperrError(

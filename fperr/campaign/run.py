@@ -1,17 +1,18 @@
 """Runs the cells of a campaign that are not finished, a bounded number of them at a time."""
 
+import contextlib
 import json
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, wait
+from distributed.client import ClosedClientError
 
 from fperr.campaign.cell_store import PARTS
 from fperr.campaign.cells import Cell
-from fperr.campaign.cluster import TRIES_ELSEWHERE, retire_others
+from fperr.campaign.cluster import TRIES_ELSEWHERE, UNREACHED, retire_others
 from fperr.campaign.folder import CampaignFolder
 from fperr.campaign.parts import file_name, is_part
 from fperr.campaign.tally import Advance, Tally
@@ -75,12 +76,30 @@ class _Loop:
             return self.tally
         finally:
             if self._window and self._client.status == "running":
-                self._client.cancel(list(self._window))
+                with contextlib.suppress(*UNREACHED):  # what went wrong before is told
+                    self._client.cancel(list(self._window))
             self.tally.begun = self._folder.executions_in(self._session)
+
+    @contextlib.contextmanager
+    def _reaching_scheduler(self) -> Iterator[None]:
+        """Around what is said to the scheduler: it may die at any moment."""
+        try:
+            yield
+        except UNREACHED as fault:
+            raise FperrError(
+                "the scheduler has gone. The cells that were finished in this run are kept, "
+                f"{self.tally.finished} of {self.tally.total}: start a scheduler, and the same "
+                "again"
+            ) from fault
+
+    def _threads(self) -> int:
+        """Number of threads of the workers that are there."""
+        with self._reaching_scheduler():
+            return sum(self._client.nthreads().values())
 
     def _fill(self) -> None:
         """Submit cells, as many as workers can begin soon."""
-        room = _AHEAD * max(1, sum(self._client.nthreads().values())) - len(self._window)
+        room = _AHEAD * max(1, self._threads()) - len(self._window)
         for _ in range(min(room, len(self._queue))):
             cell = self._queue.popleft()
             self._submit(cell)
@@ -88,24 +107,27 @@ class _Loop:
     def _submit(self, cell: Cell) -> None:
         key = f"cell-{cell.digest}-{uuid.uuid4().hex[:8]}"
         task = task_of(cell, self._folder.store, self._session)
-        self._window[self._client.submit(execute, task, key=key, pure=False)] = cell
+        with self._reaching_scheduler():
+            self._window[self._client.submit(execute, task, key=key, pure=False)] = cell
 
     def _ended(self) -> Iterable[Future[Any]]:
         """The cells that have ended, at least one, or none after some seconds."""
-        try:
-            return list(wait(list(self._window), timeout=_LOOK, return_when="FIRST_COMPLETED").done)
-        except TimeoutError:
-            self._look()
-            self._advance(self.tally)
-            return []
-        except (CancelledError, OSError, ValueError) as fault:
-            raise self._gone() from fault
+        window = list(self._window)
+        with self._reaching_scheduler():
+            try:
+                return list(wait(window, timeout=_LOOK, return_when="FIRST_COMPLETED").done)
+            except TimeoutError:  # nothing has ended
+                if self._client.status != "running":
+                    raise
+            except ValueError as fault:  # no client is open: Dask has closed ours
+                raise ClosedClientError(str(fault)) from fault
+        self._look()
+        self._advance(self.tally)
+        return []
 
     def _look(self) -> None:
-        """Say once that there is no worker; raise if there is no scheduler."""
-        if self._client.status != "running":
-            raise self._gone()
-        if self._client.nthreads():
+        """Say once that there is no worker."""
+        if self._threads():
             self._has_told = False
         elif not self._has_told:
             self._notify(
@@ -113,21 +135,16 @@ class _Loop:
             )
             self._has_told = True
 
-    def _gone(self) -> FperrError:
-        return FperrError(
-            f"the scheduler has gone: {self.tally.finished} cells were finished in this run, and "
-            "are kept. Start a scheduler, and the same again"
-        )
-
     def _take(self, future: Future[Any]) -> None:
         """Take a cell that has ended, well or not."""
         cell = self._window.pop(future)
-        if future.status in ("cancelled", "lost"):
-            raise self._gone()
-        if future.status == "error":
-            self._died(cell, future.exception())
+        with self._reaching_scheduler():
+            fault = future.exception() if future.status == "error" else None
+            answer = None if fault is not None else future.result()  # raises if it was cancelled
+        if answer is None:
+            self._died(cell, fault)
         else:
-            self._settle(cell, json.loads(future.result()))
+            self._settle(cell, json.loads(answer))
         self._advance(self.tally)
 
     def _settle(self, cell: Cell, outcome: Mapping[str, Any]) -> None:
@@ -190,7 +207,8 @@ class _Loop:
         words = f"worker {outcome['worker']} has another version: {outcome['refused']}"
         self.tally.refused.append(words)
         self._notify(f"{words}: it is refused")
-        retire_others(self._client)
-        if not self._client.nthreads():
+        with self._reaching_scheduler():
+            retire_others(self._client)
+        if not self._threads():
             raise FperrError(f"{words}: no other worker is left. Start workers with these versions")
         self._submit(cell)

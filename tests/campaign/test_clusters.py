@@ -6,12 +6,19 @@ import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
+from distributed import Client
 
 import fperr
 from fperr.campaign.cluster import security_of, slurm_cluster
 from fperr.campaign.cluster_options import ClusterOptions
+from fperr.campaign.folder import opened_folder
+from fperr.campaign.run import run_cells
+from fperr.campaign.spec import read_spec
+from fperr.campaign.view import view_of
+from fperr.errors import FperrError
 from tests.campaign.test_faults import check_as_undisturbed, counted
 from tests.makers.campaigns import Process, command, executions, make, names, until
 
@@ -79,8 +86,9 @@ def test_three_processes_in_other_folders_and_the_death_of_each(tmp_path):
             process.popen.kill()
             code, words = run.end()
         assert code == 2, words
-        assert "the scheduler has gone:" in words
-        assert "are kept. Start a scheduler, and the same again" in words
+        assert "the scheduler has gone. The cells that were finished in this run are kept" in words
+        assert "of 30: start a scheduler, and the same again" in words
+        assert "Traceback" not in words
     finished = names(out)
     assert 10 <= len(finished) < 30
     with (
@@ -93,6 +101,27 @@ def test_three_processes_in_other_folders_and_the_death_of_each(tmp_path):
     repeated = sum(count - 1 for count in counted(out).values())
     assert repeated <= 1 + 2  # the killed worker's cell, and those of both as the scheduler died
     check_as_undisturbed(spec, out, tmp_path, images=60)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_dies_as_a_cell_is_taken_has_gone(tmp_path):
+    """The next thing said to it fails, long before Dask's client knows that it is gone."""
+    spec, out = read_spec(make(tmp_path)), tmp_path / "out"
+    with (
+        cluster(tmp_path, workers=1) as (process, address, _),
+        dask.config.set({"distributed.comm.timeouts.connect": "3s"}),
+        Client(address, timeout=3) as client,
+        opened_folder(spec, out) as folder,
+    ):
+        cells = view_of(spec, out).plan.cells.values()
+
+        def advance(tally):
+            if tally.finished == 1:
+                process.popen.kill()
+
+        with pytest.raises(FperrError, match="are kept, 1 of 6: start a scheduler, and the same"):
+            run_cells(client, folder, cells, advance, print)
+    assert len(names(out)) >= 1
 
 
 @pytest.mark.slow
