@@ -8,6 +8,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # a process for each core, each with one thread: kernels on small tensors gain nothing from more
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
+# tests start hundreds of processes, each of which would compile fperr anew (a fifth of its start)
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo docs test coverage test-slow lint validate notebooks bench bench-scale repair-table evidence evidence-half format-outcomes gpu-arithmetic gpu-check robust-accuracy \
     test-lowest clean
 
