@@ -6,6 +6,7 @@ digest tells, and which is written again.
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ class CellStore(ABC):
 
     @abstractmethod
     def names(self, kind: str) -> list[str]:
-        """The names of the files of a kind."""
+        """The names of the files of a kind.
+
+        Raises:
+            StorageError: They cannot be listed.
+        """
 
     @abstractmethod
     def read(self, kind: str, name: str) -> bytes:
@@ -45,6 +50,7 @@ class CellStore(ABC):
 
         Raises:
             OSError: It is missing or no regular file.
+            StorageError: The URL does not answer.
         """
 
     @abstractmethod
@@ -86,10 +92,16 @@ class FolderStore(CellStore):
 
     def names(self, kind: str) -> list[str]:
         """See `CellStore`."""
+        path = self._folder / kind
         try:
-            return [n for n in os.listdir(self._folder / kind) if not storage.is_leftover(n)]
+            return [name for name in os.listdir(path) if not storage.is_leftover(name)]
         except FileNotFoundError:
             return []
+        except OSError as fault:
+            raise StorageError(
+                f"{path} could not be listed ({fault.strerror}): expected a campaign's folder "
+                "that you can read. Mend that, and start the same again"
+            ) from fault
 
     def read(self, kind: str, name: str) -> bytes:
         """See `CellStore`."""
@@ -138,25 +150,29 @@ class UrlStore(CellStore):
     def prepare(self) -> None:
         """See `CellStore`."""
         for kind in KINDS:
-            self._do(f"{self._root}/{kind}", lambda p: self._system.makedirs(p, exist_ok=True))
+            self._do(
+                f"{self._root}/{kind}", lambda p: self._system.makedirs(p, exist_ok=True), "written"
+            )
 
     def names(self, kind: str) -> list[str]:
         """See `CellStore`."""
         self._system.invalidate_cache()
+        path = f"{self._root}/{kind}"
         try:
-            listed = self._system.ls(f"{self._root}/{kind}", detail=False)
+            listed = self._do(path, lambda p: self._system.ls(p, detail=False), "listed")
         except FileNotFoundError:
             return []
-        return [str(path).rstrip("/").rpartition("/")[2] for path in listed]
+        return [str(found).rstrip("/").rpartition("/")[2] for found in listed]
 
     def read(self, kind: str, name: str) -> bytes:
         """See `CellStore`."""
-        content = self._system.cat_file(f"{self._root}/{kind}/{name}")
-        return bytes(content)
+        return bytes(self._do(f"{self._root}/{kind}/{name}", self._system.cat_file, "read"))
 
     def write(self, kind: str, name: str, content: bytes) -> None:
         """See `CellStore`."""
-        self._do(f"{self._root}/{kind}/{name}", lambda p: self._system.pipe_file(p, content))
+        self._do(
+            f"{self._root}/{kind}/{name}", lambda p: self._system.pipe_file(p, content), "written"
+        )
 
     def mark(self, name: str) -> None:
         """See `CellStore`."""
@@ -165,15 +181,23 @@ class UrlStore(CellStore):
     def remove(self, kind: str, name: str) -> None:
         """See `CellStore`."""
         path = f"{self._root}/{kind}/{name}"
-        if self._system.exists(path):
-            self._do(path, self._system.rm_file)
+        with suppress(FileNotFoundError):
+            self._do(path, self._system.rm_file, "removed")
 
-    def _do(self, path: str, action: Any) -> None:
+    def _do(self, path: str, action: Any, done: str) -> Any:
+        """What an action on a path returns.
+
+        Raises:
+            FileNotFoundError: Nothing is there, and it was not to be written.
+            StorageError: It did not work: each file system has errors of its own.
+        """
         try:
-            action(path)
-        except Exception as fault:  # each file system has errors of its own
+            return action(path)
+        except Exception as fault:
+            if isinstance(fault, FileNotFoundError) and done != "written":
+                raise
             raise StorageError(
-                f"{self._system.unstrip_protocol(path)} could not be written "
+                f"{self._system.unstrip_protocol(path)} could not be {done} "
                 f"({type(fault).__name__}: {fault}). What was written before stays: mend that "
                 "and start the same again"
             ) from fault

@@ -1,6 +1,7 @@
 """Where the files of cells lie: folders and URLs; and how cells are cut by a forecast."""
 
 import fsspec
+import fsspec.implementations.memory
 import pytest
 
 from fperr.campaign.cell_store import BEGUN, PARTS, FolderStore, UrlStore, store_at
@@ -51,6 +52,37 @@ def test_places_that_cannot_be_used_are_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"parts cannot be made \(Not a directory\)"):
         store_at(tmp_path / "file" / "x").prepare()
+
+
+class Unreachable(fsspec.implementations.memory.MemoryFileSystem):
+    """A file system whose server does not answer; its errors are its own."""
+
+    protocol = "unreachable"
+
+    def ls(self, *_, **__):
+        raise RuntimeError("no route to host")
+
+    cat_file = rm_file = pipe_file = ls
+
+
+def test_a_server_that_does_not_answer_is_no_damage(tmp_path):
+    """Finished cells would be computed again."""
+    fsspec.register_implementation("unreachable", Unreachable, clobber=True)
+    store = store_at("unreachable://campaigns/small")
+    for done, action in {
+        "listed": lambda: store.names(PARTS),
+        "read": lambda: store.read(PARTS, "a.parquet"),
+        "written": lambda: store.write(PARTS, "a.parquet", b"1"),
+        "removed": lambda: store.remove(PARTS, "a.parquet"),
+    }.items():
+        with pytest.raises(StorageError, match=rf"could not be {done} \(RuntimeError: no route to"):
+            action()
+    folder = tmp_path / PARTS
+    folder.touch()  # no folder
+    with pytest.raises(StorageError, match=r"parts could not be listed \(Not a directory\): expec"):
+        store_at(tmp_path).names(PARTS)
+    folder.unlink()  # the remedy
+    assert store_at(tmp_path).names(PARTS) == []
 
 
 def test_a_campaign_at_a_url_is_that_in_a_folder(tmp_path, url):
