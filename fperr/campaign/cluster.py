@@ -20,6 +20,7 @@ from fperr.errors import FperrError
 _HERE = "127.0.0.1"
 TRIES_ELSEWHERE = 3  # of a cell whose worker has died
 _PATIENCE = 30  # seconds in which a scheduler must answer
+_LOGGERS = ("distributed", "distributed.client", "distributed.gc")  # to which Dask gives levels
 # what Dask's client raises when its scheduler is gone
 UNREACHED = (CancelledError, ClosedClientError, OSError)
 # A worker of ours has one cell at a time, and holds nothing for others: so a death is that of the
@@ -48,7 +49,7 @@ def connected(cluster_options: ClusterOptions, modules: Sequence[str] = ()) -> I
         ValueError: A package or a file is missing.
         FperrError: No scheduler or worker answers, or a worker has other versions.
     """
-    with dask.config.set(_SETTINGS), _silent(logging.getLogger("distributed.client")):
+    with dask.config.set(_SETTINGS), _silent_dask():
         if cluster_options.scheduler is not None:
             with _client(cluster_options.scheduler, security_of(cluster_options)) as client:
                 check_versions(client)
@@ -60,14 +61,17 @@ def connected(cluster_options: ClusterOptions, modules: Sequence[str] = ()) -> I
 
 
 @contextmanager
-def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Without the logger's words: tracebacks of what an error's sentence says."""
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _silent_dask() -> Iterator[None]:
+    """Without the words of Dask's loggers: tracebacks of what an error's sentence says."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _client(address: str, security: Security | None) -> Client:

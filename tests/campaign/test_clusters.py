@@ -88,7 +88,7 @@ def test_three_processes_in_other_folders_and_the_death_of_each(tmp_path):
         assert code == 2, words
         assert "the scheduler has gone. The cells that were finished in this run are kept" in words
         assert "of 30: start a scheduler, and the same again" in words
-        assert "Traceback" not in words
+        assert " - distributed." not in words  # no words of Dask's own loggers
     finished = names(out)
     assert 10 <= len(finished) < 30
     with (
