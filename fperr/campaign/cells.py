@@ -159,14 +159,14 @@ def plan_of(spec: Spec, sizes: Mapping[str, int] | None = None) -> Plan:
         except (FperrError, ValueError) as fault:
             where = model.options["where"]
             absent[model.name] = f"{fault}" + (f". To be had: {where}" if where else "")
-    listed = "; ".join(f"{name}: {why}" for name, why in absent.items())
+    listed = "".join(f"\n  {name}: {why}" for name, why in absent.items())
     if absent and spec.options["missing"] == "refuse":
         raise FperrError(
-            f"{len(absent)} of {len(spec.models)} models cannot be had: {listed}. Get them, or "
-            'write missing = "skip" into the spec, which runs the others'
+            f"{len(absent)} of {len(spec.models)} models cannot be had: get them, or write "
+            f'missing = "skip" into the spec, which runs the others{listed}'
         )
     if not models:
-        raise FperrError(f"no model of {spec.path} is there: {listed}")
+        raise FperrError(f"no model of {spec.path} is there: get one{listed}")
     return Plan(spec, tuple(models), absent, sizes or {})
 
 

@@ -124,7 +124,9 @@ def test_a_changed_image_makes_its_own_cells_others(tmp_path):
 
 def test_a_checkpoint_belongs_to_the_cell(tmp_path):
     spec = make(tmp_path, of_model='checkpoint = "w.pt"')
-    with pytest.raises(FperrError, match=r"1 of 1 models cannot be had: build: .*w.pt is missing"):
+    with pytest.raises(
+        FperrError, match=r"(?s)1 of 1 models cannot be had: .* build: .*w.pt is miss"
+    ):
         cells(spec)
     torch.save({"a": torch.zeros(2)}, tmp_path / "w.pt")
     before = cells(spec)
@@ -178,7 +180,9 @@ def test_missing_models_are_skipped_where_the_spec_says_so(tmp_path):
     second = '[[models]]\nsource = "gone.py:build"\ndata = "images.npz"\nwhere = "its authors"\n'
     spec = make(tmp_path)
     spec.write_text(spec.read_text().replace("[[jobs]]", second + "name = 'gone'\n[[jobs]]"))
-    with pytest.raises(FperrError, match=r"1 of 2 models cannot be had: gone: .*To be had: its"):
+    with pytest.raises(
+        FperrError, match=r"(?s)1 of 2 models cannot be had: .* gone: .*To be had: its"
+    ):
         cells(spec)
     spec.write_text('missing = "skip"\n' + spec.read_text())
     plan = plan_of(read_spec(spec))
