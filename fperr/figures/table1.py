@@ -14,6 +14,7 @@ from fperr.figures import published, table
 from fperr.figures.attacks import (
     ARITHMETICS,
     ATTACKED,
+    IN_FLOAT8,
     STEPS,
     attack_outcomes,
     check_arithmetic,
@@ -28,6 +29,7 @@ LOSSES = ("ce", "cw", "dlr", "gama", "mifpe", "tmifpe", "stable_ce")
 # the losses, and the most images, of the lines in other arithmetics: they take three times as long
 FEWER_LOSSES = ("ce", "mifpe", "tmifpe", "stable_ce")
 _MOST = 1000
+IN_ARITHMETICS = (*ATTACKED, *IN_FLOAT8)  # networks that have these lines
 NAMES = {
     "clean": "Clean",
     "ce": "CE",
@@ -89,7 +91,7 @@ def _network_rows(study: Study, subject: Subject) -> list[dict[str, Any]]:
     If these are of fewer images, there is a second row in float32, of the same images.
     """
     rows = [_row(study, subject, "float32", LOSSES)]
-    if subject.name not in ATTACKED:
+    if subject.name not in IN_ARITHMETICS:
         return rows
     fewer = subject.at_most(_MOST)
     for arithmetic in ARITHMETICS:
@@ -101,7 +103,9 @@ def _network_rows(study: Study, subject: Subject) -> list[dict[str, Any]]:
                 raise
             except FperrError as fault:
                 refused = {"row": subject.name, "source": "fperr", "arithmetic": arithmetic}
-                rows.append(refused | {"data": "", "where": f"refused: {fault}"})
+                # the rest of the sentence, which names layers, would be as wide as the table
+                why, _, _ = str(fault).partition(": ")
+                rows.append(refused | {"data": "", "where": f"refused: {why}"})
     return rows
 
 
