@@ -14,11 +14,12 @@ from tqdm import tqdm
 import fperr
 from fperr import data, zoo
 from fperr.errors import FperrError
-from fperr.figures.attacks import ATTACKED
+from fperr.figures import Subject
+from fperr.figures.attacks import ATTACKED, IN_FLOAT8, check_arithmetic
 
 FORMATS = (
     "float32", "float32@cuda", "tf32@cuda", "float16", "float16@cuda", "autocast-float16@cuda",
-    "bfloat16", "bfloat16@cuda", "autocast-bfloat16@cuda",
+    "bfloat16", "bfloat16@cuda", "autocast-bfloat16@cuda", "float8@tensorwise",
 )  # fmt: skip
 CARD_FORMATS = ("float32", "tf32", "float16", "bfloat16")  # the device's own kernels
 LOSSES = ("ce", "mifpe", "tmifpe")
@@ -43,9 +44,18 @@ def gradients(name: str, n: int, formats: tuple[str, ...], device: str) -> pd.Da
     return cells.loc[list(formats)].reset_index().assign(network=f"{name}, {n}")
 
 
+def is_changed(name: str, format: str) -> bool:
+    """Whether a format changes a network: float8 takes some linear layers only."""
+    try:
+        check_arithmetic(Subject(name, 1), format)
+    except FperrError:
+        return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", default=",".join(ATTACKED))
+    parser.add_argument("--networks", default=",".join([*ATTACKED, *IN_FLOAT8]))
     parser.add_argument("--measured", type=int, default=24)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
@@ -56,7 +66,8 @@ def main() -> None:
     tables = []
     for name in tqdm(given.networks.split(","), disable=None):
         try:
-            tables.append(gradients(name, given.measured, formats, given.device))
+            those = tuple(format for format in formats if is_changed(name, format))
+            tables.append(gradients(name, given.measured, those, given.device))
         except FperrError as fault:
             print(f"left out: {name} ({fault})")
             continue
