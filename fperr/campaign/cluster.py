@@ -33,6 +33,9 @@ _SETTINGS: Mapping[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
+    # So many seconds after a worker has gone, Dask closes its nanny for good if no worker of that
+    # name is there at that moment: also if one has just died again, and the next is being started.
+    "distributed.deploy.lost-worker-timeout": "365d",
     "distributed.comm.timeouts.connect": f"{_PATIENCE}s",
 }
 

@@ -1,9 +1,12 @@
 """Clusters that are started by hand: three processes in other folders, and what must be refused."""
 
+import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 
 import dask
@@ -12,7 +15,8 @@ import pytest
 from distributed import Client
 
 import fperr
-from fperr.campaign.cluster import security_of, slurm_cluster
+from fperr.campaign import cluster as cluster_module
+from fperr.campaign.cluster import connected, security_of, slurm_cluster
 from fperr.campaign.cluster_options import ClusterOptions
 from fperr.campaign.folder import opened_folder
 from fperr.campaign.run import run_cells
@@ -29,6 +33,7 @@ def free_port():
         return found.getsockname()[1]
 
 
+LOST = "distributed.deploy.lost-worker-timeout"
 DASK_SCHEDULER = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
 DASK_WORKER = [sys.executable, "-m", "distributed.cli.dask_worker"]
 
@@ -226,6 +231,30 @@ def test_a_cluster_of_our_own_listens_on_this_machine_only(tmp_path):
     with Process(open_one, tmp_path / "open", "open") as process:
         until(lambda: "Scheduler at" in process.words, process)
         assert listening(psutil.Process(process.popen.pid)) - {"127.0.0.1", "::1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["ours", "2s"])
+def test_a_worker_that_is_long_in_coming_back_is_not_given_up(monkeypatch, setting):
+    """It may have died again: the campaign would wait for ever. Control: as Dask does it."""
+    if setting != "ours":
+        monkeypatch.setitem(cluster_module._SETTINGS, LOST, setting)
+    with connected(ClusterOptions(workers=1)) as client:
+        ((address, _),) = client.nthreads().items()
+        server = psutil.Process(forkserver._forkserver._forkserver_pid)
+        server.suspend()  # so that no worker can be started
+        try:
+            psutil.Process(client.run(os.getpid)[address]).kill()
+            until(lambda: not client.nthreads())
+            time.sleep(4)
+        finally:
+            server.resume()
+        if setting == "ours":
+            client.wait_for_workers(1, timeout=60)
+            assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        else:
+            with pytest.raises(TimeoutError):
+                client.wait_for_workers(1, timeout=10)
 
 
 def test_tls_files_belong_together(tmp_path):
