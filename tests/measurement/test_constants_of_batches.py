@@ -103,6 +103,6 @@ def test_a_batch_is_measured_as_its_samples(name):
     }
     for alone in ({}, {"batch_size": 1}):
         report = fperr.measure(network(name), normal(2, 3, 4), **alone, **options)
-        # another sample's gradient differs in the first digits, float32 in the last ones: this is
-        # half of its digits
-        assert (report.frame["delta"] < 2.0**-12).all()
+        # a few dozen roundings of a well-conditioned network, no derived bound: another sample's
+        # gradient differs in the first digits
+        assert (report.frame["delta"] < 64 * 2.0**-24).all()
